@@ -1,0 +1,46 @@
+# Two commands do all on a fresh machine: `make demo` and `make test`. Both install into .venv with the tested versions.
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS ?= sample,tensorboard,pymaxflow,gco,dev
+# One thread a process: two busy threads on two busy cores can be several times slower than one.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: demo test test-slow lint format bench wheel clean
+
+.venv/.demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[sample]"
+	touch $@
+
+.venv/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	touch $@
+
+demo: .venv/.demo
+	$(BIN)/regloss demo --output runs/demo --overwrite
+
+test: .venv/.dev lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/.dev
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.dev
+	$(BIN)/python tests/benchmarks/training_step.py
+	$(BIN)/python tests/benchmarks/potts.py
+
+wheel: .venv/.dev
+	$(BIN)/python -m build --wheel
+
+clean:
+	rm -rf .venv dist build

@@ -1,0 +1,181 @@
+"""The regloss command. Thin: it parses, calls the library and prints; heavy imports happen inside the commands."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from regloss.errors import ReglossError, UsageError
+from regloss_cli import plugins
+
+app = typer.Typer(
+    name="regloss",
+    help="Regularized losses and layers for image segmentation with few, weak or no labels.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(plugins.app, name="plugins")
+
+Changes = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Replace a setting of the file; may be repeated."),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; must not exist yet.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that an earlier call left there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
+
+
+def _tell(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        import regloss
+
+        typer.echo(f"regloss {regloss.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of the whole program."""
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="What to train, and how.")],
+    changes: Changes = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
+    ] = False,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a network as a TOML file says; leaves a model, scores and a report."""
+    from regloss.training.config import read
+    from regloss.training.trainer import train as run
+
+    parsed = read(config, changes or ())
+    scores = run(parsed, resume=resume, overwrite=overwrite, quiet=quiet or not sys.stderr.isatty(), tell=_tell)
+    _print_scores(scores)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Output folder of a training.")],
+    subset: Annotated[str, typer.Option(help="Subset of the run's data set.")] = "test",
+    changes: Changes = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
+) -> None:
+    """Score a trained model on a subset of its data set."""
+    from regloss.training.inference import evaluate_run, write_new
+
+    scores = {subset: evaluate_run(run, subset, changes or ())}
+    if output is not None:
+        import json
+
+        write_new(output, json.dumps(scores, indent=1))
+    _print_scores(scores)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="Output folder of a training.")],
+    images: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    output: Output,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Segment images with a trained model: a PNG label map and an overlay for each."""
+    from regloss.training.inference import predict_files
+
+    count = predict_files(run, images, output, overwrite=overwrite, quiet=quiet or not sys.stderr.isatty())
+    typer.echo(f"{count} images: label maps in {output / 'labels'}, overlays in {output / 'overlays'}")
+
+
+@app.command()
+def segment(
+    image: Annotated[Path, typer.Argument(help="The image.")],
+    output: Output,
+    scribbles: Annotated[
+        Path | None, typer.Option(help="PNG of class indices, 255 = unlabelled, of the image's size.")
+    ] = None,
+    regularizer: Annotated[
+        list[str] | None, typer.Option(help="NAME or NAME:weight=2,setting=value; may be repeated, they add up.")
+    ] = None,
+    solver: Annotated[str, typer.Option(help="NAME or NAME:setting=value,...")] = "alpha-expansion",
+    unary: Annotated[
+        str, typer.Option(help='"color": colour model of the scribbles; "uniform": seeds alone.')
+    ] = "color",
+    entropy: Annotated[float, typer.Option(help="Weight of the entropy, for solvers over probabilities.")] = 0.0,
+    overwrite: Overwrite = False,
+) -> None:
+    """Segment one image from scribbles, without a network."""
+    from regloss.training.segment import segment_file
+
+    result = segment_file(
+        image,
+        output,
+        scribbles=scribbles,
+        regularizers=regularizer or ["grid-crf"],
+        solver=solver,
+        unary=unary,
+        entropy=entropy,
+        overwrite=overwrite,
+    )
+    for line in result.lines():
+        typer.echo(line)
+
+
+@app.command()
+def demo(
+    output: Output = Path("runs/demo"),
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the sample images.")] = 24,
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train on the sample images with partial cross entropy and with the trust region, and compare."""
+    from regloss.training.demo import run_demo
+
+    lines = run_demo(output, epochs=epochs, overwrite=overwrite, quiet=quiet or not sys.stderr.isatty(), tell=_tell)
+    for line in lines:
+        typer.echo(line)
+
+
+def _print_scores(scores: dict[str, Any]) -> None:
+    for subset, values in scores.items():
+        numbers = [
+            f"{name} {values[name]:.4f}"
+            for name in ("mean-iou", "mean-foreground-dice", "accuracy", "energy")
+            if values.get(name) is not None
+        ]
+        typer.echo(f"{subset}: " + "  ".join(numbers))
+
+
+def main() -> None:
+    """Run the command; exit with 0 when done, 1 when it failed while running, 2 on bad input."""
+    try:
+        from regloss.hooks import manager
+
+        manager().hook.regloss_commands(app=app)
+        app()
+    except UsageError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(2)
+    except ReglossError as error:
+        typer.echo(f"Error: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

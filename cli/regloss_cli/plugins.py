@@ -1,0 +1,68 @@
+"""``regloss plugins``: what is installed, what it is, and whether it works."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated
+
+import typer
+
+from regloss.errors import ReglossError
+from regloss.registry import KINDS, Component, components, load, settings
+
+app = typer.Typer(
+    help="List, describe and check the installed components.", no_args_is_help=True, rich_markup_mode=None
+)
+
+KindOption = Annotated[str | None, typer.Option(help="Only this kind: " + ", ".join(KINDS) + ".")]
+
+
+def _all(kind: str | None) -> list[Component]:
+    return [component for one in ([kind] if kind else KINDS) for component in components(one)]
+
+
+@app.command("list")
+def list_(kind: KindOption = None) -> None:
+    """Names of all components by kind, with the distribution that offers them; nothing is imported."""
+    for component in _all(kind):
+        origin = f"{component.distribution} {component.version}".strip()
+        typer.echo(f"{component.kind:13} {component.name:24} {origin}")
+
+
+@app.command()
+def show(name: str, kind: KindOption = None) -> None:
+    """What a component is, and its settings with their defaults."""
+    found = [component for component in _all(kind) if name in (component.name, component.qualified)]
+    if not found:
+        known = ", ".join(sorted({component.name for component in _all(kind)}))
+        from regloss.errors import UnknownComponent
+
+        raise UnknownComponent(f"There is no component called {name!r}. Known: {known}.")
+    for component in found:
+        cls = load(component)
+        typer.echo(f"{component.kind} {component.qualified} ({component.target})\n")
+        typer.echo(inspect.getdoc(cls) or "(no description)")
+        typer.echo("\nSettings:")
+        for setting, parameter in settings(cls).items():
+            default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+            typer.echo(f"  {setting.replace('_', '-')}{default}")
+        presets = getattr(cls, "presets", {})
+        if presets:
+            typer.echo("\nPresets: " + ", ".join(presets))
+
+
+@app.command()
+def check(kind: KindOption = None) -> None:
+    """Import every component and say which ones are broken; exit code 1 if any is."""
+    broken = 0
+    for component in _all(kind):
+        try:
+            load(component)
+            verdict = "ok"
+        except ReglossError as error:
+            optional = type(error).__name__ == "MissingDependency"
+            broken += not optional
+            verdict = f"{'not installed' if optional else 'BROKEN'}: {error}"
+        typer.echo(f"{component.kind:13} {component.qualified:32} {verdict}")
+    if broken:
+        raise typer.Exit(1)

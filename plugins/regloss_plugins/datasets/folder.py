@@ -1,0 +1,300 @@
+"""A folder of images with label maps and scribbles beside them.
+
+    root/
+      images/      a.png  b.jpg  c.tif       grey or RGB, 8 or 16 bits, or float TIFF in [0, 1]
+      labels/      a.png  b.png              class indices, 255 = left out of the scores       (may be absent)
+      scribbles/   a.png         c.png       class indices, 255 = unlabelled                   (may be absent)
+      classes.toml                           names and colours
+
+Files belong together by their stem, which is the sample's id.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from regloss.dataset import Dataset, Sample
+from regloss.errors import UsageError
+from regloss.files import (
+    IMAGE_SUFFIXES,
+    MAX_CLASSES,
+    Color,
+    PathLike,
+    SampleFiles,
+    check_reduce,
+    check_samples,
+    class_colors,
+    common_channels,
+    find_file,
+    find_root,
+    find_sample,
+    index_folder,
+    index_label_folder,
+    label_values,
+    listed,
+    load_sample,
+    read_toml,
+    subset_ids,
+)
+
+_DISJOINT = ("train", "val", "test")
+
+
+class FolderDataset(Dataset):
+    r"""Samples from ``root``; see the top of this module for the layout.
+
+    The constructor reads the folders, the small TOML files and, unless ``grey`` is given, the headers of the images.
+    `check` verifies that files fit together, `load` what is in them.
+
+    Args:
+        root: the folder that holds the others; a relative path may also be one below ``$REGLOSS_DATA``.
+        split: which image belongs to which subset, a TOML file (looked up in ``root``, then in the current folder) or
+            its contents as a mapping: ``train = ["patient021*", "patient03?_frame01*"]``, ``val = [...]``,
+            ``test = [...]``, and any other names. An entry is an id, a pattern (``*``, ``?``, ``[...]``) of ids, or
+            the name of a group. "all" is every image and exists always. Without a split, "train" is every image too.
+        classes: a TOML file with an entry ``[[class]]`` holding ``name`` and, if wanted, ``color = [r, g, b]`` for
+            each class in the order of the indices; or the names; or their number. By default ``root/classes.toml``.
+            Colours default to the PASCAL VOC colour map.
+        images: the folder of the images, relative to ``root``.
+        labels: the folder of the dense labels; None reads none. A folder of the default name may be absent.
+        scribbles: the folder of the scribbles, likewise.
+        group: regular expression with one capturing group, searched in each id: what it captures is the sample's
+            group, as in ``"^(patient\d+)"``. By default each image is a group of its own.
+        grey: True turns all images into grey, False into RGB; by default all must be of one kind, which is kept.
+        reduce: integer factor by which samples are reduced; 2 halves height and width (rounded up). Images by box
+            mean; dense labels by majority, 255 only where it is more than half of the block; scribbles by the majority
+            of the block's labelled pixels, so that thin strokes do not vanish (of classes that tie, the lowest).
+
+    Raises:
+        UsageError: a folder or file is missing, there are no images, two images share a stem, grey and colour images
+            are mixed, classes are not given, or the split or ``group`` does not fit the ids.
+    """
+
+    def __init__(
+        self,
+        root: PathLike,
+        *,
+        split: PathLike | Mapping[str, Sequence[str]] | None = None,
+        classes: PathLike | Sequence[str] | int | None = None,
+        images: str = "images",
+        labels: str | None = "labels",
+        scribbles: str | None = "scribbles",
+        group: str | None = None,
+        grey: bool | None = None,
+        reduce: int = 1,
+    ) -> None:
+        self.root = find_root(root)
+        self.reduce = check_reduce(reduce)
+        image_files = _image_files(self.root, images)
+        label_files = _mates(self.root, labels, default="labels")
+        scribble_files = _mates(self.root, scribbles, default="scribbles")
+        groups = _groups(image_files, group)
+        self.samples = {
+            stem: SampleFiles(stem, path, label_files.get(stem), scribble_files.get(stem), groups[stem])
+            for stem, path in image_files.items()
+        }
+        self._folders = {
+            "label": f"{self.root / (labels or 'labels')}",
+            "scribble": f"{self.root / (scribbles or 'scribbles')}",
+        }
+        self._orphans = {
+            part: [path.name for stem, path in files.items() if stem not in image_files]
+            for part, files in (("label", label_files), ("scribble", scribble_files))
+        }
+        self.classes, self.colors = _classes(self.root, classes, list((label_files or scribble_files).values()))
+        self.subsets = _subsets(self.root, split, groups)
+        if grey is None:
+            self.channels = common_channels(list(image_files.values()), self.root / images)
+        else:
+            self.channels = 1 if grey else 3
+
+    def ids(self, subset: str) -> tuple[str, ...]:
+        """Ids of a subset, sorted.
+
+        Raises:
+            UsageError: there is no such subset, or it is empty.
+        """
+        return subset_ids(self.subsets, subset, str(self.root))
+
+    def load(self, sample_id: str) -> Sample:
+        """Read one sample.
+
+        Raises:
+            UsageError: there is no such id; or its files cannot be read, differ in size, or hold values that cannot
+                be meant (labels outside the classes, NaN, floats outside [0, 1]).
+        """
+        files = find_sample(self.samples, sample_id, str(self.root))
+        return load_sample(files, classes=self.classes, channels=self.channels, reduce=self.reduce)
+
+    def check(self, subset: str, need: Sequence[str] = ("scribble",), *, contents: bool = False) -> None:
+        """Verify a subset before it is used, and report everything that is wrong with it in one message.
+
+        Args:
+            subset: its name.
+            need: the parts that each image must have: "scribble", "label", both or none.
+            contents: also decode every file, rather than the headers only.
+
+        Raises:
+            UsageError: images lack a part that is needed; label maps or scribbles have no image; sizes differ; or what
+                `load` would refuse, if ``contents``; then also scribbles that label nothing, or one class only.
+        """
+        orphans = [
+            f"{len(names)} files of {part}s have no image of that name in {self.root}: {listed(names)}"
+            for part, names in self._orphans.items()
+            if part in need and names
+        ]
+        samples = [self.samples[sample_id] for sample_id in self.ids(subset)]
+        load = self.load if contents else None
+        check_samples(samples, need, load=load, folders=self._folders, complaints=orphans)
+
+
+def _image_files(root: Path, images: str) -> dict[str, Path]:
+    folder = root / images
+    if not folder.is_dir():
+        raise UsageError(
+            f"{root} has no folder {images!r}; images are expected there, or name their folder by 'images'"
+        )
+    files = index_folder(folder)
+    if not files:
+        others = sorted({path.suffix or path.name for path in folder.iterdir() if not path.name.startswith(".")})
+        found = f"only {listed(others)}" if others else "nothing"
+        raise UsageError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}), but {found}")
+    return files
+
+
+def _mates(root: Path, folder: str | None, *, default: str) -> dict[str, Path]:
+    """Label maps by stem. A folder may be absent only if nobody asked for it by a name of its own."""
+    if folder is None or (folder == default and not (root / folder).exists()):
+        return {}
+    return index_label_folder(root / folder)
+
+
+def _groups(stems: Mapping[str, Path], group: str | None) -> dict[str, str]:
+    if group is None:
+        return {stem: stem for stem in stems}
+    try:
+        pattern = re.compile(group)
+    except re.error as error:
+        raise UsageError(f"group = {group!r} is no regular expression: {error}") from error
+    if pattern.groups != 1:
+        raise UsageError(
+            f"group = {group!r} has {pattern.groups} capturing groups; it needs one, for instance '^(patient\\d+)'"
+        )
+    found = {stem: pattern.search(stem) for stem in stems}
+    groups = {stem: match.group(1) for stem, match in found.items() if match is not None and match.group(1)}
+    missed = [stem for stem in stems if stem not in groups]
+    if missed:
+        raise UsageError(f"group = {group!r} does not match {len(missed)} ids: {listed(missed)}")
+    return groups
+
+
+# -- Classes -----------------------------------------------------------------------------------------------------------
+
+
+def _classes(
+    root: Path, classes: PathLike | Sequence[str] | int | None, label_files: Sequence[Path]
+) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+    if classes is None:
+        path = root / "classes.toml"
+        if not path.is_file():
+            raise UsageError(_no_classes(root, label_files))
+        names, colors = _read_classes(path)
+    elif isinstance(classes, str | os.PathLike):
+        names, colors = _read_classes(find_file(classes, root, "class file"))
+    elif isinstance(classes, int) and not isinstance(classes, bool):
+        names = ("background", *(f"class {index}" for index in range(1, classes)))[: max(classes, 0)]
+        colors = class_colors(len(names))
+    elif isinstance(classes, Sequence) and all(isinstance(name, str) for name in classes):
+        names, colors = tuple(classes), class_colors(len(classes))
+    else:
+        raise UsageError(f"classes = {classes!r}: expected a TOML file, a list of names, or the number of classes")
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise UsageError(f"there are {len(names)} classes; needed are 2 (background and one more) to {MAX_CLASSES}")
+    double = sorted({name for name in names if names.count(name) > 1})
+    if double or "" in names:
+        raise UsageError(f"class names must differ and not be empty, but {listed(map(repr, double or ['']))} does not")
+    return names, colors
+
+
+def _no_classes(root: Path, label_files: Sequence[Path]) -> str:
+    first = label_files[:50]
+    found = f" The first {len(first)} label files hold the values {listed(label_values(first), 30)}." if first else ""
+    return (
+        f"the classes of {root} are not known. Write {root / 'classes.toml'} with three lines for each class, in the "
+        "order of the indices:\n\n"
+        '    [[class]]\n    name = "background"\n    color = [0, 0, 0]\n\n'
+        f'or give the names: classes = ["background", ...].{found}'
+    )
+
+
+def _read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Color, ...]]:
+    content = read_toml(path)
+    entries = content.get("class")
+    if set(content) != {"class"} or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
+        raise UsageError(f"{path} must hold entries [[class]] and nothing else, but its keys are {listed(content)}")
+    defaults = class_colors(len(entries))
+    names: list[str] = []
+    colors: list[Color] = []
+    for index, entry in enumerate(entries):
+        name, color = entry.get("name"), entry.get("color", list(defaults[index]))
+        if not isinstance(name, str) or not set(entry) <= {"name", "color"}:
+            raise UsageError(f'{path}, class {index}: expected name = "..." and color = [r, g, b], got {entry}')
+        names.append(name)
+        colors.append(_color(color, f"{path}, class {index} ({name})"))
+    return tuple(names), tuple(colors)
+
+
+def _color(value: Any, where: str) -> Color:
+    if isinstance(value, list) and len(value) == 3 and all(type(part) is int and 0 <= part <= 255 for part in value):
+        red, green, blue = value
+        return red, green, blue
+    raise UsageError(f"{where}: color = {value!r} must be three whole numbers of 0..255")
+
+
+# -- Subsets -----------------------------------------------------------------------------------------------------------
+
+
+def _subsets(
+    root: Path, split: PathLike | Mapping[str, Sequence[str]] | None, groups: Mapping[str, str]
+) -> dict[str, tuple[str, ...]]:
+    everything = tuple(groups)
+    if split is None:
+        return {"train": everything, "all": everything}
+    entries: Mapping[str, Any]
+    if isinstance(split, Mapping):
+        where, entries = "the split", split
+    else:
+        path = find_file(split, root, "split file")
+        where, entries = str(path), read_toml(path)
+    wrong = [name for name, value in entries.items() if not _is_names(value)]
+    if wrong:
+        raise UsageError(f"{where}: {listed(map(repr, wrong))} must be a list of ids, patterns or group names")
+    if "all" in entries:
+        raise UsageError(f"{where}: 'all' is always every image and cannot be set; choose another name")
+    subsets: dict[str, tuple[str, ...]] = {}
+    unmatched: list[str] = []
+    for name, patterns in entries.items():
+        matches = {pattern: _matching(pattern, groups) for pattern in patterns}
+        unmatched += [f"{pattern!r} ({name})" for pattern, ids in matches.items() if not ids]
+        subsets[name] = tuple(sorted(set().union(*matches.values())))
+    if unmatched:
+        raise UsageError(f"{where}: these entries match no image of {root}: {listed(unmatched)}")
+    for position, one in enumerate(_DISJOINT):
+        for other in _DISJOINT[position + 1 :]:
+            both = sorted(set(subsets.get(one, ())) & set(subsets.get(other, ())))
+            if both:
+                raise UsageError(f"{where}: {len(both)} images are both in {one!r} and in {other!r}: {listed(both)}")
+    return subsets | {"all": everything}
+
+
+def _is_names(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value)
+
+
+def _matching(entry: str, groups: Mapping[str, str]) -> set[str]:
+    return {stem for stem, group in groups.items() if entry in (stem, group) or fnmatchcase(stem, entry)}

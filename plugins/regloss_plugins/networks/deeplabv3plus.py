@@ -1,0 +1,214 @@
+"""DeepLabV3+: atrous spatial pyramid pooling on a dilated encoder, and a decoder that adds features of stride 4.
+
+Source: Chen, Zhu, Papandreou, Schroff and Adam, Encoder-Decoder with Atrous Separable Convolution for Semantic Image
+Segmentation, ECCV 2018.
+
+Differs from the paper in: 1. the head's 3x3 convolutions are ordinary ones unless ``separable`` is set; 2. the
+image-level branch of the pyramid has a bias in place of batch normalisation, which would see only B numbers a channel:
+too few at usual batch sizes, and undefined for a batch of one.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from regloss.errors import UsageError
+from regloss_plugins.networks.encoders.encoder import Encoder, load_weights
+from regloss_plugins.networks.encoders.mobilenetv2 import MobileNetV2
+from regloss_plugins.networks.encoders.resnet import ResNet
+
+ENCODERS = ("mobilenetv2", "resnet50", "resnet101")
+# Section 4 of the paper for stride 16, doubled for stride 8 so that the field of view stays the same in pixels.
+ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
+# On images in [0, 1]; what torchvision's encoders were trained with.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_HEAD_CHANNELS = 256
+_LOW_LEVEL_CHANNELS = 48
+
+
+class DeepLabV3Plus(nn.Module):
+    """DeepLabV3+ for images of any size.
+
+    Features of stride s are centred on the pixels 0, s, 2s, ..., so feature maps and image align exactly when the
+    image has ``output_stride * m + 1`` pixels along each axis (513 is such a size). Other images are padded inside to
+    the next such size by repeating their last row and column, and the logits are cropped to the size of the image.
+
+    Images of three channels are normalised inside with ImageNet's mean and standard deviation; give values in [0, 1].
+    Images of any other number of channels are taken as they are.
+
+    Args:
+        in_channels: channels C of the image, at least 1.
+        classes: classes K, at least 1.
+        encoder: ``"mobilenetv2"``, ``"resnet50"`` or ``"resnet101"``.
+        output_stride: stride of the encoder's features, 16 or 8; 8 is finer and up to twice as expensive.
+        weights: local file with the encoder's weights under torchvision's names, ``.pth``, ``.pt`` or
+            ``.safetensors``; the classifier in it is left out. Without it the encoder is initialised at random.
+        separable: whether the 3x3 convolutions of pyramid and decoder are a depthwise and a 1x1 convolution each, as
+            in the paper's final model: a quarter of the head's parameters, and with mobilenetv2 about 0.6 of the time.
+        dropout: probability in [0, 1) that a feature map of the pyramid is dropped.
+
+    Raises:
+        UsageError: a setting is not one of the allowed values, or the weights do not fit.
+
+    Example:
+        >>> network = DeepLabV3Plus(in_channels=3, classes=21).eval()
+        >>> network(torch.rand(1, 3, 40, 51)).shape
+        torch.Size([1, 21, 40, 51])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        *,
+        encoder: str = "mobilenetv2",
+        output_stride: int = 16,
+        weights: str | os.PathLike[str] | None = None,
+        separable: bool = False,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        for name, value in (("in_channels", in_channels), ("classes", classes)):
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"deeplabv3plus: {name} must be a whole number of at least 1, not {value!r}")
+        if encoder not in ENCODERS:
+            raise UsageError(f"deeplabv3plus: encoder must be one of {', '.join(ENCODERS)}, not {encoder!r}")
+        if output_stride not in ATROUS_RATES:
+            raise UsageError(f"deeplabv3plus: output_stride must be 16 or 8, not {output_stride!r}")
+        if not 0.0 <= dropout < 1.0:
+            raise UsageError(f"deeplabv3plus: dropout must lie in [0, 1), not {dropout}")
+
+        self.in_channels = in_channels
+        self.output_stride = output_stride
+        self.encoder = _encoder(encoder, in_channels, output_stride)
+        self.pyramid = _AtrousPyramid(self.encoder.high_level_channels, ATROUS_RATES[output_stride], separable)
+        self.dropout = nn.Dropout2d(dropout)
+        self.low_level = _convolution(self.encoder.low_level_channels, _LOW_LEVEL_CHANNELS, kernel_size=1)
+        self.decoder = nn.Sequential(
+            _convolution(_HEAD_CHANNELS + _LOW_LEVEL_CHANNELS, _HEAD_CHANNELS, kernel_size=3, separable=separable),
+            _convolution(_HEAD_CHANNELS, _HEAD_CHANNELS, kernel_size=3, separable=separable),
+        )
+        self.classifier = nn.Conv2d(_HEAD_CHANNELS, classes, kernel_size=1)
+        normalised = in_channels == len(IMAGENET_MEAN)
+        for name, numbers in (
+            ("mean", IMAGENET_MEAN if normalised else (0.0,)),
+            ("std", IMAGENET_STD if normalised else (1.0,)),
+        ):
+            # Not persistent: they follow from in_channels, and checkpoints need not repeat them.
+            self.register_buffer(name, torch.tensor(numbers).reshape(-1, 1, 1), persistent=False)
+        if weights is not None:
+            load_weights(self.encoder, weights)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Compute the logits.
+
+        Args:
+            image: ``(B, C, H, W)``, floating point.
+
+        Returns:
+            Logits ``(B, K, H, W)``.
+
+        Raises:
+            UsageError: the image has another number of dimensions or channels than the network.
+        """
+        if image.ndim != 4 or image.shape[1] != self.in_channels:
+            raise UsageError(
+                f"deeplabv3plus: expected an image (batch, {self.in_channels}, height, width), not one of shape "
+                f"{tuple(image.shape)}; set in_channels to match"
+            )
+        height, width = image.shape[2:]
+        image = self._pad((image - self.mean) / self.std)
+        # clone, because contiguous() takes a one-channel image for channels_last already and leaves its strides alone.
+        image = image.clone(memory_format=torch.channels_last)
+        low_level, high_level = self.encoder(image)
+        context = self.dropout(self.pyramid(high_level))
+        low_level = self.low_level(low_level)
+        joined = torch.cat([low_level, _resize(context, low_level.shape[2:])], dim=1)
+        logits = _resize(self.classifier(self.decoder(joined)), image.shape[2:])
+        return logits[:, :, :height, :width].contiguous()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Name the groups of parameters that a trainer may give different learning rates.
+
+        Returns:
+            ``"backbone"``, the encoder, and ``"head"``, everything else; each parameter is in exactly one of them.
+        """
+        head = (self.pyramid, self.low_level, self.decoder, self.classifier)
+        return {
+            "backbone": list(self.encoder.parameters()),
+            "head": [parameter for module in head for parameter in module.parameters()],
+        }
+
+    def _pad(self, image: Tensor) -> Tensor:
+        # At least two feature positions along each axis: batch normalisation needs more than one.
+        stride = self.output_stride
+        padding: list[int] = []
+        for length in reversed(image.shape[2:]):
+            padding += [0, stride * max(math.ceil((length - 1) / stride), 1) + 1 - length]
+        return functional.pad(image, padding, mode="replicate") if any(padding) else image
+
+
+class _AtrousPyramid(nn.Module):
+    """A 1x1 convolution, three atrous 3x3 ones and the image's mean, side by side, projected to 256 channels."""
+
+    def __init__(self, before: int, rates: tuple[int, ...], separable: bool) -> None:
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [
+                _convolution(before, _HEAD_CHANNELS, kernel_size=1),
+                *(
+                    _convolution(before, _HEAD_CHANNELS, kernel_size=3, dilation=rate, separable=separable)
+                    for rate in rates
+                ),
+            ]
+        )
+        self.image_level = nn.Conv2d(before, _HEAD_CHANNELS, kernel_size=1)
+        nn.init.kaiming_normal_(self.image_level.weight, nonlinearity="relu")
+        self.project = _convolution((len(self.branches) + 1) * _HEAD_CHANNELS, _HEAD_CHANNELS, kernel_size=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        image_level = functional.relu(self.image_level(features.mean(dim=(2, 3), keepdim=True)))
+        branches = [branch(features) for branch in self.branches]
+        projected: Tensor = self.project(torch.cat([*branches, image_level.expand_as(branches[0])], dim=1))
+        return projected
+
+
+def _encoder(name: str, in_channels: int, output_stride: int) -> Encoder:
+    if name == "mobilenetv2":
+        return MobileNetV2(in_channels, output_stride)
+    return ResNet(in_channels, int(name.removeprefix("resnet")), output_stride)
+
+
+def _convolution(
+    before: int, after: int, kernel_size: int, dilation: int = 1, separable: bool = False
+) -> nn.Sequential:
+    if separable:
+        return nn.Sequential(
+            *_convolution_layers(before, before, kernel_size, dilation, groups=before),
+            *_convolution_layers(before, after, kernel_size=1),
+        )
+    return nn.Sequential(*_convolution_layers(before, after, kernel_size, dilation))
+
+
+def _convolution_layers(
+    before: int, after: int, kernel_size: int, dilation: int = 1, groups: int = 1
+) -> tuple[nn.Module, ...]:
+    padding = dilation * (kernel_size // 2)
+    convolution = nn.Conv2d(before, after, kernel_size, padding=padding, dilation=dilation, groups=groups, bias=False)
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    return convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+
+
+def _resize(features: Tensor, size: torch.Size) -> Tensor:
+    # The first and last feature are centred on the first and last pixel: see the class for why that is exact.
+    return functional.interpolate(features, size=size, mode="bilinear", align_corners=True)

@@ -1,0 +1,1 @@
+"""Image encoders that segmentation networks are built on; they load weights files of torchvision's format."""

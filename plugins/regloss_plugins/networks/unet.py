@@ -1,0 +1,223 @@
+"""U-Net: an encoder and a decoder joined by skip connections, optionally with attention gates on the skips.
+
+Sources: Ronneberger, Fischer and Brox, U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015;
+Cicek et al., 3D U-Net, MICCAI 2016; Oktay et al., Attention U-Net: Learning Where to Look for the Pancreas, MIDL 2018.
+
+Differs from the first of them in: 1. convolutions are padded, so that the logits have the size of the image; 2. the
+decoder upsamples by linear interpolation, which leaves no checkerboard in the logits as the transposed convolution can,
+for a tenth more time; 3. the normalisation can be chosen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from regloss.errors import UsageError
+
+NORMS = ("batch", "instance", "group", "none")
+
+_CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+_POOLING: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_DROPOUT: dict[int, type[nn.Dropout2d] | type[nn.Dropout3d]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
+_BATCH_NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_INTERPOLATION = {2: "bilinear", 3: "trilinear"}
+_CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+_MAX_GROUPS = 8
+
+
+class UNet(nn.Module):
+    """U-Net for images and volumes of any size.
+
+    Level 0 has the resolution of the image and ``channels`` feature maps; each further level halves the resolution
+    and doubles the feature maps, up to ``max_channels``. A level is two 3x3 convolutions (3x3x3 for volumes), each
+    followed by the normalisation and a ReLU.
+
+    An image whose size is not divisible by ``2 ** (levels - 1)``, or which is smaller than ``2 ** levels``, is padded
+    inside by repeating its last row and column, and the logits are cropped to the size of the image.
+
+    Features are kept channels_last, which saves up to a quarter of a training step on a CPU; parameters and logits
+    have the ordinary contiguous layout.
+
+    Args:
+        in_channels: channels C of the image, at least 1.
+        classes: classes K, at least 1.
+        levels: number of resolutions, at least 1; there are ``levels - 1`` poolings.
+        channels: feature maps at full resolution, at least 1.
+        max_channels: upper bound on the feature maps of a level, at least ``channels``.
+        norm: ``"batch"``, ``"instance"``, ``"group"`` (up to 8 groups) or ``"none"``.
+        dims: 2 for images ``(B, C, H, W)``, 3 for volumes ``(B, C, D, H, W)``.
+        attention: whether additive attention gates weight the skip connections (Oktay et al. 2018).
+        dropout: probability in [0, 1) that a feature map between the two convolutions of a level is dropped.
+
+    Raises:
+        UsageError: a setting is not one of the allowed values.
+
+    Example:
+        >>> network = UNet(in_channels=1, classes=4, levels=3, channels=4)
+        >>> network(torch.zeros(2, 1, 37, 50)).shape
+        torch.Size([2, 4, 37, 50])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        classes: int,
+        *,
+        levels: int = 4,
+        channels: int = 16,
+        max_channels: int = 512,
+        norm: str = "batch",
+        dims: int = 2,
+        attention: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("in_channels", in_channels),
+            ("classes", classes),
+            ("levels", levels),
+            ("channels", channels),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise UsageError(f"unet: {name} must be a whole number of at least 1, not {value!r}")
+        if max_channels < channels:
+            raise UsageError(f"unet: max_channels must be at least channels ({channels}), not {max_channels}")
+        if norm not in NORMS:
+            raise UsageError(f"unet: norm must be one of {', '.join(NORMS)}, not {norm!r}")
+        if dims not in _CONVOLUTION:
+            raise UsageError(f"unet: dims must be 2 (images) or 3 (volumes), not {dims!r}")
+        if not 0.0 <= dropout < 1.0:
+            raise UsageError(f"unet: dropout must lie in [0, 1), not {dropout}")
+
+        self.in_channels = in_channels
+        self.dims = dims
+        widths = [min(channels * 2**level, max_channels) for level in range(levels)]
+        self.encoder = nn.ModuleList(
+            _block(before, width, norm, dims, dropout)
+            for before, width in zip([in_channels, *widths[:-1]], widths, strict=True)
+        )
+        self.pooling = _POOLING[dims](kernel_size=2)
+        # The decoder's stages are stored from fine to coarse, stage l joining level l + 1 to level l.
+        self.decoder = nn.ModuleList(
+            _DecoderStage(coarse, fine, norm, dims, attention, dropout) for fine, coarse in itertools.pairwise(widths)
+        )
+        self.classifier = _CONVOLUTION[dims](widths[0], classes, kernel_size=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Compute the logits.
+
+        Args:
+            image: ``(B, C, *S)``, floating point.
+
+        Returns:
+            Logits ``(B, K, *S)``.
+
+        Raises:
+            UsageError: the image has another number of dimensions or channels than the network.
+        """
+        if image.ndim != self.dims + 2 or image.shape[1] != self.in_channels:
+            raise UsageError(
+                f"unet: expected an image (batch, {self.in_channels}, *size) with {self.dims} spatial dimensions, "
+                f"not one of shape {tuple(image.shape)}; set in_channels and dims to match"
+            )
+        size = image.shape[2:]
+        # clone, because contiguous() takes a one-channel image for channels_last already and leaves its strides alone.
+        features = self._pad(image).clone(memory_format=_CHANNELS_LAST[self.dims])
+        skips: list[Tensor] = []
+        for level, block in enumerate(self.encoder):
+            if level > 0:
+                skips.append(features)
+                features = self.pooling(features)
+            features = block(features)
+        for stage in reversed(self.decoder):
+            features = stage(features, skips.pop())
+        logits: Tensor = self.classifier(features)
+        for axis, length in enumerate(size, start=2):
+            logits = logits.narrow(axis, 0, length)
+        return logits.contiguous()
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Name the groups of parameters that a trainer may give different learning rates: here one, ``"all"``."""
+        return {"all": list(self.parameters())}
+
+    def _pad(self, image: Tensor) -> Tensor:
+        # The coarsest level keeps two pixels along each axis: batch and instance normalisation need more than one.
+        levels = len(self.encoder)
+        divisor = 2 ** (levels - 1)
+        padding: list[int] = []
+        for length in reversed(image.shape[2:]):
+            padding += [0, max(divisor * math.ceil(length / divisor), 2 * divisor) - length]
+        return functional.pad(image, padding, mode="replicate") if any(padding) else image
+
+
+class _DecoderStage(nn.Module):
+    """Upsample the coarse features, join them with the skip, convolve twice.
+
+    The 1x1 convolution commutes with the interpolation, so it stands before it, where there are 2^dims times fewer
+    pixels.
+    """
+
+    def __init__(self, coarse: int, fine: int, norm: str, dims: int, attention: bool, dropout: float) -> None:
+        super().__init__()
+        self.reduce = _CONVOLUTION[dims](coarse, fine, kernel_size=1)
+        self.gate = _AttentionGate(fine, coarse, dims) if attention else None
+        self.block = _block(2 * fine, fine, norm, dims, dropout)
+        self.interpolation = _INTERPOLATION[dims]
+
+    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
+        if self.gate is not None:
+            skip = self.gate(skip, coarse)
+        upsampled = functional.interpolate(self.reduce(coarse), scale_factor=2.0, mode=self.interpolation)
+        joined: Tensor = self.block(torch.cat([skip, upsampled], dim=1))
+        return joined
+
+
+class _AttentionGate(nn.Module):
+    """Additive attention on a skip connection: ``skip * sigmoid(psi' relu(W_x skip + W_g gating + b_g) + b_psi)``.
+
+    ``W_x`` has stride 2, so that the sum is formed at the resolution of the gating signal (the coarser level), and the
+    coefficients are interpolated to the resolution of the skip.
+    """
+
+    def __init__(self, skip: int, gating: int, dims: int) -> None:
+        super().__init__()
+        convolution = _CONVOLUTION[dims]
+        self.skip = convolution(skip, skip, kernel_size=2, stride=2, bias=False)
+        self.gating = convolution(gating, skip, kernel_size=1)
+        self.psi = convolution(skip, 1, kernel_size=1)
+        self.interpolation = _INTERPOLATION[dims]
+
+    def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
+        scores = self.psi(functional.relu(self.skip(skip) + self.gating(gating)))
+        return skip * functional.interpolate(torch.sigmoid(scores), scale_factor=2.0, mode=self.interpolation)
+
+
+def _block(before: int, after: int, norm: str, dims: int, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = [*_convolution(before, after, norm, dims)]
+    if dropout > 0.0:
+        layers.append(_DROPOUT[dims](dropout))
+    layers += _convolution(after, after, norm, dims)
+    return nn.Sequential(*layers)
+
+
+def _convolution(before: int, after: int, norm: str, dims: int) -> Sequence[nn.Module]:
+    # A normalisation subtracts what a bias would add, so the bias is only there without one.
+    convolution = _CONVOLUTION[dims](before, after, kernel_size=3, padding=1, bias=norm == "none")
+    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    relu = nn.ReLU(inplace=True)
+    if norm == "batch":
+        return convolution, _BATCH_NORM[dims](after), relu
+    if norm == "instance":
+        # One group a channel is instance normalisation, and unlike nn.InstanceNorm it works in channels_last.
+        return convolution, nn.GroupNorm(after, after), relu
+    if norm == "group":
+        return convolution, nn.GroupNorm(math.gcd(after, _MAX_GROUPS), after), relu
+    return convolution, relu

@@ -1,0 +1,121 @@
+"""Robust trust region.
+
+Stage A, every few epochs on whole images:   X = argmin R(X; image) + coupling * sum of -log S_p(X_p), seeds hard,
+starting at the last proposal (at first: background), over the classes that are seeded in the image.
+Stage B, in between:   data(S, Y) + weight * D(X, S) / N, D the robust divergence, by the network's optimizer.
+
+A small coupling is a large trust region: at 0 the proposals do not depend on the network at all; towards infinity they
+are its argmax. The unaries of stage A are -log S, not robust.
+
+Source: Marin, Boykov, "Robust trust region for weakly supervised segmentation", CVPR 2021. Its published weight is 100
+on the mean over neighbour pairs; with four pairs a pixel that is 25 a pair in the unit used here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from regloss.batch import Batch
+from regloss.dataset import IGNORE
+from regloss.divergence import Divergence
+from regloss.errors import UsageError
+from regloss.outer_loop import Cadence, Proposal
+from regloss.registry import resolve
+from regloss.schedule import Schedule, as_schedule
+from regloss_plugins.divergences.kl import KL
+from regloss_plugins.outer_loops.splitting import ProposalLoop, check_proposal_weight
+
+
+def _scribbles(epsilon: float, coupling: float) -> dict[str, Any]:
+    """Published settings for PASCAL VOC (K = 21); epsilon must stay below (K - 1) / K for other K."""
+    return {
+        "regularizer": {"name": "grid-crf", "weight": 25.0},
+        "solver": {"name": "alpha-expansion", "max-cycles": 5},
+        "divergence": {"name": "robust-kl", "epsilon": epsilon},
+        "coupling": coupling,
+        "update_every": 5,
+    }
+
+
+class TrustRegion(ProposalLoop):
+    """Proposals of a strong solver every few epochs, learnt in between with a robust loss.
+
+    Args:
+        regularizer: one or several (objects, names or tables).
+        solver: an object, a name or a table.
+        data_term: an object, a name or a table.
+        coupling: lambda: factor of the unaries -log softmax in stage A, against the regularizer's weight; number or
+            schedule.
+        divergence: of stage B; an object, a name or a table.
+        epsilon: outlier probability of the divergence, a number or a schedule; None leaves the divergence's own.
+        proposal_weight: weight of the divergence in stage B.
+        seeded_only: restrict each image's proposal to the classes seeded in it.
+        update_every: epochs between two stages A; 0 = once, before the first epoch.
+
+    Raises:
+        MissingForm: the solver cannot serve the regularizer.
+        UsageError: epsilon is given, but the divergence has none.
+
+    >>> TrustRegion.preset("voc-scribbles").divergence.epsilon
+    0.944
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "voc-scribbles": _scribbles(0.944, 0.05),
+        "voc-scribbles-80": _scribbles(0.946, 0.075),  # 80 % of each scribble's length
+        "voc-scribbles-50": _scribbles(0.9514, 0.1),
+        "voc-scribbles-30": _scribbles(0.9516, 0.1),
+        "voc-clicks": _scribbles(0.9522, 0.1),
+    }
+
+    def __init__(
+        self,
+        regularizer: Any,
+        solver: Any = "alpha-expansion",
+        data_term: Any = "partial-cross-entropy",
+        coupling: float | Schedule | dict[str, Any] = 0.05,
+        divergence: Any = "robust-kl",
+        epsilon: float | Schedule | dict[str, Any] | None = None,
+        proposal_weight: float = 1.0,
+        seeded_only: bool = True,
+        update_every: Cadence = 5,
+    ) -> None:
+        super().__init__(regularizer, solver, data_term, coupling, seeded_only, update_every)
+        self.divergence = resolve("divergence", divergence)
+        self.epsilon = None if epsilon is None else as_schedule(epsilon, "epsilon")
+        if self.epsilon is not None:
+            fields = dataclasses.fields(self.divergence) if dataclasses.is_dataclass(self.divergence) else ()
+            if "epsilon" not in {field.name for field in fields}:
+                raise UsageError(
+                    f"epsilon was given, but the divergence {type(self.divergence).__name__} has none. Use robust-kl."
+                )
+            self._with_epsilon(self.epsilon.end)  # refused now, rather than when training gets there
+        check_proposal_weight(proposal_weight)
+        self.proposal_weight = proposal_weight
+        self.set_progress(0.0)
+
+    def set_progress(self, progress: float) -> None:
+        """Follow the schedules, epsilon's included."""
+        super().set_progress(progress)
+        if self.epsilon is not None:
+            self.divergence = self._with_epsilon(self.epsilon.at(progress))
+
+    def _with_epsilon(self, epsilon: float) -> Divergence:
+        divergence: Any = self.divergence  # a dataclass with this field, as the constructor found out
+        changed: Divergence = dataclasses.replace(divergence, epsilon=epsilon)
+        return changed
+
+    def propose(self, logits: Tensor, batch: Batch, warm: Tensor | None = None) -> Proposal:
+        """Stage A, from ``warm`` (the last proposal) or else from background."""
+        background = torch.zeros(batch.shape, dtype=torch.int64, device=logits.device)
+        start = background if warm is None else warm.to(torch.int64).masked_fill(warm == IGNORE, 0)
+        return self.solve_proposal(logits, batch, KL(), start)
+
+    def objective(self, logits: Tensor, batch: Batch, proposal: Proposal | None = None) -> Tensor:
+        """Stage B: mean data term plus weighted divergence per pixel, off the seeds."""
+        term = self.proposal_term(self.divergence, logits, batch, proposal)
+        return self.record(data=self.mean(*self.data_term(logits, batch)), proposal=self.proposal_weight * term)

@@ -1,0 +1,134 @@
+"""Grid CRF: a contrast-weighted Potts model on the nearest neighbours.
+
+    R(labels) = weight * sum over neighbour pairs pq of w_pq [l_p != l_q]
+    w_pq      = exp(-|I_p - I_q|^2 / (2 sigma^2)) / distance(p, q)
+
+|I_p - I_q|^2 is summed over channels, sigma is in units of image values (which lie in [0, 1]), distances are in pixels.
+With sigma = "auto", sigma^2 is the mean of |I_p - I_q|^2 over all neighbour pairs of the image that lie inside the
+region of interest, one value for each image; on a flat image all pairs get the weight 1 / distance.
+
+For probabilities S there are three relaxations, equal to R on one-hot input (per pair, before w):
+
+    bilinear         1 - <S_p, S_q>        tight: its minimum over the simplex is the discrete minimum; not convex
+    quadratic        |S_p - S_q|^2 / 2     convex, loose
+    total-variation  |S_p - S_q|_1 / 2     convex, tight for two classes
+
+Source: Marin, Tang, Ben Ayed, Boykov, "Beyond gradient descent for regularized segmentation losses", CVPR 2019, and
+Marin, Boykov, "Robust trust region for weakly supervised segmentation", CVPR 2021; the papers' relaxations are twice
+the Potts energy, these are not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from regloss import grid
+from regloss.errors import UsageError
+from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term, check_weight
+
+RELAXATIONS = ("bilinear", "quadratic", "total-variation")
+
+
+@dataclass(frozen=True)
+class GridCRF(Regularizer):
+    """Potts model on nearest neighbours, whose weights follow the image's contrast.
+
+    Args:
+        weight: factor of the whole energy, >= 0.
+        connectivity: 4 or 8 in 2D, 6, 18 or 26 in 3D, 2 in 1D. The default 8 means the full neighbourhood: 26 in 3D.
+        sigma: "auto", or a contrast bandwidth in units of image values, 0 < sigma <= 2.
+        diagonal: "distance" divides a pair's weight by the distance of its ends, "unit" does not.
+        relaxation: energy of probabilities: "bilinear", "quadratic" or "total-variation".
+
+    Raises:
+        UsageError: a setting outside its range.
+
+    >>> image = torch.zeros(1, 1, 2, 2)
+    >>> labels = torch.tensor([[[0, 1], [0, 1]]])
+    >>> GridCRF().bind(image).form(GridGraph).cut(labels)  # two straight pairs, two diagonal ones
+    tensor([3.4142])
+    """
+
+    weight: float = 1.0
+    connectivity: int = 8
+    sigma: float | Literal["auto"] = "auto"
+    diagonal: Literal["distance", "unit"] = "distance"
+    relaxation: Literal["bilinear", "quadratic", "total-variation"] = "bilinear"
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, "grid-crf")
+        if self.connectivity not in (2, 4, 6, 8, 18, 26):
+            raise UsageError(f"connectivity must be 4 or 8 (2D), 6, 18 or 26 (3D), or 2 (1D); got {self.connectivity}.")
+        # The largest difference that an RGB image in [0, 1] can have is sqrt(3); a larger bandwidth means bytes.
+        if self.sigma != "auto" and not (isinstance(self.sigma, int | float) and 0 < self.sigma <= 2):
+            raise UsageError(
+                f'sigma must be "auto" or lie in (0, 2], in units of image values in [0, 1]; got {self.sigma!r}. '
+                "A bandwidth given for bytes is divided by 255."
+            )
+        if self.diagonal not in ("distance", "unit"):
+            raise UsageError(f'diagonal must be "distance" or "unit"; got {self.diagonal!r}.')
+        if self.relaxation not in RELAXATIONS:
+            raise UsageError(f"relaxation must be one of {', '.join(RELAXATIONS)}; got {self.relaxation!r}.")
+
+    @property
+    def forms(self) -> tuple[type[Form], ...]:
+        """A grid graph, and the same as a list of edges."""
+        return (GridGraph, Graph)
+
+    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+        """Compute the pair weights of every image."""
+        ndim = image.ndim - 2
+        connectivity = 26 if ndim == 3 and self.connectivity == 8 else self.connectivity
+        offsets = grid.neighbor_offsets(ndim, connectivity)
+        shape = (image.shape[0], *image.shape[2:])
+        contrast = image.new_zeros(shape[0], len(offsets), *shape[1:])
+        inside = torch.zeros_like(contrast, dtype=torch.bool)
+        everywhere = grid.full_roi(roi, shape, image.device)
+        for number, offset in enumerate(offsets):
+            first, second = grid.pair_slices(offset)
+            difference = grid.pick(image, first) - grid.pick(image, second)
+            grid.pick(contrast[:, number], first).copy_(difference.square().sum(1))
+            inside[:, number] = grid.pairs_inside(everywhere, offset)
+        contrast *= inside
+        if self.sigma == "auto":
+            pairs = inside.flatten(1).sum(1).clamp(min=1)
+            variance = contrast.flatten(1).sum(1) / pairs
+            variance = torch.where(variance > 0, variance, torch.ones_like(variance))
+        else:
+            variance = image.new_full((shape[0],), float(self.sigma) ** 2)
+        weights = torch.exp(-contrast / (2 * variance.reshape(-1, *[1] * (ndim + 1)))) * inside
+        if self.diagonal == "distance":
+            distances = image.new_tensor([math.hypot(*offset) for offset in offsets])
+            weights = weights / distances.reshape(1, -1, *[1] * ndim)
+        return _GridTerm(self, GridGraph(offsets, self.weight * weights), shape, roi)
+
+
+class _GridTerm(Term):
+    def __init__(self, regularizer: GridCRF, graph: GridGraph, shape: tuple[int, ...], roi: Tensor | None) -> None:
+        super().__init__(regularizer, shape, roi)
+        self.graph = graph
+        self.relaxation = regularizer.relaxation
+
+    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
+        return {GridGraph: lambda: self.graph, Graph: self.graph.graph}
+
+    def energy(self, probabilities: Tensor) -> Tensor:
+        probabilities = self.check(probabilities)
+        energy = probabilities.new_zeros(probabilities.shape[0])
+        for number, offset in enumerate(self.graph.offsets):
+            first, second = grid.pair_slices(offset)
+            p, q = grid.pick(probabilities, first), grid.pick(probabilities, second)
+            if self.relaxation == "bilinear":
+                cost = 1 - (p * q).sum(1)
+            elif self.relaxation == "quadratic":
+                cost = (p - q).square().sum(1) / 2
+            else:
+                cost = (p - q).abs().sum(1) / 2
+            energy = energy + (grid.pick(self.graph.weights[:, number], first) * cost).flatten(1).sum(1)
+        return energy

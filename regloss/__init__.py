@@ -1,0 +1,139 @@
+"""regloss: regularized losses and layers for image segmentation with few, weak or no labels.
+
+Nothing heavy is imported until it is used: ``import regloss`` itself does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from regloss.errors import (
+    AmbiguousName,
+    BrokenPlugin,
+    MissingDependency,
+    MissingForm,
+    ReglossError,
+    UnknownComponent,
+    UsageError,
+)
+from regloss.registry import create, get, names, register, unregister
+
+if TYPE_CHECKING:  # what the lazy lookup below finds at run time, spelt out for type checkers and editors
+    from regloss.batch import Batch
+    from regloss.data_term import DataTerm
+    from regloss.dataset import Dataset, Sample
+    from regloss.divergence import Divergence
+    from regloss.outer_loop import OuterLoop, Proposal
+    from regloss.regularizer import Concave, Form, Graph, GridGraph, Projection, Regularizer, Saddle, Sum, Term
+    from regloss.schedule import Schedule
+    from regloss.solver import Problem, Solution, Solver, Status, solve
+    from regloss_plugins.data_terms.cross_entropy import CrossEntropy
+    from regloss_plugins.data_terms.partial_cross_entropy import PartialCrossEntropy
+    from regloss_plugins.divergences.euclidean import Euclidean
+    from regloss_plugins.divergences.kl import KL
+    from regloss_plugins.divergences.robust_kl import RobustKL
+    from regloss_plugins.outer_loops.adm import ADM
+    from regloss_plugins.outer_loops.gradient_descent import GradientDescent
+    from regloss_plugins.outer_loops.trust_region import TrustRegion
+    from regloss_plugins.regularizers.grid_crf import GridCRF
+    from regloss_plugins.regularizers.tv import TotalVariation
+    from regloss_plugins.solvers.alpha_expansion import AlphaExpansion
+    from regloss_plugins.solvers.mean_field import MeanField
+
+__version__ = "0.1.0"
+
+_NOUNS = {
+    "Batch": "batch",
+    "Concave": "regularizer",
+    "DataTerm": "data_term",
+    "Dataset": "dataset",
+    "Divergence": "divergence",
+    "Form": "regularizer",
+    "Graph": "regularizer",
+    "GridGraph": "regularizer",
+    "OuterLoop": "outer_loop",
+    "Problem": "solver",
+    "Projection": "regularizer",
+    "Proposal": "outer_loop",
+    "Regularizer": "regularizer",
+    "Saddle": "regularizer",
+    "Sample": "dataset",
+    "Schedule": "schedule",
+    "Solution": "solver",
+    "Solver": "solver",
+    "Status": "solver",
+    "Sum": "regularizer",
+    "Term": "regularizer",
+    "solve": "solver",
+}
+
+__all__ = [
+    "ADM",
+    "KL",
+    "AlphaExpansion",
+    "AmbiguousName",
+    "Batch",
+    "BrokenPlugin",
+    "Concave",
+    "CrossEntropy",
+    "DataTerm",
+    "Dataset",
+    "Divergence",
+    "Euclidean",
+    "Form",
+    "GradientDescent",
+    "Graph",
+    "GridCRF",
+    "GridGraph",
+    "MeanField",
+    "MissingDependency",
+    "MissingForm",
+    "OuterLoop",
+    "PartialCrossEntropy",
+    "Problem",
+    "Projection",
+    "Proposal",
+    "ReglossError",
+    "Regularizer",
+    "RobustKL",
+    "Saddle",
+    "Sample",
+    "Schedule",
+    "Solution",
+    "Solver",
+    "Status",
+    "Sum",
+    "Term",
+    "TotalVariation",
+    "TrustRegion",
+    "UnknownComponent",
+    "UsageError",
+    "__version__",
+    "create",
+    "get",
+    "names",
+    "register",
+    "solve",
+    "unregister",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _NOUNS:
+        value = getattr(importlib.import_module(f"regloss.{_NOUNS[name]}"), name)
+    elif name.startswith("_"):
+        raise AttributeError(f"module 'regloss' has no attribute {name!r}")
+    else:
+        from regloss.registry import load, public_classes
+
+        component = public_classes().get(name)
+        if component is None:
+            raise AttributeError(f"module 'regloss' has no attribute {name!r}")
+        value = load(component)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(__all__) | set(globals()))

@@ -1,0 +1,65 @@
+"""Batch: images with whatever labels there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regloss.checks import check_image, check_labels, check_roi
+from regloss.dataset import IGNORE
+from regloss.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as the outer loops see it.
+
+    Args:
+        image: (B, C, *S) in [0, 1].
+        labels: (B, *S) int64 class indices; 255 = unlabelled, still regularised. None where nothing is labelled.
+        roi: (B, *S) bool region of interest; outside (padding, void) nothing counts. None = everywhere.
+        ids: B sample ids, by which proposals are stored.
+
+    Raises:
+        UsageError: shapes disagree, values are NaN or outside [0, 1], labels are not integers.
+
+    >>> batch = Batch(torch.rand(2, 3, 8, 8), torch.full((2, 8, 8), 255))
+    >>> batch.pixels
+    tensor([64., 64.])
+    """
+
+    image: Tensor
+    labels: Tensor | None
+    roi: Tensor | None = None
+    ids: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        check_image(self.image)
+        if self.labels is not None:
+            check_labels(self.labels, self.shape)
+        check_roi(self.roi, self.shape)
+        if self.ids is not None and len(self.ids) != self.image.shape[0]:
+            raise UsageError(f"A batch of {self.image.shape[0]} images needs as many ids; got {len(self.ids)}.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, *S)."""
+        return (self.image.shape[0], *self.image.shape[2:])
+
+    @property
+    def pixels(self) -> Tensor:
+        """(B,) number of pixels in the region of interest, as floats."""
+        if self.roi is not None:
+            return self.roi.flatten(1).sum(1).to(torch.float32)
+        return torch.full((self.shape[0],), float(self.image[0, 0].numel()), device=self.image.device)
+
+    @property
+    def labelled(self) -> Tensor:
+        """(B, *S) bool: pixels with a label, inside the region of interest."""
+        if self.labels is None:
+            return torch.zeros(self.shape, dtype=torch.bool, device=self.image.device)
+        mask = self.labels != IGNORE
+        return mask if self.roi is None else mask & self.roi

@@ -1,0 +1,86 @@
+"""Data sets: named samples with an image, and whatever labels there are.
+
+A data set knows files and class names. It knows nothing of tensors, batches or augmentation (`regloss.training.data`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from regloss.errors import UsageError
+
+IGNORE = 255
+"""The label value of a pixel that is unlabelled (in scribbles) or left out of the scores (in dense labels)."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with its labels, as stored: never augmented, never padded.
+
+    Attributes:
+        id: unique within the data set; usable as a file name.
+        image: (C, *S) float32 in [0, 1].
+        label: (*S) uint8 class indices with 255 = ignored, or None where there is no dense label.
+        scribble: (*S) uint8 class indices with 255 = unlabelled, or None where there is no scribble.
+        group: the unit that scores are averaged over (a patient's volume, say); the id itself by default.
+    """
+
+    id: str
+    image: npt.NDArray[np.float32]
+    label: npt.NDArray[np.uint8] | None
+    scribble: npt.NDArray[np.uint8] | None
+    group: str
+
+
+class Dataset(ABC):
+    """Samples by id, in named subsets.
+
+    Attributes:
+        classes: class names; index 0 is the background.
+        colors: one RGB triple of 0..255 for each class, for overlays and palettes.
+        channels: image channels C (1 grey, 3 RGB).
+    """
+
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    channels: int
+
+    @abstractmethod
+    def ids(self, subset: str) -> Sequence[str]:
+        """Ids of ``subset`` ("train", "val", "test" or a name of the data set's own), in a fixed order.
+
+        Raises:
+            UsageError: there is no such subset, or it is empty.
+        """
+
+    @abstractmethod
+    def load(self, sample_id: str) -> Sample:
+        """Read one sample.
+
+        Raises:
+            UsageError: a file is missing or cannot be meant (sizes differ, labels outside the classes); the message
+                names the file.
+        """
+
+    def check(self, subset: str, need: Sequence[str] = ("scribble",)) -> None:
+        """Find out before training whether every sample of ``subset`` can be read and has what ``need`` names.
+
+        Data sets that can tell from file names and headers override this with something faster.
+
+        Args:
+            subset: see `ids`.
+            need: "scribble" and "label", or one of them.
+
+        Raises:
+            UsageError: samples lack something; the message lists the first ten and their number.
+        """
+        for what in need:
+            missing = [sample_id for sample_id in self.ids(subset) if getattr(self.load(sample_id), what) is None]
+            if missing:
+                listed = ", ".join(missing[:10]) + (" ..." if len(missing) > 10 else "")
+                raise UsageError(f"{len(missing)} samples of {subset!r} have no {what}: {listed}.")

@@ -1,0 +1,235 @@
+"""Solver, Problem, Solution, Status, and `solve`.
+
+A solver minimises <unary, s> + entropy * <s, log s> + R(s), over the simplex at every pixel or over labels, given one
+form of R.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor
+
+from regloss.checks import at_least_float32, check_finite, check_labels, check_scores
+from regloss.errors import MissingForm, ReglossError, UsageError
+from regloss.registry import components, load, name_of, resolve
+from regloss.regularizer import Form, Regularizer, Term
+
+
+class Status(enum.Enum):
+    """How a solver ended on one image; the value is the message."""
+
+    OPTIMAL = "solved to optimality"
+    CONVERGED = "converged: no step improves further"
+    MAX_STEPS = "stopped at the largest number of steps before converging"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a solver is given; checked already.
+
+    Attributes:
+        form: R, in one of the forms that the solver accepts.
+        unary: (B, K, *S) cost of each class at each pixel; float32 or float64, finite.
+        entropy: weight of <s, log s>, >= 0.
+        fixed: (B, *S) int64 labels of pixels that are given, -1 where free; None = all free.
+        allowed: (B, K) bool, labels that free pixels may take; None = all.
+        roi: (B, *S) bool; outside nothing counts. None = everywhere.
+        warm: labels (B, *S) int64, or the ``state`` of an earlier `Solution` of the same solver; None = cold start.
+    """
+
+    form: Form
+    unary: Tensor
+    entropy: float = 0.0
+    fixed: Tensor | None = None
+    allowed: Tensor | None = None
+    roi: Tensor | None = None
+    warm: Any = None
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What a solver found, and what certifies it.
+
+    Attributes:
+        probabilities: (B, K, *S) minimiser; one-hot for discrete solvers. Of no meaning outside the region of interest.
+        labels: (B, *S) int64; the minimiser, or its argmax.
+        energy: (B,) value of the problem at ``probabilities``, inside the region of interest.
+        bound: (B,) lower bound on the minimum, -inf where none is known.
+        steps: (B,) int64 steps or cycles taken.
+        status: one `Status` for each image.
+        start_energy: (B,) value at the start, for iterative solvers; NaN where it was not computed.
+        state: what `solve` takes as ``warm`` for the next, similar problem: labels, or an object of the solver's own
+            that holds its variables (no bare tensor, which would be read as labels).
+    """
+
+    probabilities: Tensor
+    labels: Tensor
+    energy: Tensor
+    bound: Tensor
+    steps: Tensor
+    status: tuple[Status, ...]
+    start_energy: Tensor
+    state: Any = None
+
+    @property
+    def gap(self) -> Tensor:
+        """(B,) energy - bound; inf where no bound is known."""
+        return self.energy - self.bound
+
+
+class Solver(ABC):
+    """Minimises problems whose regularizer comes in one of the forms in ``accepts``, the first offered being used."""
+
+    accepts: ClassVar[tuple[type[Form], ...]]
+
+    @abstractmethod
+    def minimise(self, problem: Problem) -> Solution:
+        """Solve ``problem``; never modify it."""
+
+
+def negotiate(regularizer: Regularizer, solver: Solver) -> type[Form]:
+    """The form that ``solver`` will use of ``regularizer``.
+
+    Raises:
+        MissingForm: there is none; the message names both sides and the solvers that would do.
+    """
+    for kind in solver.accepts:
+        if kind in regularizer.forms:
+            return kind
+    offered = ", ".join(form.__name__ for form in regularizer.forms) or "no form"
+    needed = " or ".join(form.__name__ for form in solver.accepts)
+    fitting = ", ".join(_solvers_for(regularizer)) or "none that is installed"
+    raise MissingForm(
+        f"Cannot use {name_of(solver)} with {name_of(regularizer)}: it offers {offered}, {name_of(solver)} needs "
+        f"{needed}. Solvers that can: {fitting}."
+    )
+
+
+def _solvers_for(regularizer: Regularizer) -> list[str]:
+    fitting = []
+    for component in components("solver"):
+        try:
+            cls = load(component)
+        except ReglossError:
+            continue  # a broken or incomplete plugin is no suggestion; using it by name still reports why
+        if any(form in regularizer.forms for form in getattr(cls, "accepts", ())):
+            fitting.append(component.name)
+    return fitting
+
+
+def solve(
+    term: Term,
+    unary: Tensor,
+    solver: Solver | str,
+    *,
+    entropy: float = 0.0,
+    fixed: Tensor | None = None,
+    allowed: Tensor | None = None,
+    warm: Tensor | Solution | Any = None,
+) -> Solution:
+    """Minimise <unary, s> + entropy * <s, log s> + R(s) for every image of a batch.
+
+    Args:
+        term: R, bound to the images; its region of interest applies to the whole problem.
+        unary: (B, K, *S) costs, finite.
+        solver: a `Solver`, or its name.
+        entropy: weight of the entropy term, >= 0.
+        fixed: (B, *S) integer labels that are given, -1 where free. A mask, not a cost: no large number is involved.
+        allowed: (B, K) bool, labels that free pixels may take, at least one in each image.
+        warm: where to start: labels (B, *S), an earlier `Solution`, or its ``state``.
+
+    Returns:
+        The minimiser with its certificates; energies in float32 at least.
+
+    Raises:
+        MissingForm: the solver cannot use any form that the term offers.
+        UsageError: shapes disagree, NaN, labels outside 0..K-1.
+
+    >>> from regloss import GridCRF
+    >>> image = torch.tensor([[[[0.0, 0.0, 1.0, 1.0]]]])
+    >>> unary = torch.zeros(1, 2, 1, 4); unary[0, 1, 0, 0] = 1; unary[0, 0, 0, 3] = 1
+    >>> solve(GridCRF(sigma=0.1).bind(image), unary, "alpha-expansion").labels
+    tensor([[[0, 0, 1, 1]]])
+    """
+    chosen: Solver = resolve("solver", solver)
+    kind = negotiate(term.regularizer, chosen)
+    check_scores(unary, "unary")
+    if (unary.shape[0], *unary.shape[2:]) != term.shape:
+        raise UsageError(f"unary {tuple(unary.shape)} does not fit the bound images, with (B, *S) = {term.shape}.")
+    check_finite(unary, "unary", "To forbid a label use allowed=, to give a pixel's label use fixed=.")
+    if not 0 <= entropy < float("inf"):
+        raise UsageError(f"entropy must be finite and not negative; got {entropy}.")
+    classes = unary.shape[1]
+    if fixed is not None:
+        check_labels(fixed, term.shape)
+        _check_range(fixed, -1, classes, "fixed", "-1 where free")
+    if allowed is not None:
+        if allowed.dtype != torch.bool or tuple(allowed.shape) != tuple(unary.shape[:2]):
+            raise UsageError(
+                f"allowed must be bool of shape (B, K) = {tuple(unary.shape[:2])}; got {allowed.dtype} "
+                f"of shape {tuple(allowed.shape)}."
+            )
+        if not bool(allowed.any(1).all()):
+            raise UsageError("allowed admits no label at all in at least one image.")
+    if isinstance(warm, Solution):
+        warm = warm.state if warm.state is not None else warm.labels
+    if isinstance(warm, Tensor):
+        check_labels(warm, term.shape)
+        inside = warm if term.roi is None else warm[term.roi]
+        _check_range(inside, 0, classes, "warm", "start labels, from an earlier solution, say")
+    problem = Problem(
+        form=term.form(kind),
+        unary=at_least_float32(unary.detach()),
+        entropy=float(entropy),
+        fixed=None if fixed is None else fixed.to(torch.int64),
+        allowed=allowed,
+        roi=term.roi,
+        warm=warm,
+    )
+    with torch.no_grad(), torch.autocast(unary.device.type, enabled=False):
+        return chosen.minimise(problem)
+
+
+def _check_range(values: Tensor, low: int, classes: int, name: str, meaning: str) -> None:
+    if values.numel() and not (int(values.min()) >= low and int(values.max()) < classes):
+        raise UsageError(
+            f"{name} must hold labels from {low} to {classes - 1} ({meaning}); got values from {int(values.min())} to "
+            f"{int(values.max())}."
+        )
+
+
+def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
+    """``labels`` (B, *S) in 0..K-1 as probabilities (B, K, *S)."""
+    return F.one_hot(labels, classes).movedim(-1, 1).to(dtype)
+
+
+def linear_energy(unary: Tensor, probabilities: Tensor, roi: Tensor | None) -> Tensor:
+    """<unary, s> (B,) inside the region of interest."""
+    product = (unary * probabilities).sum(1)
+    return (product if roi is None else product * roi).flatten(1).sum(1)
+
+
+def negative_entropy(probabilities: Tensor, roi: Tensor | None) -> Tensor:
+    """<s, log s> (B,) inside the region of interest, with 0 log 0 = 0."""
+    product: Tensor = torch.special.xlogy(probabilities, probabilities).sum(1)
+    return (product if roi is None else product * roi).flatten(1).sum(1)
+
+
+def statuses(done: Sequence[bool], yes: Status = Status.CONVERGED, no: Status = Status.MAX_STEPS) -> tuple[Status, ...]:
+    """One `Status` for each image."""
+    return tuple(yes if flag else no for flag in done)
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may run on, which a job scheduler may have limited."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS or Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

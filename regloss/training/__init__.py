@@ -1,0 +1,1 @@
+"""Training: configuration, data loading, proposals, checkpoints, metrics and reports."""

@@ -1,0 +1,164 @@
+"""Checkpoints: safetensors for what is tensors, JSON for what is not; written to a temporary name and moved into place.
+
+A checkpoint is a folder, checkpoints/STEP, with
+
+    network.safetensors     weights and buffers
+    optimizer.safetensors   optimizer tensors
+    state.json              counters, optimizer settings, format version
+
+so a run that is killed while writing leaves the last complete one untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from regloss.errors import UsageError
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run resumes from. network, tensors: named tensors; state: JSON-able."""
+
+    network: dict[str, Tensor]
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save(
+    folder: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+) -> Path:
+    """Write the checkpoint of ``step`` below ``folder``, then remove older ones."""
+    tensors, optimizer_state = _flatten_optimizer(optimizer)
+    target = folder / f"{step:08d}"
+    temporary = folder / f".{target.name}.{os.getpid()}"
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    temporary.mkdir(parents=True)
+    save_network(temporary / "network.safetensors", network)
+    save_file(tensors, temporary / "optimizer.safetensors")
+    text = json.dumps({"format": FORMAT, "step": step, "optimizer": optimizer_state, **state}, indent=1)
+    (temporary / "state.json").write_text(text)
+    if target.exists():
+        shutil.rmtree(target)
+    temporary.replace(target)
+    for older in complete(folder):
+        if older != target:
+            shutil.rmtree(older)
+    return target
+
+
+def complete(folder: Path) -> list[Path]:
+    """Complete checkpoints below ``folder``, oldest first."""
+    return sorted(path for path in folder.glob("[0-9]*") if (path / "state.json").is_file())
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        UsageError: a file is missing or damaged, or the checkpoint is of another format version.
+    """
+    try:
+        state = json.loads((path / "state.json").read_text())
+        if state.get("format") != FORMAT:
+            raise UsageError(
+                f"The checkpoint {path} has format version {state.get('format')!r}; this regloss reads {FORMAT}."
+            )
+        return Checkpoint(load_file(path / "network.safetensors"), load_file(path / "optimizer.safetensors"), state)
+    except (OSError, json.JSONDecodeError, SafetensorError) as cause:
+        raise UsageError(f"The checkpoint {path} cannot be read: {cause}") from cause
+
+
+def restore(checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.Optimizer, source: str) -> None:
+    """Put network and optimizer into the checkpoint's state."""
+    load_network(network, checkpoint.network, source)
+    optimizer.load_state_dict(_restore_optimizer(checkpoint.tensors, checkpoint.state["optimizer"]))
+
+
+def save_network(path: Path, network: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+    """Write a network's weights and buffers as safetensors, atomically."""
+    # clone: safetensors refuses tensors that share memory, tied weights for instance.
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(weights, temporary, metadata=dict(metadata or {}))
+    temporary.replace(path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Weights from a .safetensors file, or from a run's folder (its final model, else its last checkpoint).
+
+    Raises:
+        UsageError: there is nothing to read there.
+    """
+    if path.is_dir():
+        candidates = [path / "model.safetensors"]
+        candidates += [folder / "network.safetensors" for folder in reversed(complete(path / "checkpoints"))]
+        found = next((candidate for candidate in candidates if candidate.is_file()), None)
+        if found is None:
+            raise UsageError(f"{path} holds no model.safetensors and no complete checkpoint. Has the run begun?")
+        path = found
+    if not path.is_file():
+        raise UsageError(f"There is no weights file {path}. Give a run's folder or a .safetensors file.")
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as cause:
+        raise UsageError(f"The weights {path} cannot be read as safetensors: {cause}") from cause
+
+
+def load_network(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:
+    """Put ``weights`` into ``network``.
+
+    Raises:
+        UsageError: names or shapes differ, as they do for another network or other settings; the first few are named.
+    """
+    own = network.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in weights]
+    problems += [f"{name} is unknown" for name in weights if name not in own]
+    problems += [
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if problems:
+        listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
+        raise UsageError(
+            f"The weights of {source} are of another network than the configured {type(network).__name__}: {listed}. "
+            "Use the configuration that they were trained with."
+        )
+    network.load_state_dict(dict(weights))
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Optimizer tensors by "state/PARAMETER/NAME", and the rest as JSON."""
+    full = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, dict[str, Any]] = {}
+    for parameter, entries in full["state"].items():
+        for name, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"state/{parameter}/{name}"] = value.detach().cpu().contiguous().clone()
+            else:
+                plain.setdefault(str(parameter), {})[name] = value
+    return tensors, {"param_groups": full["param_groups"], "plain": plain}
+
+
+def _restore_optimizer(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> dict[str, Any]:
+    entries: dict[int, dict[str, Any]] = {int(key): dict(value) for key, value in state["plain"].items()}
+    for key, value in tensors.items():
+        _, parameter, name = key.split("/", 2)
+        entries.setdefault(int(parameter), {})[name] = value
+    return {"state": entries, "param_groups": state["param_groups"]}

@@ -1,0 +1,353 @@
+"""Configuration of a training: TOML in, checked pydantic models out.
+
+Keys are written with hyphens. Tables that name a component ([data], [network], the regularizers, the outer loop, the
+optimizer) also take that component's own settings; everything is checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from regloss.errors import UsageError
+from regloss.registry import check_settings, find, get, settings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def _hyphens(name: str) -> str:
+    return name.replace("_", "-")
+
+
+def _underscores(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("-", "_"): value for key, value in table.items()}
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_hyphens, populate_by_name=True)
+
+
+class _ComponentSection(_Section):
+    """A table that holds a component's own settings beside those declared here."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, alias_generator=_hyphens, populate_by_name=True)
+
+    def component_settings(self) -> dict[str, Any]:
+        """The component's own settings."""
+        return _underscores(self.model_extra or {})
+
+
+class Augment(_Section):
+    """Geometric and photometric augmentation of training images; geometry is replayed on labels and proposals.
+
+    flip: mirror left to right with probability 1/2. flip-vertical: likewise. scale: range of the magnification.
+    rotate: largest rotation, degrees. brightness: largest shift of image values. contrast: largest relative change of
+    the spread around the image's mean; values are clipped to [0, 1].
+    """
+
+    flip: bool = False
+    flip_vertical: bool = False
+    scale: tuple[float, float] = (1.0, 1.0)
+    rotate: float = Field(default=0.0, ge=0, le=180)
+    brightness: float = Field(default=0.0, ge=0, le=1)
+    contrast: float = Field(default=0.0, ge=0, lt=1)
+
+    @field_validator("scale")
+    @classmethod
+    def _positive(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 < value[0] <= value[1]:
+            raise ValueError("needs 0 < smallest <= largest")
+        return value
+
+
+class Data(_ComponentSection):
+    """The data set (with its own settings), its subsets, and how training crops are cut.
+
+    supervision: "scribbles" trains on scribbles, "labels" on dense labels. scribble-length: fraction of every stroke's
+    length that is kept, 1 = all, 0 = a click. crop: size of training crops in pixels, a number or one per axis; absent
+    = whole images. Smaller images are padded, and the padding lies outside the region of interest. normalize: what the
+    network sees: the image as it is, with zero mean and unit spread ("image"), or with ImageNet's channel statistics.
+    workers: loader processes. cache: keep decoded images in memory.
+    """
+
+    dataset: str
+    supervision: Literal["scribbles", "labels"] = "scribbles"
+    scribble_length: float = Field(default=1.0, ge=0, le=1)
+    train: str = "train"
+    val: str | None = None
+    test: str | None = "test"
+    crop: int | tuple[int, ...] | None = None
+    augment: Augment = Augment()
+    normalize: Literal["none", "image", "imagenet"] = "none"
+    workers: int = Field(default=0, ge=0)
+    cache: bool = True
+
+
+class Network(_ComponentSection):
+    """The network, with its own settings (channels, levels, encoder ...)."""
+
+    name: str
+
+
+class Loss(_Section):
+    """Data term, regularizers and outer loop; or a preset, whose settings the rest overrides."""
+
+    data_term: str | dict[str, Any] | None = None
+    regularizer: list[dict[str, Any]] | None = None
+    outer_loop: dict[str, Any] = {"name": "gradient-descent"}
+
+    @field_validator("regularizer", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return [value]
+        if isinstance(value, str):
+            return [{"name": value}]
+        return value
+
+
+class Training(_Section):
+    """Length, optimizer, learning rate, devices, checkpoints.
+
+    epochs: passes over the training images. batch-size: images a step on each process. optimizer: {name = "adam" |
+    "adamw" | "sgd", lr, ...}; every other key is torch's. schedule: {name = "constant" | "poly" | "cosine"} with power
+    (poly) and warmup (fraction of the training). head-lr: factor of the learning rate for the parameters that the
+    network calls its head. start-from: run folder or .safetensors file whose weights the network starts with.
+    checkpoint-every: optimizer steps between checkpoints; absent = at the end of every epoch.
+    """
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(default=8, ge=1)
+    optimizer: dict[str, Any] = {"name": "adam", "lr": 1e-3}
+    schedule: dict[str, Any] = {"name": "constant"}
+    head_lr: float = Field(default=1.0, gt=0)
+    clip_gradient: float | None = Field(default=None, gt=0)
+    start_from: str | None = None
+    accelerator: str = "auto"
+    devices: int | Literal["auto"] = 1
+    nodes: int = Field(default=1, ge=1)
+    strategy: str = "auto"
+    precision: str = "32-true"
+    threads: int | None = Field(default=None, ge=1)
+    checkpoint_every: int | None = Field(default=None, ge=1)
+    evaluate_every: int = Field(default=1, ge=1)
+    log_every: int = Field(default=1, ge=1)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value.get("name") not in ("adam", "adamw", "sgd"):
+            raise ValueError('needs name = "adam", "adamw" or "sgd"')
+        if not (isinstance(value.get("lr"), int | float) and value["lr"] > 0):
+            raise ValueError("needs a learning rate lr > 0")
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if value.get("name") not in ("constant", "poly", "cosine"):
+            raise ValueError('needs name = "constant", "poly" or "cosine"')
+        unknown = set(value) - {"name", "power", "warmup"}
+        if unknown:
+            raise ValueError(f"does not know {', '.join(sorted(unknown))}; its keys are name, power, warmup")
+        if not 0 <= value.get("warmup", 0.0) < 1:
+            raise ValueError("needs 0 <= warmup < 1, a fraction of the training")
+        return value
+
+
+class Evaluation(_Section):
+    """What is computed on evaluation images besides the scores.
+
+    trimap: widths in pixels. energy: a regularizer whose discrete energy per pixel of the predictions is reported;
+    absent = none. examples: how many images the report shows.
+    """
+
+    trimap: tuple[int, ...] = ()
+    energy: str | dict[str, Any] | None = "grid-crf"
+    examples: int = Field(default=6, ge=0)
+
+
+class Config(_Section):
+    """A whole training run."""
+
+    output: str
+    seed: int = Field(default=0, ge=0)
+    data: Data
+    network: Network
+    loss: Loss = Loss()
+    training: Training
+    evaluation: Evaluation = Evaluation()
+
+    def dump(self) -> dict[str, Any]:
+        """The configuration as plain data with hyphenated keys, every default spelt out."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+# Keys of [data] that belong to training, not to the data set.
+_OWN_DATA_KEYS = {_hyphens(name) for name in Data.model_fields}
+
+
+def read(path: Path, changes: Sequence[str] = ()) -> Config:
+    """Read a configuration file.
+
+    Args:
+        path: the TOML file.
+        changes: ``section.key=value`` settings that replace the file's; values are TOML, or bare text.
+
+    Raises:
+        UsageError: the file is missing or no TOML, a key is unknown (the message names it and the allowed ones), a
+            value cannot be meant, or a component does not exist or has no such setting.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as cause:
+        raise UsageError(f"There is no configuration file {path}.") from cause
+    except (OSError, UnicodeDecodeError) as cause:
+        raise UsageError(f"The configuration {path} cannot be read: {cause}") from cause
+    except tomllib.TOMLDecodeError as cause:
+        raise UsageError(f"{path} is not valid TOML: {cause}") from cause
+    for change in changes:
+        apply_change(table, change)
+    return parse(table, str(path))
+
+
+def apply_change(table: dict[str, Any], change: str) -> None:
+    """Apply ``section.key=value`` to ``table`` in place.
+
+    >>> table = {"training": {"epochs": 3}}
+    >>> apply_change(table, "training.epochs=5"); table
+    {'training': {'epochs': 5}}
+    """
+    key, equals, text = change.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise UsageError(f"--set takes section.key=value, for example training.epochs=5; got {change!r}.")
+    value = toml_value(text)
+    for part in parts[:-1]:
+        if isinstance(table, list):  # an array of tables: [[loss.regularizer]] is addressed by its number
+            if not part.isdigit() or int(part) >= len(table):
+                raise UsageError(f"--set {change}: {part!r} is not the number of an entry (0 to {len(table) - 1}).")
+            table = table[int(part)]
+            continue
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict | list):
+            raise UsageError(f"--set {change}: {part!r} is a value, not a section.")
+    if isinstance(table, list):
+        raise UsageError(f"--set {change}: name an entry by its number, for example loss.regularizer.0.weight=2.")
+    table[parts[-1]] = value
+
+
+def toml_value(text: str) -> Any:
+    """A value as TOML has it; what is no TOML is text, which needs no quotes on a command line.
+
+    >>> toml_value("[1, 2]"), toml_value("runs/a")
+    ([1, 2], 'runs/a')
+    """
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def parse(table: Mapping[str, Any], source: str = "the configuration") -> Config:
+    """Check a configuration given as plain data; see `read`."""
+    table = _expand_preset(dict(table))
+    try:
+        config = Config.model_validate(table)
+    except ValidationError as cause:
+        raise UsageError(f"{source}: " + "; ".join(_explain(error) for error in cause.errors())) from None
+    _check_components(config, source)
+    return config
+
+
+def _expand_preset(table: dict[str, Any]) -> dict[str, Any]:
+    """Fill [loss] from a preset of its outer loop; what the file says itself wins."""
+    loss = table.get("loss")
+    if not isinstance(loss, Mapping):
+        return table
+    loop = loss.get("outer-loop")
+    if not isinstance(loop, Mapping) or "preset" not in loop:
+        return table
+    loop = dict(loop)
+    name = loop.pop("preset")
+    cls: Any = get("outer-loop", str(loop.get("name")))
+    if name not in cls.presets:
+        raise UsageError(
+            f"The outer loop {loop.get('name')!r} has no preset {name!r}. It has: {', '.join(cls.presets) or 'none'}."
+        )
+    preset = {_hyphens(key): value for key, value in cls.presets[name].items()}
+    regularizer = preset.pop("regularizer", None)
+    new = {"regularizer": regularizer, **loss} if regularizer is not None else dict(loss)
+    new["outer-loop"] = {**preset, **loop}
+    return {**table, "loss": new}
+
+
+def _explain(error: Any) -> str:
+    where = [str(part) for part in error["loc"]]
+    key = ".".join(where)
+    if error["type"] == "extra_forbidden":
+        allowed = _allowed_keys(where[:-1])
+        near = difflib.get_close_matches(where[-1], allowed, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {key!r}.{hint} Allowed here: {', '.join(allowed)}"
+    if error["type"] == "missing":
+        return f"the key {key!r} is missing"
+    return f"{key}: {error['msg']}; got {error.get('input')!r}"
+
+
+def _allowed_keys(where: Sequence[str]) -> list[str]:
+    model: Any = Config
+    for part in where:
+        model = model.model_fields[part.replace("-", "_")].annotation
+    return [_hyphens(name) for name in model.model_fields]
+
+
+def _check_components(config: Config, source: str) -> None:
+    try:
+        _check_table("dataset", config.data.dataset, config.data.component_settings(), _OWN_DATA_KEYS)
+        _check_table("network", config.network.name, config.network.component_settings(), {"name"})
+        for number, regularizer in enumerate(config.loss.regularizer or []):
+            _check_named("regularizer", regularizer, f"[[loss.regularizer]] number {number}")
+        _check_named("outer-loop", config.loss.outer_loop, "[loss.outer-loop]")
+    except UsageError as error:
+        raise type(error)(f"{source}: {error}") from None
+
+
+def _check_named(kind: str, table: Mapping[str, Any], where: str) -> None:
+    chosen = _underscores(table)
+    name = chosen.pop("name", None)
+    if not isinstance(name, str):
+        raise UsageError(f"{where} needs a name.")
+    check_settings(kind, name, chosen)
+
+
+def _check_table(kind: str, name: str, chosen: Mapping[str, Any], own: set[str]) -> None:
+    find(kind, name)
+    known = [_hyphens(key) for key in settings(get(kind, name)) if key not in ("in_channels", "classes")]
+    if kind == "dataset":
+        known = [_hyphens(key) for key in settings(get(kind, name))]
+    for key in map(_hyphens, chosen):
+        if key not in known:
+            allowed = sorted(set(known) | own)
+            near = difflib.get_close_matches(key, allowed, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"unknown key {key!r} for the {kind} {name!r}.{hint} Allowed here: {', '.join(allowed)}.")
+
+
+def build_loop(loss: Loss, supervision: str) -> Any:
+    """The outer loop of a configuration.
+
+    The data term, unless it is named, follows from the supervision.
+    """
+    data_term = loss.data_term or ("cross-entropy" if supervision == "labels" else "partial-cross-entropy")
+    table = _underscores(loss.outer_loop)
+    name = table.pop("name")
+    return get("outer-loop", name)(regularizer=loss.regularizer, data_term=data_term, **table)

@@ -1,0 +1,132 @@
+"""The network of a run with its input normalisation, and how both are saved for later use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import regloss
+from regloss.dataset import Dataset
+from regloss.errors import UsageError
+from regloss.registry import create
+from regloss.training.checkpoints import load_network, read_weights, save_network
+from regloss.training.config import Config, parse
+
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # channel means and spreads that published encoders expect
+
+
+class Segmenter(nn.Module):
+    """A network that sees normalised images.
+
+    Args:
+        network: (B, C, *S) to logits (B, K, *S).
+        normalize: "none", "image" (zero mean and unit spread over each image) or "imagenet".
+    """
+
+    def __init__(self, network: nn.Module, normalize: str) -> None:
+        super().__init__()
+        self.network = network
+        self.normalize = normalize
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B, K, *S) of ``image`` (B, C, *S) in [0, 1]."""
+        if self.normalize == "image":
+            flat = image.flatten(1)
+            shape = (-1, *[1] * (image.ndim - 1))
+            spread = flat.std(1).clamp(min=1e-3)  # a flat image stays flat
+            image = (image - flat.mean(1).reshape(shape)) / spread.reshape(shape)
+        elif self.normalize == "imagenet":
+            mean, spread = (image.new_tensor(values).reshape(1, 3, *[1] * (image.ndim - 2)) for values in _IMAGENET)
+            image = (image - mean) / spread
+        logits: Tensor = self.network(image)
+        return logits
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by group, as the network divides them; one group "all" for networks that do not."""
+        if hasattr(self.network, "parameter_groups"):
+            divide: Any = self.network.parameter_groups
+            found: dict[str, list[nn.Parameter]] = divide()
+            return found
+        return {"all": list(self.network.parameters())}
+
+
+def build_segmenter(config: Config, channels: int, classes: int) -> Segmenter:
+    """The configured network for images of ``channels`` and ``classes``.
+
+    Raises:
+        UsageError: settings that do not fit the data.
+    """
+    if config.data.normalize == "imagenet" and channels != 3:
+        raise UsageError(f'normalize = "imagenet" is for RGB images; these have {channels} channels. Use "image".')
+    if classes < 2:
+        raise UsageError(
+            f"Segmentation needs at least two classes (background counts as one); the data set has {classes}."
+        )
+    settings = config.network.component_settings()
+    network = create("network", config.network.name, in_channels=channels, classes=classes, **settings)
+    return Segmenter(network, config.data.normalize)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, read back: segmenter in eval mode, its configuration, class names and colours."""
+
+    segmenter: Segmenter
+    config: Config
+    classes: tuple[str, ...]
+    colors: tuple[tuple[int, int, int], ...]
+    channels: int
+
+
+def save_model(folder: Path, segmenter: Segmenter, config: Config, dataset: Dataset) -> None:
+    """Write model.safetensors and model.json, which `load_model` reads."""
+    save_network(folder / "model.safetensors", segmenter.network)
+    (folder / "model.json").write_text(json.dumps(model_card(config, dataset), indent=1))
+
+
+def model_card(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What must be known of a model besides its weights."""
+    return {
+        "regloss": regloss.__version__,
+        "config": config.dump(),
+        "classes": list(dataset.classes),
+        "colors": [list(color) for color in dataset.colors],
+        "channels": dataset.channels,
+    }
+
+
+def load_model(folder: Path) -> Model:
+    """The final model of a run, or its last checkpoint if it is still running.
+
+    Raises:
+        UsageError: ``folder`` is no run's folder, or its weights do not fit its configuration.
+    """
+    path = folder / "model.json"
+    if not path.is_file():
+        raise UsageError(f"{folder} is not the output folder of a training: it holds no model.json.")
+    card = json.loads(path.read_text())
+    config = parse(card["config"], str(path))
+    segmenter = build_segmenter(config, card["channels"], len(card["classes"]))
+    load_network(segmenter.network, read_weights(folder), str(folder))
+    colors: Sequence[Any] = card["colors"]
+    return Model(
+        segmenter.eval(), config, tuple(card["classes"]), tuple(tuple(color) for color in colors), card["channels"]
+    )
+
+
+def predict(segmenter: Segmenter, image: Tensor) -> Tensor:
+    """Logits (B, K, *S) in eval mode, without gradient; the mode is put back."""
+    was_training = segmenter.training
+    segmenter.eval()
+    try:
+        with torch.no_grad():
+            logits: Tensor = segmenter(image)
+            return logits
+    finally:
+        segmenter.train(was_training)

@@ -1,0 +1,170 @@
+"""ADM: conformance, its exact proposal step, and the decrease of the split energy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from regloss import (
+    ADM,
+    KL,
+    AlphaExpansion,
+    Batch,
+    GridCRF,
+    MissingForm,
+    PartialCrossEntropy,
+    TotalVariation,
+    UsageError,
+)
+from regloss.solver import one_hot
+from regloss.testing import OuterLoopConformance
+
+
+class TestGridCRF(OuterLoopConformance):
+    def make(self):
+        return ADM(GridCRF(weight=0.4), coupling=0.7)
+
+
+class TestEveryFewEpochs(OuterLoopConformance):
+    def make(self):
+        return ADM(
+            [{"name": "grid-crf", "weight": 0.4}, {"name": "tv", "weight": 0.1}],
+            {"name": "alpha-expansion", "max-cycles": 2, "workers": 1},
+            coupling={"start": 0.1, "end": 1.0, "shape": "exponential"},
+            divergence={"name": "robust-kl", "epsilon": 0.2},
+            proposal_weight=0.5,
+            seeded_only=True,
+            update_every=2,
+        )
+
+
+class TestEuclidean(OuterLoopConformance):
+    classes = 2
+
+    def make(self):
+        return ADM(TotalVariation(0.3), divergence="euclidean", coupling=2.0)
+
+
+class TestVolumes(OuterLoopConformance):
+    size = (4, 5, 6)
+
+    def make(self):
+        return ADM(GridCRF(weight=0.4), coupling=0.7)
+
+
+def test_oracle_proposal(oracles: Path):
+    """The X-step of a 3x4 image, enumerated: lambda Potts + gamma * -log S off the seeds, seeds hard."""
+    case = dict(np.load(oracles / "potts.npz"))
+    image = torch.from_numpy(case["img"][0]).movedim(-1, 0).unsqueeze(0)
+    logits = torch.from_numpy(case["adm_S"]).log().T.reshape(1, 3, 3, 4)
+    seeds = torch.from_numpy(case["adm_seeds"]).reshape(1, 3, 4)
+    batch = Batch(image, seeds.masked_fill(seeds < 0, 255))
+    loop = ADM(
+        GridCRF(weight=float(case["adm_lambda"]), diagonal="unit"), AlphaExpansion(), coupling=float(case["adm_gamma"])
+    )
+    proposal = loop.propose(logits, batch)
+    assert proposal.labels.flatten().tolist() == case["adm_X"].tolist()
+    assert float(proposal.solution.energy) == pytest.approx(float(case["adm_E"]), abs=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("classes", [2, 4])
+def test_alternation_never_raises_the_split_energy(classes, seed):
+    """Energy (6) of the paper, with the logits themselves as parameters: proposal steps from the previous proposal,
+    and network steps with a small full gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(2, 3, 8, 8, generator=generator, dtype=torch.float64)
+    labels = torch.randint(classes, (2, 8, 8), generator=generator)
+    labels[torch.rand(2, 8, 8, generator=generator) < 0.9] = 255
+    labels[:, 0, :classes] = torch.arange(classes)
+    batch = Batch(image, labels)
+    crf = GridCRF(weight=0.5)
+    loop = ADM(crf, coupling=0.8)
+    logits = torch.randn(2, classes, 8, 8, generator=generator, dtype=torch.float64)
+    pixels = batch.pixels.sum()
+
+    def split_energy(logits, proposal):
+        """data + (R(X) + gamma KL(X || S)) / N, from the definitions."""
+        potts = crf.bind(image).energy(one_hot(proposal.labels, classes, torch.float64)).sum()
+        divergence = KL()(proposal.labels, logits, weight=(~batch.labelled).double()).sum()
+        sums, counts = PartialCrossEntropy()(logits, batch)
+        return float(sums.sum() / counts.sum() + (potts + 0.8 * divergence) / pixels)
+
+    proposal = loop.propose(logits, batch)
+    energies = [split_energy(logits, proposal)]
+    for _ in range(6):
+        for _ in range(10):
+            variable = logits.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loop.objective(variable, batch, proposal), variable)
+            logits = logits - 2.0 * gradient
+            energies.append(split_energy(logits, proposal))
+        proposal = loop.propose(logits, batch, warm=proposal.labels)
+        energies.append(split_energy(logits, proposal))
+    steps = np.diff(energies)
+    assert steps.max() <= 1e-12
+    assert energies[-1] < energies[0] - 0.1
+
+
+def test_gradient_in_the_logits():
+    """coupling * (S - X) / N off the seeds; (S - Y) / #seeds on them."""
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(1, 3, 5, 5, generator=generator, dtype=torch.float64)
+    labels = torch.full((1, 5, 5), 255)
+    labels[0, 0, :3] = torch.tensor([2, 1, 0])
+    batch = Batch(torch.rand(1, 1, 5, 5, generator=generator, dtype=torch.float64), labels)
+    loop = ADM(GridCRF(0.3), coupling=0.8)
+    proposal = loop.propose(logits, batch)
+    variable = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loop.objective(variable, batch, proposal), variable)
+    difference = logits.softmax(1) - one_hot(proposal.labels, 3, torch.float64)
+    expected = torch.where(batch.labelled.unsqueeze(1), difference / 3, 0.8 * difference / 25)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-12)
+
+
+def test_proposals_stay_within_the_seeded_classes():
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(2, 4, 6, 6, generator=generator)
+    logits[:, 3] += 3  # the network's favourite is seeded nowhere
+    labels = torch.full((2, 6, 6), 255)
+    labels[0, 0, :2] = torch.tensor([0, 1])
+    labels[1, 0, 0] = 2  # a single seeded class restricts nothing
+    batch = Batch(torch.rand(2, 1, 6, 6, generator=generator), labels)
+    free = ADM(GridCRF(0.1)).propose(logits, batch).labels
+    kept = ADM(GridCRF(0.1), seeded_only=True).propose(logits, batch).labels
+    assert 3 in free[0]
+    assert set(kept[0].unique().tolist()) == {0, 1}
+    assert 3 in kept[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"regularizer": None}, "regularizer"),
+        ({"regularizer": []}, "regularizer"),
+        ({"coupling": -1.0}, "coupling"),
+        ({"coupling": {"start": 1.0, "end": float("nan")}}, "finite"),
+        ({"proposal_weight": -1.0}, "proposal_weight"),
+        ({"proposal_weight": float("nan")}, "proposal_weight"),
+        ({"update_every": "epoch"}, "update_every"),
+        ({"update_every": -1}, "update_every"),
+        ({"update_every": True}, "update_every"),
+        ({"update_every": 1.5}, "update_every"),
+        ({"solver": "alpha-expansoin"}, "'alpha-expansion'"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(settings, words):
+    with pytest.raises(UsageError, match=words):
+        ADM(**{"regularizer": "grid-crf", **settings})
+
+
+def test_solver_must_serve_the_regularizer():
+    """Found out when the loop is made, not when it first proposes; the message names both sides."""
+    with pytest.raises(MissingForm, match=r"alpha-expansion with tv: it offers Saddle.* needs GridGraph or Graph"):
+        ADM(TotalVariation(isotropic=True), "alpha-expansion")
+
+
+def test_proposals_need_labels():
+    batch = Batch(torch.rand(1, 1, 4, 4), None)
+    with pytest.raises(UsageError, match="labels"):
+        ADM("grid-crf").propose(torch.zeros(1, 2, 4, 4), batch)

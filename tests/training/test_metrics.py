@@ -1,0 +1,281 @@
+"""Scores against the reference vectors, against loops, and at the ends of their scales."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from regloss.errors import UsageError
+from regloss.training.metrics import Scores, boundary_density, boundary_distance, trimap
+
+NAMES = ("background", "a", "b", "c")
+
+
+def random_maps(seed, shape=(13, 17), classes=4, ignored=0.1):
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.randint(classes, shape, generator=generator)
+    prediction = torch.where(
+        torch.rand(shape, generator=generator) < 0.6, label, torch.randint(classes, shape, generator=generator)
+    )
+    label[torch.rand(shape, generator=generator) < ignored] = 255
+    return prediction, label
+
+
+def scored(images, classes=NAMES, widths=()):
+    scores = Scores(classes, widths)
+    for prediction, label, group in images:
+        scores.update(prediction, label, group)
+    return scores.compute()
+
+
+@pytest.fixture
+def reference(oracles: Path):
+    with np.load(oracles / "metrics.npz") as file:
+        return {name: file[name] for name in file.files}
+
+
+def test_reference_scores(reference):
+    prediction, truth = torch.from_numpy(reference["pred"]), torch.from_numpy(reference["gt"])
+    result = scored([(prediction, truth, "one")], widths=reference["trimap_width"].tolist())
+    assert result["confusion"] == reference["confusion"].tolist()
+    assert result["accuracy"] == pytest.approx(float(reference["accuracy"]), rel=1e-14)
+    assert result["iou"]["c"] is None
+    assert np.isnan(reference["iou"][3])
+    np.testing.assert_allclose([result["iou"][name] for name in NAMES[:3]], reference["iou"][:3], rtol=1e-14)
+    assert result["mean-iou"] == pytest.approx(float(reference["miou_present"]), rel=1e-14)
+    assert result["dice"]["a"] == pytest.approx(float(reference["f_class1"]), rel=1e-14)
+    assert result["boundary-density"] == pytest.approx(float(reference["RE_cc"]), rel=1e-14)
+    for index, width in enumerate(reference["trimap_width"]):
+        band = result["trimap"][str(width)]
+        assert band["pixels"] == reference["trimap_count"][index]
+        assert band["accuracy"] == pytest.approx(reference["trimap_acc"][index], rel=1e-14)
+        assert band["mean-iou"] == pytest.approx(reference["trimap_miou"][index], rel=1e-14)
+
+
+def test_reference_trimaps(reference):
+    truth = torch.from_numpy(reference["gt"])
+    counts = [int(trimap(truth, width).sum()) for width in reference["trimap_width"].tolist()]
+    assert counts == reference["trimap_count"].tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_confusion_is_that_of_a_loop(seed):
+    prediction, label = random_maps(seed)
+    expected = np.zeros((4, 4), int)
+    for guess, truth in zip(prediction.flatten().tolist(), label.flatten().tolist(), strict=True):
+        if truth != 255:
+            expected[truth, guess] += 1
+    result = scored([(prediction, label, "one")])
+    assert result["confusion"] == expected.tolist()
+    assert result["pixels"] == expected.sum()
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (4, 5, 3)])
+def test_distance_is_that_of_a_loop(shape):
+    _, label = random_maps(5, shape, classes=2, ignored=0.3)
+    label[0] = 0  # flat parts, so that some distances are long
+    label[:, :3] = 0
+    values = label.numpy()
+    pixels = list(itertools.product(*map(range, shape)))
+    boundary = [
+        p
+        for p in pixels
+        for q in pixels
+        if sum(abs(a - b) for a, b in zip(p, q, strict=True)) == 1
+        and values[p] != values[q]
+        and 255 not in (values[p], values[q])
+    ]
+    expected = np.array([min(math.dist(p, q) for q in boundary) for p in pixels]).reshape(shape)
+    assert expected.max() > 1.5
+    np.testing.assert_allclose(boundary_distance(label).numpy(), expected, rtol=1e-14)
+
+
+def test_perfect_prediction():
+    _, label = random_maps(1)
+    prediction = label.where(label != 255, 2)
+    result = scored([(prediction, label, "one")], widths=[2])
+    assert result["accuracy"] == result["mean-iou"] == result["mean-foreground-dice"] == 1.0
+    assert set(result["iou"].values()) == set(result["dice"].values()) == {1.0}
+    assert result["trimap"]["2"]["mean-iou"] == 1.0
+
+
+def test_all_positive_prediction_scores_the_prevalence():
+    label = torch.zeros(10, 10, dtype=torch.uint8)
+    label[:3, :3] = 1
+    result = scored([(torch.ones_like(label), label, "one")], classes=("background", "object"))
+    assert result["accuracy"] == 0.09
+    assert result["iou"] == {"background": 0.0, "object": 0.09}
+    assert result["dice"]["object"] == pytest.approx(2 * 9 / (9 + 100))
+
+
+def test_ignored_pixels_do_not_count():
+    prediction, label = random_maps(2, ignored=0.5)
+    other = torch.where(label == 255, (prediction + 1) % 4, prediction)
+    blank = torch.where(label == 255, 255, prediction)
+    results = [scored([(image, label, "one")], widths=[1, 3]) for image in (prediction, other, blank)]
+    for result in results:
+        assert result["pixels"] == int((label != 255).sum())
+        result.pop("boundary-density")  # of the prediction itself, ignored or not
+    assert results[0] == results[1] == results[2]
+
+
+def test_groups():
+    """A class in neither truth nor prediction of a group is left out of the group's mean and of the class's mean."""
+    both = torch.tensor([[0, 1, 1, 2]])
+    one = torch.tensor([[0, 1, 1, 1]])
+    nothing = torch.zeros_like(one)
+    images = [
+        (torch.tensor([[0, 1, 0, 2]]), both, "p"),  # dice a = 2/3, b = 1
+        (torch.tensor([[0, 0, 0, 1]]), one, "q"),  # first half of q: hits 1, sizes 1 + 3
+        (torch.tensor([[0, 1, 1, 1]]), one, "q"),  # second half: hits 3, sizes 3 + 3; q has dice a = 8/10, no b
+        (nothing, nothing, "r"),  # no foreground at all
+        (nothing, torch.full_like(one, 255), "s"),  # no label at all
+    ]
+    result = scored(images, classes=NAMES[:3])
+    assert result["images"] == 5
+    assert list(result["groups"]) == ["p", "q", "r", "s"]
+    assert result["groups"]["p"]["dice"] == pytest.approx({"background": 2 / 3, "a": 2 / 3, "b": 1.0})
+    assert result["groups"]["p"]["mean-foreground-dice"] == pytest.approx(5 / 6)
+    assert result["groups"]["q"]["dice"] == pytest.approx({"background": 2 / 3, "a": 0.8, "b": None})
+    assert result["groups"]["q"]["mean-foreground-dice"] == pytest.approx(0.8)
+    assert result["groups"]["r"] == {"dice": {"background": 1.0, "a": None, "b": None}, "mean-foreground-dice": None}
+    assert result["groups"]["s"]["dice"] == {"background": None, "a": None, "b": None}
+    assert result["mean-foreground-dice"] == pytest.approx((5 / 6 + 0.8) / 2)
+    assert result["dice-per-group"] == pytest.approx({"background": 7 / 9, "a": (2 / 3 + 0.8) / 2, "b": 1.0})
+    # Over the whole set class a has hits 1 + 1 + 3 and sizes 3 + 4 + 6, which is no mean over groups.
+    assert result["dice"]["a"] == pytest.approx(10 / 13)
+
+
+def test_a_false_alarm_counts_as_zero_in_its_group():
+    truth, alarm = torch.zeros(2, 2, dtype=torch.int64), torch.tensor([[0, 0], [0, 1]])
+    result = scored([(alarm, truth, "p")], classes=("background", "a"))
+    assert result["groups"]["p"]["dice"]["a"] == 0.0
+    assert result["mean-foreground-dice"] == 0.0
+
+
+def test_undefined_is_none_and_json_holds_it():
+    result = scored([(torch.zeros(3, 3, dtype=torch.int64), torch.full((3, 3), 255), "p")], widths=[2])
+    assert result["accuracy"] is result["mean-iou"] is result["mean-foreground-dice"] is None
+    assert result["trimap"] == {"2": {"accuracy": None, "mean-iou": None, "pixels": 0}}
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_processes_add_up():
+    images = [(*random_maps(seed), f"patient-{seed % 3}") for seed in range(7)]
+    whole = scored(images, widths=[1, 4])
+    parts = [Scores(NAMES, [1, 4]) for _ in range(3)]
+    for index, image in enumerate(images):
+        parts[index % 2].update(*image)  # the third has seen nothing
+    total = Scores(NAMES, [1, 4])
+    for part in parts:
+        total.merge(json.loads(json.dumps(part.state())))
+    result = total.compute()
+    assert result.pop("boundary-density") == pytest.approx(whole.pop("boundary-density"), rel=1e-14)
+    assert result == whole
+
+
+def test_updates_keep_their_arguments():
+    prediction, label = random_maps(3)
+    copies = prediction.clone(), label.clone()
+    scored([(prediction, label, "p")], widths=[2])
+    assert torch.equal(prediction, copies[0])
+    assert torch.equal(label, copies[1])
+
+
+def test_state_is_a_copy():
+    scores = Scores(NAMES)
+    scores.update(*random_maps(0), "p")
+    state = scores.state()
+    scores.update(*random_maps(1), "p")
+    assert state != scores.state()
+    assert state["images"] == 1
+
+
+def test_bytes_do_not_overflow():
+    """A class index times the number of classes exceeds a byte."""
+    classes = [f"class {index}" for index in range(100)]
+    label = torch.arange(100, dtype=torch.uint8).reshape(10, 10)
+    assert scored([(label, label, "p")], classes=classes)["mean-iou"] == 1.0
+
+
+def test_volumes():
+    prediction, label = random_maps(4, (5, 7, 9))
+    result = scored([(prediction, label, "p")], widths=[2])
+    assert result["pixels"] == int((label != 255).sum())
+    slices = [boundary_density(part) for part in prediction]
+    assert result["boundary-density"] == pytest.approx(np.mean(slices), rel=1e-14)
+
+
+@pytest.mark.parametrize("radius", [20, 40.5, 60])
+def test_boundary_density_is_a_disc_s_perimeter(radius):
+    y, x = torch.meshgrid(torch.arange(160) - 80.2, torch.arange(160) - 79.7, indexing="ij")
+    disc = (y**2 + x**2 <= radius**2).long()
+    assert boundary_density(disc) == pytest.approx(100 * 2 * math.pi * radius / 160**2, rel=0.01)
+
+
+def test_boundary_density_leaves_out_ignored_pixels():
+    halves = torch.tensor([[0, 0, 1, 1]] * 4)
+    padded = torch.full((8, 8), 255)
+    padded[2:6, 2:6] = halves
+    assert boundary_density(padded) == boundary_density(halves) > 0
+    assert boundary_density(torch.full((3, 3), 255)) == 0
+    assert boundary_density(torch.ones(3, 3, dtype=torch.int64)) == 0
+
+
+def test_flat_labels_have_no_trimap():
+    label = torch.ones(5, 5, dtype=torch.int64)
+    assert not trimap(label, 1e6).any()
+    label[2] = 255  # a change to ignored is no boundary
+    assert not trimap(label, 1e6).any()
+
+
+@pytest.mark.parametrize(
+    ("prediction", "label", "message"),
+    [
+        (torch.zeros(3, 3).long(), torch.zeros(3, 4).long(), r"\(3, 3\) and \(3, 4\)"),
+        (torch.zeros(2, 2, 3, 3).long(), torch.zeros(2, 2, 3, 3).long(), "no batch axis"),
+        (torch.zeros(0, 3).long(), torch.zeros(0, 3).long(), "2 or 3 axes"),
+        (torch.zeros(3, 3), torch.zeros(3, 3).long(), "argmax"),
+        (torch.zeros(3, 3).long(), torch.zeros(3, 3).bool(), "integer"),
+        (torch.full((3, 3), 4), torch.zeros(3, 3).long(), r"prediction must hold the classes 0 to 3.*\[4\]"),
+        (torch.zeros(3, 3).long(), torch.full((3, 3), -1), r"label must hold the classes 0 to 3.*\[-1\]"),
+        (torch.full((3, 3), 255), torch.zeros(3, 3).long(), "255 .no class. at 9 pixels"),
+    ],
+)
+def test_bad_images(prediction, label, message):
+    scores = Scores(NAMES, [2])
+    with pytest.raises(UsageError, match=message):
+        scores.update(prediction, label, "p")
+    with pytest.raises(UsageError, match="no image"):
+        scores.compute()
+
+
+@pytest.mark.parametrize("classes", [("one",), ("a", "a"), "ab", ()])
+def test_bad_classes(classes):
+    with pytest.raises(UsageError, match="different class names"):
+        Scores(classes)
+
+
+@pytest.mark.parametrize("widths", [(0,), (2, 2), (-1,)])
+def test_bad_widths(widths):
+    with pytest.raises(UsageError, match="positive"):
+        Scores(NAMES, widths)
+
+
+def test_bad_functions():
+    with pytest.raises(UsageError, match="width"):
+        trimap(torch.zeros(3, 3).long(), 0)
+    with pytest.raises(UsageError, match="2 or 3 axes"):
+        trimap(torch.zeros(3).long(), 1)
+    with pytest.raises(UsageError, match="2 or 3 axes"):
+        boundary_density(torch.zeros(1, 2, 3, 3).long())
+
+
+@pytest.mark.parametrize("other", [Scores(NAMES[:3], [2]), Scores(NAMES, [3]), Scores(NAMES)])
+def test_only_the_same_scores_merge(other):
+    with pytest.raises(UsageError, match="same classes and trimap widths"):
+        Scores(NAMES, [2]).merge(other.state())
