@@ -20,7 +20,7 @@ from regloss.training.config import apply_change, parse
 from regloss.training.data import SampleCache
 from regloss.training.evaluation import evaluate_samples
 from regloss.training.model import load_model, predict
-from regloss.training.report import overlay, save_label_png
+from regloss.training.report import outlined, save_label_png
 
 
 def evaluate_run(run: Path, subset: str, changes: Sequence[str] = ()) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def predict_files(run: Path, images: Path, output: Path, *, overwrite: bool = Fa
         logits = predict(segmenter, torch.from_numpy(image).unsqueeze(0).to(fabric.device))
         labels = logits.argmax(1)[0].cpu().numpy().astype(np.uint8)
         save_label_png(output / "labels" / f"{path.stem}.png", labels, model.colors)
-        Image.fromarray(overlay(image, labels, model.colors)).save(output / "overlays" / f"{path.stem}.png")
+        Image.fromarray(outlined(image, labels, model.colors)).save(output / "overlays" / f"{path.stem}.png")
     return len(files)
 
 

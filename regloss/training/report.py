@@ -118,7 +118,7 @@ def write_report(
         classes: the K class names.
         colors: one RGB triple of 0..255 for each class.
         examples: images to show side by side with their labellings.
-        sections: further (heading, plain text) pairs, shown before the configuration.
+        sections: further (heading, HTML) pairs, shown before the configuration; whoever gives text escapes it.
 
     Returns:
         The path of the page.
@@ -168,7 +168,7 @@ def write_report(
             "Scores by class", _class_table(scores, classes, colors) + _grid(matrices) + _group_tables(scores, classes)
         ),
         _section("Examples", (_legend(classes, colors) + "".join(overlays)) if overlays else ""),
-        *(_section(heading, f'<p class="text">{html.escape(text)}</p>') for heading, text in sections),
+        *(_section(heading, content) for heading, content in sections),
         _section("Configuration", f"<pre>{html.escape(config_text)}</pre>" if config_text.strip() else ""),
     ]
     page = _PAGE.format(title=html.escape(title), style=_STYLE, body="\n".join(filter(None, parts)))
@@ -305,7 +305,7 @@ def _example_figure(example: Example, shown: Sequence[str], classes: Sequence[st
     panels: list[tuple[str, Picture | None]] = [("image", overlay(image, nothing, colors))]
     for name in shown:
         labels = maps[name]
-        draw = _scribble_panel if name == "scribble" else _dense_panel
+        draw = _scribble_panel if name == "scribble" else outlined
         panels.append((name, None if labels is None else draw(image, labels, colors)))
     for index, (name, panel) in enumerate(panels):
         left = (gap + index * (width + gap)) / across
@@ -337,8 +337,8 @@ def _example_figure(example: Example, shown: Sequence[str], classes: Sequence[st
     return figure
 
 
-def _dense_panel(image: npt.NDArray[np.float32], labels: Labels, colors: Colors) -> Picture:
-    """Classes as transparent fill with opaque outlines; a black background stays image, since paint only darkens."""
+def outlined(image: npt.NDArray[np.float32], labels: Labels, colors: Colors) -> Picture:
+    """Dense labels over an image (C, H, W): classes as transparent fill with opaque outlines; a black background stays image, since paint only darkens."""
     palette = [*colors, IGNORE_COLOR]
     fill = np.where(labels == IGNORE, np.uint8(len(colors)), labels)
     if tuple(colors[0]) == (0, 0, 0):

@@ -23,7 +23,7 @@ def shorten(scribble: npt.NDArray[np.uint8], length: float) -> npt.NDArray[np.ui
         length: fraction between 0 and 1.
 
     >>> shorten(np.array([[255, 1, 1, 1, 1, 1, 255]], dtype=np.uint8), 0.5)
-    array([[255,   1,   1,   1, 255, 255, 255]], dtype=uint8)
+    array([[255, 255, 255,   1,   1,   1, 255]], dtype=uint8)
     """
     if not 0 <= length <= 1:
         raise UsageError(f"A scribble's length is a fraction between 0 and 1; got {length}.")

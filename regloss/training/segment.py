@@ -28,7 +28,7 @@ from regloss.regularizer import Regularizer, combine
 from regloss.solver import Solution, negotiate, solve
 from regloss.training.config import toml_value
 from regloss.training.inference import check_new_folder
-from regloss.training.report import overlay, save_label_png
+from regloss.training.report import outlined, save_label_png
 
 HISTOGRAM_BINS = 16  # per channel
 HISTOGRAM_SPREAD = 0.06  # of the smoothing, in units of image values
@@ -187,5 +187,5 @@ def segment_file(
     colors = class_colors(classes)
     files = (output / "labels.png", output / "overlay.png")
     save_label_png(files[0], labels, colors)
-    Image.fromarray(overlay(image, labels, colors)).save(files[1])
+    Image.fromarray(outlined(image, labels, colors)).save(files[1])
     return Segmentation(labels, solution, files)

@@ -81,7 +81,7 @@ def write(folder, **changes):
         "classes": CLASSES,
         "colors": COLORS,
         "examples": [example()],
-        "sections": [("Notes & more", "<script>alert(1)</script>\nsecond line")],
+        "sections": [("Notes & more", "<table><tr><td>a plugin&#39;s own &lt;numbers&gt;</td></tr></table>")],
         **changes,
     }
     return write_report(folder, **given)
@@ -145,7 +145,7 @@ def test_page_is_complete(full):
     for expected in ("Results", "Training", "Scores by class", "Examples", "Notes & more", "Configuration", "run <1>"):
         assert expected in text
     assert 'name = "unet"  # a < b & c' in text
-    assert "<script>alert(1)</script>\nsecond line" in text
+    assert "a plugin's own <numbers>" in text
 
 
 def test_page_holds_its_pictures_and_nothing_else(full):
@@ -202,6 +202,10 @@ def test_example_shows_image_scribble_and_labels(full):
         return int((np.abs(panel - np.asarray(color)).max(-1) <= 2).sum())
 
     image, scribble, *dense = panels
+    inside = np.s_[5:-5, 5:-5]
+    box = [panel[bottom - 190 :][inside] for panel in (image, scribble)]  # below the panels' names
+    assert count(box[0], (255, 255, 255)) == 0
+    assert count(box[1], (255, 255, 255)) > 500  # the rim, by which a black scribble is seen
     for color in COLORS[1:]:
         assert count(image, color) == 0
         assert count(scribble, color) > 100

@@ -90,6 +90,27 @@ def test_nothing_to_do_needs_no_process(monkeypatch: pytest.MonkeyPatch) -> None
     assert torch.equal(solve(term, unary, "gco", allowed=one).labels, torch.ones(1, 2, 3, dtype=torch.int64))
 
 
+WORST = """
+import sys
+import numpy as np
+with np.load(sys.argv[2]) as arrays:
+    np.savez(sys.argv[3], labels=arrays["unary"].argmax(1), cycles=1, converged=True)
+"""
+
+
+@needs_gco
+@pytest.mark.parametrize("classes", [2, 3])
+def test_start_is_kept_where_gco_is_worse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, classes: int) -> None:
+    program = tmp_path / "worker.py"
+    program.write_text(WORST)
+    monkeypatch.setattr("regloss_plugins.solvers.gco._WORKER", program)
+    term = GridCRF(weight=0.1).bind(torch.zeros(1, 1, 4, 5, dtype=torch.float64))
+    unary = torch.rand(1, classes, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    solution = solve(term, unary, "gco")
+    assert torch.equal(solution.labels, unary.argmin(1))
+    assert torch.equal(solution.energy, solution.start_energy)
+
+
 FAILS_THE_SECOND_TIME = """
 import os, pathlib, runpy, sys
 seen = pathlib.Path(__file__).with_name("seen")

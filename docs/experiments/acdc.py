@@ -1,0 +1,157 @@
+"""The ACDC comparison: every method on the same data, network, start and number of steps, three seeds each.
+
+    python docs/experiments/acdc.py train [--methods pce gd ...] [--seeds 0 1 2] [--variant full]
+    python docs/experiments/acdc.py table
+    python docs/experiments/acdc.py picture
+
+`train` runs `regloss train` with the TOML files of this folder, skipping what is there already; `table` reads the scores
+and writes acdc.csv and the tables; `picture` draws the test predictions of all methods. Set REGLOSS_DATA first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RUNS = Path("runs/acdc")
+METHODS = ("pce", "gd", "adm", "trust-region", "one-shot", "full")
+# Settings that differ from the TOML files, by variant of the set-up.
+VARIANTS: dict[str, list[str]] = {
+    "full": [],
+    "short": ["data.scribble-length=0.3"],
+    "click": ["data.scribble-length=0"],
+    "crop": ["data.reduce=1", "data.crop=160"],
+}
+
+
+def folder(variant: str, method: str, seed: int) -> Path:
+    return RUNS / (f"{method}-{seed}" if variant == "full" else f"{variant}-{method}-{seed}")
+
+
+def train(variant: str, methods: list[str], seeds: list[int]) -> None:
+    for seed in seeds:
+        for method in ("start", *methods):
+            output = folder(variant, method, seed)
+            if (output / "scores.json").is_file():
+                continue
+            changes = [f"seed={seed}", f"output={output}", *VARIANTS[variant]]
+            if method != "start":
+                changes.append(f"training.start-from={folder(variant, 'start', seed)}")
+            command = [sys.executable, "-m", "regloss_cli.main", "train", str(HERE / f"acdc-{method}.toml"), "--quiet"]
+            command += ["--resume"] if output.exists() else []
+            for change in changes:
+                command += ["--set", change]
+            began = time.perf_counter()
+            subprocess.run(command, check=True)
+            print(f"{output}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def read(variant: str, method: str, seed: int) -> dict[str, Any] | None:
+    output = folder(variant, method, seed)
+    if not (output / "scores.json").is_file():
+        return None
+    test = json.loads((output / "scores.json").read_text())["test"]
+    with (output / "log" / "epochs.csv").open() as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    # Stage A's wall time where proposals are kept; the solver's time inside the steps where they are not.
+    solver = sum(row.get("update-seconds", row.get("solver-seconds", 0.0)) for row in rows)
+    return {
+        "variant": variant,
+        "method": method,
+        "seed": seed,
+        "dice": 100 * test["mean-foreground-dice"],
+        "energy": test["energy"],
+        "seconds": sum(row["seconds"] for row in rows),
+        "solver-share": solver / sum(row["seconds"] for row in rows),
+    }
+
+
+def table(seeds: list[int]) -> None:
+    found = [
+        result
+        for variant in VARIANTS
+        for method in ("start", *METHODS)
+        for seed in seeds
+        if (result := read(variant, method, seed)) is not None
+    ]
+    with (HERE / "acdc.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()} for row in found)
+    for variant in VARIANTS:
+        rows = [row for row in found if row["variant"] == variant]
+        if not rows:
+            continue
+        print(
+            f"\n{variant}\n\n| method | Dice, seeds {' / '.join(map(str, seeds))} | mean | energy | seconds | solver share |"
+        )
+        print("|---|---|---|---|---|---|")
+        for method in ("start", *METHODS):
+            of = {row["seed"]: row for row in rows if row["method"] == method}
+            if not of:
+                continue
+            dice = " / ".join(f"{of[seed]['dice']:.1f}" if seed in of else "-" for seed in seeds)
+            means = {
+                key: mean(row[key] for row in of.values()) for key in ("dice", "energy", "seconds", "solver-share")
+            }
+            print(
+                f"| {method} | {dice} | {means['dice']:.1f} | {means['energy']:.4f} | {means['seconds']:.0f} "
+                f"| {means['solver-share']:.2f} |"
+            )
+
+
+def picture(seed: int) -> None:
+    import torch
+    from matplotlib.figure import Figure
+
+    from regloss.registry import create
+    from regloss.training.model import load_model, predict
+    from regloss.training.report import outlined
+
+    models = {method: load_model(folder("full", method, seed)) for method in METHODS}
+    config = models["pce"].config
+    dataset = create("dataset", config.data.dataset, **config.data.component_settings())
+    ids = dataset.ids("test")
+    chosen = [ids[len(ids) * place // 8] for place in (1, 3, 5, 7)]
+    titles = ["image", *METHODS, "truth"]
+    figure = Figure(figsize=(2 * len(titles), 2.2 * len(chosen)), layout="constrained")
+    axes = figure.subplots(len(chosen), len(titles))
+    for row, sample_id in zip(axes, chosen, strict=True):
+        sample = dataset.load(sample_id)
+        image = torch.from_numpy(sample.image).unsqueeze(0)
+        panels = [sample.label * 0]
+        panels += [predict(model.segmenter, image).argmax(1)[0].numpy().astype("uint8") for model in models.values()]
+        panels.append(sample.label)
+        for axis, title, labels in zip(row, titles, panels, strict=True):
+            axis.imshow(outlined(sample.image, labels, dataset.colors))
+            axis.set_axis_off()
+            if sample_id == chosen[0]:
+                axis.set_title(title)
+    figure.savefig(HERE / "acdc.png", dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "table", "picture"))
+    parser.add_argument("--variant", choices=tuple(VARIANTS), default="full")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    chosen = parser.parse_args()
+    if chosen.what == "train":
+        train(chosen.variant, chosen.methods, chosen.seeds)
+    elif chosen.what == "table":
+        table(chosen.seeds)
+    else:
+        picture(chosen.seeds[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,397 @@
+"""Regularizers, terms, forms and their sums."""
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+
+from regloss import (
+    Concave,
+    Form,
+    Graph,
+    GridCRF,
+    GridGraph,
+    MissingForm,
+    Projection,
+    Regularizer,
+    Saddle,
+    Sum,
+    Term,
+    TotalVariation,
+    UsageError,
+)
+from regloss.regularizer import SaddleBlock, check_weight, combine, scaled
+from regloss.testing import RegularizerConformance
+
+# --------------------------------------------------------------------------------------------------------------------
+# One small regularizer for each form that no built-in offers, so that sums of all forms are tried
+
+
+@dataclasses.dataclass(frozen=True)
+class Impurity(Regularizer):
+    """weight * sum over pixels and classes of s (1 - s): concave, 0 on labels."""
+
+    weight: float = 1.0
+
+    def __post_init__(self):
+        check_weight(self.weight, "impurity")
+
+    @property
+    def forms(self):
+        return (Concave,)
+
+    def build(self, image, roi):
+        return ImpurityTerm(self, (image.shape[0], *image.shape[2:]), roi)
+
+
+class ImpurityTerm(Term):
+    def energy(self, probabilities):
+        s = self.check(probabilities)
+        values = (s * (1 - s)).sum(1)
+        return self.regularizer.weight * (values if self.roi is None else values * self.roi).flatten(1).sum(1)
+
+    def supergradient(self, s):
+        slope = self.regularizer.weight * (1 - 2 * s)
+        return slope if self.roi is None else slope * self.roi.unsqueeze(1)
+
+    def builders(self):
+        return {Concave: lambda: Concave(self.energy, self.supergradient)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Majority(Regularizer):
+    """Class 0 has at least the mass of class 1: a cone in the saddle form, a half-space as a projection."""
+
+    weight: float = 1.0
+
+    def __post_init__(self):
+        check_weight(self.weight, "majority")
+
+    @property
+    def forms(self):
+        return (Saddle, Projection)
+
+    def build(self, image, roi):
+        return MajorityTerm(self, (image.shape[0], *image.shape[2:]), roi)
+
+
+def indicator(excess):
+    """0 where the excess is 0 or less, within a tolerance, and infinite elsewhere."""
+    return torch.zeros_like(excess).masked_fill(excess > 1e-9, math.inf)
+
+
+class MajorityTerm(Term):
+    def normal(self, s):
+        """(B, K, *S): the excess of class 1 is <normal, s>."""
+        normal = torch.zeros_like(s)
+        normal[:, 0], normal[:, 1] = -1, 1
+        return normal if self.roi is None else normal * self.roi.unsqueeze(1)
+
+    def excess(self, s):
+        return (self.normal(s) * s).flatten(1).sum(1)
+
+    def violation(self, probabilities):
+        return self.excess(self.check(probabilities)).clamp(min=0)
+
+    def energy(self, probabilities):
+        return indicator(self.violation(probabilities))
+
+    def penalty(self, probabilities):
+        return self.regularizer.weight * self.violation(probabilities).square()
+
+    def project(self, s):
+        normal = self.normal(s)
+        step = self.excess(s).clamp(min=0) / normal.square().flatten(1).sum(1)
+        return s - step.reshape(-1, *[1] * (s.ndim - 1)) * normal
+
+    def builders(self):
+        template = torch.zeros(1, dtype=torch.float64)
+        shape = (self.shape[0], 3, *self.shape[1:])
+
+        def adjoint(y):
+            return y.reshape(-1, *[1] * (len(shape) - 1)) * self.normal(template.new_zeros(shape))
+
+        block = SaddleBlock(
+            apply=lambda s: self.excess(s).unsqueeze(1),
+            adjoint=adjoint,
+            project=lambda y: y.clamp(min=0),
+            support=lambda z: indicator(z[:, 0]),
+            norm=(2.0 * math.prod(self.shape[1:])) ** 0.5,
+        )
+        return {Saddle: lambda: Saddle((block,)), Projection: lambda: Projection(self.project)}
+
+
+class TestImpurity(RegularizerConformance):
+    discrete = False
+    nonnegative = True
+
+    def make(self):
+        return Impurity(0.7)
+
+
+class MajorityConformance(RegularizerConformance):
+    discrete = False
+    symmetric = False
+    nonnegative = True
+
+    def probabilities(self, ndim):
+        """Class 0 the likeliest everywhere, so that the constraint holds."""
+        return super().probabilities(ndim).sort(dim=1, descending=True).values
+
+    def labels(self, ndim):
+        return super().labels(ndim) * 0
+
+
+class TestMajority(MajorityConformance):
+    def make(self):
+        return Majority(2.0)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Sums keep every promise of a regularizer
+
+
+class TestSumOfGraphs(RegularizerConformance):
+    nonnegative = True
+
+    def make(self):
+        return Sum([GridCRF(0.5), {"name": "tv", "weight": 0.3}], weight=1.7)
+
+
+class TestSumOfSaddles(RegularizerConformance):
+    nonnegative = True
+    discrete = False
+
+    def make(self):
+        return Sum([TotalVariation(0.5), TotalVariation(2.0, isotropic=True)], weight=0.4)
+
+
+class TestSumOfConcaves(RegularizerConformance):
+    discrete = False
+
+    def make(self):
+        return Impurity(0.5) + Impurity(0.25)
+
+
+class TestNestedSum(RegularizerConformance):
+    def make(self):
+        return Sum([TotalVariation(0.5) + TotalVariation(1.0), Sum(["tv"], weight=0.5)], weight=2.0)
+
+
+class TestSumWithAConstraint(MajorityConformance):
+    def make(self):
+        return Sum([TotalVariation(0.5), Majority()])
+
+
+class TestSumOfOne(MajorityConformance):
+    """A single part keeps all its forms, also those that do not add up."""
+
+    def make(self):
+        return Sum([Majority()])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Sum and combine
+
+
+IMAGE = torch.rand(2, 3, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+SOFT = torch.randn(2, 3, 5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64).softmax(1)
+LABELS = torch.randint(3, (2, 5, 6), generator=torch.Generator().manual_seed(2))
+
+
+def test_energies_add_with_the_weight():
+    parts = [GridCRF(0.5), TotalVariation(0.3), Impurity(2.0)]
+    expected = 0.7 * sum(part.bind(IMAGE).energy(SOFT) for part in parts)
+    torch.testing.assert_close(Sum(parts, weight=0.7).bind(IMAGE).energy(SOFT), expected, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("parts", "forms"),
+    [
+        (["grid-crf", "tv"], {GridGraph, Graph}),
+        (["tv", "tv"], {GridGraph, Graph, Saddle}),
+        ([TotalVariation(isotropic=True), "tv"], {Saddle}),
+        ([TotalVariation(isotropic=True), "grid-crf"], set()),
+        ([Majority(), Majority()], {Saddle}),
+        ([Majority()], {Saddle, Projection}),
+        ([Impurity(), "tv"], set()),
+    ],
+)
+def test_a_sum_offers_what_all_parts_offer(parts, forms):
+    assert set(Sum(parts).forms) == forms
+
+
+def test_joined_graphs_merge_common_pairs():
+    """4 axis-parallel edges of tv coincide with those of the grid CRF: no edge is listed twice."""
+    total = (GridCRF(0.5) + TotalVariation(0.3)).bind(IMAGE)
+    crf = GridCRF(0.5).bind(IMAGE)
+    tv = TotalVariation(0.3).bind(IMAGE)
+    for kind in (Graph, GridGraph):
+        both = crf.form(kind).cut(LABELS) + tv.form(kind).cut(LABELS)
+        torch.testing.assert_close(total.form(kind).cut(LABELS), both, rtol=1e-12, atol=0)
+    assert total.form(Graph).edges.shape == crf.form(Graph).edges.shape
+    assert total.form(GridGraph).offsets == crf.form(GridGraph).offsets
+
+
+def test_graph_join_adds_weights_of_an_edge_in_either_direction():
+    first = Graph(torch.tensor([[0, 1], [2, 1]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    second = Graph(torch.tensor([[1, 2], [3, 0]]), torch.tensor([[10.0, 20.0], [30.0, 40.0]]))
+    joined = first.join(second)
+    assert joined.edges.tolist() == [[0, 1], [0, 3], [1, 2]]
+    assert joined.weights.tolist() == [[1, 20, 12], [3, 40, 34]]
+    for labels in itertools.product(range(2), repeat=4):
+        flat = torch.tensor([labels, labels])
+        torch.testing.assert_close(joined.cut(flat), first.cut(flat) + second.cut(flat))
+
+
+def test_graph_join_of_nothing():
+    """Images of one pixel have no edges."""
+    empty = GridCRF().bind(torch.rand(2, 1, 1, 1)).form(Graph)
+    assert empty.join(empty).edges.shape == (0, 2)
+    assert empty.join(empty).cut(torch.zeros(2, 1, 1, dtype=torch.int64)).tolist() == [0, 0]
+
+
+def test_grid_graph_join_keeps_other_offsets():
+    four = GridCRF(connectivity=4).bind(IMAGE).form(GridGraph)
+    eight = GridCRF(connectivity=8, diagonal="unit").bind(IMAGE).form(GridGraph)
+    joined = four.join(eight)
+    assert set(joined.offsets) == set(eight.offsets)
+    torch.testing.assert_close(joined.cut(LABELS), four.cut(LABELS) + eight.cut(LABELS))
+
+
+def test_grid_graph_is_its_graph():
+    form = GridCRF(connectivity=6).bind(torch.rand(2, 1, 3, 4, 5)).form(GridGraph)
+    labels = torch.randint(4, (2, 3, 4, 5))
+    torch.testing.assert_close(form.graph().cut(labels), form.cut(labels))
+
+
+def test_forms_of_different_kinds_do_not_join():
+    term = TotalVariation().bind(IMAGE)
+    forms = [term.form(kind) for kind in (Graph, GridGraph, Saddle)]
+    forms += [Impurity().bind(IMAGE).form(Concave), Majority().bind(IMAGE).form(Projection)]
+    for first, second in itertools.product(forms, repeat=2):
+        if type(first) is not type(second) or isinstance(first, Projection):
+            with pytest.raises(MissingForm, match=type(first).__name__):
+                first.join(second)
+
+
+def test_saddle_norm_of_a_stack():
+    block = TotalVariation().bind(IMAGE).form(Saddle).blocks[0]
+    assert Saddle((block, block, block)).norm == pytest.approx((3 * block.norm**2) ** 0.5)
+
+
+def test_shift_enters_the_value():
+    """max over |y| <= 1 of <s - b, y> is |s - b|."""
+    shift = torch.full((2, 3, 5, 6), 0.2, dtype=torch.float64)
+    block = SaddleBlock(
+        apply=lambda s: s,
+        adjoint=lambda y: y,
+        project=lambda y: y.clamp(-1, 1),
+        support=lambda z: z.abs().flatten(1).sum(1),
+        norm=1.0,
+        shift=shift,
+    )
+    expected = (SOFT - 0.2).abs().flatten(1).sum(1)
+    torch.testing.assert_close(Saddle((block,)).value(SOFT), expected)
+    torch.testing.assert_close(scaled(Saddle((block,)), 3.0).value(SOFT), 3 * expected)
+
+
+@pytest.mark.parametrize("factor", [0.25, 1.0, 3.0])
+def test_scaled_forms_are_of_the_scaled_energy(factor):
+    term = TotalVariation(0.5).bind(IMAGE)
+    for kind in (Graph, GridGraph):
+        torch.testing.assert_close(scaled(term.form(kind), factor).cut(LABELS), factor * term.form(kind).cut(LABELS))
+    torch.testing.assert_close(scaled(term.form(Saddle), factor).value(SOFT), factor * term.energy(SOFT))
+    concave = Impurity().bind(IMAGE).form(Concave)
+    torch.testing.assert_close(scaled(concave, factor).value(SOFT), factor * concave.value(SOFT))
+    torch.testing.assert_close(scaled(concave, factor).supergradient(SOFT), factor * concave.supergradient(SOFT))
+    projection = Majority().bind(IMAGE).form(Projection)
+    assert scaled(projection, factor) is projection
+
+
+def test_scaling_that_cannot_be_is_refused():
+    with pytest.raises(UsageError, match=r"weight 0.*Leave the regularizer out"):
+        scaled(TotalVariation().bind(IMAGE).form(Saddle), 0.0)
+
+    class Unknown(Form):
+        pass
+
+    with pytest.raises(MissingForm, match="Unknown cannot be scaled"):
+        scaled(Unknown(), 2.0)
+
+
+def test_violation_of_a_sum_is_the_worst():
+    wrong = SOFT.flip(1).sort(dim=1).values[:, [0, 2, 1]]  # class 1 the likeliest
+    alone = Majority().bind(IMAGE)
+    assert float(alone.violation(wrong).min()) > 1
+    total = Sum([TotalVariation(), Majority(), Majority(3.0)]).bind(IMAGE)
+    torch.testing.assert_close(total.violation(wrong), alone.violation(wrong))
+    assert total.energy(wrong).isinf().all()
+    assert total.penalty(wrong).isfinite().all()
+
+
+def test_plus_makes_a_sum():
+    total = GridCRF(2.0) + TotalVariation() + TotalVariation(3.0)
+    assert isinstance(total, Sum)
+    expected = sum(part.bind(IMAGE).energy(SOFT) for part in (GridCRF(2.0), TotalVariation(), TotalVariation(3.0)))
+    torch.testing.assert_close(total.bind(IMAGE).energy(SOFT), expected)
+
+
+def test_sums_that_cannot_be_meant_are_refused():
+    with pytest.raises(UsageError, match="at least one"):
+        Sum([])
+    with pytest.raises(UsageError, match="weight of a sum"):
+        Sum(["tv"], weight=-1.0)
+    with pytest.raises(UsageError, match="Did you mean 'grid-crf'"):
+        Sum(["grid-cfr"])
+
+
+def test_combine():
+    assert combine(None) is None
+    assert combine([]) is None
+    assert combine("tv") == TotalVariation()
+    assert combine({"name": "tv", "weight": 2.0}) == TotalVariation(2.0)
+    assert combine([GridCRF(3.0)]) == GridCRF(3.0)
+    assert combine(["tv", {"name": "grid-crf"}]) == Sum([TotalVariation(), GridCRF()])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Terms
+
+
+def test_missing_forms_name_what_is_offered():
+    with pytest.raises(MissingForm, match=r"grid-crf does not offer Saddle; it offers GridGraph, Graph"):
+        GridCRF().bind(IMAGE).form(Saddle)
+
+    class Nothing(Regularizer):
+        weight = 1.0
+        forms = ()
+
+        def build(self, image, roi):
+            return Blank(self, (image.shape[0], *image.shape[2:]), roi)
+
+    class Blank(Term):
+        def energy(self, probabilities):
+            return self.check(probabilities).flatten(1).sum(1) * 0
+
+    with pytest.raises(MissingForm, match="Nothing does not offer Graph; it offers no form"):
+        Nothing().bind(IMAGE).form(Graph)
+
+
+def test_probabilities_must_fit_the_images():
+    with pytest.raises(UsageError, match=r"\(2, 3, 5, 5\).*tv was bound to.*\(2, 5, 6\)"):
+        TotalVariation().bind(IMAGE).energy(SOFT[..., 1:])
+
+
+def test_binding_cuts_the_gradient_of_the_image():
+    """Weights are constants of the problem; an image that requires a gradient does not keep the graph alive."""
+    image = IMAGE.clone().requires_grad_()
+    assert not GridCRF().bind(image).form(GridGraph).weights.requires_grad
+
+
+@pytest.mark.parametrize("weight", [-1e-9, math.nan, math.inf, -math.inf])
+def test_weights_that_cannot_be_meant_are_refused(weight):
+    with pytest.raises(UsageError, match="weight of something"):
+        check_weight(weight, "something")
