@@ -93,7 +93,10 @@ def manager() -> pluggy.PluginManager:
             try:
                 module = importlib.import_module(entry.value.partition(":")[0])
                 _manager.register(module, name=f"{distribution}:{entry.name}")
-            except Exception as cause:  # a stranger's module may raise anything; it is named, and breaks nothing else
+            except (
+                Exception,
+                SystemExit,
+            ) as cause:  # a stranger's module may raise anything; it is named, and breaks nothing else
                 warnings.warn(
                     f"The hooks {entry.name!r} of distribution {distribution!r} ({entry.value}) cannot be loaded and "
                     f"are left out: {type(cause).__name__}: {cause}",

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
-from regloss.errors import AmbiguousName, BrokenPlugin, MissingDependency, UnknownComponent, UsageError
+from regloss.errors import AmbiguousName, BrokenPlugin, MissingDependency, ReglossError, UnknownComponent, UsageError
 
 Class = TypeVar("Class", bound=type)
 
@@ -227,8 +227,8 @@ def create(kind: str, name: str, /, **chosen: Any) -> Any:
         **chosen: the component's settings.
 
     Raises:
-        UsageError: a setting that the component does not have (the message names those it has), or none where it
-            needs one.
+        UsageError: a setting that the component does not have (the message names those it has), one of the wrong type,
+            or none where it needs one.
         UnknownComponent, AmbiguousName, BrokenPlugin: see `get`.
 
     >>> create("regularizer", "grid-crf", weight=25.0).connectivity
@@ -243,7 +243,12 @@ def create(kind: str, name: str, /, **chosen: Any) -> Any:
     ]
     if missing:
         raise UsageError(f"The {kind} {name!r} cannot be made without: {', '.join(missing)}.")
-    return cls(**chosen)
+    try:
+        return cls(**chosen)
+    except ReglossError:  # some are TypeErrors too
+        raise
+    except TypeError as cause:  # a text where a number belongs, say; which setting it is only the class knows
+        raise UsageError(f"The {kind} {name!r} cannot be made with the settings {chosen}: {cause}") from cause
 
 
 def check_settings(kind: str, name: str, chosen: Mapping[str, Any]) -> None:

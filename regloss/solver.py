@@ -10,7 +10,7 @@ import enum
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -170,7 +170,8 @@ def solve(
     classes = unary.shape[1]
     if fixed is not None:
         check_labels(fixed, term.shape)
-        _check_range(fixed, -1, classes, "fixed", "-1 where free")
+        inside = fixed if term.roi is None else fixed[term.roi]
+        _check_range(inside, -1, classes, "fixed", "-1 where free")
     if allowed is not None:
         if allowed.dtype != torch.bool or tuple(allowed.shape) != tuple(unary.shape[:2]):
             raise UsageError(
@@ -195,7 +196,8 @@ def solve(
         warm=warm,
     )
     with torch.no_grad(), torch.autocast(unary.device.type, enabled=False):
-        return chosen.minimise(problem)
+        solution = chosen.minimise(problem)
+    return replace(solution, probabilities=solution.probabilities.to(unary.dtype))
 
 
 def _check_range(values: Tensor, low: int, classes: int, name: str, meaning: str) -> None:

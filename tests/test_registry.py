@@ -129,6 +129,15 @@ def test_settings_are_checked_by_name():
         create("divergence", "kl", epsilon=0.1)
 
 
+def test_settings_of_the_wrong_type_are_shown():
+    """As a configuration with quotes around a number gives them."""
+    with pytest.raises(UsageError, match=r"'grid-crf' cannot be made with the settings \{'weight': '25'\}: ") as caught:
+        resolve("regularizer", {"name": "grid-crf", "weight": "25"})
+    assert isinstance(caught.value.__cause__, TypeError)
+    with pytest.raises(MissingForm):  # which is a TypeError too, and keeps its own message
+        create("outer-loop", "adm", regularizer={"name": "tv", "isotropic": True})
+
+
 def test_settings_that_are_needed_are_named():
     with pytest.raises(UsageError, match="'trust-region' cannot be made without: regularizer"):
         create("outer-loop", "trust-region")

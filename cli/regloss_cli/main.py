@@ -140,7 +140,7 @@ def segment(
 @app.command()
 def demo(
     output: Output = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the sample images.")] = 24,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the sample images, of each run.")] = 60,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:

@@ -4,8 +4,9 @@
     python docs/experiments/acdc.py table
     python docs/experiments/acdc.py picture
 
-`train` runs `regloss train` with the TOML files of this folder, skipping what is there already; `table` reads the scores
-and writes acdc.csv and the tables; `picture` draws the test predictions of all methods. Set REGLOSS_DATA first.
+`train` runs `regloss train` with the TOML files of this folder, skipping what is there already; `table` reads the
+scores, writes acdc.csv and prints the tables; `picture` draws the test predictions of all methods. Set REGLOSS_DATA
+first.
 """
 
 from __future__ import annotations
@@ -90,9 +91,8 @@ def table(seeds: list[int]) -> None:
         rows = [row for row in found if row["variant"] == variant]
         if not rows:
             continue
-        print(
-            f"\n{variant}\n\n| method | Dice, seeds {' / '.join(map(str, seeds))} | mean | energy | seconds | solver share |"
-        )
+        numbered = " / ".join(map(str, seeds))
+        print(f"\n{variant}\n\n| method | Dice, seeds {numbered} | mean | energy | seconds | solver share |")
         print("|---|---|---|---|---|---|")
         for method in ("start", *METHODS):
             of = {row["seed"]: row for row in rows if row["method"] == method}

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from regloss.errors import UsageError
-from regloss.registry import check_settings, find, get, settings
+from regloss.registry import check_settings, create, find, get, settings
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -350,4 +350,4 @@ def build_loop(loss: Loss, supervision: str) -> Any:
     data_term = loss.data_term or ("cross-entropy" if supervision == "labels" else "partial-cross-entropy")
     table = _underscores(loss.outer_loop)
     name = table.pop("name")
-    return get("outer-loop", name)(regularizer=loss.regularizer, data_term=data_term, **table)
+    return create("outer-loop", name, regularizer=loss.regularizer, data_term=data_term, **table)

@@ -56,7 +56,7 @@ def demo_configs(output: Path, epochs: int) -> dict[str, Config]:
 
 
 def run_demo(
-    output: Path, *, epochs: int = 24, overwrite: bool = False, quiet: bool = True, tell: Callable[[str], None] = print
+    output: Path, *, epochs: int = 60, overwrite: bool = False, quiet: bool = True, tell: Callable[[str], None] = print
 ) -> list[str]:
     """Train on the sample images; returns the comparison in words.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 import regloss
@@ -22,30 +23,56 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # channel means and 
 
 
 class Segmenter(nn.Module):
-    """A network that sees normalised images.
+    """A network that sees normalised images, 0 outside the region of interest, and none smaller than it was trained on.
+
+    Training crops that reach beyond an image are padded; whole images smaller than a crop are padded here in the same
+    way, so that the network meets at test time what its normalisation layers have met in training.
 
     Args:
         network: (B, C, *S) to logits (B, K, *S).
-        normalize: "none", "image" (zero mean and unit spread over each image) or "imagenet".
+        normalize: "none", "image" (zero mean and unit spread over each image's region of interest) or "imagenet".
+        smallest: size up to which smaller images are padded, a number or one an axis; None = never.
     """
 
-    def __init__(self, network: nn.Module, normalize: str) -> None:
+    def __init__(self, network: nn.Module, normalize: str, smallest: int | tuple[int, ...] | None = None) -> None:
         super().__init__()
         self.network = network
         self.normalize = normalize
+        self.smallest = smallest
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits (B, K, *S) of ``image`` (B, C, *S) in [0, 1]."""
+    def forward(self, image: Tensor, roi: Tensor | None = None) -> Tensor:
+        """Logits (B, K, *S).
+
+        Args:
+            image: (B, C, *S) in [0, 1].
+            roi: (B, *S) bool; None = everywhere.
+        """
+        size = image.shape[2:]
+        least = (self.smallest,) * len(size) if isinstance(self.smallest, int) else self.smallest or size
+        missing = [max(wanted - have, 0) for wanted, have in zip(least, size, strict=True)]
+        before = [amount // 2 for amount in missing]
+        after = [amount - start for amount, start in zip(missing, before, strict=True)]
+        if any(before) or any(after):
+            widths = [width for pair in zip(reversed(before), reversed(after), strict=True) for width in pair]
+            inside = image.new_ones(image.shape[0], *size, dtype=torch.bool) if roi is None else roi
+            image, roi = F.pad(image, widths), F.pad(inside, widths, value=False)
+        logits: Tensor = self.network(self._normalised(image, roi))
+        for axis, (start, length) in enumerate(zip(before, size, strict=True), start=2):
+            logits = logits.narrow(axis, start, length)
+        return logits
+
+    def _normalised(self, image: Tensor, roi: Tensor | None) -> Tensor:
+        weight = torch.ones_like(image[:, :1]) if roi is None else roi.unsqueeze(1).to(image.dtype)
         if self.normalize == "image":
-            flat = image.flatten(1)
-            shape = (-1, *[1] * (image.ndim - 1))
-            spread = flat.std(1).clamp(min=1e-3)  # a flat image stays flat
-            image = (image - flat.mean(1).reshape(shape)) / spread.reshape(shape)
+            axes = tuple(range(1, image.ndim))
+            count = weight.sum(axes, keepdim=True) * image.shape[1]
+            mean = (image * weight).sum(axes, keepdim=True) / count
+            variance = ((image - mean).square() * weight).sum(axes, keepdim=True) / count
+            image = (image - mean) / variance.sqrt().clamp(min=1e-3)  # a flat image stays flat
         elif self.normalize == "imagenet":
             mean, spread = (image.new_tensor(values).reshape(1, 3, *[1] * (image.ndim - 2)) for values in _IMAGENET)
             image = (image - mean) / spread
-        logits: Tensor = self.network(image)
-        return logits
+        return image if roi is None else image * weight
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by group, as the network divides them; one group "all" for networks that do not."""
@@ -70,7 +97,7 @@ def build_segmenter(config: Config, channels: int, classes: int) -> Segmenter:
         )
     settings = config.network.component_settings()
     network = create("network", config.network.name, in_channels=channels, classes=classes, **settings)
-    return Segmenter(network, config.data.normalize)
+    return Segmenter(network, config.data.normalize, config.data.crop)
 
 
 @dataclass(frozen=True)

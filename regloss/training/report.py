@@ -338,7 +338,10 @@ def _example_figure(example: Example, shown: Sequence[str], classes: Sequence[st
 
 
 def outlined(image: npt.NDArray[np.float32], labels: Labels, colors: Colors) -> Picture:
-    """Dense labels over an image (C, H, W): classes as transparent fill with opaque outlines; a black background stays image, since paint only darkens."""
+    """Dense labels (H, W) over an image (C, H, W): transparent fill with opaque outlines.
+
+    A black background stays image, since black paint only darkens.
+    """
     palette = [*colors, IGNORE_COLOR]
     fill = np.where(labels == IGNORE, np.uint8(len(colors)), labels)
     if tuple(colors[0]) == (0, 0, 0):

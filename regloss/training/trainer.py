@@ -308,7 +308,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 # All randomness of a step (dropout) follows from the step's number, so a resumed run repeats it.
                 torch.manual_seed(_step_seed(config.seed, fabric.global_rank, step))
                 model.train()
-                logits = model(batch.image)
+                logits = model(batch.image, batch.roi)
                 proposal = None
                 if stored is not None:
                     proposal = Proposal(stored.to(fabric.device))

@@ -20,7 +20,6 @@ from regloss.errors import MissingDependency, UsageError
 from regloss.files import (
     FloatImage,
     LabelMap,
-    class_colors,
     listed,
     read_image,
     read_label_map,
@@ -73,7 +72,7 @@ class SampleDataset(Dataset):
     """
 
     classes = ("background", "object")
-    colors = class_colors(2)
+    colors = ((0, 0, 0), (0, 150, 255))  # a blue that occurs in none of the images
     channels = 3
 
     def __init__(self) -> None:

@@ -275,6 +275,31 @@ def _grow(graph: Graph, scratch: Scratch, side: int, height: int, limits: tuple[
     return flow
 
 
+@njit(nogil=True, forceinline=True)
+def _cancel(graph: Graph) -> float:
+    """Push flow from nodes with excess to neighbours with deficit.
+
+    Most paths of an easy problem are that short, and trees would be torn apart and rebuilt for each.
+    """
+    first, head, sister, residual, excess = graph
+    flow = 0.0
+    for v in range(len(excess)):
+        if excess[v] <= 0.0:
+            continue
+        for a in range(first[v], first[v + 1]):
+            u = head[a]
+            if excess[u] < 0.0 and residual[a] > 0.0:
+                amount = min(excess[v], residual[a], -excess[u])
+                residual[a] -= amount
+                residual[sister[a]] += amount
+                excess[v] -= amount
+                excess[u] += amount
+                flow += amount
+                if excess[v] == 0.0:
+                    break
+    return flow
+
+
 @njit(nogil=True)
 def min_cut(graph: Graph, scratch: Scratch) -> float:
     """Maximum flow through a graph, which is overwritten with the residual graph.
@@ -283,6 +308,7 @@ def min_cut(graph: Graph, scratch: Scratch) -> float:
     That is the smallest source side of all minimum cuts: nodes that neither terminal reaches are at the sink.
     """
     nodes = len(graph.excess)
+    flow = _cancel(graph)
     scratch.counts[:] = 0
     for v in range(nodes):
         excess = graph.excess[v]
@@ -297,7 +323,6 @@ def min_cut(graph: Graph, scratch: Scratch) -> float:
             scratch.parent[v] = ROOT
             _enqueue(scratch, side, v)
 
-    flow = 0.0
     source_height, sink_height = 1, 1
     # A tree without a front is complete: its border is saturated. The source tree is completed even where the sink tree
     # came first, so that the answer is always the same one of several minimum cuts.

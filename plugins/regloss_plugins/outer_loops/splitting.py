@@ -89,8 +89,8 @@ class ProposalLoop(OuterLoop):
         """Divergence from the proposal per pixel of the region of interest; seeds are left to the data term."""
         if proposal is None:
             raise UsageError(
-                f"{type(self).__name__}.objective needs a proposal: what loop.propose(logits, batch) gave, or an earlier "
-                "one in the same geometry."
+                f"{type(self).__name__}.objective needs a proposal: what loop.propose(logits, batch) gave, or an "
+                "earlier one in the same geometry."
             )
         check_logits(logits, batch)
         off_seeds = (~batch.labelled).to(torch.float32)

@@ -88,11 +88,13 @@ class ImageProblem:
     """One image of a `Problem` as arrays; float64 and C-ordered.
 
     Attributes:
+        index: place in the batch, for messages.
         form: the batch's form, for its topology.
         unary: (K, *S). weights: (offsets, *S) or (E,). labels: (*S) int64 start. fixed: (*S) int64, -1 where free.
         roi: (*S) bool. allowed: (K,) bool.
     """
 
+    index: int
     form: Form
     unary: np.ndarray
     weights: np.ndarray
@@ -124,13 +126,17 @@ def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansi
     # Without a start, the cheapest label at every pixel is one; with seeds alone it is label 0 everywhere.
     start = unary.argmin(1) if problem.warm is None else problem.warm
     if not isinstance(start, Tensor):
-        raise UsageError(f"Discrete solvers start from labels (B, *S); got warm of type {type(start).__name__}.")
+        raise UsageError(
+            f"Discrete solvers start from labels (B, *S); got the state of another solver, {type(start).__name__}. "
+            "Pass its solution.labels as warm."
+        )
     fixed = torch.full(shape, -1) if problem.fixed is None else problem.fixed
     roi = torch.ones(shape, dtype=torch.bool) if problem.roi is None else problem.roi
     allowed = torch.ones(batch, classes, dtype=torch.bool) if problem.allowed is None else problem.allowed
     start = start.masked_fill(~roi.to(start.device), 0)
     images = [
         ImageProblem(
+            i,
             form,
             array(unary[i], np.float64),
             array(form.weights[i], np.float64),
@@ -151,7 +157,8 @@ def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansi
     labels = torch.from_numpy(np.stack([result.labels.reshape(shape[1:]) for result in found])).to(unary.device)
 
     def numbers(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=torch.float64).to(unary.device)
+        exact = torch.float32 if unary.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+        return torch.tensor(values, dtype=exact, device=unary.device)
 
     bounds = [result.bound for result in found]
     return Solution(

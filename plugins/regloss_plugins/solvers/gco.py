@@ -3,8 +3,8 @@
 Problem and moves are those of `regloss_plugins.solvers.alpha_expansion`. GCO computes with 32-bit integers: costs are
 divided by a unit and rounded, the unit being the smallest for which neither its limit of 10^7 for one cost nor a sum of
 costs at one pixel overflows. Usually that is 10^-7 of the largest cost. Energies are computed from the labels and the
-costs as given, in double precision, so they are never GCO's own; labels are optimal, or moves the best, only up to
-(free pixels + edges) / 2 units, twice over. Should that rounding, or anything, leave GCO above the start, the start is
+costs as given, in double precision, so they are never GCO's own; the energy of a cut is the least possible only up to
+one unit for every free pixel and edge. Should that rounding, or anything, leave GCO above the start, the start is
 returned.
 
 The package gco-wrapper changes numpy when it is imported, ends the process on errors and is not safe in threads, so
@@ -19,7 +19,6 @@ library; Boykov, Veksler, Zabih, PAMI 2001, for the method.
 from __future__ import annotations
 
 import importlib.util
-import itertools
 import subprocess
 import sys
 import tempfile
@@ -78,10 +77,9 @@ class GCO(Solver):
         refuse_entropy(problem, "gco")
         if isinstance(problem.form, GridGraph):
             problem = replace(problem, form=problem.form.graph())
-        number = itertools.count()  # of the image, for messages: with one worker images come in their order
-        return solve_discrete(problem, lambda image: self._solve_one(image, next(number)), workers=1)
+        return solve_discrete(problem, self._solve_one, workers=None)
 
-    def _solve_one(self, image: ImageProblem, number: int) -> Expansion:
+    def _solve_one(self, image: ImageProblem) -> Expansion:
         assert isinstance(image.form, Graph)
         problem = free_problem(
             image.unary.reshape(len(image.unary), -1),
@@ -102,7 +100,7 @@ class GCO(Solver):
             return Expansion(problem.everywhere(labels), energy, start_energy, 0, True, energy)
 
         unit = _unit(problem)
-        found, cycles, converged = self._run(problem, unit, number)
+        found, cycles, converged = self._run(problem, unit, image.index)
         if problem.energy(found) < energy:
             labels, energy = found, problem.energy(found)
         bound = -np.inf

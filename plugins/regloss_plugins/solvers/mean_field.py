@@ -100,8 +100,10 @@ class MeanField(Solver):
         ndim, (batch, classes) = unary.ndim - 2, unary.shape[:2]
         shape, device = (batch, *unary.shape[2:]), unary.device
 
+        inside = grid.full_roi(problem.roi, shape, device)
         fixed = torch.full(shape, -1, device=device) if problem.fixed is None else problem.fixed.to(device)
-        free = (fixed < 0) & grid.full_roi(problem.roi, shape, device)
+        fixed = fixed.masked_fill(~inside, -1)  # seeds outside mean nothing, whatever their value
+        free = inside & (fixed < 0)
         cost = unary
         if problem.allowed is not None:
             cost = unary.masked_fill(~problem.allowed.reshape(batch, classes, *[1] * ndim).to(device), float("inf"))

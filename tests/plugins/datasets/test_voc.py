@@ -124,7 +124,7 @@ def test_lists_with_paths(root: Path) -> None:
 def test_missing_pieces(root: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"JPEGImages; give .*VOC2012 as the root"):
         VOCDataset(tmp_path)
-    with pytest.raises(UsageError, match="no folder .*absent"):
+    with pytest.raises(UsageError, match=r"no folder .*absent"):
         VOCDataset(tmp_path / "absent")
     with pytest.raises(UsageError, match=r"no folder .*Lists; the lists train.txt"):
         VOCDataset(root, image_sets="Lists")

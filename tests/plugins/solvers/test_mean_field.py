@@ -148,13 +148,30 @@ def test_region_of_interest_is_a_crop() -> None:
     crop = (..., slice(2, 7), slice(4, 9))
     roi = torch.zeros(1, 8, 9, dtype=torch.bool)
     roi[crop] = True
-    unary[~roi.unsqueeze(1).expand_as(unary)] = 1e4  # what lies outside must not be noticed
+    unary = torch.where(roi.unsqueeze(1), unary, 1e4 * unary)  # what lies outside must not be noticed
     whole = solve(GridCRF().bind(image, roi), unary, "mean-field", entropy=0.3)
     part = solve(GridCRF().bind(image[crop]), unary[crop], "mean-field", entropy=0.3)
     assert torch.allclose(whole.probabilities[crop], part.probabilities, atol=1e-12)
     assert whole.steps.tolist() == part.steps.tolist()
     for number in ("energy", "start_energy", "bound"):
         assert getattr(whole, number).tolist() == pytest.approx(getattr(part, number).tolist(), rel=1e-12)
+    # Nor does it count as a change: inside nothing is left to do.
+    scrambled = torch.where(roi.unsqueeze(1), whole.probabilities, 1 / 3)
+    again = solve(GridCRF().bind(image, roi), unary, "mean-field", entropy=0.3, warm=MeanFieldState(scrambled))
+    assert again.steps.tolist() == [1]
+
+
+def test_seeds_outside_the_region_of_interest_mean_nothing() -> None:
+    _, unary = problem(3, (6, 7), batch=1)
+    roi = torch.ones(1, 6, 7, dtype=torch.bool)
+    roi[:, :2] = False
+    form = GridCRF().bind(torch.zeros(1, 1, 6, 7, dtype=torch.float64), roi).form(GridGraph)
+    fixed = torch.full((1, 6, 7), -1)
+    fixed[:, 3, 3] = 2
+    seeded = fixed.masked_fill(~roi, 255)
+    runs = [MeanField().minimise(Problem(form, unary, 0.4, fixed=given, roi=roi)) for given in (fixed, seeded)]
+    assert torch.equal(runs[0].probabilities, runs[1].probabilities)
+    assert torch.equal(runs[0].bound, runs[1].bound)
 
 
 def test_arguments_are_not_modified() -> None:
@@ -245,6 +262,13 @@ def test_small_entropy_gives_a_fair_labelling(entropy: float, dtype: torch.dtype
     assert (reached <= 1.05 * best).all(), (reached, best)
     assert (alone > 1.3 * best).all()
     assert found.energy.item() == pytest.approx(reached.item(), rel=2e-2)
+
+
+def test_costs_that_overflow_when_divided_by_the_entropy() -> None:
+    unary = torch.tensor([[[1000.0, 1001.0], [1001.0, 1000.0]]])
+    solution = solve(GridCRF(weight=0.0, connectivity=2).bind(torch.zeros(1, 1, 2)), unary, "mean-field", entropy=1e-37)
+    assert solution.probabilities.tolist() == [[[1.0, 0.0], [0.0, 1.0]]]
+    assert solution.energy.tolist() == solution.bound.tolist() == [2000.0]
 
 
 def test_minimises_the_bilinear_relaxation_whatever_the_term_is_set_to() -> None:
