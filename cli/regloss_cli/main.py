@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from regloss.errors import ReglossError, UsageError
+from regloss.errors import BrokenPlugin, ReglossError, UsageError
 from regloss_cli import plugins
 
 app = typer.Typer(
@@ -78,8 +78,10 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
 ) -> None:
     """Score a trained model on a subset of its data set."""
-    from regloss.training.inference import evaluate_run, write_new
+    from regloss.training.inference import check_new_file, evaluate_run, write_new
 
+    if output is not None:
+        check_new_file(output)
     scores = {subset: evaluate_run(run, subset, changes or ())}
     if output is not None:
         import json
@@ -169,7 +171,7 @@ def main() -> None:
 
         manager().hook.regloss_commands(app=app)
         app()
-    except UsageError as error:
+    except (UsageError, BrokenPlugin) as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)
     except ReglossError as error:

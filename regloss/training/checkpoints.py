@@ -20,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from regloss.errors import UsageError
 
 FORMAT = 1
+_FORMAT_KEY = "regloss-format"  # in the metadata of weights files; those of other origin have none
 
 
 @dataclass(frozen=True)
@@ -44,14 +45,13 @@ def save(
     """Write the checkpoint of ``step`` below ``folder``, then remove older ones."""
     tensors, optimizer_state = _flatten_optimizer(optimizer)
     target = folder / f"{step:08d}"
+    for unfinished in folder.glob(".*"):  # of a run that was killed while writing
+        shutil.rmtree(unfinished)
     temporary = folder / f".{target.name}.{os.getpid()}"
-    if temporary.exists():
-        shutil.rmtree(temporary)
     temporary.mkdir(parents=True)
     save_network(temporary / "network.safetensors", network)
     save_file(tensors, temporary / "optimizer.safetensors")
-    text = json.dumps({"format": FORMAT, "step": step, "optimizer": optimizer_state, **state}, indent=1)
-    (temporary / "state.json").write_text(text)
+    write_json(temporary / "state.json", {"format": FORMAT, "step": step, "optimizer": optimizer_state, **state})
     if target.exists():
         shutil.rmtree(target)
     temporary.replace(target)
@@ -74,27 +74,38 @@ def load(path: Path) -> Checkpoint:
     """
     try:
         state = json.loads((path / "state.json").read_text())
-        if state.get("format") != FORMAT:
-            raise UsageError(
-                f"The checkpoint {path} has format version {state.get('format')!r}; this regloss reads {FORMAT}."
-            )
+        _check_format(str(state.get("format")), f"The checkpoint {path}")
         return Checkpoint(load_file(path / "network.safetensors"), load_file(path / "optimizer.safetensors"), state)
-    except (OSError, json.JSONDecodeError, SafetensorError) as cause:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as cause:
         raise UsageError(f"The checkpoint {path} cannot be read: {cause}") from cause
 
 
-def restore(checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.Optimizer, source: str) -> None:
-    """Put network and optimizer into the checkpoint's state."""
-    load_network(network, checkpoint.network, source)
+def restore_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
+    """Put ``optimizer`` into the checkpoint's state, on the devices of its parameters."""
     optimizer.load_state_dict(_restore_optimizer(checkpoint.tensors, checkpoint.state["optimizer"]))
 
 
-def save_network(path: Path, network: nn.Module, metadata: Mapping[str, str] | None = None) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as JSON, atomically."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _check_format(found: str, what: str) -> None:
+    if found != str(FORMAT):
+        raise UsageError(
+            f"{what} has the format version {found}, but this regloss reads version {FORMAT}. Use the regloss that "
+            "wrote it."
+        )
+
+
+def save_network(path: Path, network: nn.Module) -> None:
     """Write a network's weights and buffers as safetensors, atomically."""
     # clone: safetensors refuses tensors that share memory, tied weights for instance.
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(weights, temporary, metadata=dict(metadata or {}))
+    save_file(weights, temporary, metadata={_FORMAT_KEY: str(FORMAT)})
     temporary.replace(path)
 
 
@@ -102,7 +113,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Weights from a .safetensors file, or from a run's folder (its final model, else its last checkpoint).
 
     Raises:
-        UsageError: there is nothing to read there.
+        UsageError: there is nothing to read there, or it is of another format version.
     """
     if path.is_dir():
         candidates = [path / "model.safetensors"]
@@ -114,6 +125,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UsageError(f"There is no weights file {path}. Give a run's folder or a .safetensors file.")
     try:
+        with safe_open(path, framework="pt") as file:
+            _check_format((file.metadata() or {}).get(_FORMAT_KEY, str(FORMAT)), f"The weights file {path}")
         return load_file(path)
     except (OSError, SafetensorError) as cause:
         raise UsageError(f"The weights {path} cannot be read as safetensors: {cause}") from cause

@@ -72,10 +72,11 @@ class Data(_ComponentSection):
     """The data set (with its own settings), its subsets, and how training crops are cut.
 
     supervision: "scribbles" trains on scribbles, "labels" on dense labels. scribble-length: fraction of every stroke's
-    length that is kept, 1 = all, 0 = a click. crop: size of training crops in pixels, a number or one per axis; absent
-    = whole images. Smaller images are padded, and the padding lies outside the region of interest. normalize: what the
-    network sees: the image as it is, with zero mean and unit spread ("image"), or with ImageNet's channel statistics.
-    workers: loader processes. cache: keep decoded images in memory.
+    length that is kept, 1 = all, 0 = a click. train, val, test: names of subsets; "" does without the last two. crop:
+    size of training crops in pixels, a number or one per axis; absent = whole images. Smaller images are padded, and
+    the padding lies outside the region of interest. normalize: what the network sees: the image as it is, with zero
+    mean and unit spread ("image"), or with ImageNet's channel statistics. workers: loader processes. cache: keep
+    decoded images in memory.
     """
 
     dataset: str
@@ -89,6 +90,11 @@ class Data(_ComponentSection):
     normalize: Literal["none", "image", "imagenet"] = "none"
     workers: int = Field(default=0, ge=0)
     cache: bool = True
+
+    @field_validator("val", "test")
+    @classmethod
+    def _none_if_empty(cls, value: str | None) -> str | None:
+        return value or None
 
 
 class Network(_ComponentSection):
@@ -167,12 +173,17 @@ class Evaluation(_Section):
     """What is computed on evaluation images besides the scores.
 
     trimap: widths in pixels. energy: a regularizer whose discrete energy per pixel of the predictions is reported;
-    absent = none. examples: how many images the report shows.
+    "" = none. examples: how many images the report shows.
     """
 
     trimap: tuple[int, ...] = ()
     energy: str | dict[str, Any] | None = "grid-crf"
     examples: int = Field(default=6, ge=0)
+
+    @field_validator("energy")
+    @classmethod
+    def _none_if_empty(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
+        return value or None
 
 
 class Config(_Section):

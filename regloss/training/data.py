@@ -106,12 +106,14 @@ def check_training_samples(cache: SampleCache, ids: Sequence[str], supervision: 
         Warnings worth telling: images in which only one class is labelled.
 
     Raises:
-        UsageError: a sample breaks the contract, or has no labelled pixel at all.
+        UsageError: a sample breaks the contract, or has no labelled pixel at all; or all are of one class.
     """
     empty, single = [], []
+    seeded: set[int] = set()
     for sample_id in ids:
         labels = supervision_of(cache.load(sample_id), supervision)
         present = np.unique(labels[labels != IGNORE])
+        seeded.update(present.tolist())
         if present.size == 0:
             empty.append(sample_id)
         elif present.size == 1 and supervision == "scribbles":
@@ -121,11 +123,30 @@ def check_training_samples(cache: SampleCache, ids: Sequence[str], supervision: 
             f"{len(empty)} training images have no labelled pixel in their {supervision}: {_listed(empty)}. "
             "Label them, or leave them out of the split."
         )
+    if len(seeded) == 1:
+        (only,) = seeded
+        raise UsageError(
+            f"All {supervision} of the training images are of class {only} ({cache.source.classes[only]!r}), so there "
+            "is nothing to tell apart. Label at least two classes, background among them."
+        )
     if single:
         return [
             f"In {len(single)} images only one class is seeded, so proposals may take any class: {_listed(single)}."
         ]
     return []
+
+
+def check_evaluation_samples(cache: SampleCache, subset: str) -> None:
+    """Read every sample of ``subset`` once and check it.
+
+    Raises:
+        UsageError: a sample breaks the contract or has no dense label, or there is none.
+    """
+    ids = cache.source.ids(subset)
+    if not ids:
+        raise UsageError(f"The subset {subset!r} of the data set is empty: there is nothing to evaluate.")
+    for sample_id in ids:
+        supervision_of(cache.load(sample_id), "labels")
 
 
 def _listed(names: Sequence[str], most: int = 10) -> str:
@@ -155,7 +176,7 @@ class TrainingSet(Dataset[Any]):
         labels = torch.from_numpy(supervision_of(sample, self.data.supervision))
         source = tuple(image.shape[1:])
         draw = [self.seed, epoch, place]
-        replay = Replay(sample_geometry(source, _crop(self.data, len(source)), self.data.augment, draw), source)
+        replay = Replay(sample_geometry(source, crop_size(self.data, len(source)), self.data.augment, draw), source)
         proposal = None
         if generation >= 0:
             assert self.store is not None
@@ -164,7 +185,12 @@ class TrainingSet(Dataset[Any]):
         return Prepared(sample.id, crop, replay.labels(labels, IGNORE).long(), replay.inside, proposal)
 
 
-def _crop(data: Data, ndim: int) -> tuple[int, ...] | None:
+def crop_size(data: Data, ndim: int) -> tuple[int, ...] | None:
+    """Size of training crops of images with ``ndim`` axes; None = whole images.
+
+    Raises:
+        UsageError: it has another number of axes, or is not positive.
+    """
     if data.crop is None:
         return None
     crop = (data.crop,) * ndim if isinstance(data.crop, int) else tuple(data.crop)
@@ -239,8 +265,8 @@ def training_batches(
         collate_fn=collate,
         # The default start method copies threads' locks, numba's and OpenMP's among them, in an unknown state.
         multiprocessing_context="forkserver" if workers else None,
-        # A loader draws a base seed from torch's global generator; with its own, that generator's state, which a
-        # checkpoint holds, does not depend on how often a run was resumed.
+        # A loader draws a base seed from torch's global generator; with its own, that generator's state does not depend
+        # on how often a run was resumed.
         generator=torch.Generator().manual_seed(0),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from regloss.training.config import Config, parse
-from regloss.training.inference import check_new_folder
+from regloss.training.inference import check_new_folder, make_new_folder
 from regloss.training.trainer import train
 
 _CONFIG: dict[str, Any] = {
@@ -72,6 +72,7 @@ def run_demo(
     """
     configs = demo_configs(output, epochs)
     check_new_folder(output, tuple(configs), overwrite=overwrite)
+    make_new_folder(output, tuple(configs))
     scores = {}
     for name, config in configs.items():
         tell(f"Training: {name}")

@@ -10,17 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from lightning_fabric import Fabric
 from PIL import Image
 
 from regloss.errors import UsageError
-from regloss.files import index_folder, read_image
+from regloss.files import index_folder, read_image, reduce_image
 from regloss.registry import create
-from regloss.training.config import apply_change, parse
+from regloss.training.config import Config, apply_change, parse
 from regloss.training.data import SampleCache
 from regloss.training.evaluation import evaluate_samples
 from regloss.training.model import load_model, predict
 from regloss.training.report import outlined, save_label_png
+
+_PREDICTIONS = ("labels", "overlays")  # what predict_files leaves in its folder
 
 
 def evaluate_run(run: Path, subset: str, changes: Sequence[str] = ()) -> dict[str, Any]:
@@ -43,15 +46,21 @@ def evaluate_run(run: Path, subset: str, changes: Sequence[str] = ()) -> dict[st
     dataset.check(subset, need=("label",))
     if tuple(dataset.classes) != model.classes:
         raise UsageError(f"The data set has the classes {list(dataset.classes)}, the model {list(model.classes)}.")
-    fabric = Fabric(accelerator=config.training.accelerator, devices=1)
+    fabric = _one_device(config)
     segmenter = model.segmenter.to(fabric.device)
     return evaluate_samples(fabric, segmenter, SampleCache(dataset), config, subset)
+
+
+def _one_device(config: Config) -> Fabric:
+    """The CPU if the training was told to use it, else what there is: a model outlives the machine it was made on."""
+    return Fabric(accelerator="cpu" if config.training.accelerator == "cpu" else "auto", devices=1)
 
 
 def predict_files(run: Path, images: Path, output: Path, *, overwrite: bool = False, quiet: bool = True) -> int:
     """Segment an image, or a folder of images, with a run's model.
 
-    Writes output/labels/STEM.png (a palette PNG of class indices) and output/overlays/STEM.png.
+    Writes output/labels/STEM.png (a palette PNG of class indices) and output/overlays/STEM.png. Where training reduced
+    the images (the data sets' setting ``reduce``), so does this, and the logits are enlarged again.
 
     Returns:
         The number of images.
@@ -64,16 +73,21 @@ def predict_files(run: Path, images: Path, output: Path, *, overwrite: bool = Fa
     if not files:
         raise UsageError(f"{images} is neither an image nor a folder with images.")
     loaded_first = read_image(files[0], model.channels)  # a wrong kind of image shows before anything is written
-    check_new_folder(output, ("labels", "overlays"), overwrite=overwrite)
-    fabric = Fabric(accelerator=model.config.training.accelerator, devices=1)
+    check_new_folder(output, _PREDICTIONS, overwrite=overwrite)
+    fabric = _one_device(model.config)
     segmenter = model.segmenter.to(fabric.device)
-    (output / "labels").mkdir(parents=True, exist_ok=True)
-    (output / "overlays").mkdir(exist_ok=True)
+    factor = model.config.data.component_settings().get("reduce", 1)
+    make_new_folder(output, _PREDICTIONS)
+    for name in _PREDICTIONS:
+        (output / name).mkdir()
     from rich.progress import track
 
     for number, path in enumerate(track(files, "Segmenting", disable=quiet)):
         image = loaded_first if number == 0 else read_image(path, model.channels)
-        logits = predict(segmenter, torch.from_numpy(image).unsqueeze(0).to(fabric.device))
+        logits = predict(segmenter, torch.from_numpy(reduce_image(image, factor)).unsqueeze(0).to(fabric.device))
+        if factor > 1:
+            enlarged = F.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=False)
+            logits = enlarged[..., : image.shape[1], : image.shape[2]]
         labels = logits.argmax(1)[0].cpu().numpy().astype(np.uint8)
         save_label_png(output / "labels" / f"{path.stem}.png", labels, model.colors)
         Image.fromarray(outlined(image, labels, model.colors)).save(output / "overlays" / f"{path.stem}.png")
@@ -81,9 +95,9 @@ def predict_files(run: Path, images: Path, output: Path, *, overwrite: bool = Fa
 
 
 def check_new_folder(folder: Path, expected: Sequence[str], *, overwrite: bool) -> None:
-    """Make sure that ``folder`` may be written.
+    """Make sure that ``folder`` may be written; nothing is changed.
 
-    It may if it is new or empty, or if ``overwrite`` is set and it holds only ``expected`` entries; these are removed.
+    It may if it is new or empty, or if ``overwrite`` is set and it holds only ``expected`` entries.
 
     Raises:
         UsageError: it is in use, or holds something that no call of regloss has put there.
@@ -101,18 +115,44 @@ def check_new_folder(folder: Path, expected: Sequence[str], *, overwrite: bool) 
     parent = folder
     while not parent.exists():
         parent = parent.parent
-    if not os.access(parent, os.W_OK):
-        raise UsageError(f"The output {folder} cannot be made: {parent} cannot be written to.")
-    for name in present:
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if not os.access(parent, os.W_OK) or not parent.is_dir():
+        raise UsageError(f"The output {folder} cannot be made: {parent} is not a folder that can be written to.")
+
+
+def make_new_folder(folder: Path, expected: Sequence[str]) -> None:
+    """Make ``folder``, without the ``expected`` entries that an earlier call may have left in it.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in [folder / name for name in expected]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as cause:
+        raise UsageError(f"The output {folder} cannot be written: {cause}") from cause
+
+
+def check_new_file(path: Path) -> None:
+    """Make sure that ``path`` may be written; nothing is changed.
+
+    Raises:
+        UsageError: it exists already, or its folder does not.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists already. Choose another name.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}.")
 
 
 def write_new(path: Path, text: str) -> None:
     """Write a new text file.
 
     Raises:
-        UsageError: it exists already, or its folder does not.
+        UsageError: it exists already, or cannot be written.
     """
     try:
         with path.open("x", encoding="utf-8") as file:

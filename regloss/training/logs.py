@@ -20,11 +20,11 @@ class CsvLog:
         self.rows: list[dict[str, float]] = []
         self.columns: list[str] = []
         if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                for row in csv.DictReader(file):
-                    # A line cut short by a kill has missing values; the rows after the checkpoint are dropped anyway.
-                    self.rows.append({key: float(value) for key, value in row.items() if key and value})
-                    self._add_columns(self.rows[-1])
+            # A last line without its end was cut short by a kill: its numbers may be, too.
+            lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+            for row in csv.DictReader(lines):
+                self.rows.append({key: float(value) for key, value in row.items() if value})
+                self._add_columns(self.rows[-1])
 
     def add(self, row: Mapping[str, float]) -> None:
         """Append ``row``; missing columns stay empty."""

@@ -16,7 +16,7 @@ import regloss
 from regloss.dataset import Dataset
 from regloss.errors import UsageError
 from regloss.registry import create
-from regloss.training.checkpoints import load_network, read_weights, save_network
+from regloss.training.checkpoints import load_network, read_weights, save_network, write_json
 from regloss.training.config import Config, parse
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # channel means and spreads that published encoders expect
@@ -83,8 +83,15 @@ class Segmenter(nn.Module):
         return {"all": list(self.network.parameters())}
 
 
-def build_segmenter(config: Config, channels: int, classes: int) -> Segmenter:
+def build_segmenter(config: Config, channels: int, classes: int, *, trained: bool = False) -> Segmenter:
     """The configured network for images of ``channels`` and ``classes``.
+
+    Args:
+        config: of the run.
+        channels: C of the images.
+        classes: K.
+        trained: whether trained weights will replace the initial ones; then no file is read that the network's setting
+            ``weights`` names, and it may be gone.
 
     Raises:
         UsageError: settings that do not fit the data.
@@ -96,6 +103,8 @@ def build_segmenter(config: Config, channels: int, classes: int) -> Segmenter:
             f"Segmentation needs at least two classes (background counts as one); the data set has {classes}."
         )
     settings = config.network.component_settings()
+    if trained:
+        settings.pop("weights", None)
     network = create("network", config.network.name, in_channels=channels, classes=classes, **settings)
     return Segmenter(network, config.data.normalize, config.data.crop)
 
@@ -114,7 +123,7 @@ class Model:
 def save_model(folder: Path, segmenter: Segmenter, config: Config, dataset: Dataset) -> None:
     """Write model.safetensors and model.json, which `load_model` reads."""
     save_network(folder / "model.safetensors", segmenter.network)
-    (folder / "model.json").write_text(json.dumps(model_card(config, dataset), indent=1))
+    write_json(folder / "model.json", model_card(config, dataset))
 
 
 def model_card(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -132,14 +141,19 @@ def load_model(folder: Path) -> Model:
     """The final model of a run, or its last checkpoint if it is still running.
 
     Raises:
-        UsageError: ``folder`` is no run's folder, or its weights do not fit its configuration.
+        UsageError: ``folder`` is no run's folder, or its weights do not fit its configuration or are of another format
+            version.
     """
     path = folder / "model.json"
     if not path.is_file():
         raise UsageError(f"{folder} is not the output folder of a training: it holds no model.json.")
-    card = json.loads(path.read_text())
-    config = parse(card["config"], str(path))
-    segmenter = build_segmenter(config, card["channels"], len(card["classes"]))
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        described = {key: card[key] for key in ("config", "classes", "colors", "channels")}
+    except (OSError, ValueError, TypeError, KeyError) as cause:
+        raise UsageError(f"{path} does not describe a model of regloss: {cause!r}.") from cause
+    config = parse(described["config"], str(path))
+    segmenter = build_segmenter(config, card["channels"], len(card["classes"]), trained=True)
     load_network(segmenter.network, read_weights(folder), str(folder))
     colors: Sequence[Any] = card["colors"]
     return Model(
@@ -153,7 +167,8 @@ def predict(segmenter: Segmenter, image: Tensor) -> Tensor:
     segmenter.eval()
     try:
         with torch.no_grad():
-            logits: Tensor = segmenter(image)
+            # A training in true half or double precision leaves the parameters so.
+            logits: Tensor = segmenter(image.to(next((p.dtype for p in segmenter.parameters()), image.dtype)))
             return logits
     finally:
         segmenter.train(was_training)

@@ -27,12 +27,14 @@ from regloss.registry import check_settings, resolve
 from regloss.regularizer import Regularizer, combine
 from regloss.solver import Solution, negotiate, solve
 from regloss.training.config import toml_value
-from regloss.training.inference import check_new_folder
+from regloss.training.inference import check_new_folder, make_new_folder
 from regloss.training.report import outlined, save_label_png
 
 HISTOGRAM_BINS = 16  # per channel
 HISTOGRAM_SPREAD = 0.06  # of the smoothing, in units of image values
 UNIFORM_SHARE = 0.05  # of the uniform distribution in a class's colour model
+
+_FILES = ("labels.png", "overlay.png")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ def segment_file(
         raise UsageError(
             "Give scribbles: a PNG of the image's size with class indices, 255 = unlabelled (--scribbles)."
         )
+    check_new_folder(output, _FILES, overwrite=overwrite)
     image = read_image(path)
     names = [str(number) for number in range(IGNORE)]
     seeds_map = read_scribble_map(scribbles, names, image.shape[1:])
@@ -181,11 +184,10 @@ def segment_file(
         unaries = torch.zeros(shape)
     term = regularizer.bind(tensor.unsqueeze(0))
     solution = solve(term, unaries, chosen_solver, entropy=entropy, fixed=seeds.unsqueeze(0), allowed=allowed)
-    check_new_folder(output, ("labels.png", "overlay.png"), overwrite=overwrite)
-    output.mkdir(parents=True, exist_ok=True)
+    make_new_folder(output, _FILES)
     labels = solution.labels[0].numpy().astype(np.uint8)
     colors = class_colors(classes)
-    files = (output / "labels.png", output / "overlay.png")
+    files = [output / name for name in _FILES]
     save_label_png(files[0], labels, colors)
     Image.fromarray(outlined(image, labels, colors)).save(files[1])
-    return Segmentation(labels, solution, files)
+    return Segmentation(labels, solution, tuple(files))

@@ -7,7 +7,7 @@ What a run leaves in its output folder:
     checkpoints/STEP/                 the last complete checkpoint (`regloss.training.checkpoints`)
     proposals/generation-N/           the proposals in use (`regloss.training.proposals`)
     model.safetensors, model.json     the trained model
-    scores.json, report.html          scores and report
+    scores.json, report.html, report/ scores, report and its pictures
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
+import re
 import shutil
 import time
 from collections import deque
@@ -28,21 +30,25 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.multiprocessing.spawn import ProcessException
 
 from regloss.batch import Batch
 from regloss.dataset import IGNORE, Dataset
 from regloss.errors import ReglossError, UsageError
 from regloss.hooks import manager
 from regloss.outer_loop import OuterLoop, Proposal
-from regloss.registry import create
+from regloss.registry import create, resolve
 from regloss.training import checkpoints
 from regloss.training.config import Config, build_loop
 from regloss.training.data import (
     EpochOrder,
     SampleCache,
     TrainingSet,
+    check_evaluation_samples,
     check_training_samples,
+    crop_size,
     same_size_groups,
     supervision_of,
     training_batches,
@@ -50,10 +56,17 @@ from regloss.training.data import (
 )
 from regloss.training.evaluation import evaluate_samples, examples_of
 from regloss.training.logs import CsvLog
+from regloss.training.metrics import Scores
 from regloss.training.model import Segmenter, build_segmenter, model_card, predict, save_model
 from regloss.training.proposals import ProposalStore
 
 Tell = Callable[[str], None]
+
+# What a training leaves in its folder. Only a folder with nothing else in it is ever replaced.
+_OUTPUT_FILES = ("config.json", "model.safetensors", "model.json", "scores.json", "report.html")
+_OUTPUT_FOLDERS = ("log", "checkpoints", "proposals", "report")
+# Settings that may differ when a run goes on.
+_FREE = ("output", "data.workers", "data.cache")
 
 
 def _silent(message: str) -> None:
@@ -62,7 +75,10 @@ def _silent(message: str) -> None:
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything that a configuration names, built and checked, before anything is written."""
+    """Everything that a configuration names, built and checked, before anything is written.
+
+    checkpoint: what the run goes on from, its weights in ``segmenter`` already; None at a beginning.
+    """
 
     config: Config
     dataset: Dataset
@@ -71,10 +87,15 @@ class Parts:
     loop: OuterLoop
     ids: list[str]
     warnings: list[str]
+    checkpoint: checkpoints.Checkpoint | None
 
 
-def build(config: Config) -> Parts:
+def build(config: Config, *, resume: bool = False) -> Parts:
     """Build all parts of a run and check the data.
+
+    Args:
+        config: see `train`.
+        resume: whether to go on from the last checkpoint in the output folder, if it holds one.
 
     Raises:
         UsageError: anything that would stop the run later: files missing or of different sizes, labels outside the
@@ -83,33 +104,70 @@ def build(config: Config) -> Parts:
     data = config.data
     dataset = create("dataset", data.dataset, **data.component_settings())
     dataset.check(data.train, need=(data.supervision[:-1],))
-    for subset in (data.val, data.test):
+    for key, subset in (("val", data.val), ("test", data.test)):
         if subset is not None:
-            dataset.check(subset, need=("label",))
+            try:
+                dataset.check(subset, need=("label",))
+            except UsageError as error:
+                raise UsageError(f'{error}\nTo train without this subset, set data.{key} = "".') from error
+    checkpoint = _last_checkpoint(Path(config.output)) if resume else None
+    start_from = config.training.start_from if checkpoint is None else None
+    torch.manual_seed(config.seed)
+    trained = checkpoint is not None or start_from is not None
+    segmenter = build_segmenter(config, dataset.channels, len(dataset.classes), trained=trained)
+    if checkpoint is not None:
+        checkpoints.load_network(segmenter.network, checkpoint.network, f"the checkpoint in {config.output}")
+    elif start_from is not None:
+        checkpoints.load_network(segmenter.network, checkpoints.read_weights(Path(start_from)), start_from)
+    build_optimizer(config, segmenter)
+    loop = build_loop(config.loss, data.supervision)
+    Scores(dataset.classes, config.evaluation.trimap)
+    if config.evaluation.energy is not None:
+        resolve("regularizer", config.evaluation.energy)
+
     cache = SampleCache(dataset, data.cache, data.scribble_length)
     ids = list(dataset.ids(data.train))
+    if not ids:
+        raise UsageError(f"The subset {data.train!r} of the data set is empty: there is nothing to train on.")
+    image = torch.from_numpy(cache.load(ids[0]).image).unsqueeze(0)
+    crop_size(data, image.ndim - 2)
+    _check_loop(loop, image.shape[1], len(dataset.classes), image.ndim - 2)
+    _check_network(segmenter, image, len(dataset.classes))
     warnings = check_training_samples(cache, ids, data.supervision)
-    torch.manual_seed(config.seed)
-    segmenter = build_segmenter(config, dataset.channels, len(dataset.classes))
-    if config.training.start_from is not None:
-        weights = checkpoints.read_weights(Path(config.training.start_from))
-        checkpoints.load_network(segmenter.network, weights, config.training.start_from)
-    loop = build_loop(config.loss, data.supervision)
-    _check_loop(loop, len(dataset.classes))
-    return Parts(config, dataset, cache, segmenter, loop, ids, warnings)
+    for subset in (data.val, data.test):
+        if subset is not None:
+            check_evaluation_samples(cache, subset)
+    return Parts(config, dataset, cache, segmenter, loop, ids, warnings, checkpoint)
 
 
-def _check_loop(loop: OuterLoop, classes: int) -> None:
+def _last_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
+    found = checkpoints.complete(folder / "checkpoints")
+    return checkpoints.load(found[-1]) if found else None
+
+
+def _check_loop(loop: OuterLoop, channels: int, classes: int, ndim: int) -> None:
     """Run one objective on a tiny image, so that settings that do not fit K or each other show before training."""
-    image = torch.full((1, 1, 4, 4), 0.5)
-    labels = torch.full((1, 4, 4), IGNORE)
-    labels[0, 0, 0], labels[0, 3, 3] = 0, 1
+    image = torch.full((1, channels, *[4] * ndim), 0.5)
+    labels = torch.full((1, *[4] * ndim), IGNORE)
+    labels.view(-1)[0], labels.view(-1)[-1] = 0, 1
     batch = Batch(image, labels)
-    logits = torch.zeros(1, classes, 4, 4, requires_grad=True)
+    logits = torch.zeros(1, classes, *[4] * ndim, requires_grad=True)
     for progress in (0.0, 1.0):
         loop.set_progress(progress)
-        loop.objective(logits, batch, loop.propose(logits, batch))
+        proposal = None if loop.update_every == "never" else loop.propose(logits, batch)
+        loop.objective(logits, batch, proposal)
     loop.set_progress(0.0)
+
+
+def _check_network(segmenter: Segmenter, image: Tensor, classes: int) -> None:
+    """Run the network on one image: what it cannot take, or a wrong output, shows before training."""
+    logits = predict(segmenter, image)
+    expected = (1, classes, *image.shape[2:])
+    if tuple(logits.shape) != expected:
+        raise UsageError(
+            f"{type(segmenter.network).__name__} makes {tuple(logits.shape)} of an image {tuple(image.shape)}; logits "
+            f"(B, K, *S) at the size of the image are needed, here {expected}."
+        )
 
 
 def train(
@@ -131,27 +189,53 @@ def train(
         UsageError: the output folder is in use or not writable, or see `build`.
     """
     folder = Path(config.output)
-    # Processes that Fabric starts by running the command again find the folder that the first one has made.
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    # Processes that Fabric (or a cluster) starts by running the command again find the folder that the first one made.
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+    first = all(int(rank) == 0 for rank in ranks)
     if first:
         check_output(folder, config, resume=resume, overwrite=overwrite)
-    if config.training.threads is not None:
-        torch.set_num_threads(config.training.threads)
-    parts = build(config)
-    for warning in parts.warnings:
-        tell(warning)
-    training = config.training
-    fabric = Fabric(
-        accelerator=training.accelerator,
-        devices=training.devices,
-        num_nodes=training.nodes,
-        strategy=_strategy(config),
-        precision=training.precision,  # type: ignore[arg-type]
-    )
+    fabric = _fabric(config)
+    parts = build(config, resume=resume)
     if first:
+        for warning in parts.warnings:
+            tell(warning)
         prepare_output(folder, config, parts.dataset, overwrite=overwrite)
-    scores: dict[str, Any] = fabric.launch(_run, parts, quiet, tell)  # type: ignore[arg-type]
+    try:
+        scores: dict[str, Any] = fabric.launch(_run, _Parcel(parts), quiet, tell)  # type: ignore[arg-type]
+    except ProcessException as error:
+        raise ReglossError(f"A training process failed. {error}") from error
     return scores
+
+
+class _Parcel:
+    """Parts on their way to processes that Fabric spawns: copied by value.
+
+    Sent as they are, tensors would lie in shared memory, and all processes would train one and the same weights.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpack, (pickle.dumps(self.parts),)
+
+
+def _unpack(content: bytes) -> _Parcel:
+    return _Parcel(pickle.loads(content))
+
+
+def _fabric(config: Config) -> Fabric:
+    training = config.training
+    try:
+        return Fabric(
+            accelerator=training.accelerator,
+            devices=training.devices,
+            num_nodes=training.nodes,
+            strategy=_strategy(config),
+            precision=training.precision,  # type: ignore[arg-type]
+        )
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as cause:
+        raise UsageError(f"training.accelerator, devices, nodes, strategy or precision: {cause}") from cause
 
 
 def _strategy(config: Config) -> str:
@@ -165,16 +249,25 @@ def check_output(folder: Path, config: Config, *, resume: bool, overwrite: bool)
     """Raise `UsageError` unless the output folder may be written; nothing is changed."""
     if resume and overwrite:
         raise UsageError("Choose one of resume and overwrite.")
-    used = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    present = _entries(folder)
+    used = bool(present) or folder.is_file()
     if used and not resume and not overwrite:
         raise UsageError(
             f"The output {folder} exists already. Go on with --resume, replace it with --overwrite, or choose another."
         )
-    if used and not (folder / "config.json").is_file():
-        raise UsageError(f"{folder} was not made by a training (it holds no config.json), so it is left alone.")
+    before = _begun_with(folder) if used else {}
+    foreign = [name for name in present if name not in _OUTPUT_FILES + _OUTPUT_FOLDERS]
+    if overwrite and foreign:
+        raise UsageError(
+            f"{folder} also holds {', '.join(foreign[:5])}, which no training has put there, so it is left alone. "
+            "Choose another output."
+        )
     if used and resume:
-        before = json.loads((folder / "config.json").read_text())
-        differing = _differences(before, config.dump())
+        differing = [
+            f"{key} (was {was!r}, is {now!r})"
+            for key, was, now in _differences(before, config.dump())
+            if key not in _FREE
+        ]
         if differing:
             raise UsageError(
                 f"{folder} was begun with other settings and cannot be resumed with these: {', '.join(differing[:8])}. "
@@ -187,20 +280,58 @@ def check_output(folder: Path, config: Config, *, resume: bool, overwrite: bool)
         raise UsageError(f"The output {folder} cannot be made: {parent} is not a folder that can be written to.")
 
 
-def _differences(before: Any, after: Any, where: str = "") -> list[str]:
+def _entries(folder: Path) -> list[str]:
+    """What lies in ``folder``, but for files that a killed run was about to move into place."""
+    if not folder.is_dir():
+        return []
+    unfinished = re.compile(r"\.(.+)\.\d+")
+    found = [(path.name, unfinished.fullmatch(path.name)) for path in sorted(folder.iterdir())]
+    return [name for name, match in found if match is None or match[1] not in _OUTPUT_FILES]
+
+
+def _begun_with(folder: Path) -> dict[str, Any]:
+    """The configuration of the training that made ``folder``.
+
+    Raises:
+        UsageError: none has.
+    """
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as cause:
+        raise UsageError(
+            f"{folder} was not made by a training (it holds no config.json that can be read), so it is left alone."
+        ) from cause
+    if not (isinstance(found, dict) and {"output", "data", "network", "training"} <= set(found)):
+        raise UsageError(f"{folder} was not made by a training (its config.json is another's), so it is left alone.")
+    return found
+
+
+def _differences(before: Any, after: Any, where: str = "") -> list[tuple[str, Any, Any]]:
+    """Keys of two configurations whose values differ, with both values."""
     if isinstance(before, Mapping) and isinstance(after, Mapping):
         keys = sorted(set(before) | set(after))
         return [d for key in keys for d in _differences(before.get(key), after.get(key), f"{where}.{key}".strip("."))]
-    return [] if before == after else [f"{where} (was {before!r}, is {after!r})"]
+    return [] if before == after else [(where, before, after)]
 
 
 def prepare_output(folder: Path, config: Config, dataset: Dataset, *, overwrite: bool) -> None:
-    """Make the output folder, with what is known at the start."""
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config.dump(), indent=1))
-    (folder / "model.json").write_text(json.dumps(model_card(config, dataset), indent=1))
+    """Make the output folder, with what is known at the start.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if overwrite:
+            # All but config.json, which is replaced: without it, a run that is killed here could not begin again.
+            for name in _OUTPUT_FILES[1:]:
+                (folder / name).unlink(missing_ok=True)
+            for path in [folder / name for name in _OUTPUT_FOLDERS if (folder / name).exists()]:
+                shutil.rmtree(path)
+        checkpoints.write_json(folder / "config.json", config.dump())
+        checkpoints.write_json(folder / "model.json", model_card(config, dataset))
+    except OSError as cause:
+        raise UsageError(f"The output {folder} cannot be written: {cause}") from cause
 
 
 def learning_rate_factor(schedule: Mapping[str, Any], progress: float) -> float:
@@ -237,9 +368,12 @@ def build_optimizer(config: Config, segmenter: Segmenter) -> torch.optim.Optimiz
     return made
 
 
-def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any]:
+def _run(fabric: Fabric, parcel: _Parcel, quiet: bool, tell: Tell) -> dict[str, Any]:
+    parts = parcel.parts
     config, loop = parts.config, parts.loop
     folder, training = Path(config.output), config.training
+    if training.threads is not None:
+        torch.set_num_threads(training.threads)
     store = ProposalStore(folder / "proposals")
     training_set = TrainingSet(parts.cache, parts.ids, config.data, config.seed, store)
     order = EpochOrder(len(parts.ids), training.batch_size, config.seed, fabric.global_rank, fabric.world_size)
@@ -248,21 +382,23 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
         loop.all_reduce = lambda value: fabric.all_reduce(value, reduce_op="sum")  # type: ignore[assignment, return-value]
         loop.world_size = fabric.world_size
 
+    main = fabric.is_global_zero
     optimizer = build_optimizer(config, parts.segmenter)
     rates = [group["lr"] for group in optimizer.param_groups]
-    epoch, step, generation, generation_epoch = 0, 0, -1, -1
-    resumed = checkpoints.complete(folder / "checkpoints")
-    if resumed:
-        checkpoint = checkpoints.load(resumed[-1])
-        checkpoints.restore(checkpoint, parts.segmenter.network, optimizer, str(resumed[-1]))
-        state = checkpoint.state
-        step, generation, generation_epoch = state["step"], state["generation"], state["generation-epoch"]
-        epoch = step // order.steps
-        tell(f"Going on from step {step} of {total_steps}.")
     model, optimizer = fabric.setup(parts.segmenter, optimizer)
     segmenter = parts.segmenter  # the same weights, outside of the wrapper, for inference
+    epoch, step, generation, generation_epoch = 0, 0, -1, -1
+    numbers: dict[str, float] = {}  # of the current epoch
+    if parts.checkpoint is not None:
+        # Only now: the optimizer puts its state where the parameters are.
+        checkpoints.restore_optimizer(parts.checkpoint, optimizer)
+        state = parts.checkpoint.state
+        step, generation, generation_epoch = state["step"], state["generation"], state["generation-epoch"]
+        epoch = step // order.steps
+        numbers = dict(state.get("numbers", {}))
+        if main:
+            tell(f"Going on from step {step} of {total_steps}.")
 
-    main = fabric.is_global_zero
     if main:
         steps_log, epochs_log = CsvLog(folder / "log" / "steps.csv"), CsvLog(folder / "log" / "epochs.csv")
         steps_log.keep(lambda row: row["step"] <= step)
@@ -272,20 +408,20 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
 
     def save() -> None:
         if main:
-            state = {"generation": generation, "generation-epoch": generation_epoch}
+            state = {"generation": generation, "generation-epoch": generation_epoch, "numbers": numbers}
             checkpoints.save(folder / "checkpoints", step, segmenter.network, optimizer, state)
             store.keep_from(generation)
 
     with _progress(total_steps, step, quiet or not main) as advance:
         while epoch < training.epochs:
-            numbers: dict[str, float] = {"epoch": epoch}
-            epoch_began = time.perf_counter()
+            clock = time.perf_counter()
+            numbers["epoch"] = epoch
             loop.set_progress(step / total_steps)
 
             # Stage A: proposals for all training images, un-augmented, every few epochs.
             if _due(loop, epoch, generation, generation_epoch):
                 fabric.barrier()
-                update = propose_all(fabric, parts, store, generation + 1, generation)
+                update = propose_all(fabric, parts, store, generation + 1, generation, step)
                 generation, generation_epoch = generation + 1, epoch
                 numbers |= update
                 if main:
@@ -293,7 +429,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 fabric.barrier()
 
             # Stage B: optimizer steps.
-            train_began, solver_seconds = time.perf_counter(), 0.0
+            clock = _spent(numbers, clock, "seconds")
             first_step = step - epoch * order.steps
             use_generation = generation if isinstance(loop.update_every, int) else -1
             for batch, stored in training_batches(
@@ -313,9 +449,10 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 if stored is not None:
                     proposal = Proposal(stored.to(fabric.device))
                 elif loop.update_every == "step":
+                    _check_finite_logits(logits, step + 1, batch)
                     solver_began = time.perf_counter()
                     proposal = loop.propose(logits.detach(), batch)
-                    solver_seconds += time.perf_counter() - solver_began
+                    _spent(numbers, solver_began, "solver-seconds")
                     _note_energies(numbers, proposal, batch)
                 loss = loop.objective(logits, batch, proposal)
                 optimizer.zero_grad()
@@ -325,40 +462,43 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 optimizer.step()
                 step += 1
 
-                if step % training.log_every == 0 or step == total_steps:
-                    value = float(loss.detach())
-                    if not math.isfinite(value):
-                        raise ReglossError(
-                            f"The loss became {value} at step {step}: {loop.parts}. Lower the learning rate, or look "
-                            "at the images of this step's batch: " + ", ".join(batch.ids or ())
-                        )
+                logged = step % training.log_every == 0 or step == total_steps
+                saved = training.checkpoint_every is not None and step % training.checkpoint_every == 0
+                last = step % order.steps == 0
+                if logged or saved or last:  # what has diverged is never saved
+                    values = _over_processes(fabric, {"loss": float(loss.detach()), **loop.parts})
+                    if not math.isfinite(values["loss"]):
+                        raise _diverged(f"The loss became {values['loss']}", step, batch)
+                if logged:
                     if main:
-                        row = {"learning-rate": optimizer.param_groups[0]["lr"], "loss": value, **loop.parts}
+                        row = {"learning-rate": optimizer.param_groups[0]["lr"], **values}
                         steps_log.add({"step": step, "epoch": epoch, **row})
                         hooks.regloss_step(step=step, epoch=epoch, values=row, folder=folder)
-                    advance(step, {"loss": value, **loop.parts})
-                if training.checkpoint_every and step % training.checkpoint_every == 0 and step % order.steps:
+                    advance(step, values)
+                if saved and not last:
+                    _spent(numbers, clock, "seconds")
+                    clock = _spent(numbers, clock, "train-seconds")
                     save()
-            numbers["train-seconds"] = time.perf_counter() - train_began
-            if loop.update_every == "step":
-                numbers["solver-seconds"] = solver_seconds
+            _spent(numbers, clock, "seconds")
+            clock = _spent(numbers, clock, "train-seconds")
 
             # Scores on the validation subset, and the epoch's numbers.
             if config.data.val is not None and ((epoch + 1) % training.evaluate_every == 0):
                 scores = evaluate_samples(fabric, segmenter, parts.cache, config, config.data.val)
                 numbers["val-mean-iou"] = scores["mean-iou"]
                 numbers["val-mean-foreground-dice"] = scores["mean-foreground-dice"]
-            numbers["seconds"] = time.perf_counter() - epoch_began
+            if numbers.pop("proposal-images", 0.0) > 0:
+                numbers |= _over_processes(fabric, {name: numbers[name] for name in _ENERGIES})
             if main:
+                _spent(numbers, clock, "seconds")
                 of_epoch = [row for row in steps_log.rows if row["epoch"] == epoch]
                 for name in ("loss", *loop.parts):
-                    values = [row[name] for row in of_epoch if name in row]
-                    if values:
-                        numbers[name] = sum(values) / len(values)
-                numbers.pop("proposal-images", None)
+                    values_of_epoch = [row[name] for row in of_epoch if name in row]
+                    if values_of_epoch:
+                        numbers[name] = sum(values_of_epoch) / len(values_of_epoch)
                 epochs_log.add(numbers)
                 hooks.regloss_epoch(epoch=epoch, values=numbers, folder=folder)
-            epoch += 1
+            epoch, numbers = epoch + 1, {}
             save()
             fabric.barrier()
 
@@ -379,9 +519,7 @@ def _finish(fabric: Fabric, parts: Parts, store: ProposalStore | None, generatio
     }
     if not fabric.is_global_zero:
         return scores
-    temporary = folder / f".scores.json.{os.getpid()}"
-    temporary.write_text(json.dumps(scores, indent=1))
-    temporary.replace(folder / "scores.json")
+    checkpoints.write_json(folder / "scores.json", scores)
     read = None if store is None else (lambda sample_id: store.read(generation, sample_id))
     sections = [
         section for found in manager().hook.regloss_report(folder=folder, scores=scores) if found for section in found
@@ -411,7 +549,9 @@ def _due(loop: OuterLoop, epoch: int, generation: int, generation_epoch: int) ->
     return generation < 0 if loop.update_every == 0 else epoch % loop.update_every == 0
 
 
-def propose_all(fabric: Fabric, parts: Parts, store: ProposalStore, generation: int, previous: int) -> dict[str, float]:
+def propose_all(
+    fabric: Fabric, parts: Parts, store: ProposalStore, generation: int, previous: int, step: int = 0
+) -> dict[str, float]:
     """Solve for the proposals of all training images of this process and keep them as ``generation``.
 
     The network works on the next images while the solver, in a thread, works on these: solvers release the interpreter.
@@ -445,6 +585,7 @@ def propose_all(fabric: Fabric, parts: Parts, store: ProposalStore, generation: 
             started = time.perf_counter()
             logits = predict(parts.segmenter, batch.image)
             network_seconds += time.perf_counter() - started
+            _check_finite_logits(logits, step, batch)
             warm = None
             if previous >= 0:
                 stored = np.stack([store.read(previous, sample.id) for sample in chosen])
@@ -467,6 +608,9 @@ def propose_all(fabric: Fabric, parts: Parts, store: ProposalStore, generation: 
     }
 
 
+_ENERGIES = ("proposal-energy-before", "proposal-energy-after")
+
+
 def _note_energies(numbers: dict[str, float], proposal: Proposal | None, batch: Batch) -> None:
     """Running means over an epoch of the energies per pixel of proposals made in every step."""
     if proposal is None or proposal.solution is None:
@@ -474,10 +618,37 @@ def _note_energies(numbers: dict[str, float], proposal: Proposal | None, batch: 
     pixels = batch.pixels.to(proposal.solution.energy)
     count = numbers.get("proposal-images", 0.0)
     new = count + len(pixels)
-    for name, energies in (("before", proposal.solution.start_energy), ("after", proposal.solution.energy)):
-        key = f"proposal-energy-{name}"
+    for key, energies in zip(_ENERGIES, (proposal.solution.start_energy, proposal.solution.energy), strict=True):
         numbers[key] = (numbers.get(key, 0.0) * count + float((energies / pixels).sum())) / new
     numbers["proposal-images"] = new
+
+
+def _spent(numbers: dict[str, float], began: float, name: str) -> float:
+    """Add the seconds since ``began`` to ``numbers[name]``; gives the time now."""
+    now = time.perf_counter()
+    numbers[name] = numbers.get(name, 0.0) + now - began
+    return now
+
+
+def _over_processes(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
+    """Means over the processes; see `OuterLoop.mean` for why these are those of the global batch."""
+    if fabric.world_size == 1:
+        return values
+    tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=fabric.device)
+    means = fabric.all_reduce(tensor, reduce_op="mean")
+    return dict(zip(values, means.tolist(), strict=True))  # type: ignore[union-attr]
+
+
+def _check_finite_logits(logits: Tensor, step: int, batch: Batch) -> None:
+    if not bool(torch.isfinite(logits).all()):
+        raise _diverged("The network's output became NaN or infinite", step, batch)
+
+
+def _diverged(what: str, step: int, batch: Batch) -> ReglossError:
+    return ReglossError(
+        f"{what} at step {step}. Lower the learning rate, or look at the images of this batch: "
+        + ", ".join(batch.ids or ())
+    )
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

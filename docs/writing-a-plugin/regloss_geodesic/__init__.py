@@ -1,0 +1,1 @@
+"""An example plugin of regloss; see README.md."""

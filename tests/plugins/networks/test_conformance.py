@@ -1,0 +1,25 @@
+"""The conformance suite, inherited by every built-in network."""
+
+from __future__ import annotations
+
+import regloss
+from regloss.testing import NetworkConformance
+
+
+class TestUNet(NetworkConformance):
+    def make(self):
+        return regloss.create("network", "unet", in_channels=self.in_channels, classes=self.classes, levels=3, channels=4)
+
+
+class TestUNet3D(NetworkConformance):
+    sizes = ((9, 10, 11),)
+
+    def make(self):
+        return regloss.create(
+            "network", "unet", in_channels=self.in_channels, classes=self.classes, levels=2, channels=4, dims=3
+        )
+
+
+class TestDeepLabV3Plus(NetworkConformance):
+    def make(self):
+        return regloss.create("network", "deeplabv3plus", in_channels=self.in_channels, classes=self.classes)

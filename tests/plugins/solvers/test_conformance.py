@@ -1,0 +1,36 @@
+"""The conformance suite, inherited by every built-in solver."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+import regloss
+from regloss.solver import Solver
+from regloss.testing import SolverConformance
+
+
+class TestAlphaExpansion(SolverConformance):
+    exact_for_two = True
+
+    def make(self) -> Solver:
+        return regloss.AlphaExpansion(workers=1)
+
+
+@pytest.mark.skipif(find_spec("maxflow") is None, reason="PyMaxflow is not installed (extra regloss[pymaxflow])")
+class TestPyMaxflow(SolverConformance):
+    exact_for_two = True
+
+    def make(self) -> Solver:
+        solver: Solver = regloss.create("solver", "pymaxflow")
+        return solver
+
+
+class TestMeanField(SolverConformance):
+    discrete = False
+    local = True  # which local minimum it ends in depends on where the grid's parity classes lie
+    entropy = 0.2
+
+    def make(self) -> Solver:
+        return regloss.MeanField()
