@@ -224,7 +224,7 @@ class FaultySolver(AlphaExpansion):
                 labels = torch.zeros_like(solution.labels)
                 return replace(solution, labels=labels, probabilities=testing.one_hot(labels, 3, torch.float64))
             case "half precision":
-                return replace(solution, probabilities=solution.probabilities.half())
+                return replace(solution, energy=solution.energy.half())
         return solution
 
 

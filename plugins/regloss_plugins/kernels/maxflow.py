@@ -326,6 +326,7 @@ def min_cut(graph: Graph, scratch: Scratch) -> float:
     source_height, sink_height = 1, 1
     # A tree without a front is complete: its border is saturated. The source tree is completed even where the sink tree
     # came first, so that the answer is always the same one of several minimum cuts.
+    # Otherwise the smaller front grows: an expansion often concerns few pixels, which then need not touch the others.
     while scratch.counts[0] > 0:
         if scratch.counts[1] == 0 or scratch.counts[0] <= scratch.counts[1]:
             side, height, limits = SOURCE, source_height, (source_height, sink_height - 1)

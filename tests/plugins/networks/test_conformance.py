@@ -8,7 +8,9 @@ from regloss.testing import NetworkConformance
 
 class TestUNet(NetworkConformance):
     def make(self):
-        return regloss.create("network", "unet", in_channels=self.in_channels, classes=self.classes, levels=3, channels=4)
+        return regloss.create(
+            "network", "unet", in_channels=self.in_channels, classes=self.classes, levels=3, channels=4
+        )
 
 
 class TestUNet3D(NetworkConformance):
