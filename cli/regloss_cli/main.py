@@ -113,7 +113,7 @@ def segment(
         Path | None, typer.Option(help="PNG of class indices, 255 = unlabelled, of the image's size.")
     ] = None,
     regularizer: Annotated[
-        list[str] | None, typer.Option(help="NAME or NAME:weight=2,setting=value; may be repeated, they add up.")
+        list[str] | None, typer.Option(help="NAME or NAME:weight=5,setting=value; may be repeated.")
     ] = None,
     solver: Annotated[str, typer.Option(help="NAME or NAME:setting=value,...")] = "alpha-expansion",
     unary: Annotated[
@@ -129,7 +129,7 @@ def segment(
         image,
         output,
         scribbles=scribbles,
-        regularizers=regularizer or ["grid-crf"],
+        regularizers=regularizer or ["grid-crf:weight=5"],
         solver=solver,
         unary=unary,
         entropy=entropy,

@@ -29,7 +29,7 @@ VARIANTS: dict[str, list[str]] = {
     "full": [],
     "short": ["data.scribble-length=0.3"],
     "click": ["data.scribble-length=0"],
-    "crop": ["data.reduce=1", "data.crop=160"],
+    "crop": ["data.reduce=1", "data.center=160", "data.crop=160"],
 }
 
 

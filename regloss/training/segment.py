@@ -120,7 +120,7 @@ def segment_file(
     output: Path,
     *,
     scribbles: Path | None,
-    regularizers: Sequence[str] = ("grid-crf",),
+    regularizers: Sequence[str] = ("grid-crf:weight=5",),
     solver: str = "alpha-expansion",
     unary: str = "color",
     entropy: float = 0.0,

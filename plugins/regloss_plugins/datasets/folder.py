@@ -14,9 +14,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from regloss.dataset import Dataset, Sample
 from regloss.errors import UsageError
@@ -69,6 +72,7 @@ class FolderDataset(Dataset):
         reduce: integer factor by which samples are reduced; 2 halves height and width (rounded up). Images by box
             mean; dense labels by majority, 255 only where it is more than half of the block; scribbles by the majority
             of the block's labelled pixels, so that thin strokes do not vanish (of classes that tie, the lowest).
+        center: cut samples, after reduction, to this many pixels about the centre along each axis that is longer.
 
     Raises:
         UsageError: a folder or file is missing, there are no images, two images share a stem, grey and colour images
@@ -87,9 +91,13 @@ class FolderDataset(Dataset):
         group: str | None = None,
         grey: bool | None = None,
         reduce: int = 1,
+        center: int | None = None,
     ) -> None:
         self.root = find_root(root)
         self.reduce = check_reduce(reduce)
+        if center is not None and (isinstance(center, bool) or not isinstance(center, int) or center < 1):
+            raise UsageError(f"center is a number of pixels, at least 1, or absent; got {center!r}")
+        self.center = center
         image_files = _image_files(self.root, images)
         label_files = _mates(self.root, labels, default="labels")
         scribble_files = _mates(self.root, scribbles, default="scribbles")
@@ -129,7 +137,8 @@ class FolderDataset(Dataset):
                 be meant (labels outside the classes, NaN, floats outside [0, 1]).
         """
         files = find_sample(self.samples, sample_id, str(self.root))
-        return load_sample(files, classes=self.classes, channels=self.channels, reduce=self.reduce)
+        sample = load_sample(files, classes=self.classes, channels=self.channels, reduce=self.reduce)
+        return sample if self.center is None else _central(sample, self.center)
 
     def check(self, subset: str, need: Sequence[str] = ("scribble",), *, contents: bool = False) -> None:
         """Verify a subset before it is used, and report everything that is wrong with it in one message.
@@ -151,6 +160,18 @@ class FolderDataset(Dataset):
         samples = [self.samples[sample_id] for sample_id in self.ids(subset)]
         load = self.load if contents else None
         check_samples(samples, need, load=load, folders=self._folders, complaints=orphans)
+
+
+def _central(sample: Sample, length: int) -> Sample:
+    """The middle of a sample; where an odd number of pixels goes, one more goes at the far end."""
+    starts = [max(size - length, 0) // 2 for size in sample.image.shape[1:]]
+    window = tuple(slice(start, start + length) for start in starts)
+    return replace(
+        sample,
+        image=np.ascontiguousarray(sample.image[(slice(None), *window)]),
+        label=None if sample.label is None else np.ascontiguousarray(sample.label[window]),
+        scribble=None if sample.scribble is None else np.ascontiguousarray(sample.scribble[window]),
+    )
 
 
 def _image_files(root: Path, images: str) -> dict[str, Path]:

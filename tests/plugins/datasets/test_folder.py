@@ -51,6 +51,17 @@ def test_samples_are_read(root: Path) -> None:
         data.ids("test")
 
 
+def test_central_part(root: Path) -> None:
+    sample = FolderDataset(root, classes=2, center=3).load("p1_b")
+    assert sample.image.shape == (1, 3, 3)
+    np.testing.assert_array_equal(sample.label, [[0, 0, 1]] * 3)  # columns 1 to 3 of 6
+    np.testing.assert_array_equal(sample.scribble, [[255, 255, 255]] * 3)
+    assert FolderDataset(root, classes=2, center=100).load("p1_b").image.shape == (1, 5, 6)
+    for wrong in (0, 2.5, True):
+        with pytest.raises(UsageError, match="center"):
+            FolderDataset(root, classes=2, center=wrong)
+
+
 def test_reduced_samples(root: Path) -> None:
     sample = FolderDataset(root, classes=2, reduce=2).load("p1_b")
     assert sample.image.shape == (1, 3, 3)
