@@ -1,6 +1,6 @@
 """Draws docs/pictures/demo.png from what the demonstration left: test images, two networks' segmentations, the truth.
 
-    regloss demo --epochs 48 --output runs/demo
+    regloss demo --output runs/demo
     python docs/pictures/make_demo_picture.py runs/demo docs/pictures/demo.png
 
 One test image of each kind is shown. The networks saw neither these images nor the scribbles on them, which only show
@@ -16,21 +16,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
-from scipy import ndimage
 
 from regloss import create
-from regloss.dataset import IGNORE
 from regloss.training.metrics import Scores
 from regloss.training.model import Model, load_model, predict
-from regloss.training.report import overlay
+from regloss.training.report import outlined, overlay
 
 METHODS = {"partial-cross-entropy": "partial cross entropy", "trust-region": "trust region"}
 SHOWN = ("coins-bottom-right", "tissue-centre", "coffee-bottom-left")
-COLORS = ((37, 99, 235), (255, 225, 25))  # background blue, object yellow: told apart by every kind of colour vision
+YELLOW, BLUE = (255, 225, 25), (37, 99, 235)  # told apart by every kind of colour vision
+COLORS = ((0, 0, 0), YELLOW)  # of classes; black background stays image
 CELL = 1.75  # inches
 
 Labels = npt.NDArray[np.uint8]
-Picture = npt.NDArray[np.uint8]
 
 
 def centre_square(size: tuple[int, ...]) -> tuple[slice, slice]:
@@ -38,15 +36,6 @@ def centre_square(size: tuple[int, ...]) -> tuple[slice, slice]:
     side = min(size)
     top, left = ((length - side) // 2 for length in size)
     return slice(top, top + side), slice(left, left + side)
-
-
-def outlined(image: npt.NDArray[np.float32], labels: Labels) -> Picture:
-    """The image (3, H, W) with the object tinted and a line just inside its boundary: (H, W, 3)."""
-    inside = labels == 1
-    picture = overlay(image, np.where(inside, 1, IGNORE), COLORS, alpha=0.3)
-    line = max(1, round(min(labels.shape) / 80))
-    picture[inside & ~ndimage.binary_erosion(inside, iterations=line, border_value=1)] = COLORS[1]
-    return picture
 
 
 def segment(model: Model, image: npt.NDArray[np.float32]) -> Labels:
@@ -76,14 +65,14 @@ def draw(runs: Path, target: Path) -> None:
         image = sample.image[(slice(None), *square)]
         pale = 0.5 * image + 0.5
         panels = [
-            (outlined(image, np.zeros_like(sample.label[square])), ""),
-            (overlay(pale, sample.scribble[square], COLORS, alpha=1.0), ""),
+            (outlined(image, np.zeros_like(sample.label[square]), COLORS), ""),
+            (overlay(pale, sample.scribble[square], (BLUE, YELLOW), alpha=1.0), ""),
         ]
         for model in models.values():
             labels = segment(model, sample.image)
             score = f"{mean_iou(labels, sample.label, dataset.classes):.0f} %"
-            panels.append((outlined(image, labels[square]), score))
-        panels.append((outlined(image, sample.label[square]), ""))
+            panels.append((outlined(image, labels[square], COLORS), score))
+        panels.append((outlined(image, sample.label[square], COLORS), ""))
         for axis, (picture, score) in zip(row, panels, strict=True):
             axis.imshow(picture)
             axis.set_axis_off()

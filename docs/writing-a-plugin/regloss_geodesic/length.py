@@ -10,7 +10,6 @@ pi / (8 d) is Cauchy's and Crofton's formula: on a flat image R is the Euclidean
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
+from regloss.potts import PottsTerm
 from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term, check_weight
 
 
@@ -53,25 +53,3 @@ class GeodesicLength(Regularizer):
             grid.pick(weights[:, number], first).copy_(math.pi / 8 / distance / (1 + (slope / self.contrast) ** 2))
             weights[:, number] *= grid.pairs_inside(region, offset)  # no pair may leave the region of interest
         return PottsTerm(self, GridGraph(offsets, self.weight * weights), shape, roi)
-
-
-class PottsTerm(Term):
-    """The bilinear relaxation of a Potts model, 1 - <S_p, S_q> a pair: exact where the probabilities are one-hot."""
-
-    def __init__(self, regularizer: Regularizer, graph: GridGraph, shape: tuple[int, ...], roi: Tensor | None) -> None:
-        super().__init__(regularizer, shape, roi)
-        self.graph = graph
-
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        """One entry for each of the regularizer's forms."""
-        return {GridGraph: lambda: self.graph, Graph: self.graph.graph}
-
-    def energy(self, probabilities: Tensor) -> Tensor:
-        """(B,), differentiable: what gradient descent and the reports use."""
-        probabilities = self.check(probabilities)
-        energy = probabilities.new_zeros(len(probabilities))
-        for number, offset in enumerate(self.graph.offsets):
-            first, second = grid.pair_slices(offset)
-            differ = 1 - (grid.pick(probabilities, first) * grid.pick(probabilities, second)).sum(1)
-            energy = energy + (grid.pick(self.graph.weights[:, number], first) * differ).flatten(1).sum(1)
-        return energy

@@ -7,21 +7,15 @@
 With sigma = "auto", sigma^2 is the mean of |I_p - I_q|^2 over all neighbour pairs of the image that lie inside the
 region of interest, one value for each image; on a flat image all pairs get the weight 1 / distance.
 
-For probabilities S there are three relaxations, equal to R on one-hot input (per pair, before w):
-
-    bilinear         1 - <S_p, S_q>        tight: its minimum over the simplex is the discrete minimum; not convex
-    quadratic        |S_p - S_q|^2 / 2     convex, loose
-    total-variation  |S_p - S_q|_1 / 2     convex, tight for two classes
+For probabilities there are the relaxations of `regloss.potts`, equal to R on one-hot input.
 
 Source: Marin, Tang, Ben Ayed, Boykov, "Beyond gradient descent for regularized segmentation losses", CVPR 2019, and
-Marin, Boykov, "Robust trust region for weakly supervised segmentation", CVPR 2021; the papers' relaxations are twice
-the Potts energy, these are not.
+Marin, Boykov, "Robust trust region for weakly supervised segmentation", CVPR 2021.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,9 +24,8 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
+from regloss.potts import RELAXATIONS, PottsTerm, Relaxation
 from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term, check_weight
-
-RELAXATIONS = ("bilinear", "quadratic", "total-variation")
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class GridCRF(Regularizer):
     connectivity: int = 8
     sigma: float | Literal["auto"] = "auto"
     diagonal: Literal["distance", "unit"] = "distance"
-    relaxation: Literal["bilinear", "quadratic", "total-variation"] = "bilinear"
+    relaxation: Relaxation = "bilinear"
 
     def __post_init__(self) -> None:
         check_weight(self.weight, "grid-crf")
@@ -106,29 +99,4 @@ class GridCRF(Regularizer):
         if self.diagonal == "distance":
             distances = image.new_tensor([math.hypot(*offset) for offset in offsets])
             weights = weights / distances.reshape(1, -1, *[1] * ndim)
-        return _GridTerm(self, GridGraph(offsets, self.weight * weights), shape, roi)
-
-
-class _GridTerm(Term):
-    def __init__(self, regularizer: GridCRF, graph: GridGraph, shape: tuple[int, ...], roi: Tensor | None) -> None:
-        super().__init__(regularizer, shape, roi)
-        self.graph = graph
-        self.relaxation = regularizer.relaxation
-
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        return {GridGraph: lambda: self.graph, Graph: self.graph.graph}
-
-    def energy(self, probabilities: Tensor) -> Tensor:
-        probabilities = self.check(probabilities)
-        energy = probabilities.new_zeros(probabilities.shape[0])
-        for number, offset in enumerate(self.graph.offsets):
-            first, second = grid.pair_slices(offset)
-            p, q = grid.pick(probabilities, first), grid.pick(probabilities, second)
-            if self.relaxation == "bilinear":
-                cost = 1 - (p * q).sum(1)
-            elif self.relaxation == "quadratic":
-                cost = (p - q).square().sum(1) / 2
-            else:
-                cost = (p - q).abs().sum(1) / 2
-            energy = energy + (grid.pick(self.graph.weights[:, number], first) * cost).flatten(1).sum(1)
-        return energy
+        return PottsTerm(self, GridGraph(offsets, self.weight * weights), shape, roi, self.relaxation)
