@@ -188,7 +188,7 @@ def plot(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt  # after main has chosen the backend
 
     accuracies = curves(rows, "test_accuracy")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
     for name, colour, style in ((ROBUST, "C0", "o-"), (FORWARD, "C3", "D")):
         x = [epsilon for loss, epsilon in accuracies if loss == name]
         last = np.array([values[:, -1] for (loss, _), values in accuracies.items() if loss == name])
@@ -201,13 +201,13 @@ def plot(rows: list[Row], path: Path) -> None:
     left.axvline(OUTLIERS, color="grey", linestyle="--", linewidth=1, label=f"share of wrong labels, {OUTLIERS:g}")
     left.axvline(PAPER_BEST, color="C2", linestyle="-.", linewidth=1, label=f"best in the paper, {PAPER_BEST:g}")
     left.set(xlabel="epsilon", ylabel="test accuracy (%)", title="After training, half of the labels redrawn")
-    left.legend(fontsize=8)
+    left.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     for (loss, epsilon), values in accuracies.items():
         if loss == ROBUST and round(10 * epsilon) % 2 == 0:
             shade = mpl.colormaps["viridis"](epsilon / 0.9)
             right.plot(np.arange(1, values.shape[1] + 1), values.mean(0), color=shade, label=f"epsilon {epsilon:g}")
     right.set(xlabel="epoch", ylabel="test accuracy (%)", title="During training, mean of the seeds")
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
