@@ -24,8 +24,9 @@ if TYPE_CHECKING:  # what the lazy lookup below finds at run time, spelt out for
     from regloss.data_term import DataTerm
     from regloss.dataset import Dataset, Sample
     from regloss.divergence import Divergence
+    from regloss.layer import RegularizedNetwork, RegularizedSoftmax, attach
     from regloss.outer_loop import OuterLoop, Proposal
-    from regloss.regularizer import Concave, Form, Graph, GridGraph, Projection, Regularizer, Saddle, Sum, Term
+    from regloss.regularizer import Concave, Form, Graph, GridGraph, Mixed, Projection, Regularizer, Saddle, Sum, Term
     from regloss.schedule import Schedule
     from regloss.solver import Problem, Solution, Solver, Status, solve
     from regloss_plugins.data_terms.cross_entropy import CrossEntropy
@@ -36,10 +37,18 @@ if TYPE_CHECKING:  # what the lazy lookup below finds at run time, spelt out for
     from regloss_plugins.outer_loops.adm import ADM
     from regloss_plugins.outer_loops.gradient_descent import GradientDescent
     from regloss_plugins.outer_loops.trust_region import TrustRegion
+    from regloss_plugins.regularizers.convex import ConvexShape
     from regloss_plugins.regularizers.grid_crf import GridCRF
+    from regloss_plugins.regularizers.nltv import NonlocalTV
+    from regloss_plugins.regularizers.ordered import Ordered
+    from regloss_plugins.regularizers.star import StarShape
+    from regloss_plugins.regularizers.threshold_dynamics import ThresholdDynamics
     from regloss_plugins.regularizers.tv import TotalVariation
+    from regloss_plugins.regularizers.volume import Volume
     from regloss_plugins.solvers.alpha_expansion import AlphaExpansion
+    from regloss_plugins.solvers.dca import DCA
     from regloss_plugins.solvers.mean_field import MeanField
+    from regloss_plugins.solvers.pdhg import PDHG
 
 __version__ = "0.1.0"
 
@@ -52,10 +61,13 @@ _NOUNS = {
     "Form": "regularizer",
     "Graph": "regularizer",
     "GridGraph": "regularizer",
+    "Mixed": "regularizer",
     "OuterLoop": "outer_loop",
     "Problem": "solver",
     "Projection": "regularizer",
     "Proposal": "outer_loop",
+    "RegularizedNetwork": "layer",
+    "RegularizedSoftmax": "layer",
     "Regularizer": "regularizer",
     "Saddle": "regularizer",
     "Sample": "dataset",
@@ -65,17 +77,21 @@ _NOUNS = {
     "Status": "solver",
     "Sum": "regularizer",
     "Term": "regularizer",
+    "attach": "layer",
     "solve": "solver",
 }
 
 __all__ = [
     "ADM",
+    "DCA",
     "KL",
+    "PDHG",
     "AlphaExpansion",
     "AmbiguousName",
     "Batch",
     "BrokenPlugin",
     "Concave",
+    "ConvexShape",
     "CrossEntropy",
     "DataTerm",
     "Dataset",
@@ -89,12 +105,17 @@ __all__ = [
     "MeanField",
     "MissingDependency",
     "MissingForm",
+    "Mixed",
+    "NonlocalTV",
+    "Ordered",
     "OuterLoop",
     "PartialCrossEntropy",
     "Problem",
     "Projection",
     "Proposal",
     "ReglossError",
+    "RegularizedNetwork",
+    "RegularizedSoftmax",
     "Regularizer",
     "RobustKL",
     "Saddle",
@@ -102,14 +123,18 @@ __all__ = [
     "Schedule",
     "Solution",
     "Solver",
+    "StarShape",
     "Status",
     "Sum",
     "Term",
+    "ThresholdDynamics",
     "TotalVariation",
     "TrustRegion",
     "UnknownComponent",
     "UsageError",
+    "Volume",
     "__version__",
+    "attach",
     "create",
     "get",
     "names",

@@ -110,16 +110,42 @@ class GridGraph(Form):
 
 
 @dataclass(frozen=True)
+class Face:
+    """How the maximiser y of <z, y> over Y moves with z, to first order: along Q, with Q dz = curvature * Q dy.
+
+    Attributes:
+        project: Q, the orthogonal projection onto the directions in which y may move; it acts within each image.
+        curvature: >= 0, broadcastable to the dual shape; 0 where moving costs nothing (z = 0 there).
+    """
+
+    project: Callable[[Tensor], Tensor]
+    curvature: Tensor | float = 0.0
+
+
+@dataclass(frozen=True)
 class SaddleBlock:
     """One block of a `Saddle`: max over y in Y of <K s - b, y>.
+
+    The first five must be given. The others have fallbacks, so a block may leave them out: solvers then take their
+    steps from the norm, lose digits in the gap, keep converged images in the batch, or cannot differentiate implicitly.
 
     Attributes:
         apply: K, from (B, K, *S) to the block's dual shape (B, ...).
         adjoint: K^T, back.
         project: Euclidean projection of y onto Y.
-        support: (B,) values of max over y in Y of <z, y> at z = K s - b.
+        support: (B,) values of max over y in Y of <z, y> at z = K s - b. Where Y is a cone, that is a constraint on z:
+            0 where it holds within the block's own tolerance, inf elsewhere.
         norm: an upper bound on the operator norm ||K||.
         shift: b, broadcastable to the dual shape; 0 if absent.
+        slack: (z, y) to (B,), support(z) - <z, y> for y in Y, as a sum of numbers that are not negative; None = the
+            difference, whose rounding error grows with the support. Ask for it through `gap`.
+        absolute: x >= 0 to an upper bound on |K| x, |K| holding the absolute entries of K, and of dual shape. Dual
+            entries that ``project`` treats jointly must get the same value, since they will share a step.
+        absolute_adjoint: y >= 0 of dual shape to an upper bound on |K|^T y. Both together give diagonal steps.
+        squared: x >= 0 to (K * K) x, with the squared entries of K; a preconditioner, so near is good enough.
+        face: (z, y) to the `Face` at a pair of z and its maximiser y; needed for implicit derivatives.
+        select: indices (M,) of images to the block of those images alone.
+        parameters: tensors that ``apply``, ``adjoint`` and ``shift`` are computed from and that may need a gradient.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -128,6 +154,24 @@ class SaddleBlock:
     support: Callable[[Tensor], Tensor]
     norm: float
     shift: Tensor | float = 0.0
+    slack: Callable[[Tensor, Tensor], Tensor] | None = None
+    absolute: Callable[[Tensor], Tensor] | None = None
+    absolute_adjoint: Callable[[Tensor], Tensor] | None = None
+    squared: Callable[[Tensor], Tensor] | None = None
+    face: Callable[[Tensor, Tensor], Face] | None = None
+    select: Callable[[Tensor], SaddleBlock] | None = None
+    parameters: tuple[Tensor, ...] = ()
+
+    def residual(self, probabilities: Tensor) -> Tensor:
+        """K s - b, of dual shape."""
+        applied = self.apply(probabilities)
+        return applied if isinstance(self.shift, float) and self.shift == 0 else applied - self.shift
+
+    def gap(self, z: Tensor, y: Tensor) -> Tensor:
+        """support(z) - <z, y> (B,) for y in Y: how much better than y the best one is; >= 0 but for tolerances."""
+        if self.slack is not None:
+            return self.slack(z, y)
+        return self.support(z) - (z * y).flatten(1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -143,8 +187,41 @@ class Saddle(Form):
 
     def value(self, probabilities: Tensor) -> Tensor:
         """R (B,) at ``probabilities`` (B, K, *S)."""
-        values = [block.support(block.apply(probabilities) - block.shift) for block in self.blocks]
-        return torch.stack(values).sum(0)
+        total = probabilities.new_zeros(probabilities.shape[0])
+        for block in self.blocks:
+            total = total + block.support(block.residual(probabilities))
+        return total
+
+    def diagonal_bound(self, probabilities: Tensor, *, diagonal: bool = True) -> tuple[Tensor, ...]:
+        """r, one tensor a block, broadcastable to its dual shape, such that K K^T <= diag(r) for the stacked K.
+
+        Dual steps of entropy * 2 / r are then safe, entry by entry. For blocks that give their absolute entries,
+        r = |K| c with the column sums c = |K|^T 1; the others get multiples of their squared norm.
+
+        Args:
+            probabilities: (B, K, *S), for the shape, precision and device; its values do not matter.
+            diagonal: False = the squared norms for all blocks.
+        """
+        ones = torch.ones_like(probabilities)
+        fine = [diagonal and b.absolute is not None and b.absolute_adjoint is not None for b in self.blocks]
+        # |sum of K_b^T y_b|^2 <= (number of parts) * sum of |K_b^T y_b|^2; all fine blocks together are one part.
+        parts = fine.count(False) + any(fine)
+        columns = torch.zeros_like(probabilities)
+        for block, is_fine in zip(self.blocks, fine, strict=True):
+            if is_fine and block.absolute is not None and block.absolute_adjoint is not None:
+                columns = columns + block.absolute_adjoint(torch.ones_like(block.absolute(ones)))
+        bounds = []
+        for block, is_fine in zip(self.blocks, fine, strict=True):
+            if is_fine and block.absolute is not None:
+                bounds.append(parts * block.absolute(columns))
+            else:
+                bounds.append(probabilities.new_full((1,), parts * block.norm**2))
+        return tuple(bounds)
+
+    def select(self, images: Tensor) -> Saddle | None:
+        """The form of the images with the indices ``images`` (M,) alone; None where a block cannot give it."""
+        chosen = [block.select(images) for block in self.blocks if block.select is not None]
+        return Saddle(tuple(chosen)) if len(chosen) == len(self.blocks) else None
 
     def join(self, other: Form) -> Saddle:
         """Blocks stacked."""
@@ -158,18 +235,44 @@ class Concave(Form):
     Attributes:
         value: (B, K, *S) to (B,).
         supergradient: (B, K, *S) to (B, K, *S).
+        curvature: how far R is from concave, >= 0: on the simplex it lies below each of its tangents plus
+            curvature / 2 times the squared distance. 0 = concave.
+        parameters: tensors that both functions are computed from and that may need a gradient.
     """
 
     value: Callable[[Tensor], Tensor]
     supergradient: Callable[[Tensor], Tensor]
+    curvature: float = 0.0
+    parameters: tuple[Tensor, ...] = ()
 
     def join(self, other: Form) -> Concave:
-        """Values and supergradients add."""
+        """Values, supergradients and curvatures add."""
         if not isinstance(other, Concave):
             return super().join(other)  # type: ignore[return-value]
         return Concave(
-            lambda s: self.value(s) + other.value(s), lambda s: self.supergradient(s) + other.supergradient(s)
+            lambda s: self.value(s) + other.value(s),
+            lambda s: self.supergradient(s) + other.supergradient(s),
+            self.curvature + other.curvature,
+            self.parameters + other.parameters,
         )
+
+
+@dataclass(frozen=True)
+class Mixed(Form):
+    """R = a concave part + a convex part in saddle form: what sums of such terms offer."""
+
+    concave: Concave
+    saddle: Saddle
+
+    def join(self, other: Form) -> Mixed:
+        """Each part joins its own kind; a `Concave` or a `Saddle` form may be added as well."""
+        if isinstance(other, Concave):
+            return Mixed(self.concave.join(other), self.saddle)
+        if isinstance(other, Saddle):
+            return Mixed(self.concave, self.saddle.join(other))
+        if isinstance(other, Mixed):
+            return Mixed(self.concave.join(other.concave), self.saddle.join(other.saddle))
+        return super().join(other)  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -323,10 +426,13 @@ class Sum(Regularizer):
 
     @property
     def forms(self) -> tuple[type[Form], ...]:
-        """Forms common to all parts."""
+        """Forms common to all parts; `Mixed` where every part is concave or a saddle, and some are of each kind."""
         if len(self.parts) == 1:
             return tuple(self.parts[0].forms)
-        return tuple(form for form in self.joinable if all(form in part.forms for part in self.parts))
+        common = tuple(form for form in self.joinable if all(form in part.forms for part in self.parts))
+        if Concave in common or Saddle in common:
+            return common
+        return (*common, Mixed) if all(_mixable(part) is not None for part in self.parts) else common
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Bind every part."""
@@ -350,18 +456,52 @@ class _SumTerm(Term):
 
     def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
         def joined(kind: type[Form]) -> Callable[[], Form]:
-            return lambda: scaled(reduce(lambda a, b: a.join(b), [term.form(kind) for term in self.terms]), self.weight)
+            forms = [(term, part_form(term.regularizer, kind)) for term in self.terms]
+            return lambda: scaled(join_all([term.form(form) for term, form in forms], kind), self.weight)
 
         return {kind: joined(kind) for kind in self.regularizer.forms}
 
 
-def scaled(form: Form, factor: float) -> Form:
+def part_form(regularizer: Regularizer, kind: type[Form]) -> type[Form]:
+    """The form in which ``regularizer`` goes into a sum of the form ``kind``.
+
+    Raises:
+        MissingForm: it does not.
+    """
+    if kind in regularizer.forms:
+        return kind
+    found = _mixable(regularizer) if kind is Mixed else None
+    if found is None:
+        raise MissingForm(f"{name_of(regularizer)} cannot be part of a sum in the form {kind.__name__}.")
+    return found
+
+
+def join_all(forms: Sequence[Form], kind: type[Form]) -> Form:
+    """The form ``kind`` of a sum, from those of its parts, each as `part_form` says."""
+    if kind is Mixed:
+        return reduce(lambda a, b: a.join(b), forms, Mixed(_ZERO, Saddle(())))
+    return reduce(lambda a, b: a.join(b), forms)
+
+
+_ZERO = Concave(lambda s: s.new_zeros(s.shape[0]), torch.zeros_like)
+
+
+def _mixable(regularizer: Regularizer) -> type[Form] | None:
+    """The form in which ``regularizer`` can be added to a `Mixed`."""
+    return next((kind for kind in (Saddle, Concave, Mixed) if kind in regularizer.forms), None)
+
+
+def scaled(form: Form, factor: float | Tensor) -> Form:
     """``form`` of ``factor`` times its energy; a projection is its own multiple.
+
+    Args:
+        form: any but a form of a plugin's own.
+        factor: >= 0; as a tensor () it may be learnt, and a saddle form counts it among its ``parameters``.
 
     Raises:
         UsageError: the factor is 0 and the form cannot express the zero function.
     """
-    if factor == 1 or isinstance(form, Projection):
+    if isinstance(form, Projection) or (not isinstance(factor, Tensor) and factor == 1):
         return form
     if isinstance(form, Graph):
         return Graph(form.edges, form.weights * factor)
@@ -369,23 +509,46 @@ def scaled(form: Form, factor: float) -> Form:
         return GridGraph(form.offsets, form.weights * factor)
     if isinstance(form, Concave):
         value, supergradient = form.value, form.supergradient
-        return Concave(lambda s: factor * value(s), lambda s: factor * supergradient(s))
+        return Concave(
+            lambda s: factor * value(s),
+            lambda s: factor * supergradient(s),
+            _plain(factor) * form.curvature,
+            (*form.parameters, factor) if isinstance(factor, Tensor) else form.parameters,
+        )
+    if isinstance(form, Mixed):
+        concave, saddle = scaled(form.concave, factor), scaled(form.saddle, factor)
+        assert isinstance(concave, Concave)
+        assert isinstance(saddle, Saddle)
+        return Mixed(concave, saddle)
     if isinstance(form, Saddle):
-        # factor * max <K s - b, y> over Y = max over y in factor * Y, whose projection is factor * P(y / factor).
-        if factor == 0:
+        if not isinstance(factor, Tensor) and factor == 0:
             raise UsageError("A sum with weight 0 has no saddle form. Leave the regularizer out instead.")
         return Saddle(tuple(_scaled_block(block, factor) for block in form.blocks))
     raise MissingForm(f"A term in the form {type(form).__name__} cannot be scaled.")
 
 
-def _scaled_block(block: SaddleBlock, factor: float) -> SaddleBlock:
+def _plain(factor: float | Tensor) -> float:
+    return float(factor.detach()) if isinstance(factor, Tensor) else factor
+
+
+def _scaled_block(block: SaddleBlock, factor: float | Tensor) -> SaddleBlock:
+    """The factor goes into K and b, and Y stays, so that dual variables keep their meaning when it is learnt."""
+    absolute, absolute_adjoint, squared, select = block.absolute, block.absolute_adjoint, block.squared, block.select
     return SaddleBlock(
-        apply=block.apply,
-        adjoint=block.adjoint,
-        project=lambda y: factor * block.project(y / factor),
-        support=lambda z: factor * block.support(z),
-        norm=block.norm,
-        shift=block.shift,
+        apply=lambda s: factor * block.apply(s),
+        adjoint=lambda y: block.adjoint(factor * y),
+        project=block.project,
+        # Where Y is a cone, the tolerance of the constraint is in units of the unscaled z.
+        support=lambda z: factor * block.support(z / factor),
+        norm=_plain(factor) * block.norm,
+        shift=factor * block.shift if isinstance(block.shift, Tensor) or block.shift != 0 else 0.0,
+        slack=None if block.slack is None else lambda z, y: factor * block.gap(z / factor, y),
+        absolute=None if absolute is None else lambda x: factor * absolute(x),
+        absolute_adjoint=None if absolute_adjoint is None else lambda y: absolute_adjoint(factor * y),
+        squared=None if squared is None else lambda x: factor**2 * squared(x),
+        face=block.face,
+        select=None if select is None else lambda images: _scaled_block(select(images), factor),
+        parameters=(*block.parameters, factor) if isinstance(factor, Tensor) else block.parameters,
     )
 
 

@@ -95,6 +95,62 @@ class Solver(ABC):
         """Solve ``problem``; never modify it."""
 
 
+@dataclass(frozen=True)
+class Pullback:
+    """Gradients of a loss with respect to what a solver was given.
+
+    Attributes:
+        unary: (B, K, *S).
+        entropy: () tensor.
+        parameters: one for each of the solver's ``parameters(form)``; None where the solution does not depend on it.
+    """
+
+    unary: Tensor
+    entropy: Tensor
+    parameters: tuple[Tensor | None, ...]
+
+
+class DifferentiableSolver(Solver):
+    """A solver that a layer can be built of: its solution can be differentiated.
+
+    Subclasses are frozen dataclasses with the fields ``max_steps`` and ``tolerance``.
+    """
+
+    max_steps: int
+    tolerance: float
+
+    @abstractmethod
+    def parameters(self, form: Form) -> tuple[Tensor, ...]:
+        """Tensors within ``form`` that may need a gradient, each once."""
+
+    @abstractmethod
+    def log_probabilities(self, problem: Problem, solution: Solution) -> Tensor:
+        """Log s (B, K, *S) at a solution of ``problem``, without the underflow that log(s) would have."""
+
+    @abstractmethod
+    def unroll(self, problem: Problem, entropy: Tensor) -> Tensor:
+        """Log s (B, K, *S) after exactly ``max_steps`` steps, as operations that autograd can differentiate.
+
+        Args:
+            problem: its unary may need a gradient; its ``entropy`` is not looked at.
+            entropy: () tensor, > 0.
+        """
+
+    @abstractmethod
+    def pullback(
+        self, problem: Problem, solution: Solution, cotangent: Tensor, *, max_steps: int, tolerance: float
+    ) -> Pullback:
+        """Gradients of a loss by implicit differentiation, from nothing but the solution.
+
+        Args:
+            problem: what was solved.
+            solution: of ``problem``, with its state.
+            cotangent: (B, K, *S) gradient of the loss with respect to log s.
+            max_steps: largest number of steps for the linear system that this takes.
+            tolerance: relative residual of that system at which to stop.
+        """
+
+
 def negotiate(regularizer: Regularizer, solver: Solver) -> type[Form]:
     """The form that ``solver`` will use of ``regularizer``.
 

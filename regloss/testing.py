@@ -544,8 +544,66 @@ class RegularizerConformance(_Suite):
                 vector = block.adjoint(applied)
             _at_most(length, torch.full_like(length, block.norm), 1e-9, f"the norm exceeds its bound {where}")
 
+    def check_saddle_gap(self, ndim: int) -> None:
+        """support(z) - <z, y>, for y in the set, is what the block's own sum gives, and never negative."""
+        for _, block, dual, where in self._blocks(ndim):
+            at = block.residual(self.probabilities(ndim))
+            for scale in (0.1, 1.0, 30.0):
+                inside = block.project(scale * dual)
+                gap = block.gap(at, inside)
+                assert gap.shape == (2,), f"gap must give (B,) {where}; got {tuple(gap.shape)}"
+                _close(gap, block.support(at) - _dot(at, inside), 1e-9, f"gap and support(z) - <z, y> {where}")
+                _at_most(torch.zeros(2), gap, 1e-9, f"the gap is negative {where}")
+
+    def check_saddle_steps(self, ndim: int) -> None:
+        """K K^T <= diag(r) for all blocks together, by power iteration; so steps of 2 entropy / r are safe."""
+        for term, where in self._terms(ndim):
+            form = term.form(Saddle)
+            for diagonal in (True, False):
+                bounds = form.diagonal_bound(self.probabilities(ndim), diagonal=diagonal)
+                vector = _random(*self.probabilities(ndim).shape, seed=34)
+                length = torch.zeros(2, dtype=torch.float64)
+                for _ in range(60):
+                    vector = vector / _dot(vector, vector).sqrt().reshape(-1, *[1] * (vector.ndim - 1)).clamp(min=1e-30)
+                    back, length = torch.zeros_like(vector), torch.zeros(2, dtype=torch.float64)
+                    for block, bound in zip(form.blocks, bounds, strict=True):
+                        applied = block.apply(vector)
+                        assert bool((applied.abs()[(bound <= 0).expand_as(applied)] == 0).all()), (
+                            f"a bound of 0 {where}"
+                        )
+                        scaled = applied / bound.clamp(min=1e-30)
+                        length = length + _dot(applied, scaled)
+                        back = back + block.adjoint(scaled)
+                    vector = back
+                _at_most(length, torch.ones_like(length), 1e-9, f"steps taken from r would be too long {where}")
+
+    def check_saddle_face(self, ndim: int) -> None:
+        """Where a block tells its face: Q is an orthogonal projection, and the curvature is not negative."""
+        for _, block, dual, where in self._blocks(ndim):
+            if block.face is None:
+                continue
+            for scale in (0.1, 30.0):
+                inside = block.project(scale * dual)
+                face = block.face(block.residual(self.probabilities(ndim)), inside)
+                first, second = _random(*dual.shape, seed=35), _random(*dual.shape, seed=36)
+                once = face.project(first)
+                _close(face.project(once), once, 1e-10, f"projecting on the face twice is not projecting once {where}")
+                _close(_dot(once, second), _dot(first, face.project(second)), 1e-10, f"Q is not symmetric {where}")
+                assert bool((torch.as_tensor(face.curvature) >= 0).all()), f"negative curvature {where}"
+
+    def check_saddle_select(self, ndim: int) -> None:
+        """Where a block can leave images out: what remains acts on them as before."""
+        for _, block, dual, where in self._blocks(ndim):
+            if block.select is None:
+                continue
+            images, probabilities = torch.tensor([1]), self.probabilities(ndim)
+            alone = block.select(images)
+            _close(alone.residual(probabilities[1:]), block.residual(probabilities)[1:], 1e-12, f"K of image 1 {where}")
+            _close(alone.adjoint(dual[1:]), block.adjoint(dual)[1:], 1e-12, f"K^T of image 1 {where}")
+            _close(alone.project(dual[1:]), block.project(dual)[1:], 1e-12, f"projection of image 1 {where}")
+
     def check_concave(self, ndim: int) -> None:
-        """The value is the energy, and lies below each of its tangents on the simplex."""
+        """The value is the energy, and lies below its tangents on the simplex, but for the stated curvature."""
         for term, where in self._terms(ndim):
             form = term.form(Concave)
             first = self.probabilities(ndim)
@@ -556,6 +614,7 @@ class RegularizerConformance(_Suite):
                 scale = 0.3 * 2.0**seed
                 second = (first.log() + scale * _random(*first.shape, seed=40 + seed)).softmax(1)
                 tangent = value + _dot(slope, second - first)
+                tangent = tangent + form.curvature / 2 * (second - first).square().flatten(1).sum(1)
                 _at_most(
                     form.value(second), tangent, max(1e-10, self.tolerance), f"the value exceeds a tangent {where}"
                 )
@@ -577,7 +636,16 @@ class RegularizerConformance(_Suite):
 _FORM_CHECKS: Mapping[type[Form], tuple[str, ...]] = {
     Graph: ("check_graph",),
     GridGraph: ("check_grid_graph",),
-    Saddle: ("check_saddle_adjoint", "check_saddle_projection", "check_saddle_support", "check_saddle_norm"),
+    Saddle: (
+        "check_saddle_adjoint",
+        "check_saddle_projection",
+        "check_saddle_support",
+        "check_saddle_norm",
+        "check_saddle_gap",
+        "check_saddle_steps",
+        "check_saddle_face",
+        "check_saddle_select",
+    ),
     Concave: ("check_concave",),
     Projection: ("check_projection",),
 }

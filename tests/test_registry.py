@@ -170,7 +170,7 @@ def test_resolve_leaves_the_table_alone():
         ({"weight": 2.0}, "needs a name"),
         ({"name": 3}, "needs a name"),
         ({"name": "tv", "isotrop": True}, "Did you mean 'isotropic'"),
-        (3, "Expected a regularizer.*grid-crf, tv.*got int"),
+        (3, "Expected a regularizer.*grid-crf.*tv.*got int"),
         (TotalVariation, "Expected a regularizer"),
         (None, "got NoneType"),
     ],

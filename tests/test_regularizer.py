@@ -14,6 +14,7 @@ from regloss import (
     GridCRF,
     GridGraph,
     MissingForm,
+    Mixed,
     Projection,
     Regularizer,
     Saddle,
@@ -216,7 +217,9 @@ def test_energies_add_with_the_weight():
         ([TotalVariation(isotropic=True), "grid-crf"], set()),
         ([Majority(), Majority()], {Saddle}),
         ([Majority()], {Saddle, Projection}),
-        ([Impurity(), "tv"], set()),
+        ([Impurity(), "tv"], {Mixed}),
+        ([Impurity(), "grid-crf"], set()),
+        ([Impurity(), Sum([Impurity(), "tv"])], {Mixed}),
     ],
 )
 def test_a_sum_offers_what_all_parts_offer(parts, forms):
@@ -309,6 +312,28 @@ def test_scaled_forms_are_of_the_scaled_energy(factor):
     torch.testing.assert_close(scaled(concave, factor).supergradient(SOFT), factor * concave.supergradient(SOFT))
     projection = Majority().bind(IMAGE).form(Projection)
     assert scaled(projection, factor) is projection
+
+
+def test_a_mixed_sum_keeps_its_parts_apart():
+    """Concave parts on one side, saddles on the other, in whatever order and nesting they come."""
+    weights = (2.0, 0.5, 3.0)
+    inner = Sum([TotalVariation(weights[1], isotropic=True), Impurity(weights[2])], weight=0.5)
+    term = Sum([Impurity(weights[0]), inner, Majority()], weight=3.0).bind(IMAGE)
+    form = term.form(Mixed)
+    concave = 3 * (2.0 + 0.5 * 3.0) * Impurity().bind(IMAGE).energy(SOFT)
+    torch.testing.assert_close(form.concave.value(SOFT), concave)
+    slope = 3 * (2.0 + 0.5 * 3.0) * Impurity().bind(IMAGE).form(Concave).supergradient(SOFT)
+    torch.testing.assert_close(form.concave.supergradient(SOFT), slope)
+    assert len(form.saddle.blocks) == 2
+    torch.testing.assert_close(form.concave.value(SOFT) + form.saddle.value(SOFT), term.energy(SOFT))
+
+
+def test_curvatures_of_concave_forms_add():
+    bent = dataclasses.replace(Impurity().bind(IMAGE).form(Concave), curvature=0.25)
+    assert bent.join(bent).curvature == 0.5
+    assert scaled(bent, 3.0).curvature == 0.75
+    factor = torch.tensor(2.0, requires_grad=True)
+    assert scaled(bent, factor).parameters == (factor,)
 
 
 def test_scaling_that_cannot_be_is_refused():

@@ -26,7 +26,7 @@ from regloss import (
     UsageError,
     testing,
 )
-from regloss.regularizer import Concave, GridGraph, Saddle
+from regloss.regularizer import Concave, Face, GridGraph, Saddle
 
 pytest_plugins = ["pytester"]
 
@@ -109,6 +109,12 @@ class FaultyTerm(Term):
             "small set": lambda: replace(sound, project=lambda y: 0.5 * sound.project(2 * y)),
             "shrinks": lambda: replace(sound, project=lambda y: 0.9 * sound.project(y)),
             "other support": lambda: replace(sound, support=lambda z: 1.1 * sound.support(z)),
+            "other gap": lambda: replace(sound, slack=lambda z, y: 1.1 * sound.gap(z, y)),
+            "long steps": lambda: replace(sound, absolute=lambda x: 0.4 * sound.absolute(x)),
+            "long common step": lambda: replace(sound, absolute=None, norm=2.0),
+            "slanted face": lambda: replace(sound, face=lambda z, y: Face(lambda v: 0.5 * v)),
+            "negative curvature": lambda: replace(sound, face=lambda z, y: Face(lambda v: v, -1.0)),
+            "mixes up images": lambda: replace(sound, select=lambda images: sound.select(1 - images)),
         }.get(self.fault, lambda: sound)()
         graph = self.sound.form(GridGraph)
         if self.fault == "wraps around":
@@ -149,6 +155,12 @@ class FaultyTerm(Term):
         ("small set", "check_saddle_support", BOX, AssertionError),
         ("shrinks", "check_saddle_projection", BOX, AssertionError),
         ("other support", "check_saddle_support", BOX, AssertionError),
+        ("other gap", "check_saddle_gap", BOX, AssertionError),
+        ("long steps", "check_saddle_steps", BOX, AssertionError),
+        ("long common step", "check_saddle_steps", BOX, AssertionError),
+        ("slanted face", "check_saddle_face", BOX, AssertionError),
+        ("negative curvature", "check_saddle_face", BOX, AssertionError),
+        ("mixes up images", "check_saddle_select", BOX, AssertionError),
         ("wraps around", "check_grid_graph", BOX, AssertionError),
         ("convex", "check_concave", BOX, AssertionError),
         ("hides a form", "test_forms_are_those_that_terms_build", BOX, AssertionError),
@@ -183,7 +195,7 @@ def test_only_checks_of_offered_forms_are_made():
     assert suite().form_checks == ["check_graph", "check_grid_graph"]
     suite = suite_for(testing.RegularizerConformance, TotalVariation(isotropic=True))
     assert all(name.startswith("check_saddle") for name in suite().form_checks)
-    assert len(suite().form_checks) == 4
+    assert len(suite().form_checks) == 8
 
 
 # --------------------------------------------------------------------------------------------------------------------

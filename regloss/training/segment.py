@@ -173,11 +173,9 @@ def segment_file(
     allowed = torch.zeros(1, classes, dtype=torch.bool)
     allowed[0, torch.from_numpy(present.astype(np.int64))] = True
     if unary == "color":
-        used = colour_unaries(
-            tensor,
-            torch.from_numpy(np.searchsorted(present, seeds.clamp(min=0))).masked_fill(seeds < 0, -1),
-            present.size,
-        )
+        # The colour model numbers the classes that are there without gaps.
+        places = torch.from_numpy(np.searchsorted(present, seeds.clamp(min=0).numpy()))
+        used = colour_unaries(tensor, places.masked_fill(seeds < 0, -1), present.size)
         unaries = torch.zeros(shape)
         unaries[0, allowed[0]] = used
     else:

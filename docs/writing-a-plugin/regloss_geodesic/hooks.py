@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from regloss.hooks import hookimpl
 def regloss_report(folder: Path, scores: dict[str, Any]) -> list[tuple[str, str]]:
     """How long the predicted boundaries are."""
     lines = [
-        f"{subset}: {values['boundary-density']:.2f} pixels of boundary for every 100 pixels of image"
+        f"<li>{escape(subset)}: {values['boundary-density']:.2f} pixels of boundary for every 100 pixels of image</li>"
         for subset, values in scores.items()
     ]
-    return [("Boundary length", "; ".join(lines))]
+    return [("Boundary length", f"<ul>{''.join(lines)}</ul>")]

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 
 from regloss import grid
-from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Saddle, SaddleBlock, Term, check_weight
+from regloss.regularizer import Face, Form, Graph, GridGraph, Regularizer, Saddle, SaddleBlock, Term, check_weight
+
+_TINY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -74,38 +76,98 @@ class _TotalVariationTerm(Term):
         self.isotropic = regularizer.isotropic
 
     def energy(self, probabilities: Tensor) -> Tensor:
-        return self._support(self._differences(self.check(probabilities)))
+        probabilities = self.check(probabilities)
+        differences = grid.forward_differences(probabilities, len(self.offsets)) * self.inside.unsqueeze(1)
+        return _lengths(differences, self.weight, self.isotropic)
 
     def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        builders: dict[type[Form], Callable[[], Form]] = {Saddle: self._saddle}
+        builders: dict[type[Form], Callable[[], Form]] = {
+            Saddle: lambda: Saddle((_block(self.inside, self.weight, self.isotropic),))
+        }
         if not self.isotropic:
             builders[GridGraph] = self._grid_graph
             builders[Graph] = lambda: self._grid_graph().graph()
         return builders
 
-    def _differences(self, values: Tensor) -> Tensor:
-        """(B, K, axes, *S)."""
-        return grid.forward_differences(values, len(self.offsets)) * self.inside.unsqueeze(1)
-
-    def _support(self, differences: Tensor) -> Tensor:
-        # vector_norm has the subgradient 0 at 0, where the root of a sum of squares would give NaN.
-        norms: Tensor = torch.linalg.vector_norm(differences, ord=2 if self.isotropic else 1, dim=2)
-        return self.weight * norms.flatten(1).sum(1)
-
-    def _saddle(self) -> Saddle:
-        axes = len(self.offsets)
-
-        def adjoint(dual: Tensor) -> Tensor:
-            return grid.forward_differences_adjoint(dual * self.inside.unsqueeze(1), axes)
-
-        def project(dual: Tensor) -> Tensor:
-            if not self.isotropic:
-                return dual.clamp(-self.weight, self.weight)
-            length: Tensor = torch.linalg.vector_norm(dual, dim=2, keepdim=True)
-            tiny = torch.finfo(dual.dtype).tiny
-            return dual * (self.weight / length.clamp(min=max(self.weight, tiny)))
-
-        return Saddle((SaddleBlock(self._differences, adjoint, project, self._support, norm=(4.0 * axes) ** 0.5),))
-
     def _grid_graph(self) -> GridGraph:
         return GridGraph(self.offsets, 2 * self.weight * self.inside)
+
+
+def _lengths(differences: Tensor, weight: float, isotropic: bool) -> Tensor:
+    """Sum of the lengths of ``differences`` (B, K, axes, *S), weighted: (B,)."""
+    # vector_norm has the subgradient 0 at 0, where the root of a sum of squares would give NaN.
+    norms: Tensor = torch.linalg.vector_norm(differences, ord=2 if isotropic else 1, dim=2)
+    return weight * norms.flatten(1).sum(1)
+
+
+def _block(inside: Tensor, weight: float, isotropic: bool) -> SaddleBlock:
+    """The saddle form; dual variables are (B, K, axes, *S), those of an axis and pixel with |y| <= weight."""
+    axes = inside.shape[1]
+    mask = inside.unsqueeze(1)
+
+    def apply(values: Tensor) -> Tensor:
+        return grid.forward_differences(values, axes) * mask
+
+    def adjoint(dual: Tensor) -> Tensor:
+        return grid.forward_differences_adjoint(dual * mask, axes)
+
+    def project(dual: Tensor) -> Tensor:
+        if not isotropic:
+            return dual.clamp(-weight, weight)
+        dual = dual * mask  # what stands where no difference is must not shorten the others
+        length: Tensor = torch.linalg.vector_norm(dual, dim=2, keepdim=True)
+        return dual * (weight / length.clamp(min=max(weight, torch.finfo(dual.dtype).tiny)))
+
+    def support(differences: Tensor) -> Tensor:
+        return _lengths(differences, weight, isotropic)
+
+    def slack(differences: Tensor, dual: Tensor) -> Tensor:
+        if not isotropic:
+            # w |z| - z y = |z| (w - sign(z) y): a product of two numbers that are not negative.
+            return (differences.abs() * (weight - differences.sign() * dual)).flatten(1).sum(1)
+        along = (differences * dual).sum(2)
+        short: Tensor = weight * torch.linalg.vector_norm(differences, dim=2) - along
+        return short.clamp(min=0).flatten(1).sum(1)
+
+    def absolute(values: Tensor) -> Tensor:
+        # |D| sums the two ends of a difference.
+        sums = (2 * values.unsqueeze(2) + grid.forward_differences(values, axes)) * mask
+        # The axes of a pixel are projected jointly if isotropic, so they share the largest value.
+        return sums.amax(2, keepdim=True).expand_as(sums) if isotropic else sums
+
+    def absolute_adjoint(dual: Tensor) -> Tensor:
+        # |D^T| y is the adjoint of 2 * identity + D, axis by axis.
+        kept = dual * mask
+        return 2 * kept.sum(2) + grid.forward_differences_adjoint(kept, axes)
+
+    def squared(values: Tensor) -> Tensor:
+        return (2 * values.unsqueeze(2) + grid.forward_differences(values, axes)) * mask
+
+    def face(differences: Tensor, dual: Tensor) -> Face:
+        # As near to the rim as rounding can tell, a dual variable counts as lying on it.
+        edge = weight * (1 - max(1e-9, 8 * torch.finfo(dual.dtype).eps))
+        if not isotropic:
+            free = (dual.abs() < edge) * mask
+            return Face(lambda values: values * free)
+        dual = dual * mask
+        radius = torch.linalg.vector_norm(dual, dim=2, keepdim=True)
+        free = radius < edge
+        # On the rim y = weight * z / |z| turns with z. Its own direction serves as that of z, which may be 0 there.
+        normal = torch.where(free, 0, dual / radius.clamp(min=_TINY))
+        length = torch.linalg.vector_norm(differences, dim=2, keepdim=True)
+        curvature = torch.where(free, 0, length / max(weight, _TINY))
+        return Face(lambda values: values * mask - normal * (normal * values).sum(2, keepdim=True), curvature)
+
+    return SaddleBlock(
+        apply=apply,
+        adjoint=adjoint,
+        project=project,
+        support=support,
+        norm=(4.0 * axes) ** 0.5,
+        slack=slack,
+        absolute=absolute,
+        absolute_adjoint=absolute_adjoint,
+        squared=squared,
+        face=face,
+        select=lambda images: _block(inside[images], weight, isotropic),
+    )

@@ -34,3 +34,13 @@ class TestMeanField(SolverConformance):
 
     def make(self) -> Solver:
         return regloss.MeanField()
+
+
+class TestPDHG(SolverConformance):
+    discrete = False
+    monotone = False  # what it starts from are dual variables; labels do not determine any
+    entropy = 0.2
+    class_counts = (2, 3)
+
+    def make(self) -> Solver:
+        return regloss.PDHG(max_steps=3000, tolerance=1e-9)

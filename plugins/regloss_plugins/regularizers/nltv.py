@@ -1,0 +1,409 @@
+"""Nonlocal total variation: total variation over a graph that joins each pixel to those that look like it.
+
+    R(s) = weight * sum over classes k and edges ij of w_ij |s_jk - s_ik|
+
+Each pixel chooses its ``neighbors`` nearest others in the space of features f = (values / sigma_rgb, position /
+sigma_xy), the values being those of the pixel, or of the patch around it. An edge that both ends choose counts with the
+sum of both weights (a directed list and the undirected graph with w_ij + w_ji are the same energy), so each unordered
+pair stands in the list once. The weight of a chosen edge, |p| being the distance in pixels, is
+
+    bilateral   exp(-|f_i - f_j|^2 / 2) + near * exp(-|p|^2 / (2 sigma_near^2))
+    rbf         exp(-|f_i - f_j|^2 / 2)
+    zmp         exp(-|f_i - f_j|^2 / (r_i r_j)), r_i the distance from i to its farthest neighbour; r = 0 gives 1
+    cosine      cosine of the angle between the patches' values, where it is positive, else 0; 0 for black patches
+
+On one-hot labels both classes of a cut edge jump, so the energy is *twice* the weight of the cut; the graph form
+carries that factor. A pixel whose weights are all 0 is left alone.
+
+As a saddle form, R(s) = max of <K s, y> over |y| <= weight with (K s)_e = w_e (s_j - s_i), whose adjoint gathers at i
+and *scatters* at j; the two agree only because both ends of each edge are summed, which a list of neighbours alone does
+not say.
+
+Source: Jia, Tai, Liu, "Nonlocal regularized CNN for image segmentation", Eq. (8)-(11), with squared bandwidths in
+Eq. (11), whose values 40, 13/255 and 3 are standard deviations; Zelnik-Manor, Perona, "Self-tuning spectral
+clustering", 2004 (zmp).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from regloss.errors import UsageError
+from regloss.regularizer import Face, Form, Graph, Regularizer, Saddle, SaddleBlock, Term, check_weight
+from regloss_plugins.kernels import edges as kernels
+from regloss_plugins.kernels.neighbors import nearest, nearest_in_window
+
+WEIGHTS = ("bilateral", "rbf", "zmp", "cosine")
+
+Edges = tuple[NDArray[np.int64], NDArray[np.float64]]  # (E, 2) pixels i < j, each pair once, and (E,) weights
+
+
+@dataclass(frozen=True)
+class NonlocalTV(Regularizer):
+    """Total variation over the graph of each pixel's nearest neighbours in colour and place, summed over classes.
+
+    Args:
+        weight: factor of the whole energy, >= 0.
+        neighbors: how many others each pixel chooses, >= 1 and less than the number of pixels.
+        weights: "bilateral", "rbf", "zmp" or "cosine".
+        window: look for neighbours at most so many pixels away along each axis, >= 1; None = everywhere. Both
+            searches are exact.
+        sigma_xy: unit of distances, in pixels, > 0; inf = places do not matter.
+        sigma_rgb: unit of differences of image values, 0 < sigma_rgb <= 2.
+        near: "bilateral" only: weight of the purely spatial part, >= 0.
+        sigma_near: "bilateral" only: its bandwidth, in pixels, > 0.
+        patch: radius of the patches whose values are compared, in pixels, >= 0; 0 = the pixel alone. A patch's squared
+            difference is the mean over its pixels, summed over channels; beyond the border it repeats the border.
+        cache: folder to keep the graphs in, one file for each image, named by a hash of the image and of all settings
+            that the graph depends on; None = compute it at each binding.
+
+    Raises:
+        UsageError: a setting outside its range, or an image with too few pixels for so many neighbours.
+
+    The two dark pixels are each other's neighbours, and so are the two light ones:
+
+    >>> image = torch.tensor([[[[0.1, 0.9, 0.1, 0.9]]]])
+    >>> labels = torch.tensor([[[0, 1, 0, 1]]])
+    >>> term = NonlocalTV(neighbors=1, near=0.0).bind(image)
+    >>> term.form(Graph).edges
+    tensor([[0, 2],
+            [1, 3]])
+    >>> term.form(Graph).cut(labels)
+    tensor([0.])
+    """
+
+    weight: float = 1.0
+    neighbors: int = 10
+    weights: Literal["bilateral", "rbf", "zmp", "cosine"] = "bilateral"
+    window: int | None = None
+    sigma_xy: float = 40.0
+    sigma_rgb: float = 13 / 255
+    near: float = 0.5
+    sigma_near: float = 3.0
+    patch: int = 0
+    cache: str | None = None
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, "nltv")
+        if self.neighbors < 1:
+            raise UsageError(f"neighbors must be at least 1; got {self.neighbors}.")
+        if self.weights not in WEIGHTS:
+            raise UsageError(f"weights must be one of {', '.join(WEIGHTS)}; got {self.weights!r}.")
+        if self.window is not None and self.window < 1:
+            raise UsageError(f"window must be at least 1 pixel, or None to look everywhere; got {self.window}.")
+        if not 0 < self.sigma_rgb <= 2:
+            raise UsageError(
+                f"sigma_rgb must lie in (0, 2], in units of image values in [0, 1]; got {self.sigma_rgb}. "
+                "A bandwidth given for bytes is divided by 255."
+            )
+        if not self.sigma_xy > 0 or not self.sigma_near > 0:
+            raise UsageError(
+                "sigma_xy and sigma_near must be positive, in pixels; got "
+                f"{self.sigma_xy} and {self.sigma_near}. To ignore places use sigma_xy = inf, near = 0."
+            )
+        if not 0 <= self.near < math.inf:
+            raise UsageError(f"near must be finite and not negative; got {self.near}.")
+        if self.patch < 0:
+            raise UsageError(f"patch must be a radius of at least 0 pixels; got {self.patch}.")
+
+    @property
+    def forms(self) -> tuple[type[Form], ...]:
+        """A saddle form, and a graph."""
+        return (Saddle, Graph)
+
+    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+        """Compute the graph of every image, or read it from the cache."""
+        values = image.to("cpu", torch.float64).numpy()
+        inside = None if roi is None else roi.cpu().numpy()
+        graphs = []
+        for number in range(len(values)):
+            region = np.ones(values.shape[2:], dtype=np.bool_) if inside is None else inside[number]
+            graphs.append(self._graph(values[number], region))
+        edges, weights = _padded(graphs)
+        return NonlocalTerm(
+            self,
+            torch.from_numpy(edges).to(image.device),
+            torch.from_numpy(weights).to(image),
+            (image.shape[0], *image.shape[2:]),
+            roi,
+        )
+
+    def _graph(self, image: NDArray[np.float64], region: NDArray[np.bool_]) -> Edges:
+        if self.cache is None:
+            return self._compute(image, region)
+        digest = hashlib.sha256(json.dumps(self._key(), sort_keys=True).encode())
+        for array in (image, region):
+            digest.update(str(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        file = Path(self.cache) / f"nltv-{digest.hexdigest()[:40]}.npz"
+        if file.exists():
+            return _read(file)
+        edges, weights = self._compute(image, region)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        # Several processes may write the same file: each writes its own and moves it into place, which is atomic.
+        partial = file.with_name(f"{file.stem}.{os.getpid()}.partial.npz")
+        np.savez(partial, edges=edges.astype(np.int32), weights=weights)
+        partial.replace(file)
+        return edges, weights
+
+    def _key(self) -> dict[str, Any]:
+        """Everything but the image that the graph depends on; ``version`` is raised when the code changes it."""
+        names = ("neighbors", "weights", "window", "sigma_xy", "sigma_rgb", "near", "sigma_near", "patch")
+        return {"version": 1, **{name: getattr(self, name) for name in names}}
+
+    def _compute(self, image: NDArray[np.float64], region: NDArray[np.bool_]) -> Edges:
+        """``image`` (C, *S), ``region`` (*S)."""
+        places = np.argwhere(region)
+        if self.neighbors >= len(places):
+            raise UsageError(
+                f"nltv cannot give each pixel {self.neighbors} neighbours in an image, or a region of interest, of "
+                f"{len(places)} pixels. Lower neighbors to at most {len(places) - 1}."
+            )
+        if self.patch > 0 and not region.all():
+            # What lies outside must not be seen: patches that reach there meet the nearest pixel inside.
+            nearest_inside = distance_transform_edt(~region, return_distances=False, return_indices=True)
+            image = image[(slice(None), *nearest_inside)]
+        values = _patches(image, self.patch)[tuple(places.T)]  # (N, features)
+        searched = values
+        if self.weights == "cosine":
+            searched = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+        features = np.concatenate([searched / self.sigma_rgb, places / self.sigma_xy], axis=1)
+        if self.window is None:
+            chosen, squared = nearest(features, self.neighbors)
+        else:
+            chosen, squared = nearest_in_window(features, places, region.shape, self.window, self.neighbors)
+        source = np.repeat(np.arange(len(places)), self.neighbors)
+        found = chosen.ravel() >= 0  # a window at a corner may hold fewer pixels than asked for
+        source, target, squared_list = source[found], chosen.ravel()[found], squared.ravel()[found]
+        weights = self._weights(values, places, squared, source, target, squared_list)
+        flat = np.flatnonzero(region.ravel())
+        return _merged(flat[source], flat[target], weights, region.size)
+
+    def _weights(
+        self,
+        values: NDArray[np.float64],
+        places: NDArray[np.int64],
+        squared: NDArray[np.float64],  # (N, neighbors) squared feature distances, inf where there is none
+        source: NDArray[np.int64],
+        target: NDArray[np.int64],
+        squared_list: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        if self.weights == "cosine":
+            lengths = np.linalg.norm(values, axis=1)
+            products = np.einsum("ef,ef->e", values[source], values[target])
+            scale = lengths[source] * lengths[target]
+            cosine: NDArray[np.float64] = np.maximum(products, 0) / np.where(scale > 0, scale, 1)
+            return cosine
+        if self.weights == "zmp":
+            radius = np.sqrt(np.where(np.isfinite(squared), squared, 0).max(axis=1))
+            scale = radius[source] * radius[target]
+            zmp: NDArray[np.float64] = np.exp(-np.where(scale > 0, squared_list / np.where(scale > 0, scale, 1), 0))
+            return zmp
+        weights: NDArray[np.float64] = np.exp(-squared_list / 2)
+        if self.weights == "bilateral" and self.near > 0:
+            apart = np.square(places[source] - places[target]).sum(axis=1)
+            weights += self.near * np.exp(-apart / (2 * self.sigma_near**2))
+        return weights
+
+
+class NonlocalTerm(Term):
+    """`NonlocalTV` on given graphs; bind one of your own, with learnt weights say, and give it to solver or layer.
+
+    Args:
+        regularizer: gives the weight; its other settings do not matter here.
+        edges: (B, E, 2) int64 row-major pixel indices, no pixel joined to itself. The energy of an edge given twice,
+            in either direction, is that of the sum of its weights.
+        weights: (B, E) >= 0, 0 for padding; may need a gradient.
+        shape: (B, *S) of the images.
+        roi: (B, *S) bool, which all edges of a positive weight must keep to; None = everywhere.
+
+    Raises:
+        UsageError: shapes disagree, an index lies outside, a weight is negative.
+    """
+
+    def __init__(
+        self,
+        regularizer: NonlocalTV,
+        edges: Tensor,
+        weights: Tensor,
+        shape: tuple[int, ...],
+        roi: Tensor | None = None,
+    ) -> None:
+        super().__init__(regularizer, shape, roi)
+        pixels = math.prod(shape[1:])
+        if edges.ndim != 3 or edges.shape[2] != 2 or weights.shape != edges.shape[:2] or len(edges) != shape[0]:
+            raise UsageError(
+                f"Edges must have the shape (B, E, 2) and weights (B, E) with B = {shape[0]}; got "
+                f"{tuple(edges.shape)} and {tuple(weights.shape)}."
+            )
+        if edges.numel() and not (int(edges.min()) >= 0 and int(edges.max()) < pixels):
+            raise UsageError(f"Edges must join pixels 0 to {pixels - 1}; got {int(edges.min())} to {int(edges.max())}.")
+        if not bool((weights.detach() >= 0).all()) or not bool(weights.detach().isfinite().all()):
+            raise UsageError("Weights of edges must be finite and not negative.")
+        self.edges = edges
+        self.weights = weights
+        self.weight = regularizer.weight
+        self.ends = _Ends(edges, shape[1:])
+
+    def energy(self, probabilities: Tensor) -> Tensor:
+        """R (B,) at ``probabilities`` (B, K, *S)."""
+        differences = self.ends.gather(self.weights, self.check(probabilities), -1)
+        return self.weight * differences.abs().flatten(1).sum(1)
+
+    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
+        """The saddle form, and the graph with twice the weights."""
+        return {
+            Saddle: lambda: Saddle((_block(self.ends, self.weights, self.weight),)),
+            Graph: self._graph,
+        }
+
+    def _graph(self) -> Graph:
+        """One edge list for all images: the union of theirs."""
+        batch = len(self.edges)
+        joined = self.edges.sort(dim=2).values.reshape(-1, 2)
+        used = self.weights.detach().flatten() > 0
+        edges, place = torch.unique(joined[used], dim=0, return_inverse=True)
+        image = torch.arange(batch, device=edges.device).repeat_interleave(self.edges.shape[1])[used]
+        weights = self.weights.new_zeros(batch * len(edges))
+        weights = weights.index_add(0, image * len(edges) + place, 2 * self.weight * self.weights.flatten()[used])
+        return Graph(edges, weights.reshape(batch, len(edges)))
+
+
+class _Ends:
+    """The ends of the edges of each image, and sums of values and flows along them."""
+
+    def __init__(self, edges: Tensor, size: tuple[int, ...]) -> None:
+        self.edges = edges
+        self.size = size
+        self.columns = [(pairs[:, 0].contiguous(), pairs[:, 1].contiguous()) for pairs in edges]
+
+    def gather(self, weights: Tensor, values: Tensor, sign: int) -> Tensor:
+        """w_e (u_j + sign * u_i): ``values`` (B, K, *S) to (B, K, E)."""
+        flat = values.flatten(2)
+        if _plain(weights, values):
+            dtype = torch.promote_types(weights.dtype, values.dtype)
+            out = values.new_empty(*values.shape[:2], weights.shape[1], dtype=dtype)
+            for (first, second), weight, rows, result in zip(self.columns, weights, flat, out, strict=True):
+                kernels.differences(_array(first), _array(second), _array(weight), _array(rows), sign, result.numpy())
+            return out
+        return torch.stack(
+            [
+                torch.add(rows.index_select(1, second), rows.index_select(1, first), alpha=sign) * weight
+                for (first, second), weight, rows in zip(self.columns, weights, flat, strict=True)
+            ]
+        )
+
+    def scatter(self, weights: Tensor, flows: Tensor, sign: int) -> Tensor:
+        """The adjoint of `gather`: ``flows`` (B, K, E) to (B, K, *S)."""
+        batch, classes = flows.shape[:2]
+        total = flows.new_zeros(
+            batch, classes, math.prod(self.size), dtype=torch.promote_types(weights.dtype, flows.dtype)
+        )
+        if _plain(weights, flows):
+            for (first, second), weight, rows, result in zip(self.columns, weights, flows, total, strict=True):
+                kernels.scatter(_array(first), _array(second), _array(weight), _array(rows), sign, result.numpy())
+            return total.reshape(batch, classes, *self.size)
+        sums = []
+        for (first, second), weight, rows, zero in zip(self.columns, weights, flows, total, strict=True):
+            flow = rows * weight
+            sums.append(zero.index_add(1, second, flow).index_add(1, first, flow, alpha=sign))
+        return torch.stack(sums).reshape(batch, classes, *self.size)
+
+
+def _plain(*tensors: Tensor) -> bool:
+    """Whether the kernels can do it: on the CPU, with nothing to differentiate."""
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return not recorded and all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    array: NDArray[Any] = tensor.detach().contiguous().numpy()
+    return array
+
+
+def _block(ends: _Ends, weights: Tensor, weight: float) -> SaddleBlock:
+    """The saddle form; dual variables are (B, K, E) with |y| <= weight."""
+
+    def slack(differences: Tensor, dual: Tensor) -> Tensor:
+        # w |z| - z y = |z| (w - sign(z) y): a product of two numbers that are not negative.
+        return (differences.abs() * (weight - differences.sign() * dual)).flatten(1).sum(1)
+
+    def face(differences: Tensor, dual: Tensor) -> Face:
+        # As near to the rim as rounding can tell, a dual variable counts as lying on it.
+        free = dual.abs() < weight * (1 - max(1e-9, 8 * torch.finfo(dual.dtype).eps))
+        return Face(lambda values: values * free)
+
+    with torch.no_grad():
+        squares = weights.detach().square()
+        incident = ends.scatter(squares, torch.ones_like(squares).unsqueeze(1), 1)
+        norm = math.sqrt(2 * float(incident.max()))
+    return SaddleBlock(
+        apply=lambda values: ends.gather(weights, values, -1),
+        adjoint=lambda dual: ends.scatter(weights, dual, -1),
+        project=lambda dual: dual.clamp(-weight, weight),
+        support=lambda differences: weight * differences.abs().flatten(1).sum(1),
+        norm=norm,
+        slack=slack,
+        absolute=lambda values: ends.gather(weights, values, 1),
+        absolute_adjoint=lambda dual: ends.scatter(weights, dual, 1),
+        squared=lambda values: ends.gather(squares, values, 1),
+        face=face,
+        select=lambda images: _block(_Ends(ends.edges[images], ends.size), weights[images], weight),
+        parameters=(weights,),
+    )
+
+
+def _patches(image: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
+    """Values (*S, features) of the patch around each pixel of ``image`` (C, *S), over the root of its size."""
+    if radius == 0:
+        return np.moveaxis(image, 0, -1)
+    width = 2 * radius + 1
+    ndim = image.ndim - 1
+    padded = np.pad(image, [(0, 0)] + [(radius, radius)] * ndim, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (width,) * ndim, axis=tuple(range(1, ndim + 1)))
+    flat: NDArray[np.float64] = np.moveaxis(windows, 0, ndim).reshape(*image.shape[1:], -1) / math.sqrt(width**ndim)
+    return flat
+
+
+def _merged(source: NDArray[np.int64], target: NDArray[np.int64], weights: NDArray[np.float64], pixels: int) -> Edges:
+    """A directed list as undirected edges, sorted, with the weights of both directions added up."""
+    low, high = np.minimum(source, target), np.maximum(source, target)
+    keys, place = np.unique(low * pixels + high, return_inverse=True)
+    edges = np.stack([keys // pixels, keys % pixels], axis=1).astype(np.int64)
+    summed: NDArray[np.float64] = np.bincount(place, weights=weights, minlength=len(keys)).astype(np.float64)
+    return edges, summed
+
+
+def _padded(graphs: list[Edges]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(B, E, 2) and (B, E); shorter lists are filled up with edges of weight 0."""
+    longest = max(len(weights) for _, weights in graphs)
+    edges = np.zeros((len(graphs), longest, 2), dtype=np.int64)
+    edges[:, :, 1] = 1
+    weights = np.zeros((len(graphs), longest))
+    for number, (pairs, values) in enumerate(graphs):
+        edges[number, : len(pairs)], weights[number, : len(values)] = pairs, values
+    return edges, weights
+
+
+def _read(file: Path) -> Edges:
+    try:
+        with np.load(file) as stored:
+            return stored["edges"].astype(np.int64), stored["weights"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"The cached graph {file} cannot be read ({error}). Delete it, to have it computed again."
+        ) from error

@@ -1,0 +1,204 @@
+"""Ordered sets: one inside the next, like the cup inside the disc of an optic nerve. A hard constraint.
+
+    R(u) = 0 where u_1 <= u_2 <= ... <= u_K at every pixel, inf elsewhere
+
+Here the K channels are no alternatives that sum to 1 but one probability each, as of K sigmoids: u_g says whether a
+pixel lies in the g-th set, the smallest first. Such sets are the sublevel sets u_g = [l <= g] of a label map l with
+values 1 to K + 1, and `classes_of` turns them into K + 1 ordinary class probabilities. (Of probabilities that sum to 1
+the constraint would order the classes, which is seldom meant.)
+
+The Euclidean projection onto {0 <= u_1 <= ... <= u_K <= 1} is isotonic regression, pixel by pixel, followed by
+clipping; the other order is wrong, and so is a running maximum. With the entropy of K sigmoids,
+
+    argmin over ordered u of  -<y, u> + entropy * sum of (u log u + (1 - u) log (1 - u))
+        = sigmoid(isotonic(y) / entropy)                                              exactly: `ordered_sigmoid`
+
+As a saddle form, R(u) = max over q >= 0 of the sum of q_g (u_g - u_(g+1)), with norm^2 <= 4. The constraint counts as
+met when no u_g exceeds u_(g+1) by more than ``tolerance``. Gradient descent gets weight times the sum of squared
+excesses.
+
+Source: Liu, Wang, Tai, arXiv:2002.03989, and Tai's lectures on it (sublevel sets); Barlow et al., "Statistical
+inference under order restrictions", 1972 (isotonic regression and its entropic relatives).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor
+
+from regloss import grid
+from regloss.errors import UsageError
+from regloss.regularizer import Face, Form, Projection, Regularizer, Saddle, SaddleBlock, Term, check_weight
+
+
+@dataclass(frozen=True)
+class Ordered(Regularizer):
+    """Channels are ordered: the first set lies in the second, and so on.
+
+    Args:
+        weight: of the penalty that gradient descent gets, >= 0; 0 switches the constraint off.
+        tolerance: excess of a channel over the next that still counts as met, > 0.
+
+    >>> cup_and_disc = torch.tensor([0.7, 0.4]).reshape(1, 2, 1, 1)
+    >>> term = Ordered().bind(torch.zeros(1, 1, 1, 1))
+    >>> term.energy(cup_and_disc), term.form(Projection).project(cup_and_disc).flatten()
+    (tensor([inf]), tensor([0.5500, 0.5500]))
+    """
+
+    weight: float = 1.0
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, "ordered")
+        if not 0 < self.tolerance < 1:
+            raise UsageError(f"tolerance must lie in (0, 1), a difference of probabilities; got {self.tolerance}.")
+
+    @property
+    def forms(self) -> tuple[type[Form], ...]:
+        """A saddle form, and the exact projection."""
+        return (Saddle, Projection)
+
+    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+        """Note the region of interest."""
+        shape = (image.shape[0], *image.shape[2:])
+        return _OrderedTerm(self, grid.full_roi(roi, shape, image.device).unsqueeze(1), shape, roi)
+
+
+def isotonic(values: Tensor, dim: int = 1) -> Tensor:
+    """Isotonic regression: the nearest non-decreasing sequence, by x_i = max over a <= i of min over b >= i of means.
+
+    Differentiable; its derivative averages over the pools. All K^2 means are formed at once, so memory grows with K^2.
+
+    Args:
+        values: any shape.
+        dim: axis along which the result does not decrease.
+
+    >>> isotonic(torch.tensor([[3.0, 1.0, 2.0, 5.0]]))
+    tensor([[2., 2., 2., 5.]])
+    """
+    given = values.movedim(dim, -1)
+    count = given.shape[-1]
+    sums = F.pad(given.cumsum(-1), (1, 0))
+    first = torch.arange(count, device=given.device)
+    length = first.unsqueeze(0) - first.unsqueeze(1) + 1  # of the run from a to b, at [a, b]
+    means = (sums[..., None, 1:] - sums[..., :-1, None]) / length.clamp(min=1)
+    means = means.masked_fill(length < 1, math.inf)
+    # least[a, i] = min over b >= i of the mean from a to b, for i >= a.
+    least = means.flip(-1).cummin(-1).values.flip(-1)
+    return least.masked_fill(length < 1, -math.inf).amax(-2).movedim(-1, dim)
+
+
+def ordered_sigmoid(logits: Tensor, entropy: float = 1.0) -> Tensor:
+    """Ordered probabilities of K nested sets: sigmoid(isotonic(logits) / entropy).
+
+    Args:
+        logits: (B, K, *S), the smallest set first.
+        entropy: weight of the entropy, > 0.
+
+    Returns:
+        (B, K, *S) with u_1 <= ... <= u_K.
+
+    Raises:
+        UsageError: the entropy is not positive.
+    """
+    if not entropy > 0:
+        raise UsageError(f"entropy must be positive; got {entropy}.")
+    return torch.sigmoid(isotonic(logits) / entropy)
+
+
+def classes_of(nested: Tensor) -> Tensor:
+    """Class probabilities (B, K + 1, *S) from ordered probabilities (B, K, *S): those of the rings between the sets.
+
+    The first class is the smallest set, the last one lies outside of all.
+
+    >>> classes_of(torch.tensor([0.2, 0.9]).reshape(1, 2, 1, 1)).flatten()
+    tensor([0.2000, 0.7000, 0.1000])
+    """
+    ends = torch.ones_like(nested[:, :1])
+    return torch.diff(torch.cat([torch.zeros_like(ends), nested, ends], dim=1), dim=1)
+
+
+def nested_of(probabilities: Tensor) -> Tensor:
+    """Ordered probabilities (B, K, *S) from class probabilities (B, K + 1, *S); the inverse of `classes_of`.
+
+    >>> nested_of(torch.tensor([0.2, 0.7, 0.1]).reshape(1, 3, 1, 1)).flatten()
+    tensor([0.2000, 0.9000])
+    """
+    return probabilities.cumsum(1)[:, :-1]
+
+
+class _OrderedTerm(Term):
+    def __init__(self, regularizer: Ordered, inside: Tensor, shape: tuple[int, ...], roi: Tensor | None) -> None:
+        super().__init__(regularizer, shape, roi)
+        self.settings = regularizer
+        self.inside = inside  # (B, 1, *S) bool
+
+    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
+        return {
+            Saddle: lambda: Saddle((_block(self.settings, self.inside),)),
+            Projection: lambda: Projection(self._project),
+        }
+
+    def violation(self, probabilities: Tensor) -> Tensor:
+        """Largest excess of a channel over the next, 0 to 1."""
+        return self._excess(self.check(probabilities)).flatten(1).amax(1).clamp(min=0)
+
+    def energy(self, probabilities: Tensor) -> Tensor:
+        violation = self.violation(probabilities)
+        if self.settings.weight == 0:
+            return torch.zeros_like(violation)
+        return torch.zeros_like(violation).masked_fill(violation > self.settings.tolerance, math.inf)
+
+    def penalty(self, probabilities: Tensor) -> Tensor:
+        excess = self._excess(self.check(probabilities)).clamp(min=0)
+        return self.settings.weight * excess.square().flatten(1).sum(1)
+
+    def _excess(self, u: Tensor) -> Tensor:
+        return -torch.diff(u, dim=1) * self.inside
+
+    def _project(self, u: Tensor) -> Tensor:
+        if self.settings.weight == 0:
+            return u
+        return torch.where(self.inside, isotonic(u).clamp(0, 1), u)
+
+
+def _block(settings: Ordered, inside: Tensor) -> SaddleBlock:
+    """Dual variables are (B, K - 1, *S), not negative."""
+    on = float(settings.weight > 0)
+
+    def apply(values: Tensor) -> Tensor:
+        return -torch.diff(values, dim=1) * inside
+
+    def spread(dual: Tensor, sign: int) -> Tensor:
+        kept = dual * inside
+        zero = torch.zeros_like(kept[:, :1])
+        return torch.cat([kept, zero], dim=1) + sign * torch.cat([zero, kept], dim=1)
+
+    def sums(values: Tensor) -> Tensor:
+        return (values[:, :-1] + values[:, 1:]) * inside
+
+    def support(z: Tensor) -> Tensor:
+        worst = z.flatten(1).amax(1) * on
+        return torch.zeros_like(worst).masked_fill(worst > settings.tolerance, math.inf)
+
+    def face(z: Tensor, dual: Tensor) -> Face:
+        free = dual > 0
+        return Face(lambda values: values * free)
+
+    return SaddleBlock(
+        apply=apply,
+        adjoint=lambda dual: spread(dual, -1),
+        project=lambda dual: dual.clamp(min=0) * on,
+        support=support,
+        norm=2.0,
+        absolute=sums,
+        absolute_adjoint=lambda dual: spread(dual, 1),
+        squared=sums,
+        face=face,
+        select=lambda images: _block(settings, inside[images]),
+    )

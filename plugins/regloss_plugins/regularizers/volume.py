@@ -1,0 +1,267 @@
+"""Volume: every class covers a given number of pixels, or one between bounds. A hard constraint.
+
+    R(s) = 0 where lower_k <= m_k(s) <= upper_k for every class k, inf elsewhere;    m_k(s) = sum over pixels of s_k
+
+Volumes given exactly are lower = upper. Only pixels of the region of interest count. The constraint counts as met when
+no m_k is off by more than ``tolerance`` times the number of pixels; the violation is in the same unit. Gradient descent
+gets weight * pixels * sum over k of (m_k's distance from its bounds / pixels)^2.
+
+As a saddle form, R(s) = max over y of <m(s) - volumes, y> with one number y_k per class, free for exact volumes; for
+bounds there are two, not negative, one on each side. (Rows are divided by sqrt(pixels): the norm is then 1, and
+the set is as it was.) `DCA` recognises the block and solves it by Newton's method on these numbers.
+
+A volume of 0 closes its class. For dual methods that would need an infinite number, so pdhg only approaches it; dca
+leaves the class out.
+
+Source: Liu, Wang, Tai, "Deep convolutional neural networks with spatial regularization, volume and star-shape priori
+for image segmentation", arXiv:2002.03989. Its volumes may sum to anything; here they must sum to the number of pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from regloss import grid
+from regloss.errors import UsageError
+from regloss.regularizer import Face, Form, Regularizer, Saddle, SaddleBlock, Term, check_weight
+
+# Volumes that are off the number of pixels by less than this part of it are rounded ones; they are scaled to fit.
+_ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Volume(Regularizer):
+    """Prescribed volumes, or bounds on them.
+
+    Args:
+        weight: of the penalty that gradient descent gets, >= 0; 0 switches the constraint off.
+        volumes: (K,) for all images or (B, K), >= 0; sequence or tensor. They must sum to the number of pixels of the
+            region of interest (to 1e-4 of it; that much is scaled away). A tensor may need a gradient.
+        lower: (K,) or (B, K) least volumes instead; None = 0.
+        upper: (K,) or (B, K) largest volumes instead; None = all pixels.
+        unit: "pixels", or "fraction" of the region of interest's pixels.
+        tolerance: volume error that still counts as met, as a fraction of the pixels, > 0.
+
+    Raises:
+        UsageError: volumes and bounds both given or both missing, negative or not finite ones, ones that no
+            segmentation has.
+
+    >>> image = torch.zeros(1, 1, 2, 2)
+    >>> term = Volume(volumes=(3, 1)).bind(image)
+    >>> labels = torch.tensor([[[0, 0], [0, 1]]])
+    >>> probabilities = torch.stack([labels == 0, labels == 1], dim=1).float()
+    >>> term.energy(probabilities), term.violation(probabilities.flip(1))
+    (tensor([0.]), tensor([0.5000]))
+    """
+
+    weight: float = 1.0
+    volumes: Sequence[Any] | Tensor | None = None
+    lower: Sequence[Any] | Tensor | None = None
+    upper: Sequence[Any] | Tensor | None = None
+    unit: Literal["pixels", "fraction"] = "pixels"
+    tolerance: float = 1e-3
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, "volume")
+        if self.unit not in ("pixels", "fraction"):
+            raise UsageError(f'unit must be "pixels" or "fraction"; got {self.unit!r}.')
+        if not 0 < self.tolerance < 1:
+            raise UsageError(f"tolerance must lie in (0, 1), a fraction of the pixels; got {self.tolerance}.")
+        bounded = self.lower is not None or self.upper is not None
+        if (self.volumes is not None) == bounded:
+            found = "both" if bounded else "neither"
+            raise UsageError(f"volume needs either volumes, or lower and upper bounds; got {found}.")
+        given = {name: getattr(self, name) for name in ("volumes", "lower", "upper") if getattr(self, name) is not None}
+        shapes = {}
+        for name, value in given.items():
+            numbers = _numbers(value, name)
+            shapes[name] = numbers.shape[-1]
+            if not bool(((numbers >= 0) & numbers.isfinite()).all()):
+                raise UsageError(f"{name} must be finite and not negative; got {numbers.detach().tolist()}.")
+        if len(set(shapes.values())) > 1:
+            raise UsageError(f"lower and upper must be given for the same classes; got {shapes}.")
+
+    @property
+    def forms(self) -> tuple[type[Form], ...]:
+        """The saddle form."""
+        return (Saddle,)
+
+    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+        """Turn volumes into numbers of pixels and see whether they are possible."""
+        shape = (image.shape[0], *image.shape[2:])
+        inside = grid.full_roi(roi, shape, image.device)
+        pixels = inside.flatten(1).sum(1, keepdim=True, dtype=torch.float64)
+        unit = pixels if self.unit == "fraction" else torch.ones_like(pixels)
+
+        def in_pixels(name: str, missing: Tensor) -> Tensor:
+            value = getattr(self, name)
+            numbers = missing if value is None else _numbers(value, name).to(image.device, torch.float64)
+            if numbers.ndim == 2 and numbers.shape[0] not in (1, shape[0]):
+                raise UsageError(f"{name} are given for {numbers.shape[0]} images, but bound to {shape[0]}.")
+            return numbers if value is None else numbers * unit
+
+        if self.volumes is not None:
+            volumes = in_pixels("volumes", pixels)
+            total = volumes.sum(1, keepdim=True)
+            wrong = (total - pixels).abs() > _ROUNDING * pixels
+            if bool(wrong.any()):
+                first = int(wrong.flatten().nonzero()[0])
+                raise UsageError(
+                    f"volumes must sum to the pixels of the region of interest; in image {first} of the batch they sum "
+                    f"to {float(total[first]):.6g}, and there are {int(pixels[first])} pixels. Scale them by "
+                    f"{float(pixels[first]):.6g} / {float(total[first]):.6g}, or give lower and upper bounds."
+                )
+            lower = upper = volumes * (pixels / total)
+        else:
+            lower, upper = in_pixels("lower", torch.zeros_like(pixels)), in_pixels("upper", pixels)
+            lower, upper = torch.broadcast_tensors(lower, upper)  # type: ignore[no-untyped-call]
+            if not bool((lower <= upper).all()):
+                raise UsageError("A lower bound of volume exceeds the upper bound of its class.")
+            least, most = lower.sum(1, keepdim=True), upper.sum(1, keepdim=True)
+            slack = 1e-9 * pixels
+            wrong = (least > pixels + slack) | (most < pixels - slack)
+            if bool(wrong.any()):
+                first = int(wrong.flatten().nonzero()[0])
+                raise UsageError(
+                    f"No segmentation of {int(pixels[first])} pixels has volumes that sum to at least "
+                    f"{float(least[first]):.6g} and at most {float(most[first]):.6g} (image {first} of the batch). "
+                    "Lower bounds must sum to at most, upper ones to at least the pixels of the region of interest."
+                )
+        if self.weight == 0:
+            lower, upper = torch.zeros_like(lower), pixels.expand_as(lower)
+        return _VolumeTerm(self, inside, pixels, lower, upper, shape, roi)
+
+
+def _numbers(value: Sequence[Any] | Tensor, name: str) -> Tensor:
+    """(K,) -> (1, K); (B, K) stays."""
+    try:
+        numbers = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} must be numbers, (K,) or (B, K); got {value!r}.") from error
+    if numbers.ndim not in (1, 2) or numbers.shape[-1] < 2:
+        raise UsageError(f"{name} must have the shape (K,) or (B, K) with K >= 2; got {tuple(numbers.shape)}.")
+    return numbers.reshape(-1, numbers.shape[-1])
+
+
+@dataclass(frozen=True)
+class VolumeBlock(SaddleBlock):
+    """The block of a volume constraint, which says its bounds, so that solvers may treat it exactly.
+
+    Attributes:
+        lower: (B, K) or (1, K) float64, pixels.
+        upper: the same; ``lower`` itself where volumes are exact.
+    """
+
+    lower: Tensor = field(default_factory=lambda: torch.zeros(1, 2))
+    upper: Tensor = field(default_factory=lambda: torch.ones(1, 2))
+
+
+class _VolumeTerm(Term):
+    def __init__(
+        self,
+        regularizer: Volume,
+        inside: Tensor,  # (B, *S) bool
+        pixels: Tensor,  # (B, 1) float64
+        lower: Tensor,  # (B or 1, K) float64
+        upper: Tensor,
+        shape: tuple[int, ...],
+        roi: Tensor | None,
+    ) -> None:
+        super().__init__(regularizer, shape, roi)
+        self.settings = regularizer
+        self.inside, self.pixels, self.lower, self.upper = inside, pixels, lower, upper
+
+    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
+        return {Saddle: lambda: Saddle((self._block(),))}
+
+    def violation(self, probabilities: Tensor) -> Tensor:
+        """Largest volume error, as a fraction of the pixels."""
+        s = self.check(probabilities)
+        return self._errors(s).abs().amax(1).to(s.dtype)
+
+    def energy(self, probabilities: Tensor) -> Tensor:
+        s = self.check(probabilities)
+        violation = self.violation(s)
+        return torch.zeros_like(violation).masked_fill(violation > self.settings.tolerance, math.inf)
+
+    def penalty(self, probabilities: Tensor) -> Tensor:
+        s = self.check(probabilities)
+        squares = self.pixels.squeeze(1) * self._errors(s).square().sum(1)
+        return (self.settings.weight * squares).to(s.dtype)
+
+    def _errors(self, s: Tensor) -> Tensor:
+        """(B, K) float64: how much too large each volume is, negative if too small, as a fraction of the pixels."""
+        _check_classes(self.lower, s)
+        masses = (s * self.inside.unsqueeze(1)).flatten(2).sum(2, dtype=torch.float64)
+        return (masses - torch.minimum(torch.maximum(masses, self.lower), self.upper)) / self.pixels
+
+    def _block(self) -> SaddleBlock:
+        return _block(self.settings, self.inside, self.pixels, self.lower, self.upper)
+
+
+def _check_classes(bound: Tensor, s: Tensor) -> None:
+    if bound.shape[1] != s.shape[1]:
+        raise UsageError(
+            f"volume has settings for {bound.shape[1]} classes, but the segmentation has K = {s.shape[1]}. Give one "
+            "volume for each class."
+        )
+
+
+def _block(settings: Volume, inside: Tensor, pixels: Tensor, lower: Tensor, upper: Tensor) -> SaddleBlock:
+    """Dual variables are (B, K) for exact volumes, (B, 2, K) for bounds: first those of the upper ones."""
+    exact = settings.volumes is not None and settings.weight > 0
+    scale = pixels.rsqrt()
+    limits = upper * scale if exact else torch.stack([upper * scale, -lower * scale], dim=1)
+    largest = settings.tolerance * pixels.sqrt().squeeze(1)
+    axes = [1] * (inside.ndim - 1)
+
+    def apply(values: Tensor) -> Tensor:
+        _check_classes(lower, values)
+        masses = (values * inside.unsqueeze(1)).flatten(2).sum(2) * scale.to(values)
+        return masses if exact else torch.stack([masses, -masses], dim=1)
+
+    def adjoint(dual: Tensor) -> Tensor:
+        pull = (dual if exact else dual[:, 0] - dual[:, 1]) * scale.to(dual)
+        return pull.reshape(*pull.shape, *axes) * inside.unsqueeze(1)
+
+    def project(dual: Tensor) -> Tensor:
+        return dual if exact else dual.clamp(min=0)
+
+    def support(z: Tensor) -> Tensor:
+        worst = (z.abs() if exact else z).flatten(1).amax(1)
+        return torch.zeros_like(worst).masked_fill(worst > largest.to(worst), math.inf)
+
+    def squared(values: Tensor) -> Tensor:
+        masses = (values * inside.unsqueeze(1)).flatten(2).sum(2) / pixels.to(values)
+        return masses if exact else torch.stack([masses, masses], dim=1)
+
+    def face(z: Tensor, dual: Tensor) -> Face:
+        if exact:
+            return Face(lambda values: values)
+        free = dual > 0
+        return Face(lambda values: values * free)
+
+    def select(images: Tensor) -> SaddleBlock:
+        low, high = (bound if bound.shape[0] == 1 else bound[images] for bound in (lower, upper))
+        return _block(settings, inside[images], pixels[images], low, high)
+
+    return VolumeBlock(
+        apply=apply,
+        adjoint=adjoint,
+        project=project,
+        support=support,
+        norm=1.0 if exact else 2**0.5,
+        shift=limits,
+        squared=squared,
+        face=face,
+        select=select,
+        parameters=(limits,) if limits.requires_grad else (),
+        lower=lower,
+        upper=upper,
+    )

@@ -1,0 +1,181 @@
+"""Implicit derivatives of min over s of <unary, s> + entropy <s, log s> + max over y in Y of <K s - b, y>.
+
+At the solution s = softmax(-(unary + K^T y) / entropy), and y maximises <z, y> over Y at z = K s - b. To first order
+
+    ds = -S' (d unary + K^T dy)          S' x = s (x - <s, x>) / entropy, pixel by pixel
+    Q (K ds + dz) = c dy,  dy = Q dy     Q, c: the face of Y at y (see `regloss.regularizer.Face`), dz from K and b
+
+S' and the system matrix are symmetric, so for the cotangent g = dLoss/ds
+
+    solve  [Q (K S' K^T + c) Q] nu = Q K S' g     by conjugate gradients from 0
+    v = S' (g - K^T nu)                           dLoss/d unary = -v,   dLoss/d entropy = -<v, log s>
+    dLoss/d theta = d/d theta of  -<K v, y> - <K s - b, nu>     for what K and b are computed from, v, y, s, nu held
+
+The system is singular where the dual solution is not unique, but consistent, and v does not depend on the choice.
+v sums to 0 over classes and is at most |g| / (2 entropy) long, wherever the iteration is stopped. Nothing of the
+forward iteration is needed but its result.
+
+Where the solution has a kink (a dual variable on its rim without force), the result is a one-sided derivative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regloss.errors import MissingForm
+from regloss.regularizer import Face, Saddle
+
+
+@dataclass(frozen=True)
+class Adjoint:
+    """What the linear system gave.
+
+    Attributes:
+        response: v (B, K, *S), minus the gradient with respect to the unary.
+        duals: nu, one tensor a block.
+        steps: of conjugate gradients.
+        residual: (B,) relative residual in the preconditioner's norm.
+    """
+
+    response: Tensor
+    duals: tuple[Tensor, ...]
+    steps: int
+    residual: Tensor
+
+
+def softmax_response(probabilities: Tensor, entropy: float) -> Callable[[Tensor], Tensor]:
+    """S', the derivative of softmax(x / entropy) at ``probabilities`` (B, K, *S); symmetric, >= 0."""
+
+    def respond(direction: Tensor) -> Tensor:
+        weighted = probabilities * direction
+        return (weighted - probabilities * weighted.sum(1, keepdim=True)) / entropy
+
+    return respond
+
+
+def solve_adjoint(
+    form: Saddle,
+    duals: Sequence[Tensor],
+    probabilities: Tensor,
+    entropy: float,
+    start: Tensor,
+    respond: Callable[[Tensor], Tensor],
+    *,
+    max_steps: int,
+    tolerance: float,
+) -> Adjoint:
+    """Solve the linear system above for all images at once, with Jacobi preconditioning.
+
+    Args:
+        form: K, b and Y.
+        duals: y, one tensor a block, in Y.
+        probabilities: s (B, K, *S).
+        entropy: > 0.
+        start: S' g (B, K, *S).
+        respond: S', or what takes its place: a symmetric map that is >= 0.
+        max_steps: largest number of steps.
+        tolerance: relative residual at which to stop.
+
+    Raises:
+        MissingForm: a block cannot tell its face.
+    """
+    if not form.blocks:
+        return Adjoint(start, (), 0, start.new_zeros(start.shape[0]))
+    faces: list[Face] = []
+    inverses: list[Tensor] = []  # of the preconditioner's diagonal
+    variance = probabilities * (1 - probabilities) / entropy
+    for block, dual in zip(form.blocks, duals, strict=True):
+        if block.face is None:
+            raise MissingForm(
+                'Cannot differentiate implicitly: a regularizer offers a saddle form without "face". '
+                'Use backward = "unrolled" or "one-step".'
+            )
+        face = block.face(block.residual(probabilities), dual)
+        faces.append(face)
+        diagonal = torch.ones_like(dual) if block.squared is None else block.squared(variance) + face.curvature
+        # Entries without any coupling keep their residual of 0, whatever they are divided by.
+        inverses.append(1 / torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)))
+
+    def system(values: Sequence[Tensor]) -> list[Tensor]:
+        back = respond(sum_adjoint(form, values))
+        return [
+            face.project(block.apply(back) + face.curvature * value)
+            for block, face, value in zip(form.blocks, faces, values, strict=True)
+        ]
+
+    def precondition(values: Sequence[Tensor]) -> list[Tensor]:
+        return [face.project(inverse * value) for face, inverse, value in zip(faces, inverses, values, strict=True)]
+
+    residual = [face.project(block.apply(start)) for block, face in zip(form.blocks, faces, strict=True)]
+    solution = [torch.zeros_like(value) for value in residual]
+    preconditioned = precondition(residual)
+    direction = preconditioned
+    power = _dot(residual, preconditioned)
+    target = tolerance**2 * power
+    first, steps = power, 0
+    active = power > target
+    for _ in range(max_steps):
+        if not bool(active.any()):
+            break
+        steps += 1
+        image = system(direction)
+        bend = _dot(direction, image)
+        active = active & (bend > 0)  # rounding can leave a direction that the matrix does not see
+        along = torch.where(active, power / torch.where(active, bend, 1), 0)
+        solution = [value + _spread(along, value) * step for value, step in zip(solution, direction, strict=True)]
+        residual = [value - _spread(along, value) * step for value, step in zip(residual, image, strict=True)]
+        preconditioned = precondition(residual)
+        before, power = power, _dot(residual, preconditioned)
+        turn = torch.where(active, power / torch.where(active, before, 1), 0)
+        direction = [value + _spread(turn, value) * old for value, old in zip(preconditioned, direction, strict=True)]
+        active = active & (power > target)
+    response = start - respond(sum_adjoint(form, solution))
+    relative = torch.where(first > 0, power / torch.where(first > 0, first, 1), 0).clamp(min=0).sqrt()
+    return Adjoint(response, tuple(solution), steps, relative)
+
+
+def sum_adjoint(form: Saddle, duals: Sequence[Tensor]) -> Tensor:
+    """K^T y (B, K, *S), summed over the blocks, of which there must be one at least."""
+    total = form.blocks[0].adjoint(duals[0])
+    for block, dual in zip(form.blocks[1:], duals[1:], strict=True):
+        total = total + block.adjoint(dual)
+    return total
+
+
+def saddle_parameters(form: Saddle) -> tuple[Tensor, ...]:
+    """Tensors that the blocks are computed from and that need a gradient, each once."""
+    found: dict[int, Tensor] = {}
+    for block in form.blocks:
+        for parameter in block.parameters:
+            if parameter.requires_grad:
+                found.setdefault(id(parameter), parameter)
+    return tuple(found.values())
+
+
+def parameter_gradients(
+    form: Saddle, duals: Sequence[Tensor], probabilities: Tensor, adjoint: Adjoint
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the loss with respect to `saddle_parameters`."""
+    parameters = saddle_parameters(form)
+    if not parameters:
+        return ()
+    with torch.enable_grad():
+        total = probabilities.new_zeros(())
+        for block, dual, nu in zip(form.blocks, duals, adjoint.duals, strict=True):
+            total = total - (block.apply(adjoint.response) * dual).sum() - (block.residual(probabilities) * nu).sum()
+        # What the forms were built from belongs to the caller's graph, and this may be asked for more than once.
+        return torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
+
+
+def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """(B,) inner products over all blocks, image by image."""
+    return torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(first, second, strict=True)]).sum(0)
+
+
+def _spread(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) with axes of length 1 appended, to multiply ``like``."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,354 @@
+"""What the README and the guide print is true: code runs, configurations parse, commands, links and settings exist.
+
+Code blocks of one page share a namespace and run in their order, in an empty folder. A block whose first line is a
+comment that names a file, ``# ddp.py``, is a script of its own, started with ``torchrun``.
+"""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from regloss import hooks, registry
+from regloss.training.config import Config, parse
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
+PAGES = [ROOT / "README.md", *GUIDE, ROOT / "docs" / "writing-a-plugin" / "README.md"]
+NAMES = {page: page.relative_to(ROOT).as_posix() for page in PAGES}
+
+pages = pytest.mark.parametrize("page", PAGES, ids=NAMES.values())
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: its language, the page, the line of its first line (from 1), and its text."""
+
+    language: str
+    page: Path
+    line: int
+    text: str
+
+    @property
+    def place(self) -> str:
+        return f"{NAMES[self.page]}:{self.line}"
+
+    @property
+    def script(self) -> str | None:
+        """The file that the block is, if it says so."""
+        found = re.match(r"# ([\w-]+\.py)\b", self.text)
+        return found[1] if found else None
+
+
+def blocks(page: Path, *languages: str) -> list[Block]:
+    found = []
+    inside: tuple[str, int] | None = None
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
+        if not line.startswith("```"):
+            continue
+        if inside is None:
+            inside = (line[3:].strip(), number + 1)
+            continue
+        language, first = inside
+        inside = None
+        if language in languages:
+            found.append(Block(language, page, first, "\n".join(lines[first - 1 : number - 1]) + "\n"))
+    assert inside is None, f"{NAMES[page]}: the block that begins at line {inside[1] - 1} does not end"
+    return found
+
+
+# -- Code --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder; what a page registers by hand is forgotten, as is the state of the random numbers."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "_by_hand", {})
+    with torch.random.fork_rng(devices=[]):
+        yield tmp_path
+
+
+@pages
+def test_python_blocks_run(page: Path, workplace: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in blocks(page, "python", "pycon"):
+        if block.script is not None:
+            continue
+        if block.language == "pycon":
+            parsed = doctest.DocTestParser().get_doctest(block.text, namespace, block.place, block.place, block.line)
+            runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+            report: list[str] = []
+            runner.run(parsed, out=report.append, clear_globs=False)
+            assert runner.failures == 0, "".join(report)
+            namespace.update(parsed.globs)
+        else:
+            # Blank lines in front give tracebacks the page's own line numbers.
+            exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), namespace)
+
+
+SCRIPTS = [block for page in PAGES for block in blocks(page, "python") if block.script is not None]
+
+
+@pytest.mark.parametrize("block", SCRIPTS, ids=lambda block: block.place)
+def test_scripts_run_in_two_processes(block: Block, tmp_path: Path) -> None:
+    assert block.script is not None
+    (tmp_path / block.script).write_text(block.text)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", block.script]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# -- Configurations ----------------------------------------------------------------------------------------------------
+
+OUTPUT = {"output": "runs/x"}
+SMALLEST: dict[str, dict[str, Any]] = {
+    "data": {"dataset": "sample"},
+    "network": {"name": "unet"},
+    "training": {"epochs": 1},
+}
+
+
+@pages
+def test_toml_blocks_parse(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configurations are checked as `regloss train` does; parts of one are put into the smallest that there is."""
+    monkeypatch.syspath_prepend(ROOT / "docs" / "writing-a-plugin")
+    regularizer = importlib.import_module("regloss_geodesic.length").GeodesicLength
+    registry.register("regularizer", "geodesic-length")(regularizer)  # as if the example were installed
+    for block in blocks(page, "toml"):
+        table = tomllib.loads(block.text)
+        if not set(table) <= {name.replace("_", "-") for name in Config.model_fields}:
+            continue  # a split, class names, a pyproject.toml
+        if "output" not in table:
+            table = (
+                {name: {**part, **table.get(name, {})} for name, part in SMALLEST.items()}
+                | OUTPUT
+                | {name: part for name, part in table.items() if name not in SMALLEST}
+            )
+        parse(table, block.place)
+
+
+def test_the_readme_has_a_complete_configuration() -> None:
+    assert any("output" in tomllib.loads(block.text) for block in blocks(ROOT / "README.md", "toml"))
+
+
+# -- Commands ----------------------------------------------------------------------------------------------------------
+
+
+def application() -> Any:
+    from regloss_cli.main import app
+
+    return typer.main.get_command(app)
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command by the words that call it."""
+
+    def below(group: Any, words: str) -> Iterator[tuple[str, Any]]:
+        for name, command in group.commands.items():
+            if hasattr(command, "commands"):
+                yield from below(command, f"{words} {name}")
+            else:
+                yield f"{words} {name}", command
+
+    yield from below(application(), "regloss")
+
+
+def calls(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """Calls of regloss in shell blocks: where, and the words behind "regloss"."""
+    for block in blocks(page, "sh"):
+        for offset, line in enumerate(block.text.replace("\\\n", " ").splitlines()):
+            words = shlex.split(line, comments=True)
+            if words and words[0] == "regloss":
+                yield f"{block.place} + {offset}", words[1:]
+
+
+@pages
+def test_printed_commands_exist(page: Path, workplace: Path) -> None:
+    """Commands, options and the number of arguments are what the program takes; nothing is executed."""
+    for place, words in calls(page):
+        command, name = application(), "regloss"
+        while words and words[0] in getattr(command, "commands", {}):
+            name = words.pop(0)
+            command = command.commands[name]
+        try:
+            command.make_context(name, words, resilient_parsing=False)
+        except (typer.Exit, SystemExit):
+            assert "--help" in words or "--version" in words, place
+        except Exception as error:
+            raise AssertionError(f"{place}: regloss does not take this: {error}") from error
+
+
+def section(page: Path, heading: str) -> str:
+    """Text below a heading, up to the next one of the same or a higher level."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start = next((number for number, line in enumerate(lines) if re.fullmatch(rf"#+ {re.escape(heading)}", line)), None)
+    assert start is not None, f"{NAMES[page]} has no heading {heading!r}"
+    level = lines[start].index(" ")
+    end = next(
+        (n for n, line in enumerate(lines[start + 1 :], start + 1) if re.match(rf"#{{1,{level}}} ", line)), len(lines)
+    )
+    return "\n".join(lines[start:end])
+
+
+COMMAND_LINE = ROOT / "docs" / "guide" / "command-line.md"
+
+
+def test_every_command_and_option_is_in_the_guide() -> None:
+    for name, command in commands():
+        text = section(COMMAND_LINE, f"`{name}`")
+        for parameter in command.params:
+            for option in parameter.opts:
+                if option.startswith("--"):
+                    assert f"`{option}" in text, f"{name} {option} is not explained in {NAMES[COMMAND_LINE]}"
+
+
+# -- References: each setting with its default -------------------------------------------------------------------------
+
+
+def rows(text: str) -> dict[str, str]:
+    """The first two cells of each row of a settings table: name and default, without their quotes."""
+    found = re.findall(r"^\| `([\w-]+)` \| ([^|]*) \|", text, flags=re.MULTILINE)
+    return {name: default.strip() for name, default in found}
+
+
+def check_rows(text: str, expected: dict[str, Any], where: str) -> None:
+    """``expected`` holds each setting's default; `PydanticUndefined` for none, `None` for "absent"."""
+    documented = rows(text)
+    assert list(documented) == list(expected), f"the settings of {where} are {list(expected)}"
+    for name, default in expected.items():
+        shown = documented[name]
+        if default is PydanticUndefined:
+            assert shown == "required", f"{where}, {name}: it has no default"
+        elif default is None:
+            assert shown == "absent", f"{where}, {name}: by default it is absent"
+        else:
+            value = tomllib.loads(f"value = {shown.strip('`')}")["value"]
+            assert value == default, f"{where}, {name}: the default is {default!r}"
+
+
+def plain(value: Any) -> Any:
+    """As TOML would give it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Settings of a section, without its subsections."""
+    found = {}
+    for name, field in model.model_fields.items():
+        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+            found[name.replace("_", "-")] = plain(field.get_default(call_default_factory=True))
+    return found
+
+
+def sections(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            full = f"{prefix}{name.replace('_', '-')}"
+            yield full, field.annotation
+            yield from sections(field.annotation, f"{full}.")
+
+
+def test_every_configuration_key_is_in_the_guide_with_its_default() -> None:
+    check_rows(section(COMMAND_LINE, "Top level"), fields(Config), "the top level")
+    for name, model in sections():
+        check_rows(section(COMMAND_LINE, f"`[{name}]`"), fields(model), f"[{name}]")
+
+
+COMPONENTS = ROOT / "docs" / "guide" / "components.md"
+OWN = [c for kind in registry.KINDS for c in registry.components(kind) if c.distribution == "regloss"]
+
+
+@pytest.mark.parametrize("component", OWN, ids=lambda component: f"{component.kind}-{component.name}")
+def test_every_setting_of_every_component_is_in_the_guide_with_its_default(component: registry.Component) -> None:
+    try:
+        cls = registry.load(component)
+    except registry.MissingDependency as missing:
+        pytest.skip(str(missing))
+    given = {"network": ("in_channels", "classes")}.get(component.kind, ())  # by the data, not by the user
+    defaults = {name: parameter.default for name, parameter in registry.settings(cls).items() if name not in given}
+    expected = {
+        name.replace("_", "-"): PydanticUndefined if default is inspect.Parameter.empty else plain(default)
+        for name, default in defaults.items()
+    }
+    text = section(COMPONENTS, f"`{component.name}`")
+    check_rows(text, expected, f"the {component.kind} {component.name}")
+    for preset in getattr(cls, "presets", {}):
+        assert f"`{preset}`" in text, f"the preset {preset} of {component.name} is not explained"
+
+
+def test_every_component_is_in_the_readme() -> None:
+    text = section(ROOT / "README.md", "What is inside")
+    for component in OWN:
+        assert f"`{component.name}`" in text, f"{component.kind} {component.name}"
+
+
+def test_every_hook_is_in_the_guide_with_its_arguments() -> None:
+    text = (ROOT / "docs" / "guide" / "plugins.md").read_text(encoding="utf-8")
+    for name, hook in inspect.getmembers(hooks.Specification, inspect.isfunction):
+        arguments = [argument for argument in inspect.signature(hook).parameters if argument != "self"]
+        assert f"`{name}({', '.join(arguments)})`" in text
+
+
+def test_every_kind_and_suite_is_in_the_guide() -> None:
+    from regloss import testing
+
+    text = (ROOT / "docs" / "guide" / "plugins.md").read_text(encoding="utf-8")
+    for kind, description in registry.KINDS.items():
+        assert f"`{kind}`" in text
+        assert f"`{description.group}`" in text
+    for suite in testing.__all__:
+        assert f"`{suite}`" in text
+
+
+# -- Links -------------------------------------------------------------------------------------------------------------
+
+
+def anchor(heading: str) -> str:
+    """The name that a heading is linked by."""
+    kept = re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower())
+    return kept.replace(" ", "-")
+
+
+@pages
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, fragment = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists(), f"{NAMES[page]} links to {target}, which does not exist"
+        if fragment:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert fragment in map(anchor, headings), f"{NAMES[page]} links to {target}, which has no such heading"
+
+
+@pytest.mark.parametrize("check", [blocks, calls], ids=["blocks", "calls"])
+def test_the_guide_is_looked_at(check: Callable[..., Any]) -> None:
+    """The checks above find something: a change of style must not switch them off."""
+    found = [item for page in PAGES for item in (check(page, "python") if check is blocks else check(page))]
+    assert len(found) > 10

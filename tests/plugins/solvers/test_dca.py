@@ -1,0 +1,490 @@
+"""Difference-of-convex steps: conformance, reference iterates, the decrease of the energy, volumes, derivatives."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import regloss
+from regloss import Concave, Mixed, RegularizedSoftmax, Saddle, Status, Sum, TotalVariation, UsageError, solve
+from regloss.solver import Problem, linear_energy, negative_entropy, one_hot
+from regloss.testing import SolverConformance
+from regloss_plugins.regularizers import threshold_dynamics
+from regloss_plugins.regularizers.threshold_dynamics import ThresholdDynamics
+from regloss_plugins.regularizers.volume import Volume
+from regloss_plugins.solvers.dca import DCA, DCAState
+
+KL_SLACK = 1e-10
+
+
+class TestConcave(SolverConformance):
+    discrete = False
+    entropy = 0.2
+
+    def make(self):
+        return DCA(max_steps=2000, tolerance=1e-9)
+
+    def regularizer(self, weight):
+        return ThresholdDynamics(weight=weight, sigma=1.0, edge="sqrt")
+
+
+class TestDamped(TestConcave):
+    """A kernel that is not positive semidefinite."""
+
+    spatial = (2,)
+    weights = (0.3, 1.0)
+
+    def regularizer(self, weight):
+        return ThresholdDynamics(weight=weight, kernel="disk", radius=1.5)
+
+
+def scores(size, batch=2, classes=3, seed=0, dtype=torch.float64):
+    return torch.randn(batch, classes, *size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def energy_of(term, unary, entropy, probabilities):
+    linear = linear_energy(unary, probabilities, term.roi)
+    return linear + entropy * negative_entropy(probabilities, term.roi) + term.energy(probabilities)
+
+
+@pytest.mark.parametrize("form", ["e", "s"])
+def test_oracle_iterates(form: str, oracles: Path, monkeypatch):
+    """The published steps, u1, u2, u5 and u200; with plain edge weights they are not damped in the paper."""
+    case = np.load(oracles / "std.npz")
+    size = int(case["H"]), int(case["W"])
+    edge = torch.from_numpy(case["edge"])[None, None]
+    monkeypatch.setattr(threshold_dynamics, "edge_weights", lambda image, roi, scale: edge)
+
+    def field(name):
+        return torch.from_numpy(case[name]).T.reshape(1, 3, *size)
+
+    settings = ThresholdDynamics(
+        weight=float(case["lam"]), sigma=1.0, kernel="truncated-gaussian", edge="plain" if form == "e" else "sqrt"
+    )
+    term = settings.bind(torch.zeros(1, 1, *size, dtype=torch.float64))
+    entropy = float(case["eps"])
+    for steps in (1, 2, 5, 200):
+        solver = DCA(max_steps=steps, tolerance=0, damped=False)
+        solution = solve(term, -field("o"), solver, entropy=entropy)
+        torch.testing.assert_close(solution.probabilities, field(f"u_{form}_{steps}"), rtol=0, atol=1e-12)
+        assert float(solution.energy) == pytest.approx(float(case[f"energies_{form}"][steps]), abs=1e-11)
+    # The gradient through five steps.
+    unary = -field("o").requires_grad_()
+    problem = Problem(form=term.form(Concave), unary=unary, entropy=entropy)
+    log_s = DCA(max_steps=5, damped=False).unroll(problem, torch.tensor(entropy, dtype=torch.float64))
+    (gradient,) = torch.autograd.grad((log_s.exp() * field("g")).sum(), unary)
+    torch.testing.assert_close(-gradient, field(f"vjp_{form}_5"), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("edge", [None, "sqrt"])
+def test_every_step_decreases_the_energy_by_what_it_should(edge):
+    """E(u) - E(u+) = entropy KL(u | u+) + weight <a d, K a d>, d = u+ - u: an identity, so to rounding."""
+    size, entropy, weight = (7, 9), 0.2, 3.0
+    image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    term = ThresholdDynamics(weight=weight, sigma=1.5, edge=edge).bind(image)
+    form, unary = term.form(Concave), scores(size)
+    u = (-unary / entropy).softmax(1)
+    for _ in range(10):
+        new = solve(term, unary, DCA(max_steps=1), entropy=entropy, warm=DCAState(u)).probabilities
+        fall = energy_of(term, unary, entropy, u) - energy_of(term, unary, entropy, new)
+        divergence = (u * (u.log() - new.log())).flatten(1).sum(1)
+        d = new - u
+        # <a d, K a d> = -R's second-order part, and R is quadratic.
+        second = form.value(u) + (form.supergradient(u) * d).flatten(1).sum(1) - form.value(new)
+        torch.testing.assert_close(fall, entropy * divergence + second, rtol=1e-12, atol=1e-12)
+        assert bool((second >= -1e-12).all())
+        u = new
+
+
+BAD = [
+    (ThresholdDynamics(weight=20.0, kernel="disk", radius=1.5), 0.1),
+    (ThresholdDynamics(weight=4.0, kernel="disk", radius=1.0), 0.5),
+    (ThresholdDynamics(weight=26.5, sigma=1.0, edge="plain", edge_scale=100.0), 0.04),
+    (ThresholdDynamics(weight=30.0, sigma=5.0, radius=3, kernel="truncated-gaussian"), 0.1),
+]
+
+
+@pytest.mark.parametrize(("settings", "entropy"), BAD)
+def test_damped_steps_never_raise_the_energy(settings, entropy):
+    """Not by more than 1e-10, where the prior is far from concave."""
+    size = (10, 11)
+    image = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    term, unary = settings.bind(image), scores(size)
+    assert term.form(Concave).curvature > entropy
+    u = (-unary / entropy).softmax(1)
+    energy = energy_of(term, unary, entropy, u)
+    for _ in range(30):
+        u = solve(term, unary, DCA(max_steps=1), entropy=entropy, warm=DCAState(u)).probabilities
+        new = energy_of(term, unary, entropy, u)
+        assert bool((new <= energy + KL_SLACK).all()), (energy, new)
+        energy = new
+
+
+def test_undamped_steps_can_raise_it_for_ever():
+    """What the damping is for: a disk of five pixels turns a checkerboard into its negative."""
+    settings, entropy = BAD[1]
+    size = (10, 12)
+    term, unary = settings.bind(torch.zeros(1, 1, *size, dtype=torch.float64)), 0.01 * scores(size, 1, 2)
+    board = (torch.arange(10).unsqueeze(1) + torch.arange(12)) % 2
+    start = DCAState((one_hot(board.unsqueeze(0), 2, torch.float64) + 0.05).clamp(max=0.95))
+    ends = [solve(term, unary, DCA(max_steps=n, damped=False), entropy=entropy, warm=start) for n in (41, 42)]
+    assert float((ends[0].probabilities - ends[1].probabilities).abs().amax()) > 0.9
+    assert ends[0].status == (Status.MAX_STEPS,)
+    assert float(ends[0].energy) > float(ends[0].start_energy) + 10
+    damped = solve(term, unary, DCA(max_steps=3000), entropy=entropy, warm=start)
+    assert damped.status == (Status.CONVERGED,)
+    assert float(damped.energy) < float(ends[0].start_energy) - 10
+
+
+def test_a_weak_prior_has_one_solution():
+    """weight < entropy makes the step a contraction; a strong one has several solutions, by the start."""
+    size = (8, 9)
+    unary = 0.1 * scores(size)
+    starts = [DCAState(5 * scores(size, seed=seed).exp()) for seed in range(3)]
+    for weight, entropy, same in ((0.29, 0.3, True), (4.0, 0.3, False)):
+        term = ThresholdDynamics(weight=weight, sigma=1.0).bind(torch.zeros(2, 1, *size, dtype=torch.float64))
+        ends = [solve(term, unary, DCA(2000, 1e-11), entropy=entropy, warm=start).probabilities for start in starts]
+        difference = max(float((ends[0] - other).abs().max()) for other in ends[1:])
+        assert difference < 1e-8 if same else difference > 0.5
+
+
+def test_status_and_steps_are_by_image():
+    size = (6, 7)
+    unary = torch.cat([100 * scores(size, batch=1), 0.01 * scores(size, batch=1)])
+    term = ThresholdDynamics(weight=1.0, sigma=1.0).bind(torch.zeros(2, 1, *size))
+    solution = solve(term, unary, DCA(max_steps=4), entropy=0.5)
+    assert solution.status == (Status.CONVERGED, Status.MAX_STEPS)
+    assert solution.steps.tolist() == [1, 4]
+
+
+def test_starting_from_labels_is_not_the_end():
+    """One-hot probabilities lie at the rim, where a damped step by itself would stay."""
+    size = (6, 7)
+    unary = scores(size)
+    term = ThresholdDynamics(weight=5.0, kernel="disk", radius=1.5).bind(torch.zeros(2, 1, *size, dtype=torch.float64))
+    start = unary.argmax(1)  # the dearest labels
+    solution = solve(term, unary, DCA(max_steps=3000), entropy=0.2, warm=start)
+    at_start = energy_of(term, unary, 0.2, one_hot(start, 3, torch.float64))
+    assert solution.status == (Status.CONVERGED,) * 2
+    assert bool((solution.energy < at_start - 10).all())
+    torch.testing.assert_close(solution.start_energy, at_start)
+
+
+def volumes_of(solution):
+    return solution.probabilities.double().flatten(2).sum(2)
+
+
+def test_volumes_are_met_exactly(oracles: Path):
+    """A volume constraint alone, against a dense Newton solve of the optimality conditions."""
+    case = np.load(oracles / "vp.npz")
+    unary = -torch.from_numpy(case["o"]).T.reshape(1, 3, 6, 10)
+    image = torch.zeros(1, 1, 6, 10, dtype=torch.float64)
+    exact = solve(Volume(volumes=case["V"].tolist()).bind(image), unary, DCA(), entropy=float(case["eps"]))
+    torch.testing.assert_close(exact.probabilities.flatten(2)[0].T, torch.from_numpy(case["u"]), rtol=0, atol=1e-9)
+    assert exact.status == (Status.OPTIMAL,)
+    assert float(exact.gap) == pytest.approx(0, abs=1e-8)
+    bounds = Volume(lower=case["lo"].tolist(), upper=case["hi"].tolist()).bind(image)
+    solution = solve(bounds, unary, DCA(), entropy=float(case["eps"]))
+    expected = torch.from_numpy(case["u_bounds"])
+    torch.testing.assert_close(solution.probabilities.flatten(2)[0].T, expected, rtol=0, atol=1e-9)
+
+
+def test_threshold_dynamics_with_volumes():
+    """The sum offers a mixed form; the energy falls on the constraint set, and the volumes hold to the last digit."""
+    size, entropy = (12, 13), 0.2
+    regularizer = Sum([ThresholdDynamics(weight=2.0, sigma=1.5), Volume(volumes=(0.5, 0.3, 0.2), unit="fraction")])
+    assert regularizer.forms == (Mixed,)
+    term, unary = regularizer.bind(torch.zeros(2, 1, *size, dtype=torch.float64)), scores(size)
+    wanted = 156 * torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
+    energies, warm = [], None
+    for _ in range(12):
+        solution = solve(term, unary, DCA(max_steps=1), entropy=entropy, warm=warm)
+        torch.testing.assert_close(volumes_of(solution), wanted.expand(2, 3), rtol=0, atol=1e-7)
+        energies.append(solution.energy)
+        warm = solution
+    rises = torch.stack(energies).diff(dim=0)
+    assert float(rises.max()) < KL_SLACK
+    whole = solve(term, unary, DCA(), entropy=entropy)
+    assert whole.status == (Status.CONVERGED,) * 2
+    torch.testing.assert_close(whole.energy, energy_of(term, unary, entropy, whole.probabilities))
+    assert bool((whole.energy <= energies[-1] + 1e-9).all())
+    # Without the constraint the volumes are others.
+    free = solve(ThresholdDynamics(weight=2.0, sigma=1.5).bind(torch.zeros(2, 1, *size)), unary, DCA(), entropy=entropy)
+    assert float((volumes_of(free) - wanted).abs().max()) > 5
+
+
+def test_threshold_dynamics_with_total_variation():
+    """The convex part goes to pdhg; what results is a stationary point of the sum."""
+    size, entropy = (4, 5), 0.4
+    term = Sum([ThresholdDynamics(weight=0.8, sigma=1.0), TotalVariation(weight=0.1)]).bind(
+        torch.zeros(1, 1, *size, dtype=torch.float64)
+    )
+    unary = scores(size, batch=1)
+    convex = regloss.create("solver", "pdhg", max_steps=1000, tolerance=1e-9)
+    solution = solve(term, unary, DCA(tolerance=1e-6, convex=convex), entropy=entropy)
+    assert solution.status == (Status.CONVERGED,)
+    form = term.form(Mixed)
+    linearised = unary + form.concave.supergradient(solution.probabilities)
+    alone = solve(TotalVariation(weight=0.1).bind(torch.zeros(1, 1, *size)), linearised, convex, entropy=entropy)
+    torch.testing.assert_close(alone.probabilities, solution.probabilities, rtol=0, atol=1e-4)
+
+
+def test_a_class_without_volume_is_left_out():
+    """V_k = 0 is a limit case with finite results, and so are classes that seeds fill."""
+    size = (6, 7)
+    unary, image = scores(size, batch=1), torch.zeros(1, 1, *size, dtype=torch.float64)
+    solution = solve(Volume(volumes=(30, 12, 0)).bind(image), unary, DCA(), entropy=0.3)
+    assert bool(solution.probabilities.isfinite().all())
+    assert float(solution.probabilities[:, 2].abs().max()) == 0
+    torch.testing.assert_close(volumes_of(solution), torch.tensor([[30.0, 12, 0]], dtype=torch.float64))
+    fixed = torch.full((1, *size), -1)
+    fixed[0, 0, :2] = 2
+    seeded = solve(Volume(volumes=(30, 10, 2)).bind(image), unary, DCA(), entropy=0.3, fixed=fixed)
+    assert float(seeded.probabilities[0, 2, 1:].abs().max()) == 0
+    assert seeded.labels[0, 0, :2].tolist() == [2, 2]
+    torch.testing.assert_close(volumes_of(seeded), torch.tensor([[30.0, 10, 2]], dtype=torch.float64))
+
+
+def test_volumes_with_seeds_regions_and_allowed_labels():
+    size = (6, 7)
+    region = torch.zeros(1, *size, dtype=torch.bool)
+    region[:, 1:-1, 1:] = True
+    fixed = torch.full((1, *size), -1)
+    fixed[0, 2, 3], fixed[0, 3, 3] = 0, 1
+    allowed = torch.tensor([[True, False, True]])
+    term = Volume(volumes=(13, 1, 10)).bind(torch.zeros(1, 1, *size, dtype=torch.float64), region)
+    solution = solve(term, scores(size, batch=1), DCA(), entropy=0.3, fixed=fixed, allowed=allowed)
+    inside = (solution.probabilities * region.unsqueeze(1)).flatten(2).sum(2)
+    torch.testing.assert_close(inside, torch.tensor([[13.0, 1, 10]], dtype=torch.float64))
+    assert int(solution.labels[0, 3, 3]) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"fixed": torch.zeros(1, 2, 3, dtype=torch.int64)}, "more pixels are fixed"),
+        ({"allowed": torch.tensor([[True, False]])}, "a class with a volume is not allowed"),
+    ],
+)
+def test_impossible_volumes_are_refused(given, message):
+    term = Volume(volumes=(4, 2)).bind(torch.zeros(1, 1, 2, 3))
+    with pytest.raises(UsageError, match=message):
+        solve(term, torch.zeros(1, 2, 2, 3), DCA(), entropy=0.5, **given)
+
+
+def test_volumes_for_other_classes_are_refused():
+    term = Volume(volumes=(4, 2)).bind(torch.zeros(1, 1, 2, 3))
+    with pytest.raises(UsageError, match=r"2 classes.*K = 3"):
+        solve(term, torch.zeros(1, 3, 2, 3), DCA(), entropy=0.5)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Derivatives
+
+
+def gradients(term, unary, entropy, cotangent, solver):
+    """Implicit gradients of <cotangent, s>."""
+    form = next(term.form(kind) for kind in solver.accepts if kind in term.regularizer.forms)
+    problem = Problem(form=form, unary=unary, entropy=entropy, roi=term.roi)
+    with torch.no_grad():
+        solution = solver.minimise(problem)
+    assert all(status is not Status.MAX_STEPS for status in solution.status)
+    s = solver.log_probabilities(problem, solution).exp()
+    return solver.pullback(problem, solution, cotangent * s, max_steps=3000, tolerance=1e-10)
+
+
+PRIORS = [
+    ThresholdDynamics(weight=0.7, sigma=1.0, edge="sqrt"),
+    ThresholdDynamics(weight=0.7, kernel="disk", radius=1.5),
+    Volume(volumes=(0.5, 0.3, 0.2), unit="fraction"),
+    Volume(lower=(0.5, 0.0, 0.0), upper=(1, 1, 0.2), unit="fraction"),
+    ThresholdDynamics(weight=0.7, sigma=1.0) + Volume(volumes=(0.5, 0.3, 0.2), unit="fraction"),
+]
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_implicit_gradients_match_finite_differences(prior):
+    size, entropy = (5, 6), 0.3
+    unary = scores(size, batch=1)
+    cotangent, direction = scores(size, batch=1, seed=5), scores(size, batch=1, seed=6)
+    term = prior.bind(torch.zeros(1, 1, *size, dtype=torch.float64))
+    solver = DCA(max_steps=5000, tolerance=1e-13)
+
+    def loss(unary, entropy):
+        return float((solve(term, unary, solver, entropy=entropy).probabilities * cotangent).sum())
+
+    found = gradients(term, unary, entropy, cotangent, solver)
+    step = 1e-5
+    expected = (loss(unary + step * direction, entropy) - loss(unary - step * direction, entropy)) / (2 * step)
+    assert float((found.unary * direction).sum()) == pytest.approx(expected, rel=1e-5)
+    assert float(found.unary.sum(1).abs().max()) < 1e-9
+    expected = (loss(unary, entropy + step) - loss(unary, entropy - step)) / (2 * step)
+    assert float(found.entropy) == pytest.approx(expected, rel=1e-5)
+
+
+def test_gradients_by_sigma_and_volumes():
+    size, entropy = (5, 6), 0.3
+    unary, cotangent = scores(size, batch=1), scores(size, batch=1, seed=5)
+    image, solver = torch.zeros(1, 1, *size, dtype=torch.float64), DCA(max_steps=5000, tolerance=1e-13)
+
+    def prior(sigma, volumes):
+        return ThresholdDynamics(weight=0.7, sigma=sigma, radius=4) + Volume(volumes=volumes)
+
+    def loss(sigma, volumes):
+        solution = solve(prior(sigma, volumes).bind(image), unary, solver, entropy=entropy)
+        return float((solution.probabilities * cotangent).sum())
+
+    sigma = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
+    volumes = torch.tensor([15.0, 9.0, 6.0], dtype=torch.float64, requires_grad=True)
+    term = prior(sigma, volumes).bind(image)
+    form = term.form(Mixed)
+    assert len(solver.parameters(form)) == 2
+    problem = Problem(form=form, unary=unary, entropy=entropy)
+    with torch.no_grad():
+        solution = solver.minimise(problem)
+    s = solver.log_probabilities(problem, solution).exp()
+    found = solver.pullback(problem, solution, cotangent * s, max_steps=3000, tolerance=1e-10)
+    # The parameters are the forms' own tensors; what the user gave is one step of autograd further.
+    given = torch.autograd.grad(solver.parameters(form), (sigma, volumes), found.parameters)
+    step, turn = 1e-5, torch.tensor([1.0, -0.7, -0.3], dtype=torch.float64)
+    by_sigma = (loss(1.1 + step, volumes.detach()) - loss(1.1 - step, volumes.detach())) / (2 * step)
+    assert float(given[0]) == pytest.approx(by_sigma, rel=1e-5)
+    ends = [loss(1.1, volumes.detach() + sign * step * turn) for sign in (1, -1)]
+    assert float((given[1] * turn).sum()) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5)
+
+
+@pytest.mark.parametrize("prior", PRIORS)
+def test_unrolled_steps_are_the_steps(prior):
+    """`unroll` gives what `minimise` gives after as many steps; its gradient is that of the map."""
+    size, entropy = (4, 5), 0.3
+    term = prior.bind(torch.zeros(1, 1, *size, dtype=torch.float64))
+    solver = DCA(max_steps=3, tolerance=0)
+    form = next(term.form(kind) for kind in solver.accepts if kind in prior.forms)
+    unary, cotangent = scores(size, batch=1), scores(size, batch=1, seed=5)
+
+    def unrolled(unary, entropy):
+        return solver.unroll(Problem(form=form, unary=unary, entropy=0.3), entropy).exp()
+
+    at = torch.tensor(entropy, dtype=torch.float64)
+    expected = solve(term, unary, solver, entropy=entropy).probabilities
+    torch.testing.assert_close(unrolled(unary, at), expected, rtol=0, atol=1e-9)
+    variable, weight = unary.clone().requires_grad_(), at.clone().requires_grad_()
+    (unrolled(variable, weight) * cotangent).sum().backward()
+    direction, step = scores(size, batch=1, seed=6), 1e-6
+    for given, turned in (
+        ((variable.grad * direction).sum(), lambda sign: unrolled(unary + sign * step * direction, at)),
+        (weight.grad, lambda sign: unrolled(unary, at + sign * step)),
+    ):
+        ends = [float((turned(sign) * cotangent).sum()) for sign in (1, -1)]
+        assert float(given) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-5, abs=1e-8)
+
+
+def test_unrolling_with_seeds_has_finite_gradients():
+    size = (4, 5)
+    form = ThresholdDynamics(sigma=1.0).bind(torch.zeros(1, 1, *size)).form(Concave)
+    fixed = torch.full((1, *size), -1)
+    fixed[0, 1, 1] = 2
+    unary = scores(size, batch=1).requires_grad_()
+    entropy = torch.tensor(0.3, requires_grad=True)
+    problem = Problem(form=form, unary=unary, entropy=0.3, fixed=fixed)
+    s = DCA(max_steps=3).unroll(problem, entropy).exp()
+    assert s[0, :, 1, 1].tolist() == [0, 0, 1]
+    (s.square().sum()).backward()
+    assert bool(unary.grad.isfinite().all())
+    assert bool(entropy.grad.isfinite())
+    assert not unary.grad[0, :, 1, 1].any()
+
+
+def test_a_layer_can_be_built_of_it():
+    """Threshold dynamics with volumes as the last layer: gradients by logits, weight and entropy."""
+    size, step = (5, 6), 1e-4  # volumes are met to 1e-10, so a smaller step would measure their error
+    logits, cotangent, direction = (scores(size, batch=1, seed=seed) for seed in (0, 5, 6))
+    image = torch.zeros(1, 1, *size, dtype=torch.float64)
+    prior = [ThresholdDynamics(weight=0.6, sigma=1.0), Volume(volumes=(0.5, 0.3, 0.2), unit="fraction")]
+    layer = RegularizedSoftmax(
+        prior,
+        solver="dca",
+        entropy=0.5,
+        max_steps=300,
+        tolerance=1e-9,
+        learn=("weight", "entropy"),
+        backward_tolerance=1e-10,
+    ).double()
+
+    def loss(given):
+        return (layer(given, image) * cotangent).sum()
+
+    variable = logits.clone().requires_grad_()
+    loss(variable).backward()
+    with torch.no_grad():
+        expected = (loss(logits + step * direction) - loss(logits - step * direction)) / (2 * step)
+        assert float((variable.grad * direction).sum()) == pytest.approx(float(expected), rel=1e-4)
+        for parameter in (layer.log_entropy, layer.log_weight):
+            entry = parameter.view(-1)[0]
+            ends = []
+            for sign in (1, -2):
+                entry += sign * step
+                ends.append(float(loss(logits)))
+            entry += step
+            assert float(parameter.grad.view(-1)[0]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Misuse
+
+
+@pytest.mark.parametrize("settings", [{"max_steps": 0}, {"tolerance": -1.0}, {"tolerance": math.nan}])
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(UsageError, match=next(iter(settings))):
+        DCA(**settings)
+
+
+def test_it_needs_entropy():
+    term = ThresholdDynamics().bind(torch.zeros(1, 1, 3, 3))
+    for entropy in (0.0, 1e-60):
+        with pytest.raises(UsageError, match="dca needs an entropy weight > 0"):
+            solve(term, torch.zeros(1, 2, 3, 3), DCA(), entropy=entropy)
+
+
+def test_a_tiny_entropy_does_not_overflow():
+    term = ThresholdDynamics(weight=1.0).bind(torch.zeros(1, 1, 6, 7))
+    unary = scores((6, 7), batch=1, dtype=torch.float32)
+    solution = solve(term, unary, DCA(), entropy=1e-30)
+    assert bool(solution.probabilities.isfinite().all())
+    assert bool(solution.energy.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    "warm",
+    [
+        DCAState(torch.zeros(1, 2, 3, 4)),
+        DCAState(-torch.ones(1, 2, 3, 3)),
+        DCAState(torch.full((1, 2, 3, 3), math.nan)),
+        3,
+    ],
+)
+def test_bad_starts_are_refused(warm):
+    term = ThresholdDynamics().bind(torch.zeros(1, 1, 3, 3))
+    with pytest.raises(UsageError, match="dca"):
+        solve(term, torch.zeros(1, 2, 3, 3), DCA(), entropy=0.5, warm=warm)
+
+
+def test_the_convex_solver_must_accept_saddle_forms():
+    term = Sum([ThresholdDynamics(), TotalVariation()]).bind(torch.zeros(1, 1, 3, 3))
+    for convex in ("mean-field", DCA()):
+        with pytest.raises(UsageError, match="saddle forms"):
+            solve(term, torch.zeros(1, 2, 3, 3), DCA(convex=convex), entropy=0.5)
+
+
+def test_the_form_decides_the_status():
+    """A convex problem that is solved is solved to optimality; a stationary point is not."""
+    image, unary = torch.zeros(1, 1, 3, 4), scores((3, 4), batch=1)
+    assert solve(Volume(volumes=(6, 3, 3)).bind(image), unary, DCA(), entropy=0.5).status == (Status.OPTIMAL,)
+    concave = solve(ThresholdDynamics().bind(image), unary, DCA(), entropy=0.5)
+    assert concave.status == (Status.CONVERGED,)
+    assert float(concave.bound) == -math.inf
+    assert replace(concave, bound=concave.energy).gap.tolist() == [0]
+    assert Saddle in DCA.accepts
