@@ -26,6 +26,8 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from regloss import hooks, registry
+from regloss.errors import MissingDependency
+from regloss.regularizer import Form
 from regloss.training.config import Config, parse
 
 if sys.version_info >= (3, 11):
@@ -286,7 +288,7 @@ OWN = [c for kind in registry.KINDS for c in registry.components(kind) if c.dist
 def test_every_setting_of_every_component_is_in_the_guide_with_its_default(component: registry.Component) -> None:
     try:
         cls = registry.load(component)
-    except registry.MissingDependency as missing:
+    except MissingDependency as missing:
         pytest.skip(str(missing))
     given = {"network": ("in_channels", "classes")}.get(component.kind, ())  # by the data, not by the user
     defaults = {name: parameter.default for name, parameter in registry.settings(cls).items() if name not in given}
@@ -298,6 +300,34 @@ def test_every_setting_of_every_component_is_in_the_guide_with_its_default(compo
     check_rows(text, expected, f"the {component.kind} {component.name}")
     for preset in getattr(cls, "presets", {}):
         assert f"`{preset}`" in text, f"the preset {preset} of {component.name} is not explained"
+
+
+NEEDED: dict[str, dict[str, Any]] = {"volume": {"lower": 0.0}}
+"""Settings of regularizers that cannot be made by default ones alone."""
+
+
+@pytest.mark.parametrize("component", [c for c in OWN if c.kind in ("regularizer", "solver")], ids=lambda c: c.name)
+def test_forms_of_every_regularizer_and_solver_are_in_the_guide(component: registry.Component) -> None:
+    """Those that it has with its default settings; a text may name others, for other settings."""
+    try:
+        cls: Any = registry.load(component)
+    except MissingDependency as missing:
+        pytest.skip(str(missing))
+    label, forms = (
+        ("Accepts", cls.accepts)
+        if component.kind == "solver"
+        else ("Forms", cls(**NEEDED.get(component.name, {})).forms)
+    )
+    sentence = re.search(rf"\b{label}:\s([^.]*)\.", section(COMPONENTS, f"`{component.name}`"))
+    assert sentence is not None, f"the section of {component.name} has no sentence {label}: ..."
+    shown = re.findall(r"`(\w+)`", sentence[1])
+    assert {form.__name__ for form in forms} <= set(shown)
+    assert set(shown) <= {form.__name__ for form in subclasses(Form)}
+
+
+def subclasses(cls: type) -> list[type]:
+    """All of them, at any depth."""
+    return [below for child in cls.__subclasses__() for below in (child, *subclasses(child))]
 
 
 def test_every_component_is_in_the_readme() -> None:
