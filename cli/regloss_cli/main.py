@@ -170,7 +170,7 @@ def main() -> None:
         from regloss.hooks import manager
 
         manager().hook.regloss_commands(app=app)
-        app()
+        app(prog_name="regloss")
     except (UsageError, BrokenPlugin) as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(2)

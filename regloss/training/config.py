@@ -328,6 +328,9 @@ def _check_components(config: Config, source: str) -> None:
         for number, regularizer in enumerate(config.loss.regularizer or []):
             _check_named("regularizer", regularizer, f"[[loss.regularizer]] number {number}")
         _check_named("outer-loop", config.loss.outer_loop, "[loss.outer-loop]")
+        for key in map(_hyphens, config.loss.outer_loop):
+            if key in ("regularizer", "data-term"):
+                raise UsageError(f"{key!r} belongs to [loss], not to [loss.outer-loop].")
     except UsageError as error:
         raise type(error)(f"{source}: {error}") from None
 

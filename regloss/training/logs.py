@@ -23,7 +23,7 @@ class CsvLog:
             # A last line without its end was cut short by a kill: its numbers may be, too.
             lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
             for row in csv.DictReader(lines):
-                self.rows.append({key: float(value) for key, value in row.items() if value})
+                self.rows.append({key: _number(value) for key, value in row.items() if value})
                 self._add_columns(self.rows[-1])
 
     def add(self, row: Mapping[str, float]) -> None:
@@ -53,3 +53,8 @@ class CsvLog:
             writer.writeheader()
             writer.writerows(self.rows)
         temporary.replace(self.path)
+
+
+def _number(text: str) -> float:
+    """Counters stay whole numbers, so that a resumed log reads like one that was never interrupted."""
+    return int(text) if text.isdigit() else float(text)

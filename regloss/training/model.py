@@ -46,6 +46,9 @@ class Segmenter(nn.Module):
         Args:
             image: (B, C, *S) in [0, 1].
             roi: (B, *S) bool; None = everywhere.
+
+        Raises:
+            UsageError: the network's logits are not of the size of its input.
         """
         size = image.shape[2:]
         least = (self.smallest,) * len(size) if isinstance(self.smallest, int) else self.smallest or size
@@ -57,6 +60,11 @@ class Segmenter(nn.Module):
             inside = image.new_ones(image.shape[0], *size, dtype=torch.bool) if roi is None else roi
             image, roi = F.pad(image, widths), F.pad(inside, widths, value=False)
         logits: Tensor = self.network(self._normalised(image, roi))
+        if logits.shape[2:] != image.shape[2:]:
+            raise UsageError(
+                f"{type(self.network).__name__} makes {tuple(logits.shape)} of images {tuple(image.shape)}; logits "
+                "(B, K, *S) must have the size of the image."
+            )
         for axis, (start, length) in enumerate(zip(before, size, strict=True), start=2):
             logits = logits.narrow(axis, start, length)
         return logits

@@ -302,7 +302,7 @@ def test_every_setting_of_every_component_is_in_the_guide_with_its_default(compo
         assert f"`{preset}`" in text, f"the preset {preset} of {component.name} is not explained"
 
 
-NEEDED: dict[str, dict[str, Any]] = {"volume": {"lower": 0.0}}
+NEEDED: dict[str, dict[str, Any]] = {"volume": {"volumes": (10.0, 10.0)}}
 """Settings of regularizers that cannot be made by default ones alone."""
 
 
@@ -313,11 +313,10 @@ def test_forms_of_every_regularizer_and_solver_are_in_the_guide(component: regis
         cls: Any = registry.load(component)
     except MissingDependency as missing:
         pytest.skip(str(missing))
-    label, forms = (
-        ("Accepts", cls.accepts)
-        if component.kind == "solver"
-        else ("Forms", cls(**NEEDED.get(component.name, {})).forms)
-    )
+    if component.kind == "solver":
+        label, forms = "Accepts", cls.accepts
+    else:
+        label, forms = "Forms", cls(**NEEDED.get(component.name, {})).forms
     sentence = re.search(rf"\b{label}:\s([^.]*)\.", section(COMPONENTS, f"`{component.name}`"))
     assert sentence is not None, f"the section of {component.name} has no sentence {label}: ..."
     shown = re.findall(r"`(\w+)`", sentence[1])
@@ -325,9 +324,12 @@ def test_forms_of_every_regularizer_and_solver_are_in_the_guide(component: regis
     assert set(shown) <= {form.__name__ for form in subclasses(Form)}
 
 
-def subclasses(cls: type) -> list[type]:
+def subclasses(cls: type) -> Iterator[type]:
     """All of them, at any depth."""
-    return [below for child in cls.__subclasses__() for below in (child, *subclasses(child))]
+    child: type
+    for child in cls.__subclasses__():
+        yield child
+        yield from subclasses(child)
 
 
 def test_every_component_is_in_the_readme() -> None:

@@ -1,0 +1,251 @@
+"""Augmentation: one geometry, read alike from image, labels and proposals, and as an independent resampler reads it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from regloss.training.augment import Geometry, Replay, identity, photometric, sample_geometry
+from regloss.training.config import Augment
+
+OUTSIDE = 255
+FLIPS = Augment(flip=True, flip_vertical=True)
+EVERYTHING = Augment(flip=True, flip_vertical=True, scale=(0.6, 1.7), rotate=35.0)
+SIZES = [((17, 22), None), ((17, 22), (12, 12)), ((17, 22), (30, 25)), ((17, 22), (40, 9)), ((5, 12, 14), (4, 9, 20))]
+
+
+def noise(size, channels=2):
+    return torch.rand(channels, *size, generator=torch.Generator().manual_seed(0))
+
+
+def codes(size):
+    """Labels by which a pixel can be told from its neighbours."""
+    return (torch.arange(math.prod(size)) % 251).to(torch.uint8).reshape(size)
+
+
+def reference(array, geometry, order):
+    """What scipy reads through the same map; its rounding and its interpolation, not ours."""
+    return ndimage.affine_transform(
+        array.astype(np.float64), np.array(geometry.matrix), geometry.shift, geometry.size, order=order, mode="nearest"
+    )
+
+
+def positions(geometry):
+    axes = np.indices(geometry.size).reshape(len(geometry.size), -1)
+    moved = np.array(geometry.matrix) @ axes + np.array(geometry.shift)[:, None]
+    return moved.reshape(-1, *geometry.size)
+
+
+# -- Replay ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("source", "crop"), SIZES)
+@pytest.mark.parametrize("seed", range(4))
+def test_images_and_labels_are_read_as_scipy_reads_them(source, crop, seed):
+    geometry = sample_geometry(source, crop, EVERYTHING, [seed])
+    replay = Replay(geometry, source)
+    inside = replay.inside.numpy()
+    where = positions(geometry)
+    assert np.array_equal(
+        inside, np.all([(p >= -0.5) & (p < n - 0.5) for p, n in zip(where, source, strict=True)], axis=0)
+    )
+    labels, image = codes(source), noise(source)
+    expected = np.where(inside, reference(labels.numpy(), geometry, 0), OUTSIDE)
+    assert np.array_equal(replay.labels(labels, OUTSIDE).numpy(), expected)
+    for read, channel in zip(replay.image(image), image, strict=True):
+        np.testing.assert_allclose(
+            read.numpy(), np.where(inside, reference(channel.numpy(), geometry, 1), 0), atol=2e-5
+        )
+
+
+@pytest.mark.parametrize("augment", [Augment(), FLIPS])
+@pytest.mark.parametrize(("source", "crop"), SIZES)
+def test_without_interpolation_image_labels_and_proposals_agree_exactly(source, crop, augment):
+    """Label values are written into the image and found again beside them, bit for bit."""
+    labels = codes(source)
+    for seed in range(8):
+        geometry = sample_geometry(source, crop, augment, [seed])
+        assert geometry.exact
+        replay = Replay(geometry, source)
+        read = replay.image(labels.to(torch.float32).unsqueeze(0) / 255)[0] * 255
+        expected = replay.labels(labels, 0).to(torch.float32)
+        assert torch.equal(read.round(), expected)
+        assert torch.equal(replay.labels(labels, OUTSIDE), replay.labels(labels.clone(), OUTSIDE))
+
+
+def test_with_interpolation_they_agree_away_from_edges():
+    """Of two halves, image and labels have the border at the same place, to a pixel."""
+    source = (40, 40)
+    labels = torch.zeros(source, dtype=torch.uint8)
+    labels[:, 20:] = 1
+    for seed in range(10):
+        replay = Replay(sample_geometry(source, (32, 32), EVERYTHING, [seed]), source)
+        image = replay.image(labels.float().unsqueeze(0))[0]
+        read = replay.labels(labels, 0).float()
+        assert ((image - read).abs() <= 0.5 + 1e-5)[replay.inside].all()
+        assert (image == read)[replay.inside].float().mean() > 0.85
+
+
+def test_a_flip_mirrors():
+    source = (5, 7)
+    labels, image = codes(source), noise(source)
+    found = set()
+    for seed in range(40):
+        replay = Replay(sample_geometry(source, None, FLIPS, [seed]), source)
+        assert replay.inside.all()
+        read = replay.labels(labels, OUTSIDE)
+        (axes,) = (
+            axes for axes in ((), (0,), (1,), (0, 1)) if torch.equal(read, labels.flip(axes) if axes else labels)
+        )
+        assert torch.equal(replay.image(image), image.flip([axis + 1 for axis in axes]) if axes else image)
+        found.add(axes)
+    assert found == {(), (0,), (1,), (0, 1)}
+
+
+def test_flips_are_as_likely_as_not():
+    geometries = [sample_geometry((5, 7), None, Augment(flip=True), [seed]) for seed in range(400)]
+    assert 0.42 < np.mean([geometry.matrix[1][1] < 0 for geometry in geometries]) < 0.58
+    assert all(geometry.matrix[0][0] > 0 for geometry in geometries)
+
+
+def test_a_crop_is_a_window():
+    source, crop = (9, 11), (6, 8)
+    labels = codes(source)
+    windows = {
+        labels[top : top + 6, left : left + 8].numpy().tobytes(): (top, left) for top in range(4) for left in range(4)
+    }
+    found = set()
+    for seed in range(300):
+        replay = Replay(sample_geometry(source, crop, Augment(), [seed]), source)
+        assert replay.inside.all()
+        found.add(windows[replay.labels(labels, OUTSIDE).numpy().tobytes()])
+    assert found == set(windows.values())
+
+
+def test_padding_is_outside_the_region_of_interest():
+    """It is not "unlabelled": outside, nothing is regularised either."""
+    source, crop = (5, 6), (9, 6)
+    labels = codes(source)
+    for seed in range(5):
+        replay = Replay(sample_geometry(source, crop, FLIPS, [seed]), source)
+        assert int(replay.inside.sum()) == 30
+        read = replay.labels(labels, OUTSIDE)
+        assert sorted(read[replay.inside].tolist()) == sorted(labels.flatten().tolist())
+        assert (read[~replay.inside] == OUTSIDE).all()
+        assert (replay.image(noise(source) + 0.1)[:, ~replay.inside] == 0).all()
+        assert replay.inside[2:7].all()  # in the middle
+
+
+def test_volumes_are_turned_in_their_last_two_axes():
+    geometry = sample_geometry((6, 20, 24), None, Augment(rotate=30.0), [1])
+    matrix = np.array(geometry.matrix)
+    assert matrix[0].tolist() == matrix[:, 0].tolist() == [1, 0, 0]
+    assert matrix[1, 2] == -matrix[2, 1] != 0
+    read = Replay(geometry, (6, 20, 24)).labels(torch.arange(6).reshape(6, 1, 1).expand(6, 20, 24), 9)
+    assert all(set(plane.unique().tolist()) <= {depth, 9} for depth, plane in enumerate(read))
+
+
+def test_the_identity():
+    labels = codes((6, 5))
+    replay = Replay(identity((6, 5)), (6, 5))
+    assert torch.equal(replay.labels(labels, OUTSIDE), labels)
+    assert replay.inside.all()
+
+
+def test_halves_are_rounded_one_way():
+    """Between two pixels, neighbours still read different ones."""
+    replay = Replay(Geometry((5,), ((1.0,),), (0.5,)), (6,))
+    assert replay.labels(torch.arange(6), OUTSIDE).tolist() == [1, 2, 3, 4, 5]
+
+
+def test_arguments_are_left_alone():
+    source = (9, 8)
+    labels, image = codes(source), noise(source)
+    before = labels.clone(), image.clone()
+    replay = Replay(sample_geometry(source, (12, 12), EVERYTHING, [3]), source)
+    replay.labels(labels, OUTSIDE).fill_(0)
+    replay.image(image).fill_(0)
+    photometric(image, Augment(brightness=0.3, contrast=0.5), [3])
+    exact = Replay(identity(source), source)
+    exact.labels(labels, OUTSIDE).fill_(0)
+    exact.image(image).fill_(0)
+    assert torch.equal(labels, before[0])
+    assert torch.equal(image, before[1])
+
+
+# -- Sampling ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_draws_the_same():
+    draws = [sample_geometry((30, 31), (16, 16), EVERYTHING, [0, 3, 5]) for _ in range(2)]
+    assert draws[0] == draws[1]
+    others = {sample_geometry((30, 31), (16, 16), EVERYTHING, seed) for seed in ([0, 3, 6], [0, 4, 5], [1, 3, 5])}
+    assert len(others | set(draws)) == 4
+
+
+def test_the_global_generators_play_no_part():
+    np.random.seed(0)
+    torch.manual_seed(0)
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state()
+    sample_geometry((30, 31), (16, 16), EVERYTHING, [0])
+    photometric(noise((4, 4)), Augment(brightness=0.3), [0])
+    assert np.random.get_state()[1].tolist() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_magnification_and_rotation_stay_in_their_ranges():
+    angles, scales = [], []
+    for seed in range(200):
+        matrix = np.array(sample_geometry((50, 50), None, Augment(scale=(0.5, 2.0), rotate=20.0), [seed]).matrix)
+        scales.append(1 / math.sqrt(np.linalg.det(matrix)))
+        angles.append(math.degrees(math.atan2(matrix[1, 0], matrix[0, 0])))
+    assert 0.5 <= min(scales) < 0.55
+    assert 1.8 < max(scales) <= 2.0
+    assert abs(np.mean(np.log(scales))) < 0.1  # as often smaller as larger
+    assert -20 <= min(angles) < -18
+    assert 18 < max(angles) <= 20
+
+
+def test_magnification_enlarges():
+    labels = torch.zeros(40, 40, dtype=torch.uint8)
+    labels[16:24, 16:24] = 1
+    geometry = sample_geometry((40, 40), None, Augment(scale=(1.5, 1.5)), [0])
+    assert int((Replay(geometry, (40, 40)).labels(labels, 0) == 1).sum()) == 144
+
+
+def test_a_magnified_crop_reads_inside_the_image():
+    """Where the crop fits, its centre's place is drawn so that nothing is padded."""
+    for seed in range(30):
+        geometry = sample_geometry((40, 50), (20, 20), Augment(flip=True, scale=(0.9, 2.0)), [seed])
+        assert Replay(geometry, (40, 50)).inside.all()
+
+
+# -- Photometry --------------------------------------------------------------------------------------------------------
+
+
+def test_photometry():
+    image = noise((20, 20)) * 0.2 + 0.4
+    assert photometric(image, Augment(), [0]) is image
+    augment = Augment(brightness=0.1, contrast=0.5)
+    changed = photometric(image, augment, [0])
+    assert torch.equal(changed, photometric(image, augment, [0]))
+    assert not torch.equal(changed, photometric(image, augment, [1]))
+    shift = changed.mean() - image.mean()
+    assert 0 < abs(float(shift)) <= 0.1
+    ratio = changed.std() / image.std()
+    assert 0.5 <= float(ratio) <= 1.5
+    torch.testing.assert_close(changed - changed.mean(), ratio * (image - image.mean()), rtol=0, atol=1e-6)
+    strong = photometric(noise((20, 20)), Augment(brightness=1.0), [4])
+    assert 0 <= strong.min() < strong.max() <= 1
+
+
+def test_photometry_does_not_depend_on_geometry():
+    """Both draw from the same seed, each its own numbers."""
+    seed = [0, 1, 2]
+    values = {
+        float(photometric(torch.full((1, 3, 3), 0.5), Augment(brightness=0.2, scale=scale), seed)[0, 0, 0])
+        for scale in ((1.0, 1.0), (0.5, 2.0))
+    }
+    assert len(values) == 1
