@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.multiprocessing.spawn import ProcessException
 
 from regloss.batch import Batch
@@ -199,7 +199,7 @@ def train(
             tell(warning)
         prepare_output(folder, config, parts.dataset, overwrite=overwrite)
     try:
-        scores: dict[str, Any] = fabric.launch(_run, _Parcel(parts), quiet, tell)  # type: ignore[arg-type]
+        scores: dict[str, Any] = fabric.launch(_launched, _Parcel(parts), quiet, tell)  # type: ignore[arg-type]
     except ProcessException as error:
         raise ReglossError(f"A training process failed. {error}") from error
     return scores
@@ -366,8 +366,16 @@ def build_optimizer(config: Config, segmenter: Segmenter) -> torch.optim.Optimiz
     return made
 
 
-def _run(fabric: Fabric, parcel: _Parcel, quiet: bool, tell: Tell) -> dict[str, Any]:
-    parts = parcel.parts
+def _launched(fabric: Fabric, parcel: _Parcel, quiet: bool, tell: Tell) -> dict[str, Any]:
+    """Run, and leave the process group: a process that ends with its threads of communication alive is aborted."""
+    try:
+        return _run(fabric, parcel.parts, quiet, tell)
+    finally:
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any]:
     config, loop = parts.config, parts.loop
     folder, training = Path(config.output), config.training
     if training.threads is not None:

@@ -51,7 +51,7 @@ _LARGEST_SUM = 2**30  # what may flow through a pixel, with room below 2^31
 
 @dataclass(frozen=True)
 class GCO(Solver):
-    """Expansion moves by the GCO library, every image in a process of its own, one after the other.
+    """Expansion moves by the GCO library, every image in a process of its own, as many at once as there are cores.
 
     Args:
         max_cycles: largest number of passes over the labels, >= 1.

@@ -109,14 +109,14 @@ def test_start_is_kept_where_gco_is_worse(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert torch.equal(solution.energy, solution.start_energy)
 
 
-FAILS_THE_SECOND_TIME = """
-import os, pathlib, runpy, sys
-seen = pathlib.Path(__file__).with_name("seen")
-if not seen.exists():
-    seen.touch()
-    runpy.run_path({worker!r}, run_name="__main__")
-else:
+FAILS_WHERE_LABELS_DIFFER_IN_COST = """
+import os, runpy, sys
+import numpy as np
+with np.load(sys.argv[2]) as arrays:
+    fails = arrays["unary"].any()
+if fails:
     {failure}
+runpy.run_path({worker!r}, run_name="__main__")
 """
 
 
@@ -129,15 +129,17 @@ else:
     ],
 )
 def test_crashes_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, failure: str, message: str) -> None:
-    """The first image is solved by the true program; the second meets one that fails."""
+    """The first image is solved by the true program; the second meets one that fails. Both may run at once."""
     from regloss_plugins.kernels import gco_worker
 
     program = tmp_path / "worker.py"
-    program.write_text(FAILS_THE_SECOND_TIME.format(worker=gco_worker.__file__, failure=failure))
+    program.write_text(FAILS_WHERE_LABELS_DIFFER_IN_COST.format(worker=gco_worker.__file__, failure=failure))
     term = GridCRF().bind(torch.zeros(2, 1, 2, 2))
     monkeypatch.setattr("regloss_plugins.solvers.gco._WORKER", program)
+    unary = torch.ones(2, 2, 2, 2)
+    unary[1, 0] = 2.0
     with pytest.raises(ReglossError, match=message) as caught:
-        solve(term, torch.ones(2, 2, 2, 2), "gco")
+        solve(term, unary, "gco")
     assert not isinstance(caught.value, UsageError)
 
 
