@@ -119,6 +119,47 @@ def test_implicit_gradient_matches_finite_differences(regularizer: Any) -> None:
                     assert float(parameter.grad.view(-1)[index]) == pytest.approx(slope, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("regularizer", "mistaken"),
+    [
+        (TotalVariation(0.3), True),
+        (TotalVariation(1.0), True),
+        (NonlocalTV(0.1), True),
+        (NonlocalTV(0.4), False),  # constant on every component of the graph: nothing to mistake
+    ],
+    ids=["tv-.3", "tv-1", "nltv-.1", "nltv-.4"],
+)
+def test_refined_gradient_of_an_inexact_solution(regularizer: Any, mistaken: bool) -> None:
+    """At a gap of 1e-4 per pixel forward, within 1e-3 of the minimiser's gradient; without refinement it is not."""
+    size = 32
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    classes = (rows // 8 + columns // 8) % 3
+    image = (0.2 + 0.3 * classes + 0.05 * random(3, size, size, seed=30)).clamp(0, 1).unsqueeze(0)
+    score = 1.5 * regloss.solver.one_hot(classes.unsqueeze(0), 3, torch.float64) + random(1, 3, size, size, seed=31)
+    term, g, direction = regularizer.bind(image), random(1, 3, size, size, seed=32), random(1, 3, size, size, seed=33)
+
+    def gradient(solver: PDHG, **settings: Any) -> Tensor:
+        layer = RegularizedSoftmax(regularizer, solver, **settings)
+        logits = score.clone().requires_grad_()
+        (layer(logits, term) * g).sum().backward()
+        assert float(layer.solution.gap) <= solver.tolerance * size**2
+        return logits.grad
+
+    minimiser = PDHG(max_steps=20000, tolerance=1e-13)
+    exact = gradient(minimiser, **EXACTLY)
+    exactly = RegularizedSoftmax(regularizer, minimiser)
+    step = 1e-6
+    with torch.no_grad():
+        ends = [float((exactly(score + sign * step * direction, term) * g).sum()) for sign in (1, -1)]
+    assert float((exact * direction).sum()) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4)
+
+    def error(**settings: Any) -> float:
+        return float((gradient(PDHG(1000, 1e-4), **settings) - exact).norm() / exact.norm())
+
+    assert error(refine=1e-8) <= 1e-3
+    assert (error() > 1e-2) == mistaken
+
+
 def test_gradcheck() -> None:
     layer = RegularizedSoftmax(TotalVariation(0.3), EXACT, 0.5, **EXACTLY)
     logits = random(1, 2, 3, 3, seed=7).requires_grad_()
@@ -383,6 +424,9 @@ def test_adjoint_reports_its_residual() -> None:
         ({"backward": "exact"}, "implicit"),
         ({"learn": ("sigma",)}, "sigma"),
         ({"backward_steps": 0}, "backward_steps"),
+        ({"refine": -1.0}, "tolerance"),
+        ({"refine": 1e-7, "refine_steps": 0}, "max_steps"),
+        ({"refine": 1e-7, "backward": "unrolled"}, "refine belongs"),
         ({"solver": "mean-field"}, "pdhg"),
         ({"solver": AlphaExpansion()}, "pdhg"),
         ({"max_steps": 0}, "max_steps"),

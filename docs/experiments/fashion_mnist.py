@@ -33,7 +33,7 @@ REDRAWN = 0.5
 OUTLIERS = REDRAWN * (CLASSES - 1) / CLASSES  # a redrawn label is the true one once in ten
 NOISE_MATRIX = (1 - REDRAWN) * torch.eye(CLASSES) + REDRAWN / CLASSES  # T[l, k] = Pr(label k seen | class l)
 EPSILONS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-PAPER_BEST = 0.4  # Marin, Boykov, "Robust trust region for weakly supervised segmentation", CVPR 2021
+PAPER_BEST = 0.4  # Marin, Boykov, "Robust trust region for weakly supervised segmentation", ICCV 2021
 ROBUST, FORWARD = "robust-kl", "forward correction"
 LOSSES = [*((ROBUST, epsilon) for epsilon in EPSILONS), (FORWARD, OUTLIERS)]
 

@@ -10,7 +10,7 @@ gradient in the logits is -b q_y (e_y - q) / (a + b q_y): bounded loss, no pull 
 epsilon = 0 is the plain divergence; at epsilon = (K - 1) / K the loss is constant, beyond it would teach wrong labels.
 On seeds, whose label is known, there are no outliers: plain -log q_y.
 
-Source: Marin, Boykov, "Robust trust region for weakly supervised segmentation", CVPR 2021; forward correction by a
+Source: Marin, Boykov, "Robust trust region for weakly supervised segmentation", ICCV 2021; forward correction by a
 known noise matrix: Patrini et al., "Making deep neural networks robust to label noise", CVPR 2017.
 """
 

@@ -34,7 +34,7 @@ class GradientDescent(OuterLoop):
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        # Marin, Boykov, CVPR 2021: weight 100 on the mean over neighbour pairs; four pairs a pixel make it 25 a pair.
+        # Marin, Boykov, ICCV 2021: weight 100 on the mean over neighbour pairs; four pairs a pixel make it 25 a pair.
         "grid-crf-scribbles": {"regularizer": {"name": "grid-crf", "weight": 25.0, "relaxation": "bilinear"}},
     }
 

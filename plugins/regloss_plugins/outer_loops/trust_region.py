@@ -7,7 +7,7 @@ Stage B, in between:   data(S, Y) + weight * D(X, S) / N, D the robust divergenc
 A small coupling is a large trust region: at 0 the proposals do not depend on the network at all; towards infinity they
 are its argmax. The unaries of stage A are -log S, not robust.
 
-Source: Marin, Boykov, "Robust trust region for weakly supervised segmentation", CVPR 2021. Its published weight is 100
+Source: Marin, Boykov, "Robust trust region for weakly supervised segmentation", ICCV 2021. Its published weight is 100
 on the mean over neighbour pairs; with four pairs a pixel that is 25 a pair in the unit used here.
 """
 

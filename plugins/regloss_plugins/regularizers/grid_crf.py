@@ -10,7 +10,7 @@ region of interest, one value for each image; on a flat image all pairs get the 
 For probabilities there are the relaxations of `regloss.potts`, equal to R on one-hot input.
 
 Source: Marin, Tang, Ben Ayed, Boykov, "Beyond gradient descent for regularized segmentation losses", CVPR 2019, and
-Marin, Boykov, "Robust trust region for weakly supervised segmentation", CVPR 2021.
+Marin, Boykov, "Robust trust region for weakly supervised segmentation", ICCV 2021.
 """
 
 from __future__ import annotations
