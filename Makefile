@@ -38,6 +38,7 @@ format: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/training_step.py
 	$(BIN)/python tests/benchmarks/potts.py
+	$(BIN)/python tests/benchmarks/layers.py
 
 wheel: .venv/.dev
 	$(BIN)/python -m build --wheel

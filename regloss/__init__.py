@@ -20,14 +20,18 @@ from regloss.errors import (
 from regloss.registry import create, get, names, register, unregister
 
 if TYPE_CHECKING:  # what the lazy lookup below finds at run time, spelt out for type checkers and editors
+    from regloss.alternation import Alternation, alternate
     from regloss.batch import Batch
     from regloss.data_term import DataTerm
     from regloss.dataset import Dataset, Sample
+    from regloss.denoising import Denoised, denoise
     from regloss.divergence import Divergence
     from regloss.layer import RegularizedNetwork, RegularizedSoftmax, attach
     from regloss.outer_loop import OuterLoop, Proposal
+    from regloss.region_force import RegionForce, phases_by_color
     from regloss.regularizer import Concave, Form, Graph, GridGraph, Mixed, Projection, Regularizer, Saddle, Sum, Term
     from regloss.schedule import Schedule
+    from regloss.sigmoid_layer import RegularizedSigmoid
     from regloss.solver import Problem, Solution, Solver, Status, solve
     from regloss_plugins.data_terms.cross_entropy import CrossEntropy
     from regloss_plugins.data_terms.partial_cross_entropy import PartialCrossEntropy
@@ -37,9 +41,16 @@ if TYPE_CHECKING:  # what the lazy lookup below finds at run time, spelt out for
     from regloss_plugins.outer_loops.adm import ADM
     from regloss_plugins.outer_loops.gradient_descent import GradientDescent
     from regloss_plugins.outer_loops.trust_region import TrustRegion
+    from regloss_plugins.region_forces.chan_vese import ChanVese
+    from regloss_plugins.region_forces.gaussian import GaussianForce
+    from regloss_plugins.region_forces.histogram import HistogramForce
     from regloss_plugins.regularizers.convex import ConvexShape
+    from regloss_plugins.regularizers.dense_crf import DenseCRF
+    from regloss_plugins.regularizers.gated_crf import GatedCRF
     from regloss_plugins.regularizers.grid_crf import GridCRF
+    from regloss_plugins.regularizers.kernel_cut import KernelCut
     from regloss_plugins.regularizers.nltv import NonlocalTV
+    from regloss_plugins.regularizers.normalized_cut import NormalizedCut
     from regloss_plugins.regularizers.ordered import Ordered
     from regloss_plugins.regularizers.star import StarShape
     from regloss_plugins.regularizers.threshold_dynamics import ThresholdDynamics
@@ -53,10 +64,12 @@ if TYPE_CHECKING:  # what the lazy lookup below finds at run time, spelt out for
 __version__ = "0.1.0"
 
 _NOUNS = {
+    "Alternation": "alternation",
     "Batch": "batch",
     "Concave": "regularizer",
     "DataTerm": "data_term",
     "Dataset": "dataset",
+    "Denoised": "denoising",
     "Divergence": "divergence",
     "Form": "regularizer",
     "Graph": "regularizer",
@@ -66,7 +79,9 @@ _NOUNS = {
     "Problem": "solver",
     "Projection": "regularizer",
     "Proposal": "outer_loop",
+    "RegionForce": "region_force",
     "RegularizedNetwork": "layer",
+    "RegularizedSigmoid": "sigmoid_layer",
     "RegularizedSoftmax": "layer",
     "Regularizer": "regularizer",
     "Saddle": "regularizer",
@@ -77,7 +92,10 @@ _NOUNS = {
     "Status": "solver",
     "Sum": "regularizer",
     "Term": "regularizer",
+    "alternate": "alternation",
     "attach": "layer",
+    "denoise": "denoising",
+    "phases_by_color": "region_force",
     "solve": "solver",
 }
 
@@ -87,34 +105,45 @@ __all__ = [
     "KL",
     "PDHG",
     "AlphaExpansion",
+    "Alternation",
     "AmbiguousName",
     "Batch",
     "BrokenPlugin",
+    "ChanVese",
     "Concave",
     "ConvexShape",
     "CrossEntropy",
     "DataTerm",
     "Dataset",
+    "Denoised",
+    "DenseCRF",
     "Divergence",
     "Euclidean",
     "Form",
+    "GatedCRF",
+    "GaussianForce",
     "GradientDescent",
     "Graph",
     "GridCRF",
     "GridGraph",
+    "HistogramForce",
+    "KernelCut",
     "MeanField",
     "MissingDependency",
     "MissingForm",
     "Mixed",
     "NonlocalTV",
+    "NormalizedCut",
     "Ordered",
     "OuterLoop",
     "PartialCrossEntropy",
     "Problem",
     "Projection",
     "Proposal",
+    "RegionForce",
     "ReglossError",
     "RegularizedNetwork",
+    "RegularizedSigmoid",
     "RegularizedSoftmax",
     "Regularizer",
     "RobustKL",
@@ -134,10 +163,13 @@ __all__ = [
     "UsageError",
     "Volume",
     "__version__",
+    "alternate",
     "attach",
     "create",
+    "denoise",
     "get",
     "names",
+    "phases_by_color",
     "register",
     "solve",
     "unregister",

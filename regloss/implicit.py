@@ -126,12 +126,12 @@ def solve_adjoint(
         bend = _dot(direction, image)
         active = active & (bend > 0)  # rounding can leave a direction that the matrix does not see
         along = torch.where(active, power / torch.where(active, bend, 1), 0)
-        solution = [value + _spread(along, value) * step for value, step in zip(solution, direction, strict=True)]
-        residual = [value - _spread(along, value) * step for value, step in zip(residual, image, strict=True)]
+        solution = [value + spread(along, value) * step for value, step in zip(solution, direction, strict=True)]
+        residual = [value - spread(along, value) * step for value, step in zip(residual, image, strict=True)]
         preconditioned = precondition(residual)
         before, power = power, _dot(residual, preconditioned)
         turn = torch.where(active, power / torch.where(active, before, 1), 0)
-        direction = [value + _spread(turn, value) * old for value, old in zip(preconditioned, direction, strict=True)]
+        direction = [value + spread(turn, value) * old for value, old in zip(preconditioned, direction, strict=True)]
         active = active & (power > target)
     response = start - respond(sum_adjoint(form, solution))
     relative = torch.where(first > 0, power / torch.where(first > 0, first, 1), 0).clamp(min=0).sqrt()
@@ -176,6 +176,6 @@ def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     return torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(first, second, strict=True)]).sum(0)
 
 
-def _spread(values: Tensor, like: Tensor) -> Tensor:
+def spread(values: Tensor, like: Tensor) -> Tensor:
     """(B,) with axes of length 1 appended, to multiply ``like``."""
     return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ from regloss.errors import UsageError
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Form, Regularizer, Sum, Term, combine, join_all, part_form, scaled
 from regloss.solver import DifferentiableSolver, Problem, Solution, negotiate
+
+if TYPE_CHECKING:
+    from regloss.sigmoid_layer import RegularizedSigmoid
 
 BACKWARD = ("implicit", "unrolled", "one-step")
 LEARNABLE = ("weight", "entropy")
@@ -173,23 +176,33 @@ class RegularizedSoftmax(nn.Module):
         check_scores(logits, "logits")
         check_finite(logits, "logits", "A network that gives them has diverged.")
         with torch.autocast(logits.device.type, enabled=False):
-            form, region, shape = self._bound(image, roi)
-            if (logits.shape[0], *logits.shape[2:]) != shape:
-                raise UsageError(f"logits {tuple(logits.shape)} do not fit the images, with (B, *S) = {shape}.")
-            scores = at_least_float32(logits)
-            entropy = scores.new_tensor(self._entropy) if self.log_entropy is None else self.log_entropy.exp()
-            if isinstance(warm, Solution):
-                warm = warm.state
-            problem = Problem(form=form, unary=-scores, entropy=float(entropy.detach()), roi=region, warm=warm)
-            if self.backward == "implicit":
-                parameters = self.solver.parameters(form)
-                found: Tensor = _Implicit.apply(  # type: ignore[no-untyped-call]
-                    self, problem, logarithms, scores, entropy, *parameters
-                )
-            else:
-                found = self._by_steps(problem, scores, entropy)
-                found = found if logarithms else found.exp()
-            return found.to(logits.dtype)
+            bound = self.bind(image, roi)
+            bound.check(logits)
+            return self.solve(bound, at_least_float32(logits), warm, logarithms=logarithms).to(logits.dtype)
+
+    def solve(self, bound: Bound, scores: Tensor, warm: Any = None, *, logarithms: bool = True) -> Tensor:
+        """What a call computes once it has bound the images and checked the logits: log-probabilities (B, K, *S).
+
+        Args:
+            bound: of `bind`.
+            scores: (B, K, *S) logits, float32 at least.
+            warm: an earlier solution, or its state.
+            logarithms: False = probabilities.
+        """
+        entropy = scores.new_tensor(self._entropy) if self.log_entropy is None else self.log_entropy.exp()
+        temperature = float(entropy.detach())
+        form = self._form(bound, scores.detach() / temperature)
+        if isinstance(warm, Solution):
+            warm = warm.state
+        problem = Problem(form=form, unary=-scores, entropy=temperature, roi=bound.roi, warm=warm)
+        if self.backward == "implicit":
+            parameters = self.solver.parameters(form)
+            found: Tensor = _Implicit.apply(  # type: ignore[no-untyped-call]
+                self, problem, logarithms, scores, entropy, *parameters
+            )
+            return found
+        found = self._by_steps(problem, scores, entropy)
+        return found if logarithms else found.exp()
 
     def _by_steps(self, problem: Problem, scores: Tensor, entropy: Tensor) -> Tensor:
         if self.backward == "unrolled":
@@ -207,30 +220,72 @@ class RegularizedSoftmax(nn.Module):
     def _parts(self, regularizer: Regularizer) -> list[Regularizer]:
         return list(regularizer.parts) if isinstance(regularizer, Sum) else [regularizer]
 
-    def _bound(self, image: Tensor | Term, roi: Tensor | None) -> tuple[Form, Tensor | None, tuple[int, ...]]:
-        """The form to solve, with learnt weights in it, the region of interest, and (B, *S)."""
+    def bind(self, image: Tensor | Term, roi: Tensor | None = None) -> Bound:
+        """Compute what depends on the images alone; arguments as of a call.
+
+        Raises:
+            UsageError: bad images or region; a term with a region besides its own, or whose weights are to be learnt.
+            MissingForm: the solver cannot use the term.
+        """
         if isinstance(image, Term):
             if roi is not None:
                 raise UsageError("A bound term has its region of interest already: give roi to bind() instead.")
             if self.log_weight is not None and (len(self.log_weight) > 1 or image.regularizer.weight <= 0):
                 raise UsageError("To learn the weights of a sum, give the image: each part is bound by itself then.")
-            form = image.form(negotiate(image.regularizer, self.solver))
-            if self.log_weight is not None:
-                # The weight that the term was bound with gives way to the learnt one.
-                form = scaled(form, self.log_weight.exp()[0] / image.regularizer.weight)
-            return form, image.roi, image.shape
+            # The weight that the term was bound with gives way to the learnt one.
+            return Bound((image,), 1 / (image.regularizer.weight or 1.0), negotiate(image.regularizer, self.solver))
         if self.log_weight is None:
-            term = self.regularizer.bind(image, roi)
-            return term.form(self.form), roi, term.shape
+            return Bound((self.regularizer.bind(image, roi),), 1.0, self.form)
         total = self.regularizer.weight if isinstance(self.regularizer, Sum) else 1.0
-        forms: list[Form] = []
-        for part, weight in zip(self._parts(self.regularizer), self.log_weight.exp(), strict=True):
-            term = dataclasses.replace(part, weight=1.0).bind(image, roi)  # type: ignore[type-var]
-            forms.append(scaled(term.form(part_form(part, self.form)), weight * total))
-        return join_all(forms, self.form), roi, (image.shape[0], *image.shape[2:])
+        parts = [dataclasses.replace(part, weight=1.0) for part in self._parts(self.regularizer)]  # type: ignore[type-var]
+        return Bound(tuple(part.bind(image, roi) for part in parts), total, self.form)
+
+    def _form(self, bound: Bound, scores: Tensor) -> Form:
+        """The form to solve, with learnt weights in it, and adapted to what softmax makes of ``scores``."""
+        terms = [
+            term
+            if term.regularizer.forms == term.regularizer.adapted_forms
+            else term.adapted(torch.softmax(scores, dim=1))
+            for term in bound.terms
+        ]
+        if self.log_weight is None:
+            return terms[0].form(bound.form)
+        if len(terms) == 1:
+            return scaled(terms[0].form(bound.form), self.log_weight.exp()[0] * bound.factor)
+        forms = [
+            scaled(term.form(part_form(term.regularizer, bound.form)), weight * bound.factor)
+            for term, weight in zip(terms, self.log_weight.exp(), strict=True)
+        ]
+        return join_all(forms, bound.form)
 
 
-def attach(network: nn.Module, layer: RegularizedSoftmax) -> RegularizedNetwork:
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A layer's regularizers, bound to a batch of images.
+
+    Attributes:
+        terms: the regularizer's, or those of its parts where weights are learnt.
+        factor: of the learnt weights.
+        form: the one that will be solved.
+    """
+
+    terms: tuple[Term, ...]
+    factor: float
+    form: type[Form]
+
+    @property
+    def roi(self) -> Tensor | None:
+        """(B, *S) bool; None = everywhere."""
+        return self.terms[0].roi
+
+    def check(self, logits: Tensor) -> None:
+        """Raise `UsageError` unless ``logits`` (B, K, *S) are of the images' size."""
+        shape = self.terms[0].shape
+        if (logits.shape[0], *logits.shape[2:]) != shape:
+            raise UsageError(f"logits {tuple(logits.shape)} do not fit the images, with (B, *S) = {shape}.")
+
+
+def attach(network: nn.Module, layer: RegularizedSoftmax | RegularizedSigmoid) -> RegularizedNetwork:
     """``network`` with ``layer`` behind it, to be used wherever ``network`` was.
 
     Args:
@@ -241,7 +296,7 @@ def attach(network: nn.Module, layer: RegularizedSoftmax) -> RegularizedNetwork:
 
 
 class RegularizedNetwork(nn.Module):
-    """A network that ends in a `RegularizedSoftmax`.
+    """A network that ends in a `RegularizedSoftmax` or a `RegularizedSigmoid`.
 
     Its output are the logarithms of the layer's probabilities. They serve as logits wherever those of ``network`` did,
     in losses, in argmax and in softmax, since softmax(log p) = p; and they do not underflow where p would.
@@ -251,7 +306,7 @@ class RegularizedNetwork(nn.Module):
         layer: what comes after.
     """
 
-    def __init__(self, network: nn.Module, layer: RegularizedSoftmax) -> None:
+    def __init__(self, network: nn.Module, layer: RegularizedSoftmax | RegularizedSigmoid) -> None:
         super().__init__()
         self.network = network
         self.layer = layer

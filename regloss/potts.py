@@ -4,26 +4,68 @@
 
 For probabilities S there are relaxations, each equal to R on one-hot input (per pair, before w):
 
-    bilinear         1 - <S_p, S_q>        tight: its minimum over the simplex is the discrete minimum; not convex
-    quadratic        |S_p - S_q|^2 / 2     convex, loose
-    total-variation  |S_p - S_q|_1 / 2     convex, tight for two classes
+    bilinear              1 - <S_p, S_q>        tight: its minimum over the simplex is the discrete one; not convex
+    quadratic             |S_p - S_q|^2 / 2     convex, loose
+    total-variation       |S_p - S_q|_1 / 2     convex, tight for two classes
+    normalized-quadratic  1 - <S_p, S_q> / (|S_p| |S_q|)     0 for any two equal, however soft; not convex
 
-Source: Marin, Tang, Ben Ayed, Boykov, "Beyond gradient descent for regularized segmentation losses", CVPR 2019; the
-paper's relaxations are twice the Potts energy, these are not.
+The logarithms of three of them, -ln(1 - x), agree with them to first order for small x. They are 0 where labels are
+equal, but grow without bound towards one-hot S_p and S_q that differ, where they are cut off at -ln(1e-6) = 13.8:
+
+    collision-cross-entropy  -ln <S_p, S_q>
+    collision-divergence     -ln(<S_p, S_q> / (|S_p| |S_q|))
+    log-quadratic            -ln(1 - |S_p - S_q|^2 / 2)
+
+Source: Marin, Tang, Ben Ayed, Boykov, "Beyond gradient descent for regularized segmentation losses", CVPR 2019, whose
+relaxations are twice the Potts energy, these are not; Zhang, Boykov, "Soft self-labeling and Potts relaxations for
+weakly-supervised segmentation", CVPR 2025, for the last four.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from regloss import grid
 from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term
 
-Relaxation = Literal["bilinear", "quadratic", "total-variation"]
-RELAXATIONS: tuple[Relaxation, ...] = ("bilinear", "quadratic", "total-variation")
+Relaxation = Literal[
+    "bilinear",
+    "quadratic",
+    "total-variation",
+    "normalized-quadratic",
+    "collision-cross-entropy",
+    "collision-divergence",
+    "log-quadratic",
+]
+RELAXATIONS: tuple[Relaxation, ...] = get_args(Relaxation)
+
+_LEAST_COLLISION = 1e-6
+
+
+def pair_cost(relaxation: Relaxation, p: Tensor, q: Tensor) -> Tensor:
+    """Cost (B, ...) of pairs of probabilities ``p`` and ``q`` (B, K, ...), before their weights; differentiable.
+
+    >>> import torch
+    >>> one, other = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    >>> pair_cost("bilinear", one, other), pair_cost("collision-divergence", one, one)
+    (tensor([1.]), tensor([-0.]))
+    """
+    if relaxation == "quadratic":
+        return (p - q).square().sum(1) / 2
+    if relaxation == "total-variation":
+        return (p - q).abs().sum(1) / 2
+    if relaxation == "log-quadratic":
+        return -(1 - (p - q).square().sum(1) / 2).clamp(min=_LEAST_COLLISION).log()
+    collision = (p * q).sum(1)
+    if relaxation in ("normalized-quadratic", "collision-divergence"):
+        # On the simplex no norm is below 1 / sqrt(K).
+        collision = collision * (p.square().sum(1) * q.square().sum(1)).rsqrt()
+    if relaxation in ("bilinear", "normalized-quadratic"):
+        return 1 - collision
+    return -collision.clamp(min=_LEAST_COLLISION).log()
 
 
 class PottsTerm(Term):
@@ -60,11 +102,6 @@ class PottsTerm(Term):
         for number, offset in enumerate(self.graph.offsets):
             first, second = grid.pair_slices(offset)
             p, q = grid.pick(probabilities, first), grid.pick(probabilities, second)
-            if self.relaxation == "bilinear":
-                cost = 1 - (p * q).sum(1)
-            elif self.relaxation == "quadratic":
-                cost = (p - q).square().sum(1) / 2
-            else:
-                cost = (p - q).abs().sum(1) / 2
+            cost = pair_cost(self.relaxation, p, q)
             energy = energy + (grid.pick(self.graph.weights[:, number], first) * cost).flatten(1).sum(1)
         return energy

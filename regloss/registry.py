@@ -37,6 +37,7 @@ KINDS: Mapping[str, Kind] = {
     "divergence": Kind("regloss.divergences", "regloss.divergence:Divergence"),
     "data-term": Kind("regloss.data_terms", "regloss.data_term:DataTerm"),
     "outer-loop": Kind("regloss.outer_loops", "regloss.outer_loop:OuterLoop"),
+    "region-force": Kind("regloss.region_forces", "regloss.region_force:RegionForce"),
     "network": Kind("regloss.networks", "torch.nn:Module"),
     "dataset": Kind("regloss.datasets", "regloss.dataset:Dataset"),
 }
@@ -192,7 +193,7 @@ def get(kind: str, name: str) -> type:
     """The class registered as ``name``; it is imported now.
 
     Args:
-        kind: "regularizer", "solver", "divergence", "data-term", "outer-loop", "network" or "dataset".
+        kind: "regularizer", "solver", "divergence", "data-term", "outer-loop", "region-force", "network" or "dataset".
         name: a plain name, or ``distribution:name`` where two distributions offer the same.
 
     Raises:

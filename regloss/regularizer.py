@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from regloss import grid
+from regloss.ascent import Ascent, Images
 from regloss.checks import at_least_float32, check_image, check_roi, check_scores
 from regloss.errors import MissingForm, UsageError
 from regloss.registry import name_of, resolve
@@ -146,6 +147,10 @@ class SaddleBlock:
         face: (z, y) to the `Face` at a pair of z and its maximiser y; needed for implicit derivatives.
         select: indices (M,) of images to the block of those images alone.
         parameters: tensors that ``apply``, ``adjoint`` and ``shift`` are computed from and that may need a gradient.
+        cone: whether Y is a cone, and the block so a hard constraint, which no positive factor changes.
+        compiled: the iteration on each image of an `regloss.ascent.Ascent` in compiled code; None from it = not on that
+            one. For forms of this block alone.
+        dtype: precision of K; None = found by applying it.
     """
 
     apply: Callable[[Tensor], Tensor]
@@ -161,11 +166,16 @@ class SaddleBlock:
     face: Callable[[Tensor, Tensor], Face] | None = None
     select: Callable[[Tensor], SaddleBlock] | None = None
     parameters: tuple[Tensor, ...] = ()
+    cone: bool = False
+    compiled: Callable[[Ascent], Images | None] | None = None
+    dtype: torch.dtype | None = None
 
     def residual(self, probabilities: Tensor) -> Tensor:
         """K s - b, of dual shape."""
-        applied = self.apply(probabilities)
-        return applied if isinstance(self.shift, float) and self.shift == 0 else applied - self.shift
+        applied, shift = self.apply(probabilities), self.shift
+        if isinstance(shift, Tensor):
+            return applied - shift.to(applied)  # b may come in double precision; the work's precision is that of s
+        return applied if shift == 0 else applied - shift
 
     def gap(self, z: Tensor, y: Tensor) -> Tensor:
         """support(z) - <z, y> (B,) for y in Y: how much better than y the best one is; >= 0 but for tolerances."""
@@ -238,22 +248,27 @@ class Concave(Form):
         curvature: how far R is from concave, >= 0: on the simplex it lies below each of its tangents plus
             curvature / 2 times the squared distance. 0 = concave.
         parameters: tensors that both functions are computed from and that may need a gradient.
+        select: indices (M,) of images to the form of those images alone; None = solvers keep converged images in the
+            batch.
     """
 
     value: Callable[[Tensor], Tensor]
     supergradient: Callable[[Tensor], Tensor]
     curvature: float = 0.0
     parameters: tuple[Tensor, ...] = ()
+    select: Callable[[Tensor], Concave] | None = None
 
     def join(self, other: Form) -> Concave:
         """Values, supergradients and curvatures add."""
         if not isinstance(other, Concave):
             return super().join(other)  # type: ignore[return-value]
+        mine, others = self.select, other.select
         return Concave(
             lambda s: self.value(s) + other.value(s),
             lambda s: self.supergradient(s) + other.supergradient(s),
             self.curvature + other.curvature,
             self.parameters + other.parameters,
+            None if mine is None or others is None else lambda images: mine(images).join(others(images)),
         )
 
 
@@ -263,6 +278,13 @@ class Mixed(Form):
 
     concave: Concave
     saddle: Saddle
+
+    def select(self, images: Tensor) -> Mixed | None:
+        """The form of the images with the indices ``images`` (M,) alone; None where a part cannot give it."""
+        saddle = self.saddle.select(images)
+        if self.concave.select is None or saddle is None:
+            return None
+        return Mixed(self.concave.select(images), saddle)
 
     def join(self, other: Form) -> Mixed:
         """Each part joins its own kind; a `Concave` or a `Saddle` form may be added as well."""
@@ -282,10 +304,14 @@ class Projection(Form):
     Attributes:
         project: (B, K, *S) to (B, K, *S).
         exact: whether it is the Euclidean projection.
+        project_scores: for sets whose channels are not alternatives but one probability each (see
+            `Regularizer.channels`), the map of scores y (B, L, *S) such that u = sigmoid(project_scores(y) / entropy)
+            minimises -<y, u> + entropy <u, log u> + entropy <1 - u, log(1 - u)> over the set, for every entropy > 0.
     """
 
     project: Callable[[Tensor], Tensor]
     exact: bool = True
+    project_scores: Callable[[Tensor], Tensor] | None = None
 
 
 AnyForm = TypeVar("AnyForm", bound=Form)
@@ -323,6 +349,14 @@ class Term(ABC):
         """What gradient descent minimises, (B,): the energy, or the smooth stand-in for a hard constraint."""
         return self.energy(probabilities)
 
+    def adapted(self, probabilities: Tensor) -> Term:
+        """This term with what it takes from a prediction (a centre, say) taken from ``probabilities`` (B, K, *S).
+
+        No gradient flows through what is taken. Solvers and layers ask for it where the term does not offer a form that
+        its regularizer's ``adapted_forms`` promise. Most terms take nothing and are returned themselves.
+        """
+        return self
+
     # ---- what should not be redefined
 
     def __init__(self, regularizer: Regularizer, shape: tuple[int, ...], roi: Tensor | None) -> None:
@@ -339,7 +373,11 @@ class Term(ABC):
         build = self.builders().get(kind)
         if build is None:
             offered = ", ".join(form.__name__ for form in self.builders()) or "no form"
-            raise MissingForm(f"{name_of(self.regularizer)} does not offer {kind.__name__}; it offers {offered}.")
+            adapted = kind in self.regularizer.adapted_forms
+            way_out = " It will, once a prediction is known: ask term.adapted(probabilities) for it." if adapted else ""
+            raise MissingForm(
+                f"{name_of(self.regularizer)} does not offer {kind.__name__}; it offers {offered}.{way_out}"
+            )
         form = build()
         assert isinstance(form, kind)
         return form
@@ -363,6 +401,8 @@ class Regularizer(ABC):
     """Settings of a prior R. Subclasses are frozen dataclasses whose first field is ``weight: float = 1.0``."""
 
     weight: float
+    channels: ClassVar[Literal["classes", "sets"]] = "classes"
+    """What a segmentation's channels are to it: alternatives that sum to 1, or sets, with one probability each."""
 
     # ---- what must be defined
 
@@ -374,6 +414,13 @@ class Regularizer(ABC):
     @abstractmethod
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Bind to ``image`` (B, C, *S) in [0, 1], float32 at least, and ``roi`` (B, *S); both are checked already."""
+
+    # ---- what might be defined
+
+    @property
+    def adapted_forms(self) -> tuple[type[Form], ...]:
+        """Forms that its terms offer once they are `Term.adapted` to a prediction: more than ``forms``, or the same."""
+        return self.forms
 
     # ---- what should not be redefined
 
@@ -396,7 +443,11 @@ class Regularizer(ABC):
 
 
 def check_weight(weight: float, name: str) -> None:
-    """A regularizer's weight must be finite and not negative."""
+    """A regularizer's weight must be a number, finite and not negative."""
+    if not isinstance(weight, int | float):
+        raise UsageError(
+            f"The weight of {name} must be a number; got {weight!r}. It comes first; give other settings by name."
+        )
     if not 0 <= weight < float("inf"):
         raise UsageError(f"The weight of {name} must be finite and not negative; got {weight}.")
 
@@ -427,21 +478,30 @@ class Sum(Regularizer):
     @property
     def forms(self) -> tuple[type[Form], ...]:
         """Forms common to all parts; `Mixed` where every part is concave or a saddle, and some are of each kind."""
-        if len(self.parts) == 1:
-            return tuple(self.parts[0].forms)
-        common = tuple(form for form in self.joinable if all(form in part.forms for part in self.parts))
+        return self._common([tuple(part.forms) for part in self.parts])
+
+    @property
+    def adapted_forms(self) -> tuple[type[Form], ...]:
+        """The same once all parts are adapted."""
+        return self._common([tuple(part.adapted_forms) for part in self.parts])
+
+    def _common(self, offered: Sequence[tuple[type[Form], ...]]) -> tuple[type[Form], ...]:
+        if len(offered) == 1:
+            return offered[0]
+        common = tuple(form for form in self.joinable if all(form in forms for forms in offered))
         if Concave in common or Saddle in common:
             return common
-        return (*common, Mixed) if all(_mixable(part) is not None for part in self.parts) else common
+        return (*common, Mixed) if all(_mixable(forms) is not None for forms in offered) else common
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Bind every part."""
-        return _SumTerm(self, [part.build(image, roi) for part in self.parts], image, roi)
+        shape = (image.shape[0], *image.shape[2:])
+        return _SumTerm(self, [part.build(image, roi) for part in self.parts], shape, roi)
 
 
 class _SumTerm(Term):
-    def __init__(self, regularizer: Sum, terms: Sequence[Term], image: Tensor, roi: Tensor | None) -> None:
-        super().__init__(regularizer, (image.shape[0], *image.shape[2:]), roi)
+    def __init__(self, regularizer: Sum, terms: Sequence[Term], shape: tuple[int, ...], roi: Tensor | None) -> None:
+        super().__init__(regularizer, shape, roi)
         self.terms = terms
         self.weight = regularizer.weight
 
@@ -453,6 +513,12 @@ class _SumTerm(Term):
 
     def violation(self, probabilities: Tensor) -> Tensor:
         return torch.stack([term.violation(probabilities) for term in self.terms]).amax(0)
+
+    def adapted(self, probabilities: Tensor) -> Term:
+        terms = [term.adapted(probabilities) for term in self.terms]
+        if all(new is old for new, old in zip(terms, self.terms, strict=True)):
+            return self
+        return _SumTerm(Sum([term.regularizer for term in terms], self.weight), terms, self.shape, self.roi)
 
     def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
         def joined(kind: type[Form]) -> Callable[[], Form]:
@@ -470,7 +536,7 @@ def part_form(regularizer: Regularizer, kind: type[Form]) -> type[Form]:
     """
     if kind in regularizer.forms:
         return kind
-    found = _mixable(regularizer) if kind is Mixed else None
+    found = _mixable(regularizer.forms) if kind is Mixed else None
     if found is None:
         raise MissingForm(f"{name_of(regularizer)} cannot be part of a sum in the form {kind.__name__}.")
     return found
@@ -483,12 +549,12 @@ def join_all(forms: Sequence[Form], kind: type[Form]) -> Form:
     return reduce(lambda a, b: a.join(b), forms)
 
 
-_ZERO = Concave(lambda s: s.new_zeros(s.shape[0]), torch.zeros_like)
+_ZERO: Concave = Concave(lambda s: s.new_zeros(s.shape[0]), torch.zeros_like, select=lambda images: _ZERO)
 
 
-def _mixable(regularizer: Regularizer) -> type[Form] | None:
-    """The form in which ``regularizer`` can be added to a `Mixed`."""
-    return next((kind for kind in (Saddle, Concave, Mixed) if kind in regularizer.forms), None)
+def _mixable(offered: Sequence[type[Form]]) -> type[Form] | None:
+    """The form in which a regularizer that offers ``offered`` can be added to a `Mixed`."""
+    return next((kind for kind in (Saddle, Concave, Mixed) if kind in offered), None)
 
 
 def scaled(form: Form, factor: float | Tensor) -> Form:
@@ -496,7 +562,8 @@ def scaled(form: Form, factor: float | Tensor) -> Form:
 
     Args:
         form: any but a form of a plugin's own.
-        factor: >= 0; as a tensor () it may be learnt, and a saddle form counts it among its ``parameters``.
+        factor: >= 0; as a tensor () it must be above 0 and may be learnt, and a form counts it among its
+            ``parameters``. Hard constraints stay as they are: a multiple of 0 or inf is the same.
 
     Raises:
         UsageError: the factor is 0 and the form cannot express the zero function.
@@ -508,18 +575,11 @@ def scaled(form: Form, factor: float | Tensor) -> Form:
     if isinstance(form, GridGraph):
         return GridGraph(form.offsets, form.weights * factor)
     if isinstance(form, Concave):
-        value, supergradient = form.value, form.supergradient
-        return Concave(
-            lambda s: factor * value(s),
-            lambda s: factor * supergradient(s),
-            _plain(factor) * form.curvature,
-            (*form.parameters, factor) if isinstance(factor, Tensor) else form.parameters,
-        )
+        return _scaled_concave(form, factor)
     if isinstance(form, Mixed):
-        concave, saddle = scaled(form.concave, factor), scaled(form.saddle, factor)
-        assert isinstance(concave, Concave)
+        saddle = scaled(form.saddle, factor)
         assert isinstance(saddle, Saddle)
-        return Mixed(concave, saddle)
+        return Mixed(_scaled_concave(form.concave, factor), saddle)
     if isinstance(form, Saddle):
         if not isinstance(factor, Tensor) and factor == 0:
             raise UsageError("A sum with weight 0 has no saddle form. Leave the regularizer out instead.")
@@ -531,14 +591,28 @@ def _plain(factor: float | Tensor) -> float:
     return float(factor.detach()) if isinstance(factor, Tensor) else factor
 
 
+def _scaled_concave(form: Concave, factor: float | Tensor) -> Concave:
+    value, supergradient, select = form.value, form.supergradient, form.select
+    return Concave(
+        lambda s: factor * value(s),
+        lambda s: factor * supergradient(s),
+        _plain(factor) * form.curvature,
+        (*form.parameters, factor) if isinstance(factor, Tensor) else form.parameters,
+        None if select is None else lambda images: _scaled_concave(select(images), factor),
+    )
+
+
 def _scaled_block(block: SaddleBlock, factor: float | Tensor) -> SaddleBlock:
     """The factor goes into K and b, and Y stays, so that dual variables keep their meaning when it is learnt."""
+    if block.cone:
+        return block
     absolute, absolute_adjoint, squared, select = block.absolute, block.absolute_adjoint, block.squared, block.select
+    compiled = block.compiled
     return SaddleBlock(
         apply=lambda s: factor * block.apply(s),
         adjoint=lambda y: block.adjoint(factor * y),
         project=block.project,
-        # Where Y is a cone, the tolerance of the constraint is in units of the unscaled z.
+        # A plugin's block may be a cone and not say so: the tolerance of its constraint is in units of the unscaled z.
         support=lambda z: factor * block.support(z / factor),
         norm=_plain(factor) * block.norm,
         shift=factor * block.shift if isinstance(block.shift, Tensor) or block.shift != 0 else 0.0,
@@ -549,6 +623,10 @@ def _scaled_block(block: SaddleBlock, factor: float | Tensor) -> SaddleBlock:
         face=block.face,
         select=None if select is None else lambda images: _scaled_block(select(images), factor),
         parameters=(*block.parameters, factor) if isinstance(factor, Tensor) else block.parameters,
+        compiled=None
+        if compiled is None
+        else lambda ascent: compiled(replace(ascent, factor=ascent.factor * _plain(factor))),
+        dtype=block.dtype,
     )
 
 

@@ -1,4 +1,4 @@
-"""Solver, Problem, Solution, Status, and `solve`.
+"""Solver, Problem, Solution, Status, Look, and `solve`.
 
 A solver minimises <unary, s> + entropy * <s, log s> + R(s), over the simplex at every pixel or over labels, given one
 form of R.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -32,6 +32,23 @@ class Status(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Look:
+    """What an iterative solver knows on its way, when it looks at its certificate.
+
+    Attributes:
+        steps: taken so far.
+        images: (M,) int64 places in the batch of the images that are still worked on.
+        energy: (M,) value at the current iterate.
+        bound: (M,) lower bound on the minimum, -inf where none is known.
+    """
+
+    steps: int
+    images: Tensor
+    energy: Tensor
+    bound: Tensor
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a solver is given; checked already.
 
@@ -43,6 +60,7 @@ class Problem:
         allowed: (B, K) bool, labels that free pixels may take; None = all.
         roi: (B, *S) bool; outside nothing counts. None = everywhere.
         warm: labels (B, *S) int64, or the ``state`` of an earlier `Solution` of the same solver; None = cold start.
+        observe: called with each `Look` by solvers that iterate; what it returns is not used. None = nobody looks.
     """
 
     form: Form
@@ -52,6 +70,7 @@ class Problem:
     allowed: Tensor | None = None
     roi: Tensor | None = None
     warm: Any = None
+    observe: Callable[[Look], object] | None = None
 
 
 @dataclass(frozen=True)
@@ -158,9 +177,9 @@ def negotiate(regularizer: Regularizer, solver: Solver) -> type[Form]:
         MissingForm: there is none; the message names both sides and the solvers that would do.
     """
     for kind in solver.accepts:
-        if kind in regularizer.forms:
+        if kind in regularizer.adapted_forms:
             return kind
-    offered = ", ".join(form.__name__ for form in regularizer.forms) or "no form"
+    offered = ", ".join(form.__name__ for form in regularizer.adapted_forms) or "no form"
     needed = " or ".join(form.__name__ for form in solver.accepts)
     fitting = ", ".join(_solvers_for(regularizer)) or "none that is installed"
     raise MissingForm(
@@ -176,7 +195,7 @@ def _solvers_for(regularizer: Regularizer) -> list[str]:
             cls = load(component)
         except ReglossError:
             continue  # a broken or incomplete plugin is no suggestion; using it by name still reports why
-        if any(form in regularizer.forms for form in getattr(cls, "accepts", ())):
+        if any(form in regularizer.adapted_forms for form in getattr(cls, "accepts", ())):
             fitting.append(component.name)
     return fitting
 
@@ -190,17 +209,21 @@ def solve(
     fixed: Tensor | None = None,
     allowed: Tensor | None = None,
     warm: Tensor | Solution | Any = None,
+    observe: Callable[[Look], object] | None = None,
 ) -> Solution:
     """Minimise <unary, s> + entropy * <s, log s> + R(s) for every image of a batch.
 
     Args:
-        term: R, bound to the images; its region of interest applies to the whole problem.
+        term: R, bound to the images; its region of interest applies to the whole problem. What it takes from a
+            prediction (`Term.adapted`) it takes from the minimiser without R.
         unary: (B, K, *S) costs, finite.
         solver: a `Solver`, or its name.
         entropy: weight of the entropy term, >= 0.
         fixed: (B, *S) integer labels that are given, -1 where free. A mask, not a cost: no large number is involved.
         allowed: (B, K) bool, labels that free pixels may take, at least one in each image.
         warm: where to start: labels (B, *S), an earlier `Solution`, or its ``state``.
+        observe: called with each `Look` that an iterative solver takes at its certificate, for curves of energy and
+            bound; pdhg looks at it anyway, dca computes energies for it, the others look at nothing on their way.
 
     Returns:
         The minimiser with its certificates; energies in float32 at least.
@@ -242,6 +265,8 @@ def solve(
         check_labels(warm, term.shape)
         inside = warm if term.roi is None else warm[term.roi]
         _check_range(inside, 0, classes, "warm", "start labels, from an earlier solution, say")
+    if kind not in term.regularizer.forms:
+        term = term.adapted(_without_prior(at_least_float32(unary.detach()), entropy, fixed, allowed))
     problem = Problem(
         form=term.form(kind),
         unary=at_least_float32(unary.detach()),
@@ -250,10 +275,26 @@ def solve(
         allowed=allowed,
         roi=term.roi,
         warm=warm,
+        observe=observe,
     )
     with torch.no_grad(), torch.autocast(unary.device.type, enabled=False):
         solution = chosen.minimise(problem)
     return replace(solution, probabilities=solution.probabilities.to(unary.dtype))
+
+
+def _without_prior(unary: Tensor, entropy: float, fixed: Tensor | None, allowed: Tensor | None) -> Tensor:
+    """Minimiser (B, K, *S) of the problem for R = 0."""
+    cost = unary
+    if allowed is not None:
+        barred = ~allowed.to(unary.device).reshape(*unary.shape[:2], *[1] * (unary.ndim - 2))
+        cost = cost.masked_fill(barred, float("inf"))
+    cost = cost - cost.amin(1, keepdim=True)
+    # Without entropy it is one-hot; at the smallest one that can be divided by, nearly so.
+    free = torch.softmax(-cost / max(entropy, float(torch.finfo(unary.dtype).tiny)), dim=1)
+    if fixed is None:
+        return free
+    given = fixed.to(unary.device, torch.int64)
+    return torch.where((given >= 0).unsqueeze(1), one_hot(given.clamp(min=0), unary.shape[1], unary.dtype), free)
 
 
 def _check_range(values: Tensor, low: int, classes: int, name: str, meaning: str) -> None:

@@ -12,7 +12,19 @@ import torch
 from torch import Tensor, nn
 
 import regloss
-from regloss import PDHG, AlphaExpansion, MissingForm, NonlocalTV, RegularizedSoftmax, Sum, TotalVariation, UsageError
+from regloss import (
+    DCA,
+    PDHG,
+    AlphaExpansion,
+    MissingForm,
+    NonlocalTV,
+    RegularizedSoftmax,
+    StarShape,
+    Sum,
+    TotalVariation,
+    UsageError,
+    Volume,
+)
 from regloss.implicit import solve_adjoint
 from regloss.layer import attach
 from regloss.regularizer import Saddle
@@ -341,6 +353,52 @@ def test_warm_start_and_bound_terms() -> None:
     torch.testing.assert_close(learnt(logits, heavier), cold, rtol=0, atol=1e-3)
 
 
+@pytest.mark.parametrize("solver", [EXACT, DCA(500, 1e-10, convex=EXACT)], ids=["pdhg", "dca"])
+def test_a_star_takes_its_center_from_the_logits(solver: Any) -> None:
+    """Of each image its own, without a gradient; alone, in sums, with learnt weights, and on bound terms."""
+    y, x = torch.meshgrid(torch.arange(9), torch.arange(11), indexing="ij")
+    hole = [((y - a) ** 2 + (x - b) ** 2 <= 9) & ((y - a) ** 2 + (x - b - 1) ** 2 > 1) for a, b in ((4, 4), (5, 7))]
+    logits = 0.5 * random(2, 2, 9, 11, seed=30)
+    logits[:, 1] += 4 * torch.stack(hole) - 2
+    image, g = torch.zeros(2, 1, 9, 11, dtype=torch.float64), random(2, 2, 9, 11, seed=31)
+    center = StarShape().centered_on(logits.softmax(1)).center
+    assert not torch.equal(center[0], center[1])
+    for regularizer, given in (
+        (StarShape(), StarShape(center=center)),
+        (Sum([StarShape(), TotalVariation(0.1)]), Sum([StarShape(center=center), TotalVariation(0.1)])),
+    ):
+        gradients = []
+        for chosen in (regularizer, given):
+            layer = RegularizedSoftmax(chosen, solver, 0.5, **EXACTLY)
+            variable = logits.clone().requires_grad_()
+            found = layer(variable, image)
+            (found * g).sum().backward()
+            gradients.append((found.detach(), variable.grad))
+            assert StarShape(center=center).bind(image).energy(found).tolist() == [0, 0]
+        for mine, expected in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine, expected)
+        layer = RegularizedSoftmax(regularizer, solver, 0.5)
+        torch.testing.assert_close(layer(logits, regularizer.bind(image)), gradients[0][0])
+        learnt = RegularizedSoftmax(regularizer, solver, 0.5, learn=("weight",)).double()
+        torch.testing.assert_close(learnt(logits, image), gradients[0][0], rtol=0, atol=1e-6)
+    with pytest.raises(UsageError, match="K = 1"):
+        RegularizedSoftmax("star")(logits[:, :1], image)
+    with pytest.raises(UsageError, match=r"class 2.*K = 2"):
+        RegularizedSoftmax(StarShape(label=2))(logits, image)
+
+
+def test_an_image_without_the_class_has_a_center_too() -> None:
+    """The class nowhere the most probable one, or so improbable that nothing of it is left in float32."""
+    for offset in (5.0, 1e4):
+        logits = random(1, 2, 6, 7, seed=32).float()
+        logits[:, 0] += offset
+        variable = logits.requires_grad_()
+        found = RegularizedSoftmax("star", "pdhg", 0.5)(variable, torch.zeros(1, 1, 6, 7))
+        found[:, 1].sum().backward()
+        assert float(found[:, 1].max().detach()) < 0.5
+        assert bool(variable.grad.isfinite().all())
+
+
 def test_settings_are_learnt_and_stored() -> None:
     """A few steps of descent move weight and entropy; a copy, and a saved state, know them."""
     image, logits = image_of(1, 3, 6, 6), random(1, 3, 6, 6, seed=24).float()
@@ -440,10 +498,43 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> Non
         RegularizedSoftmax(**{"regularizer": "tv", **settings})
 
 
+@pytest.mark.parametrize("solver", ["pdhg", "dca"])
+@pytest.mark.parametrize(
+    ("regularizer", "message"),
+    [
+        (StarShape(center=(9, 1)), "outside the image"),
+        (StarShape(center=(1, -3)), "outside the image"),
+        (StarShape(center=[[1, 1], [2, 2]]), "must have the shape"),
+        (StarShape(label=3), "K = 3"),
+        (Volume(volumes=(5, 5, 5)), "sum to 15, and there are 16"),
+        (Volume(volumes=(8, 8)), "2 classes.*K = 3"),
+        (Volume(lower=(10, 10, 0)), "at least 20"),
+        (Volume(upper=(5, 5, 5)), "at most 15"),
+        (Volume(lower=(5, 0, 0), upper=(4, 16, 16)), "exceeds the upper"),
+    ],
+    ids=str,
+)
+def test_impossible_constraints_are_refused(regularizer: Any, message: str, solver: str) -> None:
+    for chosen in (regularizer, [regularizer, TotalVariation(0.1)]):
+        with pytest.raises(UsageError, match=message):
+            RegularizedSoftmax(chosen, solver)(torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4))
+
+
+def test_a_class_of_volume_zero_gets_nothing() -> None:
+    """Documented limit: dca leaves the class out; gradients are finite."""
+    logits = random(1, 3, 4, 4, seed=33).requires_grad_()
+    found = RegularizedSoftmax(Volume(volumes=(10, 6, 0)), "dca", 0.5)(logits, torch.zeros(1, 1, 4, 4))
+    assert float(found[:, 2].max().detach()) == 0
+    found[:, 0].square().sum().backward()
+    assert bool(logits.grad.isfinite().all())
+
+
 def test_bad_input_is_refused() -> None:
     layer, image = RegularizedSoftmax("tv"), torch.zeros(1, 1, 3, 3)
     with pytest.raises(MissingForm, match="needs Saddle"):
         RegularizedSoftmax("grid-crf")
+    with pytest.raises(MissingForm, match="convex: it offers Projection"):
+        RegularizedSoftmax("convex")
     for value in (torch.inf, torch.nan):
         logits = torch.zeros(1, 2, 3, 3)
         logits[0, 0, 1, 1] = value

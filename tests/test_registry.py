@@ -131,8 +131,10 @@ def test_settings_are_checked_by_name():
 
 def test_settings_of_the_wrong_type_are_shown():
     """As a configuration with quotes around a number gives them."""
-    with pytest.raises(UsageError, match=r"'grid-crf' cannot be made with the settings \{'weight': '25'\}: ") as caught:
-        resolve("regularizer", {"name": "grid-crf", "weight": "25"})
+    with pytest.raises(
+        UsageError, match=r"'mean-field' cannot be made with the settings \{'damping': '0'\}: "
+    ) as caught:
+        resolve("solver", {"name": "mean-field", "damping": "0"})
     assert isinstance(caught.value.__cause__, TypeError)
     with pytest.raises(MissingForm):  # which is a TypeError too, and keeps its own message
         create("outer-loop", "adm", regularizer={"name": "tv", "isotropic": True})

@@ -420,3 +420,8 @@ def test_binding_cuts_the_gradient_of_the_image():
 def test_weights_that_cannot_be_meant_are_refused(weight):
     with pytest.raises(UsageError, match="weight of something"):
         check_weight(weight, "something")
+
+
+def test_what_was_meant_for_another_setting_is_no_weight():
+    with pytest.raises(UsageError, match=r"weight of tv must be a number; got \(4, 5\).*by name"):
+        TotalVariation((4, 5))

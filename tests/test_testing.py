@@ -14,6 +14,7 @@ from regloss import (
     ADM,
     KL,
     AlphaExpansion,
+    ChanVese,
     CrossEntropy,
     Dataset,
     GridCRF,
@@ -452,6 +453,60 @@ def test_faulty_loops_are_found(fault, check, error):
     faulty = type("Suite", (testing.OuterLoopConformance,), {"make": lambda self: FaultyLoop(fault)})
     getattr(sound(), check)()
     expect_failure(faulty, check, {}, error)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Region forces
+
+
+@dataclass(frozen=True)
+class FaultyForce(ChanVese):
+    """Means with a fault."""
+
+    fault: str = ""
+
+    def estimate(self, features, weights):
+        match self.fault:
+            case "unweighted":
+                weights = torch.ones_like(weights)
+            case "couples images":
+                weights = weights.mean(0, keepdim=True).expand_as(weights)
+            case "ordered":
+                found = super().estimate(features, weights)
+                return found._replace(mean=found.mean.sort(dim=1).values)
+            case "plain tuple":
+                return tuple(super().estimate(features, weights))
+            case "modifies":
+                features.mul_(0.5)
+        return super().estimate(features, weights)
+
+    def costs(self, features, statistics):
+        match self.fault:
+            case "other costs":
+                return (features.unsqueeze(1) - statistics.mean.to(features).unsqueeze(3)).abs().sum(2)
+            case "infinite":
+                return super().costs(features, statistics).log()
+            case "half":
+                return super().costs(features.bfloat16(), statistics)
+        return super().costs(features, statistics)
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "arguments"),
+    [
+        ("unweighted", "test_pixels_without_weight_do_not_count", BOX),
+        ("couples images", "test_batch_is_one_by_one", BOX),
+        ("ordered", "test_classes_may_be_renamed", BOX),
+        ("plain tuple", "test_statistics_are_tensors_by_image_and_class", {"ndim": 2, "channels": 3}),
+        ("modifies", "test_arguments_are_not_modified", BOX),
+        ("other costs", "test_no_other_statistics_are_better", BOX),
+        ("infinite", "test_an_image_of_one_colour_is_finite", BOX),
+        ("half", "test_images_of_any_precision", {"dtype": torch.float32}),
+    ],
+)
+def test_faulty_region_forces_are_found(fault, check, arguments):
+    getattr(suite_for(testing.RegionForceConformance, FaultyForce())(), check)(**arguments)
+    expect_failure(suite_for(testing.RegionForceConformance, FaultyForce(fault=fault)), check, arguments)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -75,14 +75,21 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="Output folder of a training.")],
     subset: Annotated[str, typer.Option(help="Subset of the run's data set.")] = "test",
     changes: Changes = None,
+    noise: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND:LEVEL",
+            help="Score noisy images too: gaussian:0.1 or salt-and-pepper:0.05, say; may be repeated.",
+        ),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
 ) -> None:
     """Score a trained model on a subset of its data set."""
-    from regloss.training.inference import check_new_file, evaluate_run, write_new
+    from regloss.training.inference import check_new_file, evaluate_noisy, write_new
 
     if output is not None:
         check_new_file(output)
-    scores = {subset: evaluate_run(run, subset, changes or ())}
+    scores = evaluate_noisy(run, subset, noise or (), changes or ())
     if output is not None:
         import json
 
@@ -95,13 +102,15 @@ def predict(
     run: Annotated[Path, typer.Argument(help="Output folder of a training.")],
     images: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
     output: Output,
+    changes: Changes = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Segment images with a trained model: a PNG label map and an overlay for each."""
     from regloss.training.inference import predict_files
 
-    count = predict_files(run, images, output, overwrite=overwrite, quiet=quiet or not sys.stderr.isatty())
+    silent = quiet or not sys.stderr.isatty()
+    count = predict_files(run, images, output, changes or (), overwrite=overwrite, quiet=silent)
     typer.echo(f"{count} images: label maps in {output / 'labels'}, overlays in {output / 'overlays'}")
 
 
@@ -112,28 +121,54 @@ def segment(
     scribbles: Annotated[
         Path | None, typer.Option(help="PNG of class indices, 255 = unlabelled, of the image's size.")
     ] = None,
+    phases: Annotated[int | None, typer.Option(help="Without scribbles: how many phases, 2 or more.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Without scribbles: PNG of phase indices to start from, instead of k-means.")
+    ] = None,
+    method: Annotated[
+        str | None, typer.Option(help="chan-vese, region-competition or graph-cut: settings that go together.")
+    ] = None,
+    region_force: Annotated[
+        str | None, typer.Option(help="How colours speak for labels: NAME or NAME:setting=value,...")
+    ] = None,
     regularizer: Annotated[
         list[str] | None, typer.Option(help="NAME or NAME:weight=5,setting=value; may be repeated.")
     ] = None,
-    solver: Annotated[str, typer.Option(help="NAME or NAME:setting=value,...")] = "alpha-expansion",
+    solver: Annotated[
+        str | None, typer.Option(help="NAME or NAME:setting=value,... [default: alpha-expansion]")
+    ] = None,
     unary: Annotated[
         str, typer.Option(help='"color": colour model of the scribbles; "uniform": seeds alone.')
     ] = "color",
-    entropy: Annotated[float, typer.Option(help="Weight of the entropy, for solvers over probabilities.")] = 0.0,
+    entropy: Annotated[
+        float | None, typer.Option(help="Weight of the entropy, for solvers over probabilities. [default: 0]")
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Fit statistics and labels in turn, so often at most. [default: 50, scribbles: 1]"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of k-means.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
-    """Segment one image from scribbles, without a network."""
+    """Segment one image from scribbles, or into phases by its colours, without a network."""
     from regloss.training.segment import segment_file
 
     result = segment_file(
         image,
         output,
         scribbles=scribbles,
-        regularizers=regularizer or ["grid-crf:weight=5"],
+        phases=phases,
+        start=start,
+        method=method,
+        region_force=region_force,
+        regularizers=regularizer,
         solver=solver,
         unary=unary,
         entropy=entropy,
+        max_rounds=rounds,
+        seed=seed,
         overwrite=overwrite,
+        tell=_tell,
     )
     for line in result.lines():
         typer.echo(line)
@@ -158,9 +193,10 @@ def _print_scores(scores: dict[str, Any]) -> None:
     for subset, values in scores.items():
         numbers = [
             f"{name} {values[name]:.4f}"
-            for name in ("mean-iou", "mean-foreground-dice", "accuracy", "energy")
+            for name in ("mean-iou", "mean-foreground-dice", "accuracy", "boundary-density", "energy")
             if values.get(name) is not None
         ]
+        numbers += [f"{name} {value:.4g}" for name, value in values.get("layer", {}).items()]
         typer.echo(f"{subset}: " + "  ".join(numbers))
 
 

@@ -40,7 +40,7 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, step: int, network: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 ) -> Path:
     """Write the checkpoint of ``step`` below ``folder``, then remove older ones."""
     tensors, optimizer_state = _flatten_optimizer(optimizer)
@@ -49,7 +49,7 @@ def save(
         shutil.rmtree(unfinished)
     temporary = folder / f".{target.name}.{os.getpid()}"
     temporary.mkdir(parents=True)
-    save_network(temporary / "network.safetensors", network)
+    save_network(temporary / "network.safetensors", weights)
     save_file(tensors, temporary / "optimizer.safetensors")
     write_json(temporary / "state.json", {"format": FORMAT, "step": step, "optimizer": optimizer_state, **state})
     if target.exists():
@@ -100,12 +100,12 @@ def _check_format(found: str, what: str) -> None:
         )
 
 
-def save_network(path: Path, network: nn.Module) -> None:
-    """Write a network's weights and buffers as safetensors, atomically."""
+def save_network(path: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write weights and buffers as safetensors, atomically."""
     # clone: safetensors refuses tensors that share memory, tied weights for instance.
-    weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+    copies = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(weights, temporary, metadata={_FORMAT_KEY: str(FORMAT)})
+    save_file(copies, temporary, metadata={_FORMAT_KEY: str(FORMAT)})
     temporary.replace(path)
 
 

@@ -10,12 +10,14 @@ import difflib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from regloss.errors import UsageError
+from regloss.layer import RegularizedSoftmax
 from regloss.registry import check_settings, create, find, get, settings
+from regloss.sigmoid_layer import RegularizedSigmoid
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -103,6 +105,46 @@ class Network(_ComponentSection):
     name: str
 
 
+def _several(value: Any) -> Any:
+    """Regularizers as a list of tables, from a name, a table or a list of these."""
+    if isinstance(value, str | Mapping):
+        value = [value]
+    if isinstance(value, Sequence):
+        return [{"name": entry} if isinstance(entry, str) else entry for entry in value]
+    return value
+
+
+class Layer(_Section):
+    """A layer with a prior inside, behind the network; it sees the image in [0, 1].
+
+    kind: "softmax" is `regloss.RegularizedSoftmax`, "sigmoid" `regloss.RegularizedSigmoid`, for classes that are
+    nested sets (0 outside, the last one innermost). regularizer: name, table, or several, which add up. solver:
+    name or table. entropy: temperature of the softmax, > 0. steps, tolerance: of the solver; absent = its own.
+    backward: "implicit", "unrolled" or "one-step". learn: what is trained with the network, of "weight" and
+    "entropy". backward-steps, backward-tolerance: of the implicit gradient's linear system. refine, refine-steps:
+    tolerance to which the solver goes on before that gradient is taken, and its steps at most; absent = it does not
+    go on.
+    """
+
+    kind: Literal["softmax", "sigmoid"] = "softmax"
+    regularizer: list[dict[str, Any]]
+    solver: str | dict[str, Any] = "pdhg"
+    entropy: float = 0.5
+    steps: int | None = None
+    tolerance: float | None = None
+    backward: Literal["implicit", "unrolled", "one-step"] = "implicit"
+    learn: tuple[str, ...] = ()
+    backward_steps: int = 300
+    backward_tolerance: float = 1e-6
+    refine: float | None = None
+    refine_steps: int = 2000
+
+    @field_validator("regularizer", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return _several(value)
+
+
 class Loss(_Section):
     """Data term, regularizers and outer loop; or a preset, whose settings the rest overrides."""
 
@@ -113,11 +155,12 @@ class Loss(_Section):
     @field_validator("regularizer", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return [value]
-        if isinstance(value, str):
-            return [{"name": value}]
-        return value
+        return _several(value)
+
+    @field_validator("outer_loop", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
 
 
 class Training(_Section):
@@ -193,9 +236,15 @@ class Config(_Section):
     seed: int = Field(default=0, ge=0)
     data: Data
     network: Network
+    layer: Layer | None = None
     loss: Loss = Loss()
     training: Training
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("layer", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: Any) -> Any:
+        return None if value == "" else value
 
     def dump(self) -> dict[str, Any]:
         """The configuration as plain data with hyphenated keys, every default spelt out."""
@@ -248,7 +297,9 @@ def apply_change(table: dict[str, Any], change: str) -> None:
                 raise UsageError(f"--set {change}: {part!r} is not the number of an entry (0 to {len(table) - 1}).")
             table = table[int(part)]
             continue
-        table = table.setdefault(part, {})
+        if table.get(part) is None:  # absent, or a dumped configuration that does without the section
+            table[part] = {}
+        table = table[part]
         if not isinstance(table, dict | list):
             raise UsageError(f"--set {change}: {part!r} is a value, not a section.")
     if isinstance(table, list):
@@ -318,6 +369,7 @@ def _allowed_keys(where: Sequence[str]) -> list[str]:
     model: Any = Config
     for part in where:
         model = model.model_fields[part.replace("-", "_")].annotation
+        model = next((kind for kind in get_args(model) if kind is not type(None)), model)  # of an optional section
     return [_hyphens(name) for name in model.model_fields]
 
 
@@ -325,6 +377,7 @@ def _check_components(config: Config, source: str) -> None:
     try:
         _check_table("dataset", config.data.dataset, config.data.component_settings(), _OWN_DATA_KEYS)
         _check_table("network", config.network.name, config.network.component_settings(), {"name"})
+        build_layer(config.layer)
         for number, regularizer in enumerate(config.loss.regularizer or []):
             _check_named("regularizer", regularizer, f"[[loss.regularizer]] number {number}")
         _check_named("outer-loop", config.loss.outer_loop, "[loss.outer-loop]")
@@ -365,3 +418,31 @@ def build_loop(loss: Loss, supervision: str) -> Any:
     table = _underscores(loss.outer_loop)
     name = table.pop("name")
     return create("outer-loop", name, regularizer=loss.regularizer, data_term=data_term, **table)
+
+
+def build_layer(layer: Layer | None) -> RegularizedSoftmax | RegularizedSigmoid | None:
+    """The layer of a configuration; None where there is none.
+
+    Raises:
+        UsageError: a setting that does not exist or cannot be meant; a solver that cannot be differentiated.
+        MissingForm: a solver that cannot use the regularizer.
+    """
+    if layer is None:
+        return None
+    try:
+        kind = RegularizedSoftmax if layer.kind == "softmax" else RegularizedSigmoid
+        return kind(
+            layer.regularizer,
+            layer.solver,
+            layer.entropy,
+            max_steps=layer.steps,
+            tolerance=layer.tolerance,
+            backward=layer.backward,
+            learn=layer.learn,  # type: ignore[arg-type]
+            backward_steps=layer.backward_steps,
+            backward_tolerance=layer.backward_tolerance,
+            refine=layer.refine,
+            refine_steps=layer.refine_steps,
+        )
+    except UsageError as error:
+        raise type(error)(f"[layer]: {error}") from None

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from torch import Tensor
 
 from regloss.checks import at_least_float32
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer
-from regloss.solver import one_hot
+from regloss.solver import Status, one_hot
 from regloss.training.config import Config
 from regloss.training.data import SampleCache, same_size_groups, supervision_of, whole_batch
 from regloss.training.metrics import Scores
-from regloss.training.model import Segmenter, predict
+from regloss.training.model import Segmenter, describe_layer, predict
+from regloss.training.noise import Noise
 from regloss.training.report import Example
 
 
 def evaluate_samples(
-    fabric: Fabric, segmenter: Segmenter, cache: SampleCache, config: Config, subset: str
+    fabric: Fabric,
+    segmenter: Segmenter,
+    cache: SampleCache,
+    config: Config,
+    subset: str,
+    noise: Noise | None = None,
 ) -> dict[str, Any]:
     """Scores over ``subset``, over the images of all processes; see `regloss.training.metrics.Scores`.
 
     With ``evaluation.energy`` set, "energy" is the mean over images of that regularizer's discrete energy per pixel of
-    the predicted labels.
+    the predicted labels. Behind a layer, "layer" tells its settings and what its solver reported: mean gap per pixel,
+    mean steps, fraction of the images that converged. ``noise`` is added to the images, drawn from the run's seed and
+    the images' ids.
     """
     scores = Scores(cache.source.classes, config.evaluation.trimap)
     energy: Regularizer | None = None
@@ -36,11 +46,15 @@ def evaluate_samples(
     ids = list(cache.source.ids(subset))
     own = ids[fabric.global_rank :: fabric.world_size]
     samples = [cache.load(sample_id) for sample_id in own]
+    if noise is not None:
+        samples = [replace(sample, image=noise(sample.image, sample.id, config.seed)) for sample in samples]
+    layer = _LayerReport()
     for group in same_size_groups([sample.image.shape for sample in samples], config.training.batch_size):
         chosen = [samples[place] for place in group]
         batch = whole_batch(chosen, None)
         image = batch.image.to(fabric.device)
         predictions = predict(segmenter, image).argmax(1)
+        layer.update(segmenter, batch.pixels)
         for sample, prediction in zip(chosen, predictions.cpu(), strict=True):
             if sample.label is not None:
                 scores.update(prediction, torch.from_numpy(sample.label.astype(np.int64)), sample.group)
@@ -49,15 +63,52 @@ def evaluate_samples(
             energies += float((energy.bind(image).energy(hard) / batch.pixels.to(image.device)).sum())
     if fabric.world_size > 1:
         gathered: list[Any] = [None] * fabric.world_size
-        torch.distributed.all_gather_object(gathered, (scores.state(), energies))
+        torch.distributed.all_gather_object(gathered, (scores.state(), energies, layer.sums))
         scores, energies = Scores(cache.source.classes, config.evaluation.trimap), 0.0
-        for state, part in gathered:
+        layer = _LayerReport()
+        for state, part, sums in gathered:
             scores.merge(state)
             energies += part
+            layer.merge(sums)
     result = scores.compute()
     if energy is not None:
         result["energy"] = energies / len(ids)
+    if segmenter.layer is not None:
+        result["layer"] = {**describe_layer(segmenter.layer), **layer.compute()}
     return result
+
+
+class _LayerReport:
+    """What a layer's solver reports, over a set of images.
+
+    All are absent where backward = "unrolled", which takes its steps without looking, and the gap also where the solver
+    knows no bound.
+    """
+
+    def __init__(self) -> None:
+        self.sums = {"gap": 0.0, "steps": 0.0, "converged": 0.0, "images": 0.0}
+
+    def update(self, segmenter: Segmenter, pixels: Tensor) -> None:
+        """Add the images of the layer's last call, with their numbers of pixels (B,)."""
+        solution = None if segmenter.layer is None else segmenter.layer.solution
+        if solution is not None:
+            found = {
+                "gap": float((solution.gap / pixels.to(solution.gap)).sum()),
+                "steps": float(solution.steps.sum()),
+                "converged": float(sum(status is not Status.MAX_STEPS for status in solution.status)),
+                "images": float(len(solution.status)),
+            }
+            self.merge(found)
+
+    def merge(self, sums: dict[str, float]) -> None:
+        """Add the sums of another process."""
+        self.sums = {name: value + sums[name] for name, value in self.sums.items()}
+
+    def compute(self) -> dict[str, float]:
+        """Means over the images."""
+        count = self.sums["images"]
+        means = {f"layer-{name}": value / count for name, value in self.sums.items() if name != "images" and count}
+        return {name: value for name, value in means.items() if np.isfinite(value)}
 
 
 def examples_of(

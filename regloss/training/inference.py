@@ -17,38 +17,62 @@ from PIL import Image
 from regloss.errors import UsageError
 from regloss.files import index_folder, read_image, reduce_image
 from regloss.registry import create
-from regloss.training.config import Config, apply_change, parse
+from regloss.training.config import Config
 from regloss.training.data import SampleCache
 from regloss.training.evaluation import evaluate_samples
 from regloss.training.model import load_model, predict
+from regloss.training.noise import Noise
 from regloss.training.report import outlined, save_label_png
 
 _PREDICTIONS = ("labels", "overlays")  # what predict_files leaves in its folder
 
 
 def evaluate_run(run: Path, subset: str, changes: Sequence[str] = ()) -> dict[str, Any]:
-    """Scores of a run's model on a subset of its data set; see `regloss.training.metrics.Scores`.
+    """Scores of a run's model on a subset of its data set; see `regloss.training.evaluation.evaluate_samples`.
 
     Args:
         run: output folder of a training.
         subset: "test", "val", "train", or a name of the data set's own.
-        changes: ``section.key=value`` settings that replace the run's: another root, another split.
+        changes: ``section.key=value`` settings that replace the run's: another root, another split, more steps of the
+            layer.
 
     Raises:
         UsageError: no such run or subset, or samples without dense labels.
     """
-    model = load_model(run)
-    table = model.config.dump()
-    for change in changes:
-        apply_change(table, change)
-    config = parse(table, f"{run} with the given changes")
+    return evaluate_noisy(run, subset, (), changes)[subset]
+
+
+def evaluate_noisy(
+    run: Path, subset: str, noise: Sequence[str | Noise], changes: Sequence[str] = ()
+) -> dict[str, dict[str, Any]]:
+    """Scores on a subset, and once more for each kind and level of noise that is added to its images.
+
+    Args:
+        run: output folder of a training.
+        subset: see `evaluate_run`.
+        noise: `Noise`, or text like "gaussian:0.1"; drawn anew for every image, from its id and the run's ``seed``.
+        changes: see `evaluate_run`; ``seed=1`` draws other noise.
+
+    Returns:
+        Scores by "test" and "test gaussian:0.1" (with the subset's name).
+
+    Raises:
+        UsageError: see `evaluate_run`; noise of another kind, or a level outside its range.
+    """
+    levels = [Noise.parse(level) if isinstance(level, str) else level for level in noise]
+    model = load_model(run, changes)
+    config = model.config
     dataset = create("dataset", config.data.dataset, **config.data.component_settings())
     dataset.check(subset, need=("label",))
     if tuple(dataset.classes) != model.classes:
         raise UsageError(f"The data set has the classes {list(dataset.classes)}, the model {list(model.classes)}.")
     fabric = _one_device(config)
     segmenter = model.segmenter.to(fabric.device)
-    return evaluate_samples(fabric, segmenter, SampleCache(dataset), config, subset)
+    cache = SampleCache(dataset)
+    scores = {subset: evaluate_samples(fabric, segmenter, cache, config, subset)}
+    for level in levels:
+        scores[f"{subset} {level}"] = evaluate_samples(fabric, segmenter, cache, config, subset, level)
+    return scores
 
 
 def _one_device(config: Config) -> Fabric:
@@ -56,11 +80,21 @@ def _one_device(config: Config) -> Fabric:
     return Fabric(accelerator="cpu" if config.training.accelerator == "cpu" else "auto", devices=1)
 
 
-def predict_files(run: Path, images: Path, output: Path, *, overwrite: bool = False, quiet: bool = True) -> int:
+def predict_files(
+    run: Path, images: Path, output: Path, changes: Sequence[str] = (), *, overwrite: bool = False, quiet: bool = True
+) -> int:
     """Segment an image, or a folder of images, with a run's model.
 
     Writes output/labels/STEM.png (a palette PNG of class indices) and output/overlays/STEM.png. Where training reduced
     the images (the data sets' setting ``reduce``), so does this, and the logits are enlarged again.
+
+    Args:
+        run: output folder of a training.
+        images: an image, or a folder of images.
+        output: folder for the results.
+        changes: ``section.key=value`` settings that replace the run's: more steps of the layer, say.
+        overwrite: replace the results of an earlier call.
+        quiet: no progress bar.
 
     Returns:
         The number of images.
@@ -68,7 +102,7 @@ def predict_files(run: Path, images: Path, output: Path, *, overwrite: bool = Fa
     Raises:
         UsageError: no such run or images, images of other channels, or the output exists and ``overwrite`` is not set.
     """
-    model = load_model(run)
+    model = load_model(run, changes)
     files = [images] if images.is_file() else list(index_folder(images).values()) if images.is_dir() else []
     if not files:
         raise UsageError(f"{images} is neither an image nor a folder with images.")

@@ -57,7 +57,7 @@ class Scores:
             raise UsageError(f"Trimap widths must be different positive numbers of pixels; got {trimap_widths!r}.")
         self._groups: dict[str, Counts] = {}
         self._trimaps = {width: self._no_counts() for width in self.trimap_widths}
-        self._boundary_sum = 0.0
+        self._boundary_sum, self._true_boundary_sum = 0.0, 0.0
         self._images = 0
 
     def update(self, prediction: Tensor, label: Tensor, group: str) -> None:
@@ -65,8 +65,8 @@ class Scores:
 
         Args:
             prediction: (*S) integer class indices, two or three axes.
-            label: (*S) integer class indices; pixels with 255 are left out of every score except the boundary
-                density, which is the prediction's own.
+            label: (*S) integer class indices; pixels with 255 are left out of every score except the prediction's
+                boundary density, which is its own.
             group: what the image belongs to (its patient's volume, or its own id).
 
         Raises:
@@ -86,6 +86,7 @@ class Scores:
                 band = truth.where(distance < width, IGNORE)
                 self._trimaps[width] += self._confusion(predicted, band)
         self._boundary_sum += boundary_density(predicted)
+        self._true_boundary_sum += boundary_density(truth)
         self._images += 1
 
     def compute(self) -> dict[str, Any]:
@@ -98,7 +99,8 @@ class Scores:
             index 1 on that occur in the group's truth or prediction; ``dice-per-group``: for each class the mean over
             the groups where it occurs; ``mean-foreground-dice``: the mean over the groups that have foreground;
             ``trimap``: for each width (a string) ``accuracy``, ``mean-iou`` and ``pixels`` within the band;
-            ``boundary-density``: mean over images of the predictions' boundary length per area in percent.
+            ``boundary-density``: mean over images of the predictions' boundary length per area in percent, and
+            ``true-boundary-density`` of the labels (see `boundary_density`).
 
         Raises:
             UsageError: nothing has been scored.
@@ -115,6 +117,7 @@ class Scores:
             "mean-iou": _number(_mean(_iou(total))),
             "mean-foreground-dice": _number(_mean(list(foreground.values()))),
             "boundary-density": self._boundary_sum / self._images,
+            "true-boundary-density": self._true_boundary_sum / self._images,
             "iou": self._by_class(_iou(total)),
             "dice": self._by_class(_dice(total)),
             "dice-per-group": self._by_class([_mean(values) for values in zip(*dice.values(), strict=True)]),
@@ -139,6 +142,7 @@ class Scores:
             "classes": list(self.classes),
             "images": self._images,
             "boundary-sum": self._boundary_sum,
+            "true-boundary-sum": self._true_boundary_sum,
             "groups": {group: confusion.tolist() for group, confusion in self._groups.items()},
             "trimap": {str(width): confusion.tolist() for width, confusion in self._trimaps.items()},
         }
@@ -160,6 +164,7 @@ class Scores:
         for width in self.trimap_widths:
             self._trimaps[width] += np.asarray(state["trimap"][str(width)], dtype=np.int64)
         self._boundary_sum += state["boundary-sum"]
+        self._true_boundary_sum += state["true-boundary-sum"]
         self._images += state["images"]
 
     def _no_counts(self) -> Counts:

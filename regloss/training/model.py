@@ -1,9 +1,14 @@
-"""The network of a run with its input normalisation, and how both are saved for later use."""
+"""The network of a run with its input normalisation and the layer behind it, and how they are saved for later use.
+
+Weights files hold the network's weights under its own names, so that they fit a run without a layer as well; what a
+layer has learnt stands beside them, as "layer:log_weight" and "layer:log_entropy".
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +19,28 @@ from torch import Tensor, nn
 
 import regloss
 from regloss.dataset import Dataset
-from regloss.errors import UsageError
-from regloss.registry import create
+from regloss.errors import ReglossError, UsageError
+from regloss.layer import RegularizedSoftmax
+from regloss.registry import create, name_of
+from regloss.regularizer import Sum
+from regloss.sigmoid_layer import RegularizedSigmoid
+from regloss.solver import Solution
 from regloss.training.checkpoints import load_network, read_weights, save_network, write_json
-from regloss.training.config import Config, parse
+from regloss.training.config import Config, apply_change, build_layer, parse
+
+_LAYER = "layer:"  # no module's name holds a colon
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # channel means and spreads that published encoders expect
 
 
+class NotFinite(ReglossError):
+    """A network's logits are NaN or infinite, so that no layer can be solved behind it."""
+
+
 class Segmenter(nn.Module):
     """A network that sees normalised images, 0 outside the region of interest, and none smaller than it was trained on.
+
+    Behind it there may be a layer with a prior inside, which sees the image as it is, without padding.
 
     Training crops that reach beyond an image are padded; whole images smaller than a crop are padded here in the same
     way, so that the network meets at test time what its normalisation layers have met in training.
@@ -32,24 +49,41 @@ class Segmenter(nn.Module):
         network: (B, C, *S) to logits (B, K, *S).
         normalize: "none", "image" (zero mean and unit spread over each image's region of interest) or "imagenet".
         smallest: size up to which smaller images are padded, a number or one an axis; None = never.
+        layer: turns the network's logits into log-probabilities, which are logits too.
     """
 
-    def __init__(self, network: nn.Module, normalize: str, smallest: int | tuple[int, ...] | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        normalize: str,
+        smallest: int | tuple[int, ...] | None = None,
+        layer: RegularizedSoftmax | RegularizedSigmoid | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         self.normalize = normalize
         self.smallest = smallest
+        self.layer = layer
 
     def forward(self, image: Tensor, roi: Tensor | None = None) -> Tensor:
-        """Logits (B, K, *S).
+        """Logits (B, K, *S); those of a layer are log-probabilities.
 
         Args:
             image: (B, C, *S) in [0, 1].
             roi: (B, *S) bool; None = everywhere.
 
         Raises:
-            UsageError: the network's logits are not of the size of its input.
+            UsageError: the network's logits are not of the size of its input; the layer cannot be bound to the images.
+            NotFinite: a layer follows logits that are NaN or infinite.
         """
+        logits = self._network_logits(image, roi)
+        if self.layer is None:
+            return logits
+        if not bool(torch.isfinite(logits).all()):
+            raise NotFinite("The network's output is NaN or infinite. Has its training diverged?")
+        return self.layer.log_probabilities(logits, image, roi)
+
+    def _network_logits(self, image: Tensor, roi: Tensor | None) -> Tensor:
         size = image.shape[2:]
         least = (self.smallest,) * len(size) if isinstance(self.smallest, int) else self.smallest or size
         missing = [max(wanted - have, 0) for wanted, have in zip(least, size, strict=True)]
@@ -83,16 +117,92 @@ class Segmenter(nn.Module):
         return image if roi is None else image * weight
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by group, as the network divides them; one group "all" for networks that do not."""
+        """The network's parameters by group, as it divides them; one group "all" for networks that do not."""
         if hasattr(self.network, "parameter_groups"):
             divide: Any = self.network.parameter_groups
             found: dict[str, list[nn.Parameter]] = divide()
             return found
         return {"all": list(self.network.parameters())}
 
+    def learnt(self) -> list[nn.Parameter]:
+        """The layer's parameters."""
+        return [] if self.layer is None else list(self.layer.parameters())
+
+    def weights(self) -> dict[str, Tensor]:
+        """All that is saved, by name."""
+        own = {} if self.layer is None else self.layer.state_dict()
+        return {**self.network.state_dict(), **{_LAYER + name: value for name, value in own.items()}}
+
+    def load_weights(self, weights: Mapping[str, Tensor], source: str, *, start: bool = False) -> None:
+        """Put in what `weights` gave; what another layer has learnt, and this one does not learn, is left out.
+
+        Args:
+            weights: by name.
+            source: where they come from, for messages.
+            start: whether they are only where a training starts: settings of the layer that they do not hold keep their
+                values.
+
+        Raises:
+            UsageError: names or shapes differ, as they do for another network.
+        """
+        network = {name: value for name, value in weights.items() if not name.startswith(_LAYER)}
+        load_network(self.network, network, source)
+        if self.layer is None:
+            return
+        own = self.layer.state_dict()
+        for name in own:
+            given = weights.get(_LAYER + name)
+            if given is None and start:
+                continue
+            if given is None or given.shape != own[name].shape:
+                found = "no such numbers" if given is None else f"{given.numel()}"
+                raise UsageError(
+                    f"The layer learns {name}, {own[name].numel()} in number, but {source} holds {found}. Use the "
+                    "layer that it was trained with."
+                )
+            own[name] = given
+        self.layer.load_state_dict(own)
+
+
+def describe_layer(layer: RegularizedSoftmax | RegularizedSigmoid) -> dict[str, float]:
+    """Weights of a layer's regularizers and its entropy, by name: "layer-weight-tv", "layer-entropy"."""
+    chosen = layer.regularizer
+    parts = chosen.parts if isinstance(chosen, Sum) else [] if chosen is None else [chosen]
+    weights, entropy = layer.weight.tolist(), layer.entropy.item()
+    names = [name_of(part) for part in parts]
+    # Two of one kind are told apart by their place.
+    names = [name if names.count(name) == 1 else f"{name}-{place}" for place, name in enumerate(names)]
+    return {**{f"layer-weight-{name}": w for name, w in zip(names, weights, strict=True)}, "layer-entropy": entropy}
+
+
+def layer_report(layer: RegularizedSoftmax | RegularizedSigmoid | None, pixels: Tensor) -> dict[str, float]:
+    """What the layer's solver reported of its last call, and the settings that are learnt.
+
+    Args:
+        layer: may be None.
+        pixels: (B,) numbers of pixels of the images of that call.
+
+    Returns:
+        "layer-gap" per pixel (absent where the solver knows no bound) and "layer-steps" (both absent after an unrolled
+        call), means over the images; then learnt weights and the learnt entropy.
+    """
+    if layer is None:
+        return {}
+    found: dict[str, float] = {}
+    solution: Solution | None = layer.solution
+    if solution is not None:
+        gap = float((solution.gap / pixels.to(solution.gap)).mean())
+        if math.isfinite(gap):
+            found["layer-gap"] = gap
+        found["layer-steps"] = float(solution.steps.double().mean())
+    numbers = describe_layer(layer)
+    entropy = numbers.pop("layer-entropy")
+    found |= {} if layer.log_weight is None else numbers
+    return found if layer.log_entropy is None else {**found, "layer-entropy": entropy}
+
 
 def build_segmenter(config: Config, channels: int, classes: int, *, trained: bool = False) -> Segmenter:
-    """The configured network for images of ``channels`` and ``classes``.
+    """The configured network, and the layer behind it, for images of ``channels`` and ``classes``.
 
     Args:
         config: of the run.
@@ -114,7 +224,12 @@ def build_segmenter(config: Config, channels: int, classes: int, *, trained: boo
     if trained:
         settings.pop("weights", None)
     network = create("network", config.network.name, in_channels=channels, classes=classes, **settings)
-    return Segmenter(network, config.data.normalize, config.data.crop)
+    if config.data.normalize != "none" and getattr(network, "normalizes_input", False):
+        raise UsageError(
+            f"The network {config.network.name!r} normalises its input itself, so data.normalize = "
+            f'{config.data.normalize!r} would do it twice. Use normalize = "none".'
+        )
+    return Segmenter(network, config.data.normalize, config.data.crop, build_layer(config.layer))
 
 
 @dataclass(frozen=True)
@@ -130,7 +245,7 @@ class Model:
 
 def save_model(folder: Path, segmenter: Segmenter, config: Config, dataset: Dataset) -> None:
     """Write model.safetensors and model.json, which `load_model` reads."""
-    save_network(folder / "model.safetensors", segmenter.network)
+    save_network(folder / "model.safetensors", segmenter.weights())
     write_json(folder / "model.json", model_card(config, dataset))
 
 
@@ -145,12 +260,16 @@ def model_card(config: Config, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def load_model(folder: Path) -> Model:
+def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
     """The final model of a run, or its last checkpoint if it is still running.
+
+    Args:
+        folder: of the run.
+        changes: ``section.key=value`` settings that replace the run's.
 
     Raises:
         UsageError: ``folder`` is no run's folder, or its weights do not fit its configuration or are of another format
-            version.
+            version; a change that is none, or of a number of the layer that has been learnt.
     """
     path = folder / "model.json"
     if not path.is_file():
@@ -161,12 +280,34 @@ def load_model(folder: Path) -> Model:
     except (OSError, ValueError, TypeError, KeyError) as cause:
         raise UsageError(f"{path} does not describe a model of regloss: {cause!r}.") from cause
     config = parse(described["config"], str(path))
+    if changes:
+        table = config.dump()
+        for change in changes:
+            apply_change(table, change)
+        before, config = config, parse(table, f"{folder} with the given changes")
+        _check_learnt(before, config)
     segmenter = build_segmenter(config, card["channels"], len(card["classes"]), trained=True)
-    load_network(segmenter.network, read_weights(folder), str(folder))
+    segmenter.load_weights(read_weights(folder), str(folder))
     colors: Sequence[Any] = card["colors"]
     return Model(
         segmenter.eval(), config, tuple(card["classes"]), tuple(tuple(color) for color in colors), card["channels"]
     )
+
+
+def _check_learnt(before: Config, after: Config) -> None:
+    """A number that was learnt would replace one that is given: the latter would count for nothing."""
+    old, new = build_layer(before.layer), build_layer(after.layer)
+    if old is None or new is None:
+        return
+    for name, first, second, learnt in (
+        ("weight", old.weight, new.weight, new.log_weight),
+        ("entropy", old.entropy, new.entropy, new.log_entropy),
+    ):
+        if learnt is not None and not torch.equal(first, second):
+            raise UsageError(
+                f"The layer's {name} was learnt, so giving another one changes nothing. Give layer.learn=[] too, to "
+                "use the numbers of the configuration instead of those that were learnt."
+            )
 
 
 def predict(segmenter: Segmenter, image: Tensor) -> Tensor:

@@ -377,7 +377,7 @@ def _thickness(labels: Labels) -> int:
 
 def _loss_chart(steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
     rows, x = (steps, "step") if steps else (epochs, "epoch")
-    addends = [key for key in _columns(steps) if key not in _STEP_COLUMNS]
+    addends = [key for key in _columns(steps) if key not in _STEP_COLUMNS and not key.startswith("layer-")]
     curves = {name: _series(rows, x, name) for name in ["loss", *addends]}
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
     if not curves:

@@ -1,14 +1,14 @@
-"""One image, a few scribbles, no network: a colour model or the seeds alone, a regularizer and a solver.
+"""One image, no network: a region force, a regularizer and a solver; with scribbles or without any label.
 
-    min over labellings of   sum over pixels of -log p(colour | label) + R(labels; image)         scribbles given
+    min over labellings and statistics of   region force(labels, statistics; image) + R(labels; image)
 
-The colour model of a class is a smoothed histogram of the colours under its scribbles, mixed with a uniform one, so
-that a colour never seen costs something finite. Source: Boykov, Jolly, "Interactive graph cuts", ICCV 2001.
+With scribbles, these are the seeds, and the statistics are those of the colours under them. Without, k-means on the
+colours gives the phases to start from, and statistics and labels are found in turn; see `regloss.alternate`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,81 +17,80 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from scipy import ndimage
 from torch import Tensor
 
+from regloss.alternation import Alternation, HalfStep, alternate
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
-from regloss.files import class_colors, read_image, read_scribble_map
-from regloss.registry import check_settings, resolve
+from regloss.files import FloatImage, LabelMap, class_colors, read_image, read_scribble_map
+from regloss.region_force import RegionForce, phases_by_color
+from regloss.registry import check_settings, name_of, resolve
 from regloss.regularizer import Regularizer, combine
-from regloss.solver import Solution, negotiate, solve
+from regloss.solver import Solution, Solver, negotiate, one_hot, solve
 from regloss.training.config import toml_value
+from regloss.training.convergence import Convergence
 from regloss.training.inference import check_new_folder, make_new_folder
 from regloss.training.report import outlined, save_label_png
 
-HISTOGRAM_BINS = 16  # per channel
-HISTOGRAM_SPREAD = 0.06  # of the smoothing, in units of image values
-UNIFORM_SHARE = 0.05  # of the uniform distribution in a class's colour model
+MAX_ROUNDS = 50
 
-_FILES = ("labels.png", "overlay.png")
+_FILES = ("labels.png", "overlay.png", "masks", "convergence.csv", "convergence.png")
+
+
+@dataclass(frozen=True)
+class Method:
+    """Components that go together; whatever is given beside a method's name replaces its own."""
+
+    region_force: str
+    regularizers: tuple[str, ...]
+    solver: str = "alpha-expansion"
+    entropy: float = 0.0
+
+
+METHODS: Mapping[str, Method] = {
+    # Its unaries are squared distances of colours in [0, 1], those of the others are nats: hence the weights.
+    "chan-vese": Method("chan-vese", ("tv:weight=0.1",)),
+    "region-competition": Method("gaussian", ("grid-crf:weight=5",)),
+    "graph-cut": Method("histogram", ("grid-crf:weight=5",)),
+}
+"""Methods of the literature by name."""
 
 
 @dataclass(frozen=True)
 class Segmentation:
-    """Result of `segment_file`: the labels (*S) uint8, the solver's `Solution`, and the files written."""
+    """Result of `segment_file`.
 
-    labels: npt.NDArray[np.uint8]
+    Attributes:
+        labels: (*S) uint8.
+        solution: the solver's last `Solution`, with its certificate.
+        files: what was written.
+        alternation: rounds and statistics; None where no region force took part.
+        means: (K, C) mean colour of each phase; None for scribbles, whose classes have names of their own.
+    """
+
+    labels: LabelMap
     solution: Solution
     files: tuple[Path, ...]
+    alternation: Alternation | None = None
+    means: npt.NDArray[np.float64] | None = None
 
     def lines(self) -> list[str]:
         """The result in words."""
-        solution = self.solution
-        bound = float(solution.bound[0])
+        solution, bound = self.solution, float(self.solution.bound[0])
         certificate = f", lower bound {bound:.6g}" if np.isfinite(bound) else ""
+        work, status = f"{int(solution.steps[0])} steps", solution.status[0]
+        if self.alternation is not None and len(self.alternation.history) > 2:
+            certificate += " for the last statistics" if certificate else ""
+            work, status = f"{int(self.alternation.rounds[0])} rounds", self.alternation.status[0]
         counts = np.bincount(self.labels.ravel(), minlength=2)
-        return [
-            f"energy {float(solution.energy[0]):.6g}{certificate}; {int(solution.steps[0])} steps; "
-            f"{solution.status[0].value}",
+        lines = [
+            f"energy {float(solution.energy[0]):.6g}{certificate}; {work}; {status.value}",
             "pixels per class: " + ", ".join(f"{label}: {count}" for label, count in enumerate(counts)),
-            *(f"wrote {path}" for path in self.files),
         ]
-
-
-def colour_unaries(image: Tensor, seeds: Tensor, classes: int) -> Tensor:
-    """-log p(colour | label) from the colours under the seeds.
-
-    Args:
-        image: (C, *S) in [0, 1], C of 1 to 3.
-        seeds: (*S) int64, -1 where there is none; every class below ``classes`` needs at least one.
-        classes: K.
-
-    Returns:
-        (K, *S) float32.
-
-    Raises:
-        UsageError: a class has no seed, or the image has more than three channels.
-    """
-    channels = image.shape[0]
-    if channels > 3:
-        raise UsageError(f"The colour model is for images of 1 to 3 channels; got {channels}. Use unary='uniform'.")
-    bins = (image.numpy() * HISTOGRAM_BINS).astype(np.int64).clip(0, HISTOGRAM_BINS - 1)
-    flat = np.ravel_multi_index(tuple(bins), (HISTOGRAM_BINS,) * channels)
-    unaries = []
-    for label in range(classes):
-        colours = flat[(seeds == label).numpy()]
-        if colours.size == 0:
-            raise UsageError(
-                f"Class {label} has no scribble, so it has no colour model. Scribble it, or use unary='uniform'."
-            )
-        counts = np.bincount(colours, minlength=HISTOGRAM_BINS**channels).astype(np.float64)
-        smooth = ndimage.gaussian_filter(
-            counts.reshape((HISTOGRAM_BINS,) * channels), HISTOGRAM_SPREAD * HISTOGRAM_BINS, mode="constant"
-        )
-        probability = (1 - UNIFORM_SHARE) * smooth.ravel() / smooth.sum() + UNIFORM_SHARE / smooth.size
-        unaries.append(-np.log(probability)[flat])
-    return torch.from_numpy(np.stack(unaries)).float()
+        if self.means is not None:
+            colours = ["(" + ", ".join(f"{value:.3f}" for value in mean) + ")" for mean in self.means]
+            lines.append("mean colours: " + ", ".join(f"{label}: {text}" for label, text in enumerate(colours)))
+        return lines + [f"wrote {path}" for path in self.files]
 
 
 def parse_component(kind: str, text: str) -> Any:
@@ -99,6 +98,8 @@ def parse_component(kind: str, text: str) -> Any:
 
     >>> parse_component("regularizer", "grid-crf:weight=2,connectivity=4")
     GridCRF(weight=2, connectivity=4, sigma='auto', diagonal='distance', relaxation='bilinear')
+    >>> parse_component("region-force", "chan-vese:scale=[1, 2]")
+    ChanVese(scale=(1, 2))
     """
     # A qualified name (distribution:name) has a colon too, but no "=" behind it.
     name, colon, tail = text.partition(":")
@@ -106,7 +107,7 @@ def parse_component(kind: str, text: str) -> Any:
         second, _, rest = tail.partition(":")
         name, tail = f"{name}:{second}", rest
     chosen: dict[str, Any] = {}
-    for part in filter(None, tail.split(",")):
+    for part in filter(None, _settings(tail)):
         key, equals, value = part.partition("=")
         if not equals:
             raise UsageError(f"{kind} {text!r}: settings are written NAME:setting=value,setting=value.")
@@ -115,77 +116,220 @@ def parse_component(kind: str, text: str) -> Any:
     return resolve(kind, {"name": name, **chosen})
 
 
+def _settings(text: str) -> list[str]:
+    """``text`` split at the commas that stand in no bracket."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
 def segment_file(
     path: Path,
     output: Path,
     *,
-    scribbles: Path | None,
-    regularizers: Sequence[str] = ("grid-crf:weight=5",),
-    solver: str = "alpha-expansion",
+    scribbles: Path | None = None,
+    phases: int | None = None,
+    start: Path | None = None,
+    method: str | None = None,
+    region_force: str | None = None,
+    regularizers: Sequence[str] | None = None,
+    solver: str | None = None,
     unary: str = "color",
-    entropy: float = 0.0,
+    entropy: float | None = None,
+    max_rounds: int | None = None,
+    seed: int = 0,
     overwrite: bool = False,
+    tell: Callable[[str], object] | None = None,
 ) -> Segmentation:
-    """Segment one image from scribbles.
+    """Segment one image from scribbles, or into phases.
 
     Args:
         path: the image.
-        output: folder for labels.png and overlay.png.
+        output: folder for labels.png and overlay.png; without scribbles also masks/, a mask for each phase; where an
+            energy was followed also convergence.csv and convergence.png.
         scribbles: PNG of class indices, 255 = unlabelled, of the image's size.
-        regularizers: ``NAME`` or ``NAME:setting=value,...``; they add up.
+        phases: how many, at least 2, where there are no scribbles; None = 2, or as many as ``start`` has.
+        start: PNG of phase indices to start from instead of k-means, 255 = no opinion.
+        method: a name in `METHODS`; None = "graph-cut" with scribbles, else the one with the given region force, else
+            "chan-vese".
+        region_force: ``NAME`` or ``NAME:setting=value,...`` instead of the method's.
+        regularizers: likewise; they add up.
         solver: likewise.
-        unary: "color" (histograms of the colours under the scribbles) or "uniform" (seeds alone).
-        entropy: weight of the entropy, for solvers over probabilities.
+        unary: "color", or "uniform" for seeds alone, with no region force.
+        entropy: weight of the entropy, for solvers over probabilities, instead of the method's.
+        max_rounds: how often labels are solved for; None = once with scribbles, 50 times at most without.
+        seed: of k-means.
         overwrite: replace the files of an earlier call.
+        tell: called with a line for each round, if there may be several.
 
     Raises:
-        UsageError: files missing or of different sizes, no scribbles, one class seeded only, or a solver that cannot
-            serve the regularizers.
+        UsageError: files missing or of different sizes, neither scribbles nor phases, one class seeded only, fewer
+            colours than phases, or a solver that cannot serve the regularizers.
     """
     if unary not in ("color", "uniform"):
         raise UsageError(f'unary must be "color" or "uniform"; got {unary!r}.')
-    if scribbles is None:
+    free = phases is not None or start is not None or method is not None or region_force is not None
+    if scribbles is None and not free:
         raise UsageError(
-            "Give scribbles: a PNG of the image's size with class indices, 255 = unlabelled (--scribbles)."
+            "Give scribbles: a PNG of the image's size with class indices, 255 = unlabelled (--scribbles). Or let "
+            "colours decide: say how many phases there are (--phases 2)."
         )
+    if scribbles is not None and (phases is not None or start is not None):
+        raise UsageError("With scribbles these are the start, and say how many classes there are. Leave --phases out.")
+    if unary == "uniform" and (scribbles is None or region_force is not None or method is not None):
+        raise UsageError('unary "uniform" means seeds alone: give scribbles, and neither method nor region force.')
+    if max_rounds is None:
+        max_rounds = MAX_ROUNDS if scribbles is None else 1
+    chosen = _method(method, region_force, scribbles is not None)
     check_new_folder(output, _FILES, overwrite=overwrite)
     image = read_image(path)
-    names = [str(number) for number in range(IGNORE)]
-    seeds_map = read_scribble_map(scribbles, names, image.shape[1:])
-    if seeds_map.shape != image.shape[1:]:
-        raise UsageError(
-            f"{scribbles} has the size {seeds_map.shape}, {path} {image.shape[1:]} (height, width). They must agree."
+    force: RegionForce | None = None
+    if unary == "color":
+        force = parse_component("region-force", region_force or chosen.region_force)
+    regularizer = combine([parse_component("regularizer", text) for text in regularizers or chosen.regularizers])
+    assert isinstance(regularizer, Regularizer)
+    chosen_solver: Solver = parse_component("solver", solver or chosen.solver)
+    negotiate(regularizer, chosen_solver)
+    entropy = chosen.entropy if entropy is None else entropy
+
+    tensor = torch.from_numpy(image).unsqueeze(0)
+    fixed, allowed = None, None
+    if scribbles is not None:
+        begin, fixed, allowed = _seeds(scribbles, path, image)
+    else:
+        begin = _phases(tensor, start, path, image, phases, seed)
+    classes = begin.shape[1]
+
+    convergence = Convergence()
+
+    def told(step: HalfStep) -> None:
+        convergence.tell(step)
+        if tell is not None and step.half == "labels" and max_rounds > 1:
+            tell(f"round {step.round}: energy {float(step.energy[0]):.6g}")
+
+    alternation: Alternation | None = None
+    if force is None:
+        term = regularizer.bind(tensor)
+        solution = solve(
+            term,
+            torch.zeros_like(begin),
+            chosen_solver,
+            entropy=entropy,
+            fixed=fixed,
+            allowed=allowed,
+            observe=convergence.observe,
         )
-    present = np.unique(seeds_map[seeds_map != IGNORE])
+    else:
+        alternation = alternate(
+            force,
+            regularizer,
+            chosen_solver,
+            tensor,
+            begin,
+            entropy=entropy,
+            fixed=fixed,
+            allowed=allowed,
+            max_rounds=max_rounds,
+            tell=told,
+            observe=convergence.observe,
+        )
+        solution = alternation.solution
+    labels = solution.labels[0].numpy().astype(np.uint8)
+    files = _write(output, image, labels, classes, convergence, masks=scribbles is None)
+    means = _mean_colors(image, labels, classes) if scribbles is None else None
+    return Segmentation(labels, solution, files, alternation, means)
+
+
+def _method(name: str | None, region_force: str | None, scribbled: bool) -> Method:
+    if name is not None:
+        if name not in METHODS:
+            raise UsageError(f"There is no method called {name!r}. Known: {', '.join(METHODS)}.")
+        return METHODS[name]
+    if region_force is not None:
+        force = name_of(parse_component("region-force", region_force))
+        fitting = [method for method in METHODS.values() if method.region_force == force]
+        return fitting[0] if fitting else METHODS["graph-cut"]
+    return METHODS["graph-cut" if scribbled else "chan-vese"]
+
+
+def _read_labels(path: Path, of: Path, image: FloatImage) -> LabelMap:
+    labels = read_scribble_map(path, [str(number) for number in range(IGNORE)], image.shape[1:])
+    if labels.shape != image.shape[1:]:
+        raise UsageError(
+            f"{path} has the size {labels.shape}, {of} {image.shape[1:]} (height, width). They must agree."
+        )
+    return labels
+
+
+def _one_hot(labels: LabelMap, classes: int) -> Tensor:
+    """(1, K, *S), all 0 where there is no label."""
+    given = torch.from_numpy(labels != IGNORE).unsqueeze(0)
+    indices = torch.from_numpy(labels.astype(np.int64)).unsqueeze(0).masked_fill(~given, 0)
+    return one_hot(indices, classes, torch.float32) * given.unsqueeze(1)
+
+
+def _seeds(path: Path, of: Path, image: FloatImage) -> tuple[Tensor, Tensor, Tensor]:
+    """Scribbles as start (1, K, *S), seeds (1, *S) and allowed labels (1, K)."""
+    labels = _read_labels(path, of, image)
+    present = np.unique(labels[labels != IGNORE])
     if present.size < 2:
         found = "no pixel" if present.size == 0 else f"only class {present[0]}"
-        raise UsageError(f"{scribbles} labels {found}; scribble at least two classes (background counts as one).")
+        raise UsageError(f"{path} labels {found}; scribble at least two classes (background counts as one).")
     classes = int(present.max()) + 1
-    regularizer = combine([parse_component("regularizer", text) for text in regularizers])
-    assert isinstance(regularizer, Regularizer)
-    chosen_solver = parse_component("solver", solver)
-    negotiate(regularizer, chosen_solver)
-
-    seeds = torch.from_numpy(seeds_map.astype(np.int64))
-    seeds[seeds == IGNORE] = -1
-    tensor = torch.from_numpy(image)
-    shape = (1, classes, *tensor.shape[1:])
+    fixed = torch.from_numpy(labels.astype(np.int64)).unsqueeze(0)
     allowed = torch.zeros(1, classes, dtype=torch.bool)
     allowed[0, torch.from_numpy(present.astype(np.int64))] = True
-    if unary == "color":
-        # The colour model numbers the classes that are there without gaps.
-        places = torch.from_numpy(np.searchsorted(present, seeds.clamp(min=0).numpy()))
-        used = colour_unaries(tensor, places.masked_fill(seeds < 0, -1), present.size)
-        unaries = torch.zeros(shape)
-        unaries[0, allowed[0]] = used
-    else:
-        unaries = torch.zeros(shape)
-    term = regularizer.bind(tensor.unsqueeze(0))
-    solution = solve(term, unaries, chosen_solver, entropy=entropy, fixed=seeds.unsqueeze(0), allowed=allowed)
+    return _one_hot(labels, classes), fixed.masked_fill(fixed == IGNORE, -1), allowed
+
+
+def _phases(tensor: Tensor, start: Path | None, of: Path, image: FloatImage, phases: int | None, seed: int) -> Tensor:
+    """Where to start (1, K, *S): the labels of a file, or k-means."""
+    if start is None:
+        wanted = 2 if phases is None else phases
+        if wanted > IGNORE:
+            raise UsageError(f"There can be at most {IGNORE} phases; got {wanted}.")
+        return one_hot(phases_by_color(tensor, wanted, seed=seed), wanted, torch.float32)
+    labels = _read_labels(start, of, image)
+    present = np.unique(labels[labels != IGNORE])
+    if present.size < 2:
+        found = "no pixel" if present.size == 0 else f"all pixels {present[0]}"
+        raise UsageError(f"{start} labels {found}; to start from, it needs pixels of at least two phases.")
+    classes = int(present.max()) + 1
+    if phases is not None and phases != classes:
+        raise UsageError(f"{start} has the phases 0 to {classes - 1}, but {phases} phases are asked for.")
+    return _one_hot(labels, classes)
+
+
+def _mean_colors(image: FloatImage, labels: LabelMap, classes: int) -> npt.NDArray[np.float64]:
+    """(K, C); NaN where a phase has no pixels any more."""
+    flat, places = image.reshape(len(image), -1), labels.ravel()
+    counts = np.bincount(places, minlength=classes)
+    sums = np.stack([np.bincount(places, weights=channel, minlength=classes) for channel in flat], axis=1)
+    means: npt.NDArray[np.float64] = np.full(sums.shape, np.nan)
+    np.divide(sums, counts[:, None], out=means, where=counts[:, None] > 0)
+    return means
+
+
+def _write(
+    output: Path, image: FloatImage, labels: LabelMap, classes: int, convergence: Convergence, *, masks: bool
+) -> tuple[Path, ...]:
     make_new_folder(output, _FILES)
-    labels = solution.labels[0].numpy().astype(np.uint8)
     colors = class_colors(classes)
-    files = [output / name for name in _FILES]
+    files = [output / "labels.png", output / "overlay.png"]
     save_label_png(files[0], labels, colors)
     Image.fromarray(outlined(image, labels, colors)).save(files[1])
-    return Segmentation(labels, solution, tuple(files))
+    if masks:
+        (output / "masks").mkdir()
+        for phase in range(classes):
+            files.append(output / "masks" / f"phase-{phase}.png")
+            Image.fromarray(np.where(labels == phase, np.uint8(255), np.uint8(0))).save(files[-1])
+    if convergence.has_curve():
+        files += [output / "convergence.csv", output / "convergence.png"]
+        convergence.write_table(files[-2])
+        convergence.write_chart(files[-1])
+    return tuple(files)

@@ -44,6 +44,7 @@ from regloss.training import checkpoints
 from regloss.training.config import Config, build_loop
 from regloss.training.data import (
     EpochOrder,
+    Prepared,
     SampleCache,
     TrainingSet,
     check_evaluation_samples,
@@ -57,7 +58,16 @@ from regloss.training.data import (
 from regloss.training.evaluation import evaluate_samples, examples_of
 from regloss.training.logs import CsvLog
 from regloss.training.metrics import Scores
-from regloss.training.model import Segmenter, build_segmenter, model_card, predict, save_model
+from regloss.training.model import (
+    NotFinite,
+    Segmenter,
+    build_segmenter,
+    describe_layer,
+    layer_report,
+    model_card,
+    predict,
+    save_model,
+)
 from regloss.training.proposals import ProposalStore
 
 Tell = Callable[[str], None]
@@ -116,9 +126,9 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     trained = checkpoint is not None or start_from is not None
     segmenter = build_segmenter(config, dataset.channels, len(dataset.classes), trained=trained)
     if checkpoint is not None:
-        checkpoints.load_network(segmenter.network, checkpoint.network, f"the checkpoint in {config.output}")
+        segmenter.load_weights(checkpoint.network, f"the checkpoint in {config.output}")
     elif start_from is not None:
-        checkpoints.load_network(segmenter.network, checkpoints.read_weights(Path(start_from)), start_from)
+        segmenter.load_weights(checkpoints.read_weights(Path(start_from)), start_from, start=True)
     build_optimizer(config, segmenter)
     loop = build_loop(config.loss, data.supervision)
     Scores(dataset.classes, config.evaluation.trimap)
@@ -137,6 +147,7 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     for subset in (data.val, data.test):
         if subset is not None:
             check_evaluation_samples(cache, subset)
+    _check_layer(segmenter, TrainingSet(cache, ids, data, config.seed)[0, 0, -1], len(dataset.classes))
     return Parts(config, dataset, cache, segmenter, loop, ids, warnings, checkpoint)
 
 
@@ -166,6 +177,19 @@ def _check_network(segmenter: Segmenter, image: Tensor, classes: int) -> None:
         raise UsageError(
             f"{type(segmenter.network).__name__} makes logits of {logits.shape[1]} classes; the data set has {classes}."
         )
+
+
+def _check_layer(segmenter: Segmenter, crop: Prepared, classes: int) -> None:
+    """Run the layer on one training crop: volumes, say, may fit whole images only."""
+    if segmenter.layer is None:
+        return
+    logits = torch.zeros(1, classes, *crop.image.shape[1:])
+    try:
+        with torch.no_grad():
+            segmenter.layer.log_probabilities(logits, crop.image.unsqueeze(0), crop.roi.unsqueeze(0))
+    except UsageError as error:
+        raise type(error)(f"[layer], on a training crop: {error}") from error
+    segmenter.layer.solution = None  # nothing to be sent to other processes
 
 
 def train(
@@ -358,6 +382,9 @@ def build_optimizer(config: Config, segmenter: Segmenter) -> torch.optim.Optimiz
         {"params": parameters, "lr": rate * (config.training.head_lr if name == "head" else 1.0)}
         for name, parameters in segmenter.groups().items()
     ]
+    if segmenter.learnt():
+        # Decay would pull the logarithms to 0, and so what is learnt to 1.
+        groups.append({"params": segmenter.learnt(), "lr": rate, "weight_decay": 0.0})
     optimizer: Any = cls
     try:
         made: torch.optim.Optimizer = optimizer(groups, **table)
@@ -415,7 +442,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
     def save() -> None:
         if main:
             state = {"generation": generation, "generation-epoch": generation_epoch, "numbers": numbers}
-            checkpoints.save(folder / "checkpoints", step, segmenter.network, optimizer, state)
+            checkpoints.save(folder / "checkpoints", step, segmenter.weights(), optimizer, state)
             store.keep_from(generation)
 
     with _progress(total_steps, step, quiet or not main) as advance:
@@ -450,7 +477,10 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 # All randomness of a step (dropout) follows from the step's number, so a resumed run repeats it.
                 torch.manual_seed(_step_seed(config.seed, fabric.global_rank, step))
                 model.train()
-                logits = model(batch.image, batch.roi)
+                try:
+                    logits = model(batch.image, batch.roi)
+                except NotFinite as error:
+                    raise _diverged("The network's output became NaN or infinite", step + 1, batch) from error
                 proposal = None
                 if stored is not None:
                     proposal = Proposal(stored.to(fabric.device))
@@ -472,7 +502,8 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 saved = training.checkpoint_every is not None and step % training.checkpoint_every == 0
                 last = step % order.steps == 0
                 if logged or saved or last:  # what has diverged is never saved
-                    values = _over_processes(fabric, {"loss": float(loss.detach()), **loop.parts})
+                    of_layer = layer_report(segmenter.layer, batch.pixels)
+                    values = _over_processes(fabric, {"loss": float(loss.detach()), **loop.parts, **of_layer})
                     if not math.isfinite(values["loss"]):
                         raise _diverged(f"The loss became {values['loss']}", step, batch)
                 if logged:
@@ -498,7 +529,8 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
             if main:
                 _spent(numbers, clock, "seconds")
                 of_epoch = [row for row in steps_log.rows if row["epoch"] == epoch]
-                for name in ("loss", *loop.parts):
+                averaged = [name for row in of_epoch for name in row if name.startswith("layer-")]
+                for name in ("loss", *loop.parts, *dict.fromkeys(averaged)):
                     values_of_epoch = [row[name] for row in of_epoch if name in row]
                     if values_of_epoch:
                         numbers[name] = sum(values_of_epoch) / len(values_of_epoch)
@@ -510,6 +542,9 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
 
     if main:
         save_model(folder, segmenter, config, parts.dataset)
+        if segmenter.layer is not None and segmenter.learnt():
+            learnt = describe_layer(segmenter.layer)
+            tell("Layer after training: " + ", ".join(f"{name[6:]} {value:.4g}" for name, value in learnt.items()))
     return _finish(fabric, parts, store if generation >= 0 else None, generation, tell)
 
 

@@ -1,32 +1,82 @@
-"""Potts solvers on photographs and on real scribbles: CPU seconds, energy, certificate; all solvers in one run.
+"""Potts solvers on photographs, volumes and real scribbles: CPU seconds, energy, bound and memory, all in one run.
 
-    python tests/benchmarks/potts.py [--repeats 3] [--solvers alpha-expansion pymaxflow gco] [--quick]
+    python tests/benchmarks/potts.py [--full] [--repeats 3] [--solvers ...] [--only "trust region"] [--plot potts.png]
 
 Regimes: "strong" (unaries decide most pixels), "weak" (noisy unaries, strong pairs) and "trust region" (scribbles as
-hard seeds, unaries .05 x -log p, pairs of weight 25; needs REGLOSS_DATA with iseg). Times are medians of CPU seconds on
-one thread, children included; energies are relative to the best of the row. Solvers that are not installed are skipped
-by name.
+hard seeds, unaries .05 x -log p, pairs of weight 25; needs REGLOSS_DATA with iseg or acdc, images enlarged to 560
+pixels). Times are medians of CPU seconds on one thread, of a whole call, children included; "time" is in parts of the
+fastest rival's. Energies are relative to the best of the problem, gaps to the best bound that any solver proved. Memory
+is the peak of resident memory above that before the call, of the process and its largest child; every problem and
+solver has a process of its own for that. Solvers that are not installed, or not for a problem (ortools: two labels), are
+skipped by name.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import multiprocessing
 import os
-import time
+import resource
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from PIL import Image
 from torch import Tensor
 
 import regloss
-from regloss.files import read_image, read_label_map
-from regloss.regularizer import Term
-from regloss.solver import Solver
+from regloss.regularizer import Form, Graph, GridGraph, Term
+from regloss.solver import Problem, Solution, Solver
+from regloss_plugins.kernels.expansion import Expansion
+from regloss_plugins.kernels.potts import free_problem
+from regloss_plugins.solvers.alpha_expansion import ImageProblem, solve_discrete
+
+UNIT = 1e-6  # of ortools' integer capacities
+
+
+@dataclass(frozen=True)
+class Ortools(Solver):
+    """Two labels by ortools' push-relabel for general graphs, its capacities rounded to integers."""
+
+    accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph, Graph)
+
+    def minimise(self, problem: Problem) -> Solution:
+        if isinstance(problem.form, GridGraph):
+            problem = replace(problem, form=problem.form.graph())
+        return solve_discrete(problem, self._solve_one, workers=1)
+
+    def _solve_one(self, image: ImageProblem) -> Expansion:
+        max_flow = importlib.import_module("ortools.graph.python.max_flow")
+        assert isinstance(image.form, Graph)
+        unary = image.unary.reshape(len(image.unary), -1)
+        masks = image.fixed.ravel(), image.roi.ravel(), image.allowed
+        problem = free_problem(unary, image.form.edges.cpu().numpy(), image.weights, image.labels.ravel(), *masks)
+        nodes = np.arange(len(problem.pixels))
+        source, sink = len(nodes), len(nodes) + 1
+        excess = np.rint((problem.unary[0] - problem.unary[1]) / UNIT).astype(np.int64)
+        capacity = np.rint(problem.weights / UNIT).astype(np.int64)
+        flow = max_flow.SimpleMaxFlow()
+        first, second = problem.edges.T
+        flow.add_arcs_with_capacity(first, second, capacity)
+        flow.add_arcs_with_capacity(second, first, capacity)
+        for side, arcs in ((source, nodes[excess > 0]), (sink, nodes[excess < 0])):
+            ends = np.full(len(arcs), side)
+            tail, head = (ends, arcs) if side == source else (arcs, ends)
+            flow.add_arcs_with_capacity(tail, head, np.abs(excess[arcs]))
+        if flow.solve(source, sink) != flow.OPTIMAL:
+            raise RuntimeError("ortools found no maximum flow")
+        labels = np.zeros(len(nodes), np.int64)
+        taken = np.array(flow.get_source_side_min_cut())
+        labels[taken[taken < len(nodes)]] = 1
+        energy = problem.energy(labels)
+        return Expansion(problem.everywhere(labels), energy, problem.energy(problem.start), 1, True, energy)
 
 
 @dataclass(frozen=True)
@@ -47,6 +97,13 @@ def photograph(height: int, width: int) -> Tensor:
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).permute(2, 0, 1).unsqueeze(0)
 
 
+def volume(height: int, width: int, depth: int) -> Tensor:
+    """A photograph that fades into its mirror image along the third axis."""
+    image = photograph(height, width).mean(1, keepdim=True).unsqueeze(-1)
+    fade = torch.linspace(0, 1, depth)
+    return (1 - fade) * image + fade * image.flip(3)
+
+
 def colour_unaries(image: Tensor, classes: int, noise: float, strength: float, seed: int = 0) -> Tensor:
     """Distances to random colours of the image, with noise: every class is the cheapest somewhere."""
     generator = torch.Generator().manual_seed(seed)
@@ -56,30 +113,57 @@ def colour_unaries(image: Tensor, classes: int, noise: float, strength: float, s
     return strength * (distances + noise * torch.randn(distances.shape, generator=generator))
 
 
-def cases(quick: bool) -> Iterator[Case]:
+def scribbled(root: Path, kind: str, count: int, classes: int) -> Iterator[Case]:
+    """Trust-region problems of a network that knows nothing yet, on images enlarged to 560 pixels."""
+    for path in sorted((root / kind).glob("*.png"))[:count]:
+        scribble = torch.from_numpy(np.asarray(Image.open(path)).astype(np.int64))
+        picture = np.asarray(Image.open(next(root.glob(f"images/{path.stem}.*"))), dtype=np.float32) / 255
+        image = torch.from_numpy(picture if picture.ndim == 3 else picture[..., None]).permute(2, 0, 1).unsqueeze(0)
+        scale = 560 / max(scribble.shape)
+        size = [round(scale * length) for length in scribble.shape]
+        image = F.interpolate(image, size, mode="bicubic").clamp(0, 1)
+        labels = F.interpolate(scribble[None, None].float(), size, mode="nearest")[:, 0].long()
+        unary = -0.05 * torch.randn(1, classes, *size, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+        name = f"trust region {root.name} {path.stem[-12:]} {size[0]}x{size[1]} K={classes}"
+        yield Case(name, regloss.GridCRF(weight=25.0).bind(image), unary, torch.where(labels == 255, -1, labels))
+
+
+def noisy(regime: str, image: Tensor, classes: int) -> Case:
+    """Unaries that know more ("strong") or less ("weak") of the labels."""
+    term = regloss.GridCRF(weight=1.0, connectivity=8 if image.ndim == 4 else 26).bind(image)
+    noise, strength = (0.1, 10.0) if regime == "strong" else (0.5, 1.0)
+    size = "x".join(map(str, image.shape[2:]))
+    return Case(f"{regime} {size} K={classes}", term, colour_unaries(image, classes, noise, strength), None)
+
+
+def cases(full: bool) -> Iterator[Case]:
     """All problems, one after the other."""
-    sizes = [(160, 200)] if quick else [(375, 500)]
-    for height, width in sizes:
-        image = photograph(height, width)
-        term = regloss.GridCRF(weight=1.0).bind(image)
-        for classes in (2, 4) if quick else (2, 4, 21):
-            strong = colour_unaries(image, classes, noise=0.1, strength=10.0)
-            weak = colour_unaries(image, classes, noise=0.5, strength=1.0)
-            yield Case(f"strong {height}x{width} K={classes}", term, strong, None)
-            yield Case(f"weak {height}x{width} K={classes}", term, weak, None)
-    root = Path(os.environ.get("REGLOSS_DATA", "")) / "iseg"
-    if not (os.environ.get("REGLOSS_DATA") and root.is_dir()):
-        print("trust region: skipped, REGLOSS_DATA does not name a folder with iseg")
-        return
-    for path in sorted((root / "scribbles1").glob("*.png"))[: 2 if quick else 5]:
-        image = torch.from_numpy(read_image(next(root.glob(f"images/{path.stem}.*")))).unsqueeze(0)
-        scribble = torch.from_numpy(read_label_map(path, ["background", "object"]).astype(np.int64)).unsqueeze(0)
-        fixed = torch.where(scribble == 255, -1, scribble)
-        generator = torch.Generator().manual_seed(0)
-        logits = torch.randn(1, 2, *image.shape[2:], generator=generator)  # a network that knows nothing yet
-        unary = -0.05 * logits.log_softmax(1)
-        size = "x".join(map(str, image.shape[2:]))
-        yield Case(f"trust region {path.stem} {size} K=2", regloss.GridCRF(weight=25.0).bind(image), unary, fixed)
+    for height, width in [(321, 321), (375, 500), (1024, 1024)] if full else [(375, 500)]:
+        for classes in (2, 4, 21):
+            for regime in ("strong", "weak"):
+                yield noisy(regime, photograph(height, width), classes)
+    if full:
+        for classes in (2, 4):
+            for regime in ("strong", "weak"):
+                yield noisy(regime, volume(128, 128, 32), classes)
+    data = Path(os.environ.get("REGLOSS_DATA", ""))
+    for folder, kind, classes in (("iseg", "scribbles1", 2), ("acdc", "scribbles", 4)):
+        if os.environ.get("REGLOSS_DATA") and (data / folder).is_dir():
+            yield from scribbled(data / folder, kind, 4 if full else 2, classes)
+        else:
+            print(f"trust region: skipped, REGLOSS_DATA does not name a folder with {folder}")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one solver did on one problem; a message instead where it cannot."""
+
+    seconds: float = 0.0
+    energy: float = 0.0
+    bound: float = 0.0
+    cycles: int = 0
+    memory: float = 0.0
+    skipped: str = ""
 
 
 def cpu_seconds() -> float:
@@ -88,44 +172,131 @@ def cpu_seconds() -> float:
     return now.user + now.system + now.children_user + now.children_system
 
 
+def peak_megabytes() -> float:
+    """Peak of this process's resident memory and of its largest child's."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / unit
+
+
+def forget_peak() -> None:
+    """Start the peak anew from the memory that is resident now, where the system can."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def make(name: str) -> Solver:
+    """A solver by its name, on one thread."""
+    if name == "ortools":
+        return Ortools()
+    settings: dict[str, Any] = {"workers": 1} if name in ("alpha-expansion", "dual-chains") else {}
+    solver: Solver = regloss.create("solver", name, **settings)
+    return solver
+
+
+def measure(name: str, case: Case, repeats: int, pipe: Any) -> None:
+    """In a process of its own: solve and send a `Row`."""
+    torch.set_num_threads(1)
+    try:
+        solver = make(name)
+        if name == "ortools":
+            importlib.import_module("ortools.graph.python.max_flow")
+    except (regloss.MissingDependency, ImportError) as missing:
+        pipe.send(Row(skipped=str(missing)))
+        return
+    if name == "ortools" and case.unary.shape[1] != 2:
+        pipe.send(Row(skipped="two labels only"))
+        return
+    corner = tuple(slice(0, 6) for _ in case.unary.shape[2:])
+    image = torch.rand(1, 1, *case.unary[0, 0][corner].shape)  # compiled, or read from the cache, before timing
+    same_kind = regloss.GridCRF(connectivity=26 if image.ndim == 5 else 8).bind(image)
+    regloss.solve(same_kind, case.unary[(slice(None), slice(None), *corner)], solver)
+    forget_peak()
+    before = peak_megabytes()
+    times = []
+    for _ in range(repeats):
+        began = cpu_seconds()
+        solution = regloss.solve(case.term, case.unary, solver, fixed=case.fixed)
+        times.append(cpu_seconds() - began)
+    memory = peak_megabytes() - before
+    energy, bound = float(solution.energy[0]), float(solution.bound[0])
+    pipe.send(Row(median(times), energy, bound, int(solution.steps[0]), memory))
+
+
+def plot(results: dict[str, dict[str, Row]], path: Path) -> None:
+    """Energy above the best, in parts of it, against CPU seconds: one colour a solver, one line a problem."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    names = sorted({name for rows in results.values() for name in rows})
+    colours = dict(zip(names, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+    floor = 1e-9  # where the best are drawn
+    for rows in results.values():
+        best = min(row.energy for row in rows.values())
+        points = [(row.seconds, max(row.energy / best - 1, floor), name) for name, row in sorted(rows.items())]
+        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], color="0.85", zorder=1)
+        for x, y, name in points:
+            axes.scatter(x, y, color=colours[name], zorder=2)
+    for name in names:
+        axes.scatter([], [], color=colours[name], label=name)
+    axes.set(xscale="log", yscale="log", xlabel="CPU seconds", ylabel="energy above the best, in parts of it")
+    axes.set_title(f"Potts problems; best energies at {floor:g}, one line a problem")
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    print(f"wrote {path}")
+
+
 def main() -> None:
     """Print one row for each case and solver."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--solvers", nargs="+", default=["alpha-expansion", "pymaxflow", "gco"])
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--solvers", nargs="+", default=["alpha-expansion", "pymaxflow", "gco", "ortools"])
+    parser.add_argument("--full", action="store_true", help="all sizes, volumes, more images")
+    parser.add_argument("--only", default="", help="problems whose name contains this")
+    parser.add_argument("--plot", type=Path, help="PNG of energy against time")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    solvers: dict[str, Solver] = {}
-    for name in chosen.solvers:
-        settings = {"workers": 1} if name == "alpha-expansion" else {}
-        try:
-            solvers[name] = regloss.create("solver", name, **settings)
-        except regloss.MissingDependency as missing:
-            print(f"{name}: skipped, {missing}")
-    small = photograph(8, 8)
-    for solver in solvers.values():  # compile before timing
-        regloss.solve(regloss.GridCRF().bind(small), colour_unaries(small, 3, 0.1, 1.0), solver)
-    print(f"{'problem':40} {'solver':16} {'CPU s':>8} {'wall s':>8} {'energy / best':>14} {'gap':>10} {'cycles':>7}")
-    for case in cases(chosen.quick):
-        rows = {}
-        for name, solver in solvers.items():
-            times, walls = [], []
-            for _ in range(chosen.repeats):
-                began, wall = cpu_seconds(), time.perf_counter()
-                solution = regloss.solve(case.term, case.unary, solver, fixed=case.fixed)
-                times.append(cpu_seconds() - began)
-                walls.append(time.perf_counter() - wall)
-            rows[name] = (median(times), median(walls), solution)
-        best = min(float(solution.energy[0]) for _, _, solution in rows.values())
-        for name, (seconds, wall, solution) in rows.items():
-            energy = float(solution.energy[0])
-            gap = f"{float(solution.gap[0]):.3g}" if np.isfinite(float(solution.gap[0])) else "-"
+    fork = multiprocessing.get_context("fork")
+    absent: set[str] = set()
+    results: dict[str, dict[str, Row]] = {}
+    head = f"{'CPU s':>8} {'energy / best':>14} {'gap':>9} {'cycles':>6} {'MB':>6} {'time':>6}"
+    print(f"{'problem':48} {'solver':16} {head}")
+    for case in cases(chosen.full):
+        if chosen.only not in case.name:
+            continue
+        rows: dict[str, Row] = {}
+        for name in chosen.solvers:
+            if name in absent:
+                continue
+            receive, send = fork.Pipe(duplex=False)
+            process = fork.Process(target=measure, args=(name, case, chosen.repeats, send))
+            process.start()
+            send.close()
+            try:
+                row = receive.recv()
+            except EOFError:
+                row = Row(skipped="its process died")
+            process.join()
+            if not row.skipped:
+                rows[name] = row
+            elif row.skipped != "two labels only":
+                print(f"{name}: skipped, {row.skipped}")
+                absent.add(name)
+        results[case.name] = rows
+        best, bound = min(row.energy for row in rows.values()), max(row.bound for row in rows.values())
+        rivals = [row.seconds for name, row in rows.items() if name not in ("alpha-expansion", "dual-chains")]
+        for name, row in rows.items():
+            gap = f"{(row.energy - bound) / abs(row.energy):9.1e}" if np.isfinite(bound) else f"{'-':>9}"
+            ratio = f"{row.seconds / min(rivals):6.2f}" if rivals else f"{'-':>6}"
             print(
-                f"{case.name:40} {name:16} {seconds:8.3f} {wall:8.3f} {energy / best:14.8f} {gap:>10} "
-                f"{int(solution.steps[0]):7d}",
+                f"{case.name:48} {name:16} {row.seconds:8.3f} {row.energy / best:14.8f} {gap} {row.cycles:6d} "
+                f"{row.memory:6.0f} {ratio}",
                 flush=True,
             )
+    if chosen.plot is not None:
+        plot({name: rows for name, rows in results.items() if rows}, chosen.plot)
 
 
 if __name__ == "__main__":

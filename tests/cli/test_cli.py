@@ -38,6 +38,28 @@ def test_a_session(regloss, config_file, images, tmp_path, real_report):
     assert len(list((tmp_path / "out" / "labels").iterdir())) == 8
 
 
+def test_a_session_with_a_layer(regloss, config_file, images, tmp_path, real_report):
+    """As a file says it; solved further for scores and label maps."""
+    path = config_file("training.epochs=1")
+    path.write_text(
+        path.read_text() + 'layer = {regularizer = "nltv", solver = "pdhg", steps = 10, learn = ["weight"]}\n'
+    )
+    done = regloss("train", path)
+    assert done.code == 0
+    assert "layer-gap" in done.out
+    assert done.err.startswith("Layer after training: weight-nltv ")
+    run = tmp_path / "run"
+    assert (run / "log" / "steps.csv").read_text().splitlines()[0].endswith("layer-gap,layer-steps,layer-weight-nltv")
+    more = regloss("evaluate", run, "--set", "layer.steps=100")
+    assert more.code == 0
+    assert float(more.out.split("layer-steps ")[1].split()[0]) > 10
+    predicted = regloss("predict", run, images / "images", "--set", "layer.steps=100", "--output", tmp_path / "out")
+    assert predicted.code == 0
+    refused = regloss("evaluate", run, "--set", "layer.step=100")
+    assert refused.code == 2
+    assert "unknown key 'layer.step'. Did you mean 'steps'?" in refused.err
+
+
 def test_the_installed_command(config_file, images, tmp_path):
     """A process of its own, as a user starts it, with every built-in hook."""
     command = [sys.executable, "-m", "regloss_cli.main", "train", str(config_file("training.epochs=1"))]
@@ -63,6 +85,17 @@ def test_evaluating_other_subsets(regloss, trained, tmp_path):
     assert done.code == 0
     assert done.out.startswith("train: mean-iou")
     assert "energy" not in done.out
+
+
+def test_evaluating_with_noise(regloss, trained, tmp_path):
+    levels = ("--noise", "gaussian:0.05", "--noise", "salt-and-pepper:0.1")
+    done = regloss("evaluate", trained, *levels, "--output", tmp_path / "scores.json")
+    assert done.code == 0
+    names = ["test", "test gaussian:0.05", "test salt-and-pepper:0.1"]
+    assert [line.split(": mean-iou")[0] for line in done.out.splitlines()] == names
+    assert list(json.loads((tmp_path / "scores.json").read_text())) == names
+    refused = regloss("evaluate", trained, "--noise", "gaussian:12")
+    assert (refused.code, refused.out) == (2, "")
 
 
 def test_segmenting_one_image(regloss, tmp_path):
@@ -120,7 +153,7 @@ def test_components_are_listed(regloss):
         assert (kind, name) in listed
     assert all(line.split()[2] == "regloss" for line in done.out.splitlines())
     only = regloss("plugins", "list", "--kind", "network")
-    assert [line.split()[0] for line in only.out.splitlines()] == ["network"] * 2
+    assert [line.split()[0] for line in only.out.splitlines()] == ["network"] * 3
     assert regloss("plugins", "list", "--kind", "colour").code == 2
 
 

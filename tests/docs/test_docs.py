@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -37,7 +37,8 @@ else:
 
 ROOT = Path(__file__).parents[2]
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
-PAGES = [ROOT / "README.md", *GUIDE, ROOT / "docs" / "writing-a-plugin" / "README.md"]
+METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
+PAGES = [ROOT / "README.md", *GUIDE, *METHODS, ROOT / "docs" / "writing-a-plugin" / "README.md"]
 NAMES = {page: page.relative_to(ROOT).as_posix() for page in PAGES}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=NAMES.values())
@@ -257,21 +258,30 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The model of a subsection, which may be optional."""
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None
+
+
 def fields(model: type[BaseModel]) -> dict[str, Any]:
     """Settings of a section, without its subsections."""
     found = {}
     for name, field in model.model_fields.items():
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
+        if section_of(field.annotation) is None:
             found[name.replace("_", "-")] = plain(field.get_default(call_default_factory=True))
     return found
 
 
 def sections(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
     for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        subsection = section_of(field.annotation)
+        if subsection is not None:
             full = f"{prefix}{name.replace('_', '-')}"
-            yield full, field.annotation
-            yield from sections(field.annotation, f"{full}.")
+            yield full, subsection
+            yield from sections(subsection, f"{full}.")
 
 
 def test_every_configuration_key_is_in_the_guide_with_its_default() -> None:

@@ -41,7 +41,7 @@ def test_training_goes_on_bit_by_bit(tmp_path, make):
     model = network()
     optimizer = groups(model, make)
     advance(model, optimizer, 3)
-    path = checkpoints.save(tmp_path, 3, model, optimizer, {"generation": -1, "numbers": {"a": 0.1}})
+    path = checkpoints.save(tmp_path, 3, model.state_dict(), optimizer, {"generation": -1, "numbers": {"a": 0.1}})
     advance(model, optimizer, 2)
 
     again = network()
@@ -60,7 +60,7 @@ def test_the_last_one_stays(tmp_path):
     model = network()
     optimizer = OPTIMIZERS["plain"](model.parameters())
     for step in (5, 100, 1000):
-        checkpoints.save(tmp_path, step, model, optimizer, {})
+        checkpoints.save(tmp_path, step, model.state_dict(), optimizer, {})
     assert [path.name for path in checkpoints.complete(tmp_path)] == ["00001000"]
     assert [path.name for path in tmp_path.iterdir()] == ["00001000"]
 
@@ -69,12 +69,12 @@ def test_an_incomplete_one_is_no_checkpoint(tmp_path):
     """Killed while writing, a process leaves a temporary folder; the next checkpoint clears it away."""
     model = network()
     optimizer = OPTIMIZERS["plain"](model.parameters())
-    checkpoints.save(tmp_path, 5, model, optimizer, {})
+    checkpoints.save(tmp_path, 5, model.state_dict(), optimizer, {})
     (tmp_path / ".00000010.123").mkdir()
     (tmp_path / ".00000010.123" / "network.safetensors").write_bytes(b"half")
     (tmp_path / "00000011").mkdir()
     assert [path.name for path in checkpoints.complete(tmp_path)] == ["00000005"]
-    checkpoints.save(tmp_path, 15, model, optimizer, {})
+    checkpoints.save(tmp_path, 15, model.state_dict(), optimizer, {})
     assert not (tmp_path / ".00000010.123").exists()
     assert [path.name for path in checkpoints.complete(tmp_path)] == ["00000015"]
 
@@ -83,7 +83,7 @@ def test_a_write_that_fails_leaves_the_last_one(tmp_path, monkeypatch):
     model = network()
     optimizer = OPTIMIZERS["adam"](model.parameters())
     advance(model, optimizer, 1)
-    path = checkpoints.save(tmp_path, 5, model, optimizer, {})
+    path = checkpoints.save(tmp_path, 5, model.state_dict(), optimizer, {})
 
     def fail(tensors, path, metadata=None):
         path.write_bytes(b"half")
@@ -91,14 +91,15 @@ def test_a_write_that_fails_leaves_the_last_one(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoints, "save_file", fail)
     with pytest.raises(OSError, match="disk full"):
-        checkpoints.save(tmp_path, 6, model, optimizer, {})
+        checkpoints.save(tmp_path, 6, model.state_dict(), optimizer, {})
     assert checkpoints.complete(tmp_path) == [path]
     checkpoints.load(path)
 
 
 def test_another_format_version_is_refused(tmp_path):
     model = network()
-    path = checkpoints.save(tmp_path / "checkpoints", 5, model, OPTIMIZERS["plain"](model.parameters()), {})
+    optimizer = OPTIMIZERS["plain"](model.parameters())
+    path = checkpoints.save(tmp_path / "checkpoints", 5, model.state_dict(), optimizer, {})
     state = json.loads((path / "state.json").read_text())
     (path / "state.json").write_text(json.dumps({**state, "format": 2}))
     with pytest.raises(UsageError, match=r"00000005 has the format version 2, but this regloss reads version 1"):
@@ -113,7 +114,7 @@ def test_another_format_version_is_refused(tmp_path):
 @pytest.mark.parametrize("content", [None, b"", b"\xff\xfenonsense"])
 def test_a_damaged_one_is_named(tmp_path, file, content):
     model = network()
-    path = checkpoints.save(tmp_path, 5, model, OPTIMIZERS["plain"](model.parameters()), {})
+    path = checkpoints.save(tmp_path, 5, model.state_dict(), OPTIMIZERS["plain"](model.parameters()), {})
     if content is None:
         (path / file).unlink()
     else:
@@ -127,12 +128,12 @@ def test_a_damaged_one_is_named(tmp_path, file, content):
 
 def test_weights_of_a_file_a_run_and_a_run_under_way(tmp_path):
     model = network()
-    checkpoints.save(tmp_path / "checkpoints", 5, model, OPTIMIZERS["plain"](model.parameters()), {})
+    checkpoints.save(tmp_path / "checkpoints", 5, model.state_dict(), OPTIMIZERS["plain"](model.parameters()), {})
     under_way = checkpoints.read_weights(tmp_path)
     assert torch.equal(under_way["0.weight"], model[0].weight)
     with torch.no_grad():
         model[0].weight.add_(1)
-    checkpoints.save_network(tmp_path / "model.safetensors", model)
+    checkpoints.save_network(tmp_path / "model.safetensors", model.state_dict())
     for path in (tmp_path, tmp_path / "model.safetensors"):
         assert torch.equal(checkpoints.read_weights(path)["0.weight"], model[0].weight)
 
@@ -157,7 +158,7 @@ def test_tied_and_odd_weights_are_saved(tmp_path):
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
     model.register_buffer("odd", torch.arange(6.0).reshape(2, 3).T)
-    checkpoints.save_network(tmp_path / "tied.safetensors", model)
+    checkpoints.save_network(tmp_path / "tied.safetensors", model.state_dict())
     read = checkpoints.read_weights(tmp_path / "tied.safetensors")
     assert torch.equal(read["1.weight"], model[0].weight)
     assert torch.equal(read["odd"], model.odd)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import regloss
 from regloss.errors import UnknownComponent, UsageError
 from regloss.training.config import apply_change, build_loop, parse, read, tomllib
 
@@ -86,6 +87,12 @@ def test_hyphens_and_underscores_mean_the_same():
     assert build_loop(config.loss, "scribbles").update_every == 3
 
 
+def test_an_outer_loop_may_be_named_alone():
+    named = parse(table("loss={outer-loop = 'adm', regularizer = 'grid-crf'}"))
+    assert named == parse(table("loss={outer-loop = {name = 'adm'}, regularizer = 'grid-crf'}"))
+    assert isinstance(build_loop(named.loss, "scribbles"), regloss.ADM)
+
+
 def test_an_empty_name_does_without_a_subset():
     """TOML has no null."""
     config = parse(table('data.test=""', 'data.val=""', 'evaluation.energy=""'))
@@ -104,7 +111,7 @@ def test_one_regularizer_needs_no_array(given):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("sed=1", r"unknown key 'sed'. Did you mean 'seed'\? Allowed here: output, seed, data, network"),
+        ("sed=1", r"unknown key 'sed'. Did you mean 'seed'\? Allowed here: output, seed, data, network, layer"),
         ("training.epoch=3", r"'training.epoch'. Did you mean 'epochs'\? Allowed here: epochs, batch-size, optimizer"),
         ("data.augment.flp=true", r"'data.augment.flp'. Did you mean 'flip'\? Allowed here: flip, flip-vertical"),
         ("evaluation.widths=[2]", r"'evaluation.widths'. Allowed here: trimap, energy, examples"),
@@ -115,8 +122,8 @@ def test_one_regularizer_needs_no_array(given):
         ("loss.regularizer.1.wieght=3", r"'tv' has no setting 'wieght'. Did you mean 'weight'\? Its settings are"),
         ("loss.outer-loop.coupling-=3", r"'trust-region' has no setting 'coupling_'. Did you mean 'coupling'\?"),
         ("data.dataset=foldr", r"no dataset called 'foldr'. Did you mean 'folder'\? Known: folder, sample, voc"),
-        ("network.name=unett", r"no network called 'unett'. Did you mean 'unet'\?"),
-        ("loss.regularizer.0.name=grid-crv", r"no regularizer called 'grid-crv'. Did you mean 'grid-crf'\?"),
+        ("network.name=unett", r"no network called 'unett'. Did you mean 'unet'"),
+        ("loss.regularizer.0.name=grid-crv", r"no regularizer called 'grid-crv'. Did you mean 'grid-crf'"),
         ("loss.outer-loop.name=trust", r"no outer-loop called 'trust'. Did you mean 'trust-region'\?"),
         ("loss.outer-loop.regularizer=tv", r"'regularizer' belongs to \[loss\], not to \[loss.outer-loop\]"),
         ("loss.outer-loop.data-term=tv", r"'data-term' belongs to \[loss\], not to \[loss.outer-loop\]"),

@@ -13,8 +13,9 @@ from torch.nn import functional
 
 from regloss.errors import UsageError
 from regloss.files import read_image, reduce_image
+from regloss.training.config import parse
 from regloss.training.inference import check_new_folder, evaluate_run, make_new_folder, predict_files, write_new
-from regloss.training.model import Segmenter, load_model, predict
+from regloss.training.model import Segmenter, build_segmenter, load_model, predict
 from regloss.training.trainer import train
 from regloss_plugins.networks.encoders.mobilenetv2 import MobileNetV2
 
@@ -84,6 +85,21 @@ def test_initial_weights_are_not_needed_again(config, tmp_path, images):
     train(config(network, start, "training.epochs=1", output="second", loop="gradient-descent"))
     with pytest.raises(UsageError, match=r"encoder.safetensors does not exist"):
         train(config(network, "training.epochs=1", output="third"))
+
+
+@pytest.mark.parametrize("normalize", ["image", "imagenet"])
+def test_input_is_not_normalised_twice(normalize):
+    """Only grey images reach deeplabv3plus as they are."""
+    table = {
+        "output": "run",
+        "data": {"dataset": "sample", "normalize": normalize},
+        "network": {"name": "deeplabv3plus"},
+        "training": {"epochs": 1},
+    }
+    with pytest.raises(UsageError, match="normalises its input itself"):
+        build_segmenter(parse(table), 3, 2)
+    if normalize == "image":
+        build_segmenter(parse(table), 1, 2)
 
 
 @pytest.mark.parametrize("normalize", ["none", "image", "imagenet"])

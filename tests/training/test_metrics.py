@@ -49,6 +49,8 @@ def test_reference_scores(reference):
     assert result["mean-iou"] == pytest.approx(float(reference["miou_present"]), rel=1e-14)
     assert result["dice"]["a"] == pytest.approx(float(reference["f_class1"]), rel=1e-14)
     assert result["boundary-density"] == pytest.approx(float(reference["RE_cc"]), rel=1e-14)
+    of_truth = scored([(truth.where(truth < 255, 0), truth, "one")])
+    assert result["true-boundary-density"] == of_truth["true-boundary-density"] == boundary_density(truth) > 0
     for index, width in enumerate(reference["trimap_width"]):
         band = result["trimap"][str(width)]
         assert band["pixels"] == reference["trimap_count"][index]
@@ -174,7 +176,8 @@ def test_processes_add_up():
     for part in parts:
         total.merge(json.loads(json.dumps(part.state())))
     result = total.compute()
-    assert result.pop("boundary-density") == pytest.approx(whole.pop("boundary-density"), rel=1e-14)
+    for name in ("boundary-density", "true-boundary-density"):
+        assert result.pop(name) == pytest.approx(whole.pop(name), rel=1e-14)
     assert result == whole
 
 
@@ -208,6 +211,7 @@ def test_volumes():
     assert result["pixels"] == int((label != 255).sum())
     slices = [boundary_density(part) for part in prediction]
     assert result["boundary-density"] == pytest.approx(np.mean(slices), rel=1e-14)
+    assert result["true-boundary-density"] == boundary_density(label) != result["boundary-density"]
 
 
 @pytest.mark.parametrize("radius", [20, 40.5, 60])

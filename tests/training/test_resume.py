@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import small_data
+from safetensors.torch import load_file
 
 from regloss.errors import UsageError
 from regloss.training.config import parse
@@ -88,6 +89,24 @@ def test_a_killed_training_ends_with_the_same_bits(loop, images, tmp_path):
         assert found[part] == expected[part], part
     unfinished = [path for path in (tmp_path / "killed").rglob(".*") if "model.json" not in path.name]
     assert unfinished == []
+
+
+def test_a_killed_training_ends_with_the_same_bits_behind_a_layer(images, tmp_path):
+    """What the layer learns is part of checkpoints, and so is what the optimizer keeps of it."""
+    layer = 'layer={regularizer = ["tv", "nltv"], steps = 10, learn = ["weight", "entropy"]}'
+    straight, killed = (
+        small_data.settings(images, tmp_path / name, *HARD, layer, loop="gradient-descent")
+        for name in ("straight", "killed")
+    )
+    train(parse(straight))
+    for moment, countdown in KILLS["gradient-descent"]:
+        assert run(killed, moment, countdown) == -signal.SIGKILL, moment
+    assert run(killed) == 0
+    expected, found = result(tmp_path / "straight"), result(tmp_path / "killed")
+    assert {"layer:log_weight", "layer:log_entropy"} <= load_file(tmp_path / "killed" / "model.safetensors").keys()
+    assert "layer-weight-nltv" in expected["steps"]
+    for part in expected:
+        assert found[part] == expected[part], part
 
 
 def test_a_killed_stage_a_is_not_used(images, tmp_path):

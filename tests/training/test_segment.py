@@ -1,14 +1,17 @@
-"""One image and its scribbles, without a network."""
+"""One image, without a network: with scribbles, and without any label."""
+
+import csv
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from regloss import GridCRF, MeanField, TotalVariation
+from regloss import ChanVese, GridCRF, MeanField, TotalVariation
 from regloss.errors import MissingForm, UnknownComponent, UsageError
 from regloss.solver import Status
-from regloss.training.segment import HISTOGRAM_BINS, colour_unaries, parse_component, segment_file
+from regloss.training.segment import METHODS, parse_component, segment_file
 
 SIZE = (20, 30)
 
@@ -99,6 +102,140 @@ def test_grey_images(files):
     assert labels.shape == SIZE
 
 
+# -- Without scribbles -------------------------------------------------------------------------------------------------
+
+
+def phases(files, **options):
+    return segment_file(files / "image.png", files / "out", **{"phases": 2, **options})
+
+
+def rows(files):
+    with (files / "out" / "convergence.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_colours_alone(files, method):
+    """The rectangle is the brighter phase."""
+    result = phases(files, method=method)
+    assert (result.labels == truth()).mean() > 0.99
+    folder = files / "out"
+    assert [path.relative_to(folder).as_posix() for path in result.files] == [
+        "labels.png",
+        "overlay.png",
+        "masks/phase-0.png",
+        "masks/phase-1.png",
+        "convergence.csv",
+        "convergence.png",
+    ]
+    for phase in (0, 1):
+        with Image.open(folder / "masks" / f"phase-{phase}.png") as picture:
+            np.testing.assert_array_equal(np.asarray(picture), 255 * (result.labels == phase))
+    assert result.alternation is not None
+    energies = [float(row["energy"]) for row in rows(files)]
+    assert all(a >= b for a, b in pairwise(energies))
+    assert energies[-1] == pytest.approx(float(result.solution.energy))
+    with Image.open(files / "image.png") as picture:
+        values = np.asarray(picture)[result.labels == 1].mean(0) / 255
+    np.testing.assert_allclose(result.means[1], values, rtol=1e-5)
+    lines = result.lines()
+    assert lines[0].startswith("energy ")
+    assert lines[2].startswith("mean colours: 0: (0.1")
+
+
+def test_the_solver_s_steps_are_in_the_table(files):
+    phases(files, regularizers=["tv:weight=0.1,isotropic=true"], solver="pdhg:max-steps=100", entropy=0.02)
+    table = rows(files)
+    first = [row for row in table if row["event"] == "step" and row["round"] == "1"]
+    assert [row["step"] for row in first] == [str(10 * i) for i in range(len(first))]
+    assert all(float(row["bound"]) <= float(row["energy"]) for row in first)
+
+
+@pytest.mark.parametrize(
+    ("options", "classes"),
+    [
+        ({"phases": 3}, 3),
+        ({"phases": 4, "region_force": "gaussian:min-variance=0.001"}, 4),
+        ({"region_force": "histogram:bins=8"}, 2),
+        ({"regularizers": ["threshold-dynamics:weight=0.3"], "solver": "dca", "entropy": 0.02}, 2),
+        (
+            {
+                "regularizers": ["tv:weight=0.05", "volume:volumes=[0.7,0.3],unit=fraction"],
+                "solver": "pdhg:tolerance=1e-4,max-steps=1000",
+                "entropy": 0.02,
+            },
+            2,
+        ),
+    ],
+)
+def test_phases_forces_and_priors(files, options, classes):
+    result = phases(files, **options)
+    assert set(np.unique(result.labels)) <= set(range(classes))
+    assert result.means.shape == (classes, 3)
+    energies = result.alternation.energies[1:, 0]
+    assert bool((energies[1:] <= energies[:-1]).all())
+    if "volume" in str(options):
+        # The constraint is on the probabilities; the colours leave no doubt about most pixels' labels.
+        assert float(result.solution.probabilities[0, 1].mean()) == pytest.approx(0.3, abs=0.002)
+
+
+def test_the_default_weights_suit_the_region_force(files):
+    """Nats and squared distances differ by orders of magnitude."""
+    by_force = phases(files, region_force="gaussian")
+    by_method = phases(files, method="region-competition", overwrite=True)
+    assert float(by_force.solution.energy) == float(by_method.solution.energy)
+
+
+def test_a_start_of_one_s_own(files):
+    given = np.full(SIZE, 255, dtype=np.uint8)
+    given[1, 2:28], given[10, 12:18] = 1, 0  # the other way round than k-means has it
+    Image.fromarray(given).save(files / "start.png")
+    result = phases(files, phases=None, start=files / "start.png")
+    np.testing.assert_array_equal(result.labels, 1 - truth())
+
+
+def test_scribbles_are_the_start_of_several_rounds(files):
+    told = []
+    result = segment(files, max_rounds=5, tell=told.append)
+    assert len(told) == int(result.alternation.rounds) > 1
+    assert told[0].startswith("round 1: energy ")
+    assert [path.name for path in result.files[2:]] == ["convergence.csv", "convergence.png"]
+    assert (result.labels == truth()).all()
+
+
+def test_any_image_gives_the_same_twice(files):
+    first = phases(files, phases=3, seed=1)
+    second = phases(files, phases=3, seed=1, overwrite=True)
+    np.testing.assert_array_equal(first.labels, second.labels)
+
+
+@pytest.mark.parametrize("name", ["camera", "coins", "astronaut"])
+@pytest.mark.parametrize("count", [2, 3])
+def test_photographs(name, count, tmp_path):
+    """At a quarter of their size, grey and in colour: energies fall, and two phases are solved to optimality."""
+    skimage = pytest.importorskip("skimage", reason="the photographs come with scikit-image")
+    picture = Image.fromarray(getattr(skimage.data, name)())
+    picture.resize((picture.width // 4, picture.height // 4)).save(tmp_path / "image.png")
+    result = segment_file(tmp_path / "image.png", tmp_path / "out", method="chan-vese", phases=count)
+    energies = result.alternation.energies[:, 0]
+    assert bool((energies[1:] <= energies[:-1]).all())
+    assert energies[-1] < 0.95 * energies[0]
+    assert result.alternation.status == (Status.CONVERGED,)
+    if count == 2:
+        assert float(result.solution.gap) == 0
+    assert len(np.unique(result.labels)) == count
+
+
+def test_horses(data_root, tmp_path):
+    """Energies fall on real photographs of another kind, in two and four phases."""
+    for path in sorted((data_root / "weizmann_horse" / "images").iterdir())[:2]:
+        for count in (2, 4):
+            folder = tmp_path / f"{path.stem}-{count}"
+            result = segment_file(path, folder, method="chan-vese", phases=count)
+            energies = result.alternation.energies[:, 0]
+            assert bool((energies[1:] <= energies[:-1]).all())
+
+
 # -- Bad input ---------------------------------------------------------------------------------------------------------
 
 
@@ -107,11 +244,24 @@ def test_grey_images(files):
     [
         ({"scribbles": None}, UsageError, "Give scribbles"),
         ({"unary": "colour"}, UsageError, 'unary must be "color" or "uniform"'),
-        ({"solver": "alpha"}, UnknownComponent, "no solver called 'alpha'. Did you mean 'alpha-expansion'"),
+        (
+            {"solver": "alpha-expand"},
+            UnknownComponent,
+            "no solver called 'alpha-expand'. Did you mean 'alpha-expansion'",
+        ),
         ({"regularizers": ["grid-crf:wieght=2"]}, UsageError, "no setting 'wieght'. Did you mean 'weight'"),
         ({"regularizers": ["grid-crf:weight=1,sigma"]}, UsageError, "written NAME:setting=value"),
         ({"regularizers": ["tv:isotropic=true"]}, MissingForm, r"alpha-expansion"),
         ({"entropy": 0.5}, UsageError, "entropy"),
+        ({"phases": 2}, UsageError, "Leave --phases out"),
+        ({"unary": "uniform", "region_force": "chan-vese"}, UsageError, "neither method nor region force"),
+        ({"scribbles": None, "phases": 2, "unary": "uniform"}, UsageError, "give scribbles"),
+        ({"scribbles": None, "phases": 1}, UsageError, "at least two phases"),
+        ({"scribbles": None, "phases": 999}, UsageError, "at most 255 phases"),
+        ({"method": "snakes"}, UsageError, "no method called 'snakes'. Known: chan-vese"),
+        ({"region_force": "chan-vese:scale=0"}, UsageError, "scale must be a positive number"),
+        ({"region_force": "gauss"}, UnknownComponent, "no region-force called 'gauss'"),
+        ({"max_rounds": 0}, UsageError, "max_rounds must be at least 1"),
     ],
 )
 def test_bad_settings(files, options, error, expected):
@@ -135,6 +285,36 @@ def test_bad_scribbles(files, scribble, expected):
     assert not (files / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("start", "count", "expected"),
+    [
+        (np.zeros(SIZE, np.uint8), None, "labels all pixels 0; .* at least two phases"),
+        (np.full(SIZE, 255, np.uint8), None, "labels no pixel"),
+        (truth(), 3, "has the phases 0 to 1, but 3 phases are asked for"),
+        (2 * truth(), None, "Class 1 has no pixels at the start"),
+        (truth()[1:], None, "They must agree"),
+    ],
+)
+def test_bad_starts(files, start, count, expected):
+    Image.fromarray(start).save(files / "start.png")
+    with pytest.raises(UsageError, match=expected):
+        phases(files, phases=count, start=files / "start.png")
+    assert not (files / "out").exists()
+
+
+def test_images_that_cannot_be_phases(files):
+    Image.fromarray(np.full(SIZE, 90, np.uint8)).save(files / "flat.png")
+    with pytest.raises(UsageError, match="1 different colours, fewer than the 2 phases"):
+        segment_file(files / "flat.png", files / "out", phases=2)
+    Image.fromarray(60 * truth()).save(files / "two.png")
+    with pytest.raises(UsageError, match="2 different colours, fewer than the 3 phases"):
+        segment_file(files / "two.png", files / "out", phases=3)
+    Image.fromarray(np.full(SIZE, np.nan, np.float32)).save(files / "nan.tif")
+    with pytest.raises(UsageError, match=r"NaN|finite"):
+        segment_file(files / "nan.tif", files / "out", phases=2)
+    assert not (files / "out").exists()
+
+
 def test_files_that_are_not_there(files):
     (files / "scribbles.png").unlink()
     with pytest.raises(UsageError, match=r"scribbles.png"):
@@ -148,7 +328,7 @@ def test_existing_output_is_refused_before_the_work(files, monkeypatch):
     segment(files)
     before = (files / "out" / "labels.png").stat().st_mtime_ns
     with monkeypatch.context() as patch:
-        patch.setattr("regloss.training.segment.solve", None)
+        patch.setattr("regloss.training.segment.alternate", None)
         with pytest.raises(UsageError, match="out exists already"):
             segment(files)
     assert (files / "out" / "labels.png").stat().st_mtime_ns == before
@@ -175,37 +355,6 @@ def test_components_from_text():
     assert parse_component("regularizer", given) == GridCRF(weight=2.5, connectivity=4)
     assert parse_component("regularizer", f"regloss:{given}") == GridCRF(weight=2.5, connectivity=4)
     assert parse_component("solver", "mean-field:max-steps=7") == MeanField(max_steps=7)
-
-
-def test_the_colour_model_is_a_smoothed_histogram():
-    """Likely colours are cheap, colours of the other class cost more, and nothing costs infinitely much."""
-    image = torch.full((3, 4, 8), 0.2)
-    image[:, :, 4:] = 0.8
-    image[:, 0, 0] = torch.tensor([0.5, 0.0, 1.0])  # a colour of neither
-    seeds = torch.full((4, 8), -1)
-    seeds[2, 1], seeds[2, 6] = 0, 1
-    unary = colour_unaries(image, seeds, 2)
-    assert unary.shape == (2, 4, 8)
-    assert torch.isfinite(unary).all()
-    assert (unary[0] < unary[1])[1:, :4].all()
-    assert (unary[1] < unary[0])[1:, 4:].all()
-    assert float(unary[0, 0, 0]) == pytest.approx(float(unary[1, 0, 0]), rel=1e-4)
-    probability = torch.exp(-unary[0, 2, 1])
-    assert 1 / HISTOGRAM_BINS**3 < float(probability) < 1
-
-
-def test_the_colour_model_sums_to_one():
-    """Over all colours of a grey image."""
-    image = (torch.arange(HISTOGRAM_BINS) + 0.5).reshape(1, 1, -1) / HISTOGRAM_BINS
-    seeds = torch.full((1, HISTOGRAM_BINS), -1)
-    seeds[0, 3], seeds[0, 9] = 0, 1
-    total = torch.exp(-colour_unaries(image, seeds, 2)).sum((1, 2))
-    torch.testing.assert_close(total, torch.ones(2), rtol=1e-5, atol=0)
-
-
-def test_what_a_colour_model_cannot_do():
-    seeds = torch.zeros(4, 4, dtype=torch.int64)
-    with pytest.raises(UsageError, match="Class 1 has no scribble"):
-        colour_unaries(torch.rand(3, 4, 4), seeds, 2)
-    with pytest.raises(UsageError, match="1 to 3 channels; got 4"):
-        colour_unaries(torch.rand(4, 4, 4), seeds, 1)
+    assert parse_component("region-force", "chan-vese:scale=[1, 2.5]") == ChanVese(scale=(1, 2.5))
+    both = "volume:lower=[0.1,0],upper=[1,1],unit=fraction"
+    assert list(parse_component("regularizer", both).upper) == [1, 1]

@@ -16,8 +16,12 @@ move from the constant labelling reaches every labelling, so its cut is the mini
 
 Source: Boykov, Veksler and Zabih, PAMI 2001 (moves, bound); Kolmogorov and Zabih, PAMI 2004 (the cut's construction).
 
+On grids a move costs little where little can change: which pixels gain anything by taking alpha is seen from sums that
+are kept up to date, and the cut looks at these and at what their excess reaches. General graphs, and grids with more
+than 16 offsets, have their cuts by incremental breadth-first search.
+
 The compiled functions hold no lock, so threads over images scale. Numba's on-disk cache looks at the file of a function
-but not at what it calls: after a change in ``maxflow.py``, touch this file too.
+but not at what it calls: after a change in ``maxflow.py`` or ``push_relabel.py``, touch this file too.
 """
 
 from collections.abc import Sequence
@@ -28,7 +32,18 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
-from .maxflow import Graph, Scratch, min_cut, new_scratch
+from . import maxflow
+from .push_relabel import (
+    MOST_ARCS,
+    REACHED,
+    Network,
+    Scratch,
+    arc_steps,
+    mask_type,
+    min_cut,
+    new_network,
+    new_scratch,
+)
 
 __all__ = ["Expansion", "expand_graph", "expand_grid"]
 
@@ -155,6 +170,319 @@ def _list_edges(
 
 
 @njit(nogil=True)
+def _admissible(
+    unary: NDArray[Any],
+    start: NDArray[np.int64],
+    fixed: NDArray[np.int64],
+    roi: NDArray[np.bool_],
+    allowed: NDArray[np.bool_],
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The start with fixed labels in place and the cheapest where a label is not allowed, and which pixels are free."""
+    choices = np.flatnonzero(allowed)
+    labels = start.copy()
+    free = np.zeros(len(start), np.bool_)
+    for p in range(len(start)):
+        if not roi[p]:
+            continue
+        if fixed[p] != FREE:
+            labels[p] = fixed[p]
+            continue
+        free[p] = True
+        if not (0 <= start[p] < len(allowed) and allowed[start[p]]):
+            cheapest = choices[0]
+            for k in choices:
+                if unary[k, p] < unary[cheapest, p]:
+                    cheapest = k
+            labels[p] = cheapest
+    return labels, free
+
+
+class Cells(NamedTuple):
+    """A grid of pixels whose arcs are numbered as in :class:`~regloss_plugins.kernels.push_relabel.Network`."""
+
+    step: NDArray[np.uint32]  # (D,)
+    bit: NDArray[Any]  # (D,)
+    weight: NDArray[Any]  # (N, D); 0 where there is no edge
+    arcs: NDArray[Any]  # (N,) bits of the arcs between free pixels
+    free: NDArray[np.bool_]  # (N,)
+
+
+@njit(nogil=True, cache=True)
+def _grid_cells(
+    offsets: NDArray[np.int64],
+    weights: NDArray[Any],
+    roi: NDArray[np.bool_],
+    free: NDArray[np.bool_],
+    bit: NDArray[Any],
+    arcs: NDArray[Any],
+) -> tuple[bool, NDArray[Any]]:
+    """Weights (N, D) of all arcs from those (n, Z, Y, X) towards the pixels at offsets (n, 3), inside ``roi``.
+
+    Returns whether the weights are finite and >= 0, and fills ``arcs``, given as zeros.
+    """
+    depth, height, width = roi.shape
+    neighbors = len(offsets)
+    weight = np.zeros((roi.size, 2 * neighbors), weights.dtype)
+    inside, movable = roi.ravel(), free.ravel()
+    valid = True
+    for n in range(neighbors):
+        dz, dy, dx = offsets[n]
+        step = (dz * height + dy) * width + dx
+        if step == 0:
+            continue  # a pixel and itself never differ
+        back = 2 * neighbors - 1 - n
+        for z in range(max(0, -dz), min(depth, depth - dz)):
+            for y in range(max(0, -dy), min(height, height - dy)):
+                for x in range(max(0, -dx), min(width, width - dx)):
+                    p = (z * height + y) * width + x
+                    q = p + step
+                    if not (inside[p] and inside[q]):
+                        continue
+                    value = weights[n, z, y, x]
+                    valid &= 0.0 <= value < np.inf  # NaN fails too
+                    weight[p, n] = value
+                    weight[q, back] = value
+                    if movable[p] and movable[q] and value > 0.0:
+                        arcs[p] |= bit[n]
+                        arcs[q] |= bit[back]
+    return valid, weight
+
+
+@njit(nogil=True)
+def _grid_energy(unary: NDArray[Any], cells: Cells, labels: NDArray[np.int32], roi: NDArray[np.bool_]) -> float:
+    """Energy inside ``roi``, by Neumaier's compensated summation: exact but for the last bits of the result.
+
+    Results are compared by this number, so rounding must not make a worse labelling look better.
+    """
+    forward = len(cells.step) // 2
+    total, lost = 0.0, 0.0
+    for p in range(len(labels)):
+        if not roi[p]:
+            continue
+        label = labels[p]
+        cut = 0.0
+        for k in range(forward):
+            weight = np.float64(cells.weight[p, k])
+            if weight > 0.0 and labels[np.uint32(p + cells.step[k])] != label:
+                cut += weight
+        for term in (np.float64(unary[label, p]), cut):
+            longer = total + term
+            if abs(total) >= abs(term):
+                lost += (total - longer) + term
+            else:
+                lost += (term - longer) + total
+            total = longer
+    return total + lost
+
+
+@njit(nogil=True, forceinline=True)
+def _border(cells: Cells, labels: NDArray[np.int32], p: Any) -> float:
+    """What the neighbours add to the excess of a free pixel in the expansion of a label that none of them has."""
+    own = labels[p]
+    total = 0.0
+    for k in range(len(cells.step)):
+        weight = np.float64(cells.weight[p, k])
+        if weight > 0.0:
+            q = np.uint32(p + cells.step[k])
+            if labels[q] != own:
+                if cells.free[q]:
+                    total += 0.5 * weight
+            elif not cells.free[q]:
+                total -= weight
+    return total
+
+
+@njit(nogil=True)
+def _set_up(
+    alpha: int,
+    unary: NDArray[Any],
+    cells: Cells,
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+    network: Network,
+) -> None:
+    """Make ``network`` that of the expansion of ``alpha`` from its labels; taking is the source side.
+
+    ``keeping`` (N,) are the unaries of the labels, ``border`` (N,) what :func:`_border` says.
+    """
+    excess, leaving = network.excess, network.leaving
+    taking = unary[alpha]
+    network.ready[:] = False
+    leaving[:] = cells.arcs
+    for p in range(len(excess)):
+        excess[p] = (np.float64(keeping[p]) - np.float64(taking[p])) + border[p]
+    for p in range(len(excess)):
+        if network.labels[p] == alpha:
+            excess[p] = 0.0
+            leaving[p] = 0
+            for k in range(len(cells.step)):
+                weight = np.float64(cells.weight[p, k])
+                if weight > 0.0:
+                    q = np.uint32(p + cells.step[k])
+                    back = np.uint32(len(cells.step) - 1 - k)
+                    leaving[q] &= ~cells.bit[back]
+                    if cells.free[q] and network.labels[q] != alpha:
+                        excess[q] += 0.5 * weight if cells.free[p] else weight
+        elif not cells.free[p]:
+            excess[p] = 0.0
+    network.entering[:] = leaving
+
+
+@njit(nogil=True)
+def _gain(
+    alpha: int, unary: NDArray[Any], cells: Cells, keeping: NDArray[Any], network: Network, scratch: Scratch, size: int
+) -> float:
+    """By how much the energy changes if the pixels ``region[:size]``, marked as reached, take ``alpha``."""
+    labels = network.labels
+    total, lost = 0.0, 0.0
+    for i in range(size):
+        p = scratch.region[i]
+        own = labels[p]
+        term = np.float64(unary[alpha, p]) - np.float64(keeping[p])
+        for k in range(len(cells.step)):
+            weight = np.float64(cells.weight[p, k])
+            if weight > 0.0:
+                q = np.uint32(p + cells.step[k])
+                if scratch.seen[q] == REACHED:
+                    if labels[q] != own:
+                        term -= 0.5 * weight  # each of both ends counts half
+                elif labels[q] == own:
+                    term += weight
+                elif labels[q] == alpha:
+                    term -= weight
+        longer = total + term
+        if abs(total) >= abs(term):
+            lost += (total - longer) + term
+        else:
+            lost += (term - longer) + total
+        total = longer
+    return total + lost
+
+
+@njit(nogil=True)
+def _take(
+    alpha: int,
+    unary: NDArray[Any],
+    cells: Cells,
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+    network: Network,
+    scratch: Scratch,
+    size: int,
+) -> None:
+    """Give ``alpha`` to the pixels ``region[:size]``, marked as reached."""
+    done = REACHED + 1
+    for i in range(size):
+        p = scratch.region[i]
+        network.labels[p] = alpha
+        keeping[p] = unary[alpha, p]
+    for i in range(size):
+        p = scratch.region[i]
+        if scratch.seen[p] != done:
+            scratch.seen[p] = done
+            border[p] = _border(cells, network.labels, p)
+        for k in range(len(cells.step)):
+            if cells.weight[p, k] > 0.0:
+                q = np.uint32(p + cells.step[k])
+                if cells.free[q] and scratch.seen[q] != done:
+                    scratch.seen[q] = done
+                    border[q] = _border(cells, network.labels, q)
+
+
+@njit(nogil=True, cache=True)
+def _expand_cells(
+    unary: NDArray[Any],
+    step: NDArray[np.uint32],
+    bit: NDArray[Any],
+    weight: NDArray[Any],
+    arcs: NDArray[Any],
+    start: NDArray[np.int64],
+    fixed: NDArray[np.int64],
+    roi: NDArray[np.bool_],
+    allowed: NDArray[np.bool_],
+    max_cycles: int,
+) -> tuple[NDArray[np.int64], float, float, int, bool, float]:
+    """All moves on a grid; the fields of :class:`Expansion`."""
+    given, free = _admissible(unary, start, fixed, roi, allowed)
+    cells = Cells(step, bit, weight, arcs, free)
+    choices = np.flatnonzero(allowed)
+    labels = np.zeros(len(given), np.int32)  # outside roi nothing counts
+    for p in range(len(given)):
+        if roi[p]:
+            labels[p] = given[p]
+
+    start_energy = energy = _grid_energy(unary, cells, labels, roi)
+    if len(choices) <= 1 or not free.any():
+        return given, energy, start_energy, 0, True, energy
+    if max_cycles <= 0:
+        return given, energy, start_energy, 0, False, -np.inf
+
+    binary = len(choices) == 2
+    keeping = np.empty(len(labels), unary.dtype)
+    border = np.zeros(len(labels))
+    if binary:
+        # From a constant labelling, one expansion of the other label reaches every labelling. Of the two ways round,
+        # the one with less to push is the faster.
+        for p in range(len(labels)):
+            if free[p]:
+                labels[p] = choices[0]
+            elif roi[p]:
+                for k in range(len(step)):
+                    if weight[p, k] > 0.0:
+                        q = np.uint32(p + step[k])
+                        border[q] += np.float64(weight[p, k]) * (
+                            np.float64(labels[p] == choices[1]) - np.float64(labels[p] == choices[0])
+                        )
+        balance = 0.0
+        for p in range(len(labels)):
+            if free[p]:
+                balance += np.float64(unary[choices[0], p]) - np.float64(unary[choices[1], p]) + border[p]
+        if balance > 0.0:
+            choices = choices[::-1].copy()
+            for p in range(len(labels)):
+                if free[p]:
+                    labels[p] = choices[0]
+    for p in range(len(labels)):
+        keeping[p] = unary[labels[p], p]
+        if free[p]:
+            border[p] = _border(cells, labels, p)
+
+    network = new_network(step, bit, weight, labels, arcs)
+    scratch = new_scratch(len(labels))
+
+    # A label need not be tried again until another label's expansion has changed something.
+    changes = 0
+    tried_at = np.full(len(choices), -1, np.int64)
+    if binary:
+        tried_at[0] = changes
+    converged = False
+    cycles = 0
+    while cycles < max_cycles and not converged:
+        cycles += 1
+        for i in range(len(choices)):
+            if tried_at[i] == changes:
+                continue
+            _set_up(choices[i], unary, cells, keeping, border, network)
+            size = min_cut(network, scratch)
+            if binary:
+                for j in range(size):
+                    labels[scratch.region[j]] = choices[i]
+            elif size > 0 and _gain(choices[i], unary, cells, keeping, network, scratch, size) < 0.0:
+                _take(choices[i], unary, cells, keeping, border, network, scratch, size)
+                changes += 1
+            tried_at[i] = changes
+        converged = binary or (tried_at == changes).all()
+
+    energy = _grid_energy(unary, cells, labels, roi)
+    if energy > start_energy:  # only by rounding
+        return given, start_energy, start_energy, cycles, converged, start_energy if binary else -np.inf
+    for p in range(len(labels)):
+        if roi[p]:
+            given[p] = labels[p]
+    return given, energy, start_energy, cycles, converged, energy if binary else -np.inf
+
+
+@njit(nogil=True)
 def _energy(unary: NDArray[np.float64], edges: Edges, labels: NDArray[np.int64], roi: NDArray[np.bool_]) -> float:
     """Energy inside ``roi``, by Neumaier's compensated summation: exact but for the last bits of the result.
 
@@ -186,8 +514,8 @@ def _expand_one(
     edges: Edges,
     free: NDArray[np.bool_],
     labels: NDArray[np.int64],
-    graph: Graph,
-    scratch: Scratch,
+    graph: maxflow.Graph,
+    scratch: maxflow.Scratch,
     trial: NDArray[np.int64],
 ) -> bool:
     """Write to ``trial`` the best expansion of ``alpha`` from ``labels``; return whether it differs (ties do not)."""
@@ -217,7 +545,7 @@ def _expand_one(
                 excess += capacity
             graph.residual[a] = capacity
         graph.excess[p] = excess
-    min_cut(graph, scratch)
+    maxflow.min_cut(graph, scratch)
 
     changed = False
     for p in range(len(labels)):
@@ -244,21 +572,7 @@ def _expand(
     edges = Edges(first, head, sister, weight)
     pixels = len(start)
     choices = np.flatnonzero(allowed)
-    labels = start.copy()
-    free = np.zeros(pixels, np.bool_)
-    for p in range(pixels):
-        if not roi[p]:
-            continue
-        if fixed[p] != FREE:
-            labels[p] = fixed[p]
-            continue
-        free[p] = True
-        if not (0 <= start[p] < len(allowed) and allowed[start[p]]):
-            cheapest = choices[0]
-            for k in choices:
-                if unary[k, p] < unary[cheapest, p]:
-                    cheapest = k
-            labels[p] = cheapest
+    labels, free = _admissible(unary, start, fixed, roi, allowed)
 
     start_energy = energy = _energy(unary, edges, labels, roi)
     if len(choices) <= 1 or not free.any():
@@ -266,8 +580,8 @@ def _expand(
     if max_cycles <= 0:
         return labels, energy, start_energy, 0, False, -np.inf
 
-    graph = Graph(first, head, sister, np.empty(len(head), np.float64), np.empty(pixels, np.float64))
-    scratch = new_scratch(pixels)
+    graph = maxflow.Graph(first, head, sister, np.empty(len(head), np.float64), np.empty(pixels, np.float64))
+    scratch = maxflow.new_scratch(pixels)
     trial = labels.copy()
     # A label need not be tried again until another label's expansion has changed something.
     changes = 0
@@ -303,7 +617,7 @@ def _expand(
 
 @njit(nogil=True, cache=True)
 def _finite_unaries(
-    unary: NDArray[np.float64], fixed: NDArray[np.int64], roi: NDArray[np.bool_], allowed: NDArray[np.bool_]
+    unary: NDArray[Any], fixed: NDArray[np.int64], roi: NDArray[np.bool_], allowed: NDArray[np.bool_]
 ) -> bool:
     """Whether all unaries that can count are finite."""
     for k in range(len(unary)):
@@ -323,8 +637,8 @@ def _array(values: ArrayLike, dtype: Any, name: str, shape: Sequence[int]) -> ND
 
 
 def _solve(
-    unary: NDArray[np.float64],
-    edges: Edges,
+    unary: NDArray[Any],
+    edges: Edges | Cells,
     labels: NDArray[np.int64],
     fixed: NDArray[np.int64],
     roi: NDArray[np.bool_],
@@ -341,6 +655,9 @@ def _solve(
         raise ValueError("expected at least one allowed label for the free pixels, got none")
     if not _finite_unaries(unary, fixed, roi, allowed):
         raise ValueError("expected finite unaries of all labels that a pixel may take, got infinite or NaN ones")
+    if isinstance(edges, Cells):
+        step, bit, weight, arcs, _ = edges
+        return Expansion(*_expand_cells(unary, step, bit, weight, arcs, labels, fixed, roi, allowed, max_cycles))
     first, head, sister, weight = edges
     return Expansion(*_expand(unary, first, head, sister, weight, labels, fixed, roi, allowed, max_cycles))
 
@@ -395,8 +712,10 @@ def expand_grid(
     if not 1 <= len(shape) <= 3:
         raise ValueError(f"expected a grid of 1, 2 or 3 dimensions, got {len(shape)}")
     classes, neighbors = np.shape(unary)[0], len(steps)
-    dense_unary = _array(unary, np.float64, "unary", (classes, *shape)).reshape(classes, -1)
-    dense_weights = _array(weights, np.float64, "weights", (neighbors, *shape))
+    single = all(getattr(values, "dtype", None) == np.float32 for values in (unary, weights))
+    precision = np.float32 if single else np.float64  # of the input; all sums are of float64
+    dense_unary = _array(unary, precision, "unary", (classes, *shape)).reshape(classes, -1)
+    dense_weights = _array(weights, precision, "weights", (neighbors, *shape))
     dense_labels = _array(labels, np.int64, "labels", shape).ravel()
     dense_fixed = _array(fixed, np.int64, "fixed", shape).ravel()
     dense_roi = _array(roi, np.bool_, "roi", shape)
@@ -406,19 +725,20 @@ def expand_grid(
 
     volume = (1,) * (3 - len(shape)) + shape
     steps = np.concatenate([np.zeros((neighbors, 3 - len(shape)), np.int64), steps.astype(np.int64)], axis=1)
-    valid, first, head, sister, weight = _grid_edges(
-        steps, dense_weights.reshape(neighbors, *volume), dense_roi.reshape(volume)
-    )
-    result = _solve(
-        dense_unary,
-        Edges(first, head, sister, weight),
-        dense_labels,
-        dense_fixed,
-        dense_roi.ravel(),
-        dense_allowed,
-        max_cycles,
-        valid,
-    )
+    dense_weights = dense_weights.reshape(neighbors, *volume)
+    edges: Edges | Cells
+    if 2 * neighbors <= MOST_ARCS:
+        free = dense_roi & (dense_fixed == FREE).reshape(shape)
+        bit = (1 << np.arange(2 * neighbors)).astype(mask_type(2 * neighbors))
+        step = arc_steps(steps, volume)
+        arcs = np.zeros(dense_roi.size, bit.dtype)
+        valid, weight = _grid_cells(steps, dense_weights, dense_roi.reshape(volume), free.reshape(volume), bit, arcs)
+        edges = Cells(step, bit, weight, arcs, free.ravel())
+    else:
+        dense_unary, dense_weights = dense_unary.astype(np.float64), dense_weights.astype(np.float64)
+        valid, first, head, sister, weight = _grid_edges(steps, dense_weights, dense_roi.reshape(volume))
+        edges = Edges(first, head, sister, weight)
+    result = _solve(dense_unary, edges, dense_labels, dense_fixed, dense_roi.ravel(), dense_allowed, max_cycles, valid)
     return replace(result, labels=result.labels.reshape(shape))
 
 

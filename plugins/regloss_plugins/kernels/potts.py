@@ -62,7 +62,7 @@ def free_problem(
     """Reduce a Potts problem over N pixels and K labels to its free pixels and allowed labels.
 
     Args:
-        unary: (K, N), finite.
+        unary: (K, N), finite; float32 or float64, which all sums are of.
         edges: (E, 2) in 0..N-1.
         weights: (E,), >= 0.
         labels: (N,) in 0..K-1, the start.
@@ -86,14 +86,15 @@ def free_problem(
     number = np.full(len(roi), -1)
     number[pixels] = np.arange(len(pixels))
 
+    weights = weights.astype(np.float64)
     first, second = edges.T
     counts = roi[first] & roi[second] & (first != second) & (weights > 0)
     first, second, weights = first[counts], second[counts], weights[counts]
     both = seeded[first] & seeded[second]
     apart = fixed[first[both]] != fixed[second[both]]
-    constant = unary[rest[seeded], np.flatnonzero(seeded)].sum() + weights[both][apart].sum()
+    constant = unary[rest[seeded], np.flatnonzero(seeded)].sum(dtype=np.float64) + weights[both][apart].sum()
 
-    unary = unary[np.ix_(choices, pixels)]  # a copy
+    unary = unary[np.ix_(choices, pixels)].astype(np.float64)
     cheapest = unary.argmin(0)
     for end, other in ((first, second), (second, first)):
         touches = ~seeded[end] & seeded[other]

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 _HALVINGS = 8
+_LEAST = 1e-300  # volume above 0
 
 
 class Volumes(NamedTuple):
@@ -138,7 +139,9 @@ def _ascend(
                 break
             step = step / 2
         if bool(open_.any()):
-            scaled = _evaluate(cost, weights, entropy, lower, upper, _scaling_step(at, entropy, lower, upper))
+            scaled = _evaluate(
+                cost, weights, entropy, lower, upper, scaling_step(at.dual, at.masses, entropy, lower, upper)
+            )
             chosen = _where(open_, scaled, chosen)
         at = chosen
     return at, max_steps
@@ -204,13 +207,22 @@ def _stay_on_side(old: Tensor, new: Tensor) -> Tensor:
     return torch.where(old * new < 0, 0.0, new)
 
 
-def _scaling_step(at: _Point, entropy: float, lower: Tensor, upper: Tensor) -> Tensor:
-    logs = at.masses.clamp(min=1e-300).log()
-    least = at.dual + entropy * (lower.log() - logs)
-    most = at.dual + entropy * (upper.log() - logs)
-    # log 0 = -inf: a lower bound of 0 never binds; an upper one of 0 is a class that should not take part at all.
-    step = torch.minimum(torch.maximum(torch.zeros_like(least), least), most)
-    return torch.where(step.isfinite(), step, at.dual)
+def scaling_step(dual: Tensor, masses: Tensor, entropy: float | Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+    """One scaling step, the median above; differentiable in all its arguments.
+
+    Args:
+        dual: (B, K) float64, q.
+        masses: (B, K) float64, m(u).
+        entropy: > 0.
+        lower: (B, K) least volumes.
+        upper: (B, K) largest volumes.
+    """
+    # A lower bound of 0 never binds: its logarithm is so small that 0 is the median. An upper bound of 0 would need an
+    # infinite step; where nothing is left in its class either, q stays.
+    logs = masses.clamp(min=_LEAST).log()
+    least = dual + entropy * (lower.clamp(min=_LEAST).log() - logs)
+    most = dual + entropy * (upper.clamp(min=_LEAST).log() - logs)
+    return torch.minimum(torch.maximum(torch.zeros_like(least), least), most)
 
 
 class _VolumeSoftmax(torch.autograd.Function):

@@ -100,6 +100,7 @@ class DeepLabV3Plus(nn.Module):
         )
         self.classifier = nn.Conv2d(_HEAD_CHANNELS, classes, kernel_size=1)
         normalised = in_channels == len(IMAGENET_MEAN)
+        self.normalizes_input = normalised  # a second normalisation before this one is refused by training
         for name, numbers in (
             ("mean", IMAGENET_MEAN if normalised else (0.0,)),
             ("std", IMAGENET_STD if normalised else (1.0,)),

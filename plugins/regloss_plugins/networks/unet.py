@@ -199,25 +199,26 @@ class _AttentionGate(nn.Module):
 
 
 def _block(before: int, after: int, norm: str, dims: int, dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = [*_convolution(before, after, norm, dims)]
+    layers: list[nn.Module] = [*convolution(before, after, norm, dims)]
     if dropout > 0.0:
         layers.append(_DROPOUT[dims](dropout))
-    layers += _convolution(after, after, norm, dims)
+    layers += convolution(after, after, norm, dims)
     return nn.Sequential(*layers)
 
 
-def _convolution(before: int, after: int, norm: str, dims: int) -> Sequence[nn.Module]:
+def convolution(before: int, after: int, norm: str, dims: int) -> Sequence[nn.Module]:
+    """A 3x3 or 3x3x3 convolution, the normalisation and a ReLU; the networks of this package share it."""
     # A normalisation subtracts what a bias would add, so the bias is only there without one.
-    convolution = _CONVOLUTION[dims](before, after, kernel_size=3, padding=1, bias=norm == "none")
-    nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
-    if convolution.bias is not None:
-        nn.init.zeros_(convolution.bias)
+    layer = _CONVOLUTION[dims](before, after, kernel_size=3, padding=1, bias=norm == "none")
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
     relu = nn.ReLU(inplace=True)
     if norm == "batch":
-        return convolution, _BATCH_NORM[dims](after), relu
+        return layer, _BATCH_NORM[dims](after), relu
     if norm == "instance":
         # One group a channel is instance normalisation, and unlike nn.InstanceNorm it works in channels_last.
-        return convolution, nn.GroupNorm(after, after), relu
+        return layer, nn.GroupNorm(after, after), relu
     if norm == "group":
-        return convolution, nn.GroupNorm(math.gcd(after, _MAX_GROUPS), after), relu
-    return convolution, relu
+        return layer, nn.GroupNorm(math.gcd(after, _MAX_GROUPS), after), relu
+    return layer, relu

@@ -42,9 +42,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from regloss.ascent import ArrayAscent, Ascent
 from regloss.errors import UsageError
 from regloss.regularizer import Face, Form, Graph, Regularizer, Saddle, SaddleBlock, Term, check_weight
 from regloss_plugins.kernels import edges as kernels
+from regloss_plugins.kernels.edge_ascent import EdgeAscent, EdgeList
 from regloss_plugins.kernels.neighbors import nearest, nearest_in_window
 
 WEIGHTS = ("bilateral", "rbf", "zmp", "cosine")
@@ -290,6 +292,14 @@ class _Ends:
         self.edges = edges
         self.size = size
         self.columns = [(pairs[:, 0].contiguous(), pairs[:, 1].contiguous()) for pairs in edges]
+        self._sorted: dict[int, EdgeList] = {}
+
+    def sorted(self, image: int) -> EdgeList:
+        """The edges of one image as the compiled ascent wants them."""
+        if image not in self._sorted:
+            first, second = self.columns[image]
+            self._sorted[image] = EdgeList.of(_array(first), _array(second), math.prod(self.size))
+        return self._sorted[image]
 
     def gather(self, weights: Tensor, values: Tensor, sign: int) -> Tensor:
         """w_e (u_j + sign * u_i): ``values`` (B, K, *S) to (B, K, E)."""
@@ -364,7 +374,46 @@ def _block(ends: _Ends, weights: Tensor, weight: float) -> SaddleBlock:
         face=face,
         select=lambda images: _block(_Ends(ends.edges[images], ends.size), weights[images], weight),
         parameters=(weights,),
+        compiled=lambda ascent: _compiled(ends, weights.detach(), weight, ascent),
+        dtype=weights.dtype,
     )
+
+
+def _compiled(ends: _Ends, weights: Tensor, weight: float, ascent: Ascent) -> list[ArrayAscent]:
+    """The ascent of each image."""
+    cost = ascent.cost
+    steps, metric = _step_sizes(ends, weights, ascent)
+    images = []
+    for number, scores in enumerate(cost):
+        start, roi = ascent.start, ascent.roi
+        kernel = EdgeAscent(
+            _array(scores.flatten(1)),
+            None if start is None else _array(start[number].to(cost)),
+            ends.sorted(number),
+            _array(weights[number].to(cost)) * ascent.factor,
+            _array(steps[number]),
+            _array(metric[number]),
+            weight,
+            ascent.strength,
+            ascent.smoothing == "entropy",
+            None if roi is None else _array(roi[number].flatten()),
+        )
+        images.append(ArrayAscent(kernel, scores.shape, (len(scores), weights.shape[1])))
+    return images
+
+
+def _step_sizes(ends: _Ends, weights: Tensor, ascent: Ascent) -> tuple[Tensor, Tensor]:
+    """Tau and 1 / tau, which is 0 where tau is, (B, E) each; all classes have the same."""
+    if isinstance(ascent.steps, str):
+        # One class stands for all.
+        one = ascent.cost.new_zeros(len(weights), 1, *ends.size)
+        form = Saddle((_block(ends, weights, 1.0),))
+        (bound,) = form.diagonal_bound(one, diagonal=ascent.steps == "diagonal")
+        bound = (bound * ascent.factor**2).to(ascent.cost).expand(len(weights), 1, weights.shape[1]).squeeze(1)
+        steps = torch.where(bound > 0, ascent.pace / bound, 0)
+    else:
+        steps = ascent.cost.new_full(weights.shape, ascent.steps)
+    return steps, torch.where(steps > 0, 1 / steps, 0)
 
 
 def _patches(image: NDArray[np.float64], radius: int) -> NDArray[np.float64]:

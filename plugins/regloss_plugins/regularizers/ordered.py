@@ -3,9 +3,10 @@
     R(u) = 0 where u_1 <= u_2 <= ... <= u_K at every pixel, inf elsewhere
 
 Here the K channels are no alternatives that sum to 1 but one probability each, as of K sigmoids: u_g says whether a
-pixel lies in the g-th set, the smallest first. Such sets are the sublevel sets u_g = [l <= g] of a label map l with
-values 1 to K + 1, and `classes_of` turns them into K + 1 ordinary class probabilities. (Of probabilities that sum to 1
-the constraint would order the classes, which is seldom meant.)
+pixel lies in the g-th set, the smallest first. Sets that are nested so are K + 1 classes: class 0 lies outside of all
+sets, class K in the smallest one, and u_g is the probability of the classes above K - g (`classes_of`, `nested_of`).
+`regloss.RegularizedSigmoid` is the layer for such channels. (Of probabilities that sum to 1 the constraint would order
+the classes, which is seldom meant.)
 
 The Euclidean projection onto {0 <= u_1 <= ... <= u_K <= 1} is isotonic regression, pixel by pixel, followed by
 clipping; the other order is wrong, and so is a running maximum. With the entropy of K sigmoids,
@@ -26,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -52,6 +54,7 @@ class Ordered(Regularizer):
 
     weight: float = 1.0
     tolerance: float = 1e-3
+    channels: ClassVar[Literal["classes", "sets"]] = "sets"
 
     def __post_init__(self) -> None:
         check_weight(self.weight, "ordered")
@@ -114,22 +117,22 @@ def ordered_sigmoid(logits: Tensor, entropy: float = 1.0) -> Tensor:
 def classes_of(nested: Tensor) -> Tensor:
     """Class probabilities (B, K + 1, *S) from ordered probabilities (B, K, *S): those of the rings between the sets.
 
-    The first class is the smallest set, the last one lies outside of all.
+    The first class lies outside of all sets, the last one is the smallest set.
 
     >>> classes_of(torch.tensor([0.2, 0.9]).reshape(1, 2, 1, 1)).flatten()
-    tensor([0.2000, 0.7000, 0.1000])
+    tensor([0.1000, 0.7000, 0.2000])
     """
     ends = torch.ones_like(nested[:, :1])
-    return torch.diff(torch.cat([torch.zeros_like(ends), nested, ends], dim=1), dim=1)
+    return torch.diff(torch.cat([torch.zeros_like(ends), nested, ends], dim=1), dim=1).flip(1)
 
 
 def nested_of(probabilities: Tensor) -> Tensor:
     """Ordered probabilities (B, K, *S) from class probabilities (B, K + 1, *S); the inverse of `classes_of`.
 
-    >>> nested_of(torch.tensor([0.2, 0.7, 0.1]).reshape(1, 3, 1, 1)).flatten()
+    >>> nested_of(torch.tensor([0.1, 0.7, 0.2]).reshape(1, 3, 1, 1)).flatten()
     tensor([0.2000, 0.9000])
     """
-    return probabilities.cumsum(1)[:, :-1]
+    return probabilities.flip(1).cumsum(1)[:, :-1]
 
 
 class _OrderedTerm(Term):
@@ -141,7 +144,7 @@ class _OrderedTerm(Term):
     def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
         return {
             Saddle: lambda: Saddle((_block(self.settings, self.inside),)),
-            Projection: lambda: Projection(self._project),
+            Projection: lambda: Projection(self._project, project_scores=self._order),
         }
 
     def violation(self, probabilities: Tensor) -> Tensor:
@@ -165,6 +168,9 @@ class _OrderedTerm(Term):
         if self.settings.weight == 0:
             return u
         return torch.where(self.inside, isotonic(u).clamp(0, 1), u)
+
+    def _order(self, scores: Tensor) -> Tensor:
+        return scores if self.settings.weight == 0 else torch.where(self.inside, isotonic(scores), scores)
 
 
 def _block(settings: Ordered, inside: Tensor) -> SaddleBlock:
@@ -201,4 +207,5 @@ def _block(settings: Ordered, inside: Tensor) -> SaddleBlock:
         squared=sums,
         face=face,
         select=lambda images: _block(settings, inside[images]),
+        cone=True,
     )

@@ -7,6 +7,11 @@ so that the class's probability does not rise along any of the discrete rays tha
 region {s_label > t} is star-shaped about c. The region where the class is the *most probable* one is so too for two
 classes; with more, threshold its probability instead.
 
+The centre is given, or taken from a prediction: the centre of mass of the region where the class is the most probable
+one, rounded to a pixel. Evaluated, the prediction is what is evaluated; `solve` takes the minimiser of the unaries and
+the entropy alone, and a layer the softmax of the network's logits. Where the class is the most probable one nowhere,
+all its mass decides, and where it has none, the centre of the region of interest. No gradient flows through the centre.
+
 A pixel whose parent lies outside the region of interest is not constrained. The constraint counts as met when no
 probability exceeds its parent's by more than ``tolerance``. Gradient descent gets weight times the sum of squared
 excesses.
@@ -42,8 +47,7 @@ class StarShape(Regularizer):
         weight: of the penalty that gradient descent gets, >= 0; 0 switches the constraint off.
         label: the class, 0 to K - 1.
         center: pixel coordinates in the order of the image's axes, (y, x) in 2D, starting at 0; the same for all
-            images (D,), or one for each (B, D); rounded to pixels. None = the centre of mass of the region where the
-            class is the most probable one, which depends on a prediction: see `centered_on`.
+            images (D,), or one for each (B, D); rounded to pixels. None = that of the prediction, see above.
         tolerance: excess of a probability over its parent's that still counts as met, > 0.
 
     Raises:
@@ -77,6 +81,11 @@ class StarShape(Regularizer):
         """The saddle form, once the centre is known."""
         return () if self.center is None else (Saddle,)
 
+    @property
+    def adapted_forms(self) -> tuple[type[Form], ...]:
+        """The saddle form, as a prediction has a centre."""
+        return (Saddle,)
+
     def centered_on(self, probabilities: Tensor, roi: Tensor | None = None) -> StarShape:
         """These settings with the centres of mass of a prediction, one for each image.
 
@@ -85,7 +94,7 @@ class StarShape(Regularizer):
             roi: (B, *S) bool; only these pixels count.
 
         Returns:
-            Settings for these B images. If the class is nowhere the most probable one, its mass alone decides.
+            Settings for these B images.
         """
         check_scores(probabilities, "probabilities")
         _check_label(self.label, probabilities)
@@ -129,21 +138,19 @@ def _check_label(label: int, probabilities: Tensor) -> None:
 
 def _center_of_mass(probabilities: Tensor, label: int, roi: Tensor | None) -> Tensor:
     """(B, D) pixel coordinates, rounded."""
-    mass = probabilities[:, label].double()
-    region = (probabilities.argmax(1) == label).to(mass)
-    if roi is not None:
-        mass, region = mass * roi, region * roi
-    found = region.flatten(1).sum(1) > 0
-    chosen = torch.where(found.reshape(-1, *[1] * (mass.ndim - 1)), region, mass)
-    total = chosen.flatten(1).sum(1)
-    if not bool((total > 0).all()):
-        raise UsageError(f"The class {label} has no mass in at least one image, so it has no centre there. Give one.")
+    inside = grid.full_roi(roi, (probabilities.shape[0], *probabilities.shape[2:]), probabilities.device)
+    chosen = inside.double()
+    # The last of these that is not empty counts.
+    for weights in (probabilities[:, label].double(), (probabilities.argmax(1) == label).double()):
+        kept = weights * inside
+        found = kept.flatten(1).sum(1) > 0
+        chosen = torch.where(found.reshape(-1, *[1] * (kept.ndim - 1)), kept, chosen)
     centers = []
-    for axis in range(mass.ndim - 1):
-        others = [other + 1 for other in range(mass.ndim - 1) if other != axis]
+    for axis in range(chosen.ndim - 1):
+        others = [other + 1 for other in range(chosen.ndim - 1) if other != axis]
         profile = chosen.sum(others) if others else chosen
-        steps = torch.arange(profile.shape[1], device=mass.device, dtype=mass.dtype)
-        centers.append((profile * steps).sum(1) / total)
+        steps = torch.arange(profile.shape[1], device=chosen.device, dtype=chosen.dtype)
+        centers.append((profile * steps).sum(1) / profile.sum(1))
     return torch.stack(centers, dim=1).round()
 
 
@@ -184,6 +191,15 @@ class _StarShapeTerm(Term):
     ) -> None:
         super().__init__(regularizer, shape, roi)
         self.settings, self.tree, self.inside = regularizer, tree, inside
+
+    def adapted(self, probabilities: Tensor) -> Term:
+        """This term about the centre of a prediction; itself, if its centre was given."""
+        if self.tree is not None:
+            return self
+        settings = self.settings.centered_on(self.check(probabilities), self.roi)
+        assert isinstance(settings.center, Tensor)
+        tree = _tree(settings.center.to(self.inside.device).long(), self.inside)
+        return _StarShapeTerm(settings, tree, self.inside, self.shape, self.roi)
 
     def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
         tree = self.tree
@@ -259,4 +275,5 @@ def _block(settings: StarShape, tree: _Tree) -> SaddleBlock:
         squared=lambda values: gather(values, 1),
         face=face,
         select=select,
+        cone=True,
     )

@@ -30,6 +30,7 @@ tensions", 2015. Splitting e into its square roots is ours: a congruence keeps K
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -163,7 +164,15 @@ class _ThresholdDynamicsTerm(Term):
     def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
         sigma = self.settings.sigma
         learnt = (sigma,) if isinstance(sigma, Tensor) else ()
-        return {Concave: lambda: Concave(self._value, self._supergradient, self.curvature(), learnt)}
+        return {
+            Concave: lambda: Concave(self._value, self._supergradient, self.curvature(), learnt, select=self._select)
+        }
+
+    def _select(self, images: Tensor) -> Concave:
+        some = copy.copy(self)  # kernel and factor are the same objects, and stay so for who differentiates by sigma
+        some.edge, some.root, some.inside = self.edge[images], self.root[images], self.inside[images]
+        some.shape = (len(images), *self.shape[1:])
+        return some.form(Concave)
 
     def curvature(self) -> float:
         """Bound on how far R is from concave: see `Concave`."""

@@ -262,6 +262,7 @@ def _block(settings: Volume, inside: Tensor, pixels: Tensor, lower: Tensor, uppe
         face=face,
         select=select,
         parameters=(limits,) if limits.requires_grad else (),
+        cone=True,
         lower=lower,
         upper=upper,
     )

@@ -85,7 +85,7 @@ class AlphaExpansion(Solver):
 
 @dataclass(frozen=True)
 class ImageProblem:
-    """One image of a `Problem` as arrays; float64 and C-ordered.
+    """One image of a `Problem` as arrays, C-ordered; costs and weights as they were given, float32 or float64.
 
     Attributes:
         index: place in the batch, for messages.
@@ -123,6 +123,10 @@ def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansi
     def array(values: Tensor, dtype: type) -> np.ndarray:
         return np.ascontiguousarray(values.detach().cpu().numpy(), dtype=dtype)
 
+    # Copies in higher precision would be most of the memory; single precision is kept where all is of it.
+    single = unary.dtype == form.weights.dtype == torch.float32
+    precision = np.float32 if single else np.float64
+
     # Without a start, the cheapest label at every pixel is one; with seeds alone it is label 0 everywhere.
     start = unary.argmin(1) if problem.warm is None else problem.warm
     if not isinstance(start, Tensor):
@@ -138,8 +142,8 @@ def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansi
         ImageProblem(
             i,
             form,
-            array(unary[i], np.float64),
-            array(form.weights[i], np.float64),
+            array(unary[i], precision),
+            array(form.weights[i], precision),
             array(start[i], np.int64),
             array(fixed[i], np.int64),
             array(roi[i], np.bool_),

@@ -16,32 +16,42 @@ and E falls by at least max(c, entropy) / 2 |s - s+|^2. (Pinsker: KL(a | b) >= |
 reached is a stationary point, which depends on the start: R is not convex. If R curves by less than the entropy
 everywhere (weight < entropy for threshold dynamics) there is only one.
 
-With Q, each step is a convex problem. If Q is a volume constraint alone, it is solved exactly by Newton's method on one
-number per class; otherwise by another solver for saddle forms, which starts from where it ended a step before.
+With Q = max over y in Y of <K s - b, y>, each step is a convex problem, and there are two methods:
+
+    nested        solves it: a volume constraint alone exactly, by Newton's method on one number per class; all else by
+                  another solver for saddle forms, which starts from where it ended a step before. E falls as above, up
+                  to that solver's own gap; a volume constraint alone is met by every iterate.
+    single-loop   as published: moves y by one step only, y+ = P(y + tau (K s - b)) with the diagonal steps of pdhg, or
+                  by one scaling step for a volume constraint alone, and takes the softmax that belongs to it,
+                  s+ = softmax(-(unary + p + K^T y+) / entropy). Far cheaper, and where it stands still it stands at a
+                  stationary point of E. But nothing guarantees that it does, iterates violate constraints, and while
+                  they do E may rise. So an image counts as converged only once the constraints hold and y is a
+                  maximiser, see ``tolerance``; where steps run out before, the status says so, and the energy is inf if
+                  the violation exceeds the constraint's own tolerance.
 
 An image is done when an undamped step would change no probability of it by more than ``tolerance``; from then on it
-does not change.
+does not change, and leaves the batch if the forms can do without it.
 
-Source: Liu, Wang, Tai, arXiv:2002.03989 (threshold dynamics, which it solves by this step); Tao, An, "Convex analysis
-approach to d.c. programming", 1997.
+Source: Liu, Wang, Tai, arXiv:2002.03989 (threshold dynamics, which it solves by this step; volumes and star shapes in a
+single loop); Tao, An, "Convex analysis approach to d.c. programming", 1997.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from regloss import grid
 from regloss.errors import UsageError
-from regloss.implicit import saddle_parameters
+from regloss.implicit import saddle_parameters, spread
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Concave, Form, Mixed, Saddle
 from regloss.solver import (
     DifferentiableSolver,
+    Look,
     Problem,
     Pullback,
     Solution,
@@ -49,11 +59,12 @@ from regloss.solver import (
     Status,
     linear_energy,
     negative_entropy,
-    one_hot,
     statuses,
 )
-from regloss_plugins.kernels.volumes import respond, scale_to_volumes, volume_softmax
-from regloss_plugins.regularizers.volume import VolumeBlock
+from regloss_plugins.solvers.dca_steps import ConvexStep, Step, convex_step, is_picked, pick_state, put_state
+from regloss_plugins.solvers.starts import gibbs, log_gibbs, seeded_cost, seeds_inside, start_probabilities
+
+METHODS = ("nested", "single-loop")
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ class DCAState:
 
     Attributes:
         probabilities: (B, K, *S), non-negative; mass on labels that are not allowed is taken away, the rest normalised.
-        convex: where the solver of the convex part starts; None = cold.
+        convex: where the solver of the convex part starts; None = cold. For a volume constraint alone q = -y (B, K).
     """
 
     probabilities: Tensor
@@ -73,14 +84,22 @@ class DCAState:
 class DCA(DifferentiableSolver):
     """Difference-of-convex steps; batched, on any device, in the unary's precision.
 
-    The energy never rises from step to step. The solution's bound is -inf as soon as there is a concave part.
+    With ``method="nested"`` the energy never rises from step to step. The solution's bound is -inf as soon as there is
+    a concave part, and always for single-loop.
+
+    Unrolled, a nested step is differentiated implicitly in its convex problem, and only the sequence of steps is kept;
+    a single-loop step through all that it computes. The implicit gradient is that of the stationary point, and the same
+    for both.
 
     Args:
         max_steps: largest number of steps, >= 1.
-        tolerance: a step that changes no probability by more than this ends it, >= 0.
+        tolerance: a step that changes no probability by more than this ends it, >= 0. With single-loop the convex
+            part's gap per pixel must not exceed it either (which is complementarity, where constraints hold), nor the
+            error of volumes as a fraction of the pixels.
         damped: damp steps where the form says that R is not quite concave; False = as published, without guarantee.
-        convex: solver of the convex part, where there is one that is not a volume constraint: an object, a name or a
-            table; it must accept saddle forms. E then falls only up to this solver's own gap.
+        convex: nested: solver of the convex part, where there is one that is not a volume constraint: an object, a name
+            or a table; it must accept saddle forms.
+        method: "nested" or "single-loop".
 
     Raises:
         UsageError: a setting outside its range, entropy = 0, volumes that seeds or allowed labels make impossible.
@@ -98,6 +117,7 @@ class DCA(DifferentiableSolver):
     tolerance: float = 1e-6
     damped: bool = True
     convex: Any = "pdhg"
+    method: Literal["nested", "single-loop"] = "nested"
     accepts: ClassVar[tuple[type[Form], ...]] = (Concave, Mixed, Saddle)
 
     def __post_init__(self) -> None:
@@ -105,57 +125,66 @@ class DCA(DifferentiableSolver):
             raise UsageError(f"max_steps must be at least 1; got {self.max_steps}.")
         if not 0 <= self.tolerance < float("inf"):
             raise UsageError(f"tolerance must be finite and not negative; got {self.tolerance}.")
+        if self.method not in METHODS:
+            raise UsageError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
 
     def minimise(self, problem: Problem) -> Solution:
-        """Solve all images of the batch side by side."""
-        unary = problem.unary
+        """Solve all images of the batch side by side; those that are done leave it."""
         # An entropy that is 0 in the unary's precision would divide by 0 all the same.
-        if not problem.entropy >= torch.finfo(unary.dtype).tiny:
+        if not problem.entropy >= torch.finfo(problem.unary.dtype).tiny:
             raise UsageError(
                 f"dca needs an entropy weight > 0; got entropy = {problem.entropy}. Give one, or use a solver over "
                 "labels (alpha-expansion)."
             )
-        concave, saddle = _parts(problem.form)
-        problem = replace(problem, fixed=_seeds(problem))
-        cost = _constrained(problem)
-        step = self._convex_step(problem, cost, saddle)
-        state = _checked_state(problem)
-        if state is None:
-            first = step(torch.zeros_like(unary), problem.entropy, None)
-            s, convex = first.probabilities, first.state
-        else:
-            s, convex = _start(cost, state, problem.entropy), state.convex
+        run = self._run(problem)
+        nested, (s, convex) = self.method == "nested", self._start(run)
+        start_energy = run.energy(s)
+        if run.concave is None and nested:
+            found = run.step(torch.zeros_like(s), problem.entropy, convex, s)
+            return _solution(run, found, start_energy, Status.OPTIMAL)
 
-        start_energy = _energy(problem, concave, saddle, s)
-        if concave is None:
-            found = step(torch.zeros_like(unary), problem.entropy, convex)
-            return self._solution(problem, concave, saddle, found.probabilities, found, start_energy)
-
-        gamma = self._damping(concave, problem.entropy)
-        batch, spatial = unary.shape[0], [1] * (unary.ndim - 1)
-        active = torch.ones(batch, dtype=torch.bool, device=unary.device)
-        steps = torch.zeros(batch, dtype=torch.int64, device=unary.device)
-        solved = torch.ones_like(active)
+        batch, device = problem.unary.shape[0], problem.unary.device
+        whole, end, end_convex = run, s.clone(), None
+        rows = torch.arange(batch, device=device)  # images still in the batch
+        active = torch.ones(batch, dtype=torch.bool, device=device)
+        solved, steps = active.clone(), torch.zeros(batch, dtype=torch.int64, device=device)
+        gamma = self._damping(run.concave, problem.entropy)
         for _ in range(self.max_steps):
-            slope = concave.supergradient(s)
-            found = step(slope, problem.entropy, convex)
+            slope = run.slope(s)
+            found = run.step(slope, problem.entropy, convex, s)
             change = (found.probabilities - s).abs().flatten(1).amax(1)
             if gamma > 0:
                 # Probabilities of 0 would stay there for ever.
-                pull = -gamma * s.clamp(min=torch.finfo(s.dtype).eps).log()
-                found = step(slope + pull, problem.entropy + gamma, found.state)
-            s = torch.where(active.reshape(batch, *spatial), found.probabilities, s)
-            solved = torch.where(active, found.done, solved)
+                slope = slope - gamma * s.clamp(min=torch.finfo(s.dtype).eps).log()
+                if nested:
+                    found = run.step(slope, problem.entropy + gamma, found.state, s)
+                else:  # the dual variables have had their step
+                    damped = run.step.log_probabilities(slope, problem.entropy + gamma, found.state).exp()
+                    found = found._replace(probabilities=damped)
+            s = torch.where(active.reshape(-1, *[1] * (s.ndim - 1)), found.probabilities, s)
             convex = found.state
-            steps += active
-            active &= change > self.tolerance
+            solved[rows] = torch.where(active, found.done, solved[rows])
+            steps[rows] += active
+            if problem.observe is not None:
+                energy = run.energy(s)[active]
+                problem.observe(Look(int(steps.max()), rows[active], energy, torch.full_like(energy, -math.inf)))
+            active = active & ((change > self.tolerance) if nested else (change > self.tolerance) | ~found.done)
             if not bool(active.any()):
                 break
-        last = _Step(s, convex, solved & ~active, unary.new_full((batch,), -float("inf")), steps)
-        return self._solution(problem, concave, saddle, s, last, start_energy)
+            kept = active.nonzero().squeeze(1)
+            smaller = None if len(kept) == len(rows) or not is_picked(convex) else self._picked(run, kept)
+            if smaller is not None:
+                end[rows], end_convex = s, put_state(end_convex, rows, convex, batch)
+                run, s, convex = smaller, s[kept], pick_state(convex, kept)
+                rows, active = rows[kept], active[kept]
+        end[rows], end_convex = s, put_state(end_convex, rows, convex, batch)
+        done = solved.clone()
+        done[rows] &= ~active
+        bound = end.new_full((batch,), -float("inf"))
+        return _solution(whole, Step(end, end_convex, done, bound, steps), start_energy, Status.CONVERGED)
 
-    def _damping(self, concave: Concave, entropy: float) -> float:
-        return max(0.0, concave.curvature - entropy) / 2 if self.damped else 0.0
+    def _damping(self, concave: Concave | None, entropy: float) -> float:
+        return max(0.0, concave.curvature - entropy) / 2 if self.damped and concave is not None else 0.0
 
     def parameters(self, form: Form) -> tuple[Tensor, ...]:
         """Those of the concave part, then those of the saddle form's blocks."""
@@ -164,41 +193,48 @@ class DCA(DifferentiableSolver):
 
     def log_probabilities(self, problem: Problem, solution: Solution) -> Tensor:
         """Of one more step, which changes the probabilities by no more than the last one did."""
-        step, slope, state = self._last_step(problem, solution)
-        return step.log_probabilities(slope, problem.entropy, state)
+        run, slope, state = self._end(problem, solution)
+        return run.step.log_probabilities(slope, problem.entropy, state)
 
     def unroll(self, problem: Problem, entropy: Tensor) -> Tensor:
         """Exactly ``max_steps`` steps from softmax(-unary / entropy), or from the start that is given."""
-        concave, saddle = _parts(problem.form)
-        problem = replace(problem, fixed=_seeds(problem), entropy=float(entropy.detach()))
-        cost = _constrained(problem)
-        step = self._convex_step(problem, cost, saddle)
-        state = _checked_state(problem)
-        convex = None if state is None else state.convex
-        nothing = torch.zeros_like(cost)
-        if concave is None:
-            return step.unroll(nothing, entropy, convex)
-        first = None if state is None else _start(cost, state, problem.entropy).log()
-        log_s = step.unroll(nothing, entropy, convex) if first is None else first
-        # Damping depends on the entropy too.
-        gamma = ((concave.curvature - entropy) / 2).clamp(min=0) if self.damped else torch.zeros_like(entropy)
+        run = self._run(replace(problem, entropy=float(entropy.detach())))
+        concave, step, nothing = run.concave, run.step, torch.zeros_like(run.cost)
+        given, convex = self._given(run)
+        if self.method == "nested" and (concave is None or given is None):
+            log_s, convex = step.unroll(nothing, entropy, convex, nothing)
+            if concave is None:
+                return log_s
+        else:
+            log_s = log_gibbs(run.cost, entropy)
+        log_s = log_s if given is None else given.log()
+        gamma = torch.zeros_like(entropy)
+        if self.damped and concave is not None:  # it depends on the entropy too
+            gamma = ((concave.curvature - entropy) / 2).clamp(min=0)
         for _ in range(self.max_steps):
-            slope = concave.supergradient(log_s.exp())
+            slope, before = run.slope(log_s.exp()), log_s
+            if float(gamma.detach()) == 0 or self.method == "single-loop":
+                log_s, convex = step.unroll(slope, entropy, convex, before)
             if float(gamma.detach()) > 0:
-                slope = slope - gamma * log_s.exp().clamp(min=torch.finfo(log_s.dtype).eps).log()
-            log_s = step.unroll(slope, entropy + gamma, convex)
+                slope = slope - gamma * before.exp().clamp(min=torch.finfo(before.dtype).eps).log()
+                if self.method == "nested":
+                    log_s, convex = step.unroll(slope, entropy + gamma, convex, before)
+                else:
+                    log_s = step.log_probabilities(slope, entropy + gamma, convex)
         return log_s
 
     def pullback(
         self, problem: Problem, solution: Solution, cotangent: Tensor, *, max_steps: int, tolerance: float
     ) -> Pullback:
-        """Implicit differentiation of the fixed point, by an iteration that converges as fast as the steps do.
+        """Implicit differentiation of the fixed point, by conjugate gradients.
 
         With J the derivative of a step's solution by its costs (minus it), H the Hessian of R and g the cotangent,
-        v = J (g - H v); it converges where the steps do, if not at a bifurcation.
+        v = J (g - H v). J is symmetric and >= 0, and I + J H has positive eigenvalues at a strict minimum. Where the
+        iteration was stopped short of one it need not: conjugate gradients then end at the first direction along which
+        the energy bends down, with a finite v.
         """
-        concave, _ = _parts(problem.form)
-        step, slope, state = self._last_step(problem, solution)
+        run, slope, state = self._end(problem, solution)
+        concave, step = run.concave, run.step
         log_s = step.log_probabilities(slope, problem.entropy, state)
         s, cotangent = log_s.exp(), cotangent.to(log_s)
 
@@ -208,16 +244,38 @@ class DCA(DifferentiableSolver):
         found = through_step(cotangent)
         if concave is None:
             return found
-        gamma = self._damping(concave, problem.entropy)
-        keep = gamma / (problem.entropy + gamma)  # a damped step's derivative damps the adjoint's too
-        v = -found.unary
+
+        def bent(v: Tensor) -> Tensor:
+            return _hessian_product(concave, s, v)
+
+        def step_derivative(g: Tensor) -> Tensor:
+            return -through_step(s * g).unary
+
+        # The cotangent may be infinite in g's units, so that v = J g + (a correction with a finite right-hand side).
+        first = -found.unary
+        residual = -bent(first)
+        image = step_derivative(residual)
+        direction, moved = residual, image
+        correction = torch.zeros_like(first)
+        power = (residual * image).flatten(1).sum(1)
+        target = tolerance**2 * power
+        active = power > 0
         for _ in range(max_steps):
-            found = through_step(cotangent - s * _hessian_product(concave, s, v))
-            new = torch.lerp(-found.unary, v, keep)
-            change, size = (new - v).abs().flatten(1).amax(1), new.abs().flatten(1).amax(1)
-            v = new
-            if bool((change <= tolerance * size * (1 - keep)).all()):
+            if not bool(active.any()):
                 break
+            product = direction + bent(moved)
+            bend = (moved * product).flatten(1).sum(1)
+            active = active & (bend > 0)
+            along = torch.where(active, power / torch.where(active, bend, 1), 0)
+            correction = correction + spread(along, moved) * moved
+            residual = residual - spread(along, product) * product
+            image = step_derivative(residual)
+            before, power = power, (residual * image).flatten(1).sum(1)
+            active = active & (power > target)
+            turn = torch.where(active, power / before, 0)
+            direction, moved = residual + spread(turn, direction) * direction, image + spread(turn, moved) * moved
+        found = through_step(cotangent - s * bent(first + correction))
+        v = -found.unary
         learnt = _concave_parameters(concave)
         gradients: tuple[Tensor | None, ...] = ()
         if learnt:
@@ -226,45 +284,106 @@ class DCA(DifferentiableSolver):
                 gradients = torch.autograd.grad(pulled, learnt, allow_unused=True)
         return Pullback(-v, found.entropy, (*gradients, *found.parameters))
 
-    def _last_step(self, problem: Problem, solution: Solution) -> tuple[_ConvexStep, Tensor, Any]:
-        """The step at the solution, the slope there, and where its convex part ended."""
-        concave, saddle = _parts(problem.form)
-        problem = replace(problem, fixed=_seeds(problem))
+    def _end(self, problem: Problem, solution: Solution) -> tuple[_Run, Tensor, Any]:
+        """The run at its end, the slope there, and where its convex part ended."""
         state = solution.state
         assert isinstance(state, DCAState)
-        step = self._convex_step(problem, _constrained(problem), saddle)
-        s = state.probabilities.to(problem.unary)
-        slope = torch.zeros_like(s) if concave is None else concave.supergradient(s).detach()
-        return step, slope, state.convex
+        run = self._run(problem)
+        return run, run.slope(state.probabilities.to(problem.unary)).detach(), state.convex
 
-    def _convex_step(self, problem: Problem, cost: Tensor, saddle: Saddle) -> _ConvexStep:
-        """What minimises <unary + slope, s> + entropy <s, log s> + Q(s)."""
-        if not saddle.blocks:
-            return _SoftmaxStep(cost)
-        if len(saddle.blocks) == 1 and isinstance(saddle.blocks[0], VolumeBlock):
-            return _VolumeStep(problem, cost, saddle.blocks[0])
+    def _run(self, problem: Problem) -> _Run:
+        concave, saddle = _parts(problem.form)
+        problem = replace(problem, fixed=seeds_inside(problem))
+        assert problem.fixed is not None
+        cost = seeded_cost(problem.unary, problem.fixed, problem.allowed)
+        return _Run(problem, concave, saddle, cost, self._convex_step(problem, cost, saddle))
+
+    def _picked(self, run: _Run, images: Tensor) -> _Run | None:
+        """The run with some of its images alone; None where a form cannot do without the others."""
+        problem, concave, saddle = run.problem, run.concave, run.saddle.select(images)
+        if saddle is None or (concave is not None and concave.select is None):
+            return None
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[images]
+
+        concave = None if concave is None or concave.select is None else concave.select(images)
+        some = replace(
+            problem,
+            form=saddle if concave is None else Mixed(concave, saddle),
+            unary=problem.unary[images],
+            fixed=pick(problem.fixed),
+            allowed=pick(problem.allowed),
+            roi=pick(problem.roi),
+            warm=None,
+        )
+        cost = run.cost[images]
+        return _Run(some, concave, saddle, cost, self._convex_step(some, cost, saddle))
+
+    def _given(self, run: _Run) -> tuple[Tensor | None, Any]:
+        """Probabilities to start from, None if none were given, and where the convex part starts."""
+        given = start_probabilities(run.problem, run.cost, DCAState, "dca")
+        warm = run.problem.warm
+        return given, run.step.first(warm.convex if isinstance(warm, DCAState) else None)
+
+    def _start(self, run: _Run) -> tuple[Tensor, Any]:
+        given, convex = self._given(run)
+        if given is not None:
+            return given, convex
+        if self.method == "single-loop":
+            return gibbs(run.cost, run.problem.entropy), convex
+        blank = torch.zeros_like(run.cost)
+        found = run.step(blank, run.problem.entropy, convex, blank)
+        return found.probabilities, found.state
+
+    def _convex_step(self, problem: Problem, cost: Tensor, saddle: Saddle) -> ConvexStep:
+        """What minimises <unary + slope, s> + entropy <s, log s> + Q(s), or takes a step towards it."""
+        if self.method == "single-loop":
+            return convex_step(problem, cost, saddle, None, self.tolerance)
         solver: Solver = resolve("solver", self.convex)
         if Saddle not in solver.accepts or isinstance(solver, DCA):
             raise UsageError(
                 f"dca solves the convex part of a prior with {name_of(solver)}, which does not accept saddle forms by "
                 'itself. Give another solver, for example DCA(convex="pdhg").'
             )
-        return _SolverStep(problem, saddle, solver)
+        return convex_step(problem, cost, saddle, solver, self.tolerance)
 
-    def _solution(
-        self, problem: Problem, concave: Concave | None, saddle: Saddle, s: Tensor, last: _Step, start_energy: Tensor
-    ) -> Solution:
-        energy = _energy(problem, concave, saddle, s)
-        return Solution(
-            probabilities=s,
-            labels=s.argmax(1),
-            energy=energy,
-            bound=torch.minimum(last.bound.to(energy), energy),
-            steps=last.steps,
-            status=statuses(last.done.tolist(), Status.CONVERGED if concave is not None else Status.OPTIMAL),
-            start_energy=start_energy,
-            state=DCAState(s, last.state),
-        )
+
+@dataclass(frozen=True)
+class _Run:
+    """A problem, prepared."""
+
+    problem: Problem  # whose ``fixed`` is given, and -1 outside the region of interest
+    concave: Concave | None
+    saddle: Saddle
+    cost: Tensor  # (B, K, *S), inf where a label cannot be taken
+    step: ConvexStep
+
+    def slope(self, s: Tensor) -> Tensor:
+        """Supergradient of the concave part."""
+        return torch.zeros_like(s) if self.concave is None else self.concave.supergradient(s)
+
+    def energy(self, s: Tensor) -> Tensor:
+        """E (B,) at probabilities (B, K, *S)."""
+        problem = self.problem
+        energy = linear_energy(problem.unary, s, problem.roi) + problem.entropy * negative_entropy(s, problem.roi)
+        if self.concave is not None:
+            energy = energy + self.concave.value(s)
+        return energy + self.saddle.value(s) if self.saddle.blocks else energy
+
+
+def _solution(run: _Run, last: Step, start_energy: Tensor, reached: Status) -> Solution:
+    energy = run.energy(last.probabilities)
+    return Solution(
+        probabilities=last.probabilities,
+        labels=last.probabilities.argmax(1),
+        energy=energy,
+        bound=torch.minimum(last.bound.to(energy), energy),
+        steps=last.steps,
+        status=statuses(last.done.tolist(), reached),
+        start_energy=start_energy,
+        state=DCAState(last.probabilities, last.state),
+    )
 
 
 def _parts(form: Form) -> tuple[Concave | None, Saddle]:
@@ -274,235 +393,6 @@ def _parts(form: Form) -> tuple[Concave | None, Saddle]:
         return form.concave, form.saddle
     assert isinstance(form, Saddle)
     return None, form
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# The convex problem of one step
-
-
-class _Step(NamedTuple):
-    probabilities: Tensor  # (B, K, *S)
-    state: Any
-    done: Tensor  # (B,) bool, whether the step's problem was solved
-    bound: Tensor  # (B,) on the step's problem
-    steps: Tensor  # (B,)
-
-
-class _ConvexStep(ABC):
-    """argmin <unary + slope, s> + entropy <s, log s> + Q(s), and its derivatives."""
-
-    @abstractmethod
-    def __call__(self, slope: Tensor, entropy: float, state: Any) -> _Step:
-        """Solve it, from an earlier step's state."""
-
-    @abstractmethod
-    def log_probabilities(self, slope: Tensor, entropy: float, state: Any) -> Tensor:
-        """Log s at the state where it ended."""
-
-    @abstractmethod
-    def unroll(self, slope: Tensor, entropy: Tensor, state: Any) -> Tensor:
-        """Log s as operations that autograd can differentiate in unary, slope and entropy."""
-
-    @abstractmethod
-    def pullback(
-        self,
-        slope: Tensor,
-        entropy: float,
-        state: Any,
-        log_probabilities: Tensor,
-        cotangent: Tensor,
-        *,
-        max_steps: int,
-        tolerance: float,
-    ) -> Pullback:
-        """Gradients at the state where it ended, for the ``cotangent`` of log s."""
-
-
-class _SoftmaxStep(_ConvexStep):
-    """Q = 0."""
-
-    def __init__(self, cost: Tensor) -> None:
-        self.cost = cost
-
-    def __call__(self, slope: Tensor, entropy: float, state: Any) -> _Step:
-        batch, cost = self.cost.shape[0], self.cost
-        done = torch.ones(batch, dtype=torch.bool, device=cost.device)
-        bound = cost.new_full((batch,), -float("inf"))
-        return _Step(_gibbs(cost + slope, entropy), None, done, bound, done.long())
-
-    def log_probabilities(self, slope: Tensor, entropy: float, state: Any) -> Tensor:
-        return _log_gibbs(self.cost + slope, entropy)
-
-    def unroll(self, slope: Tensor, entropy: Tensor, state: Any) -> Tensor:
-        return _log_gibbs(self.cost + slope, entropy)
-
-    def pullback(
-        self,
-        slope: Tensor,
-        entropy: float,
-        state: Any,
-        log_probabilities: Tensor,
-        cotangent: Tensor,
-        *,
-        max_steps: int,
-        tolerance: float,
-    ) -> Pullback:
-        v = (cotangent - log_probabilities.exp() * cotangent.sum(1, keepdim=True)) / entropy
-        return Pullback(-v, _entropy_gradient(v, log_probabilities), ())
-
-
-class _VolumeStep(_ConvexStep):
-    """Q = volume constraint. Classes that seeds fill already take no further pixels, and need no dual variable."""
-
-    def __init__(self, problem: Problem, cost: Tensor, block: VolumeBlock) -> None:
-        batch, classes, *size = cost.shape
-        self.block = block
-        self.inside = grid.full_roi(problem.roi, (batch, *size), cost.device)
-        assert problem.fixed is not None
-        free = self.inside & (problem.fixed < 0)
-        seeded = one_hot(problem.fixed.clamp(min=0), classes, torch.float64) * (self.inside & ~free).unsqueeze(1)
-        counts = seeded.flatten(2).sum(2)
-        block.apply(problem.unary)  # refuses volumes that are for another number of classes
-        lower, upper = block.lower.expand_as(counts), block.upper.expand_as(counts)
-        slack = 1e-9 * self.inside.flatten(1).sum(1, keepdim=True)
-        allowed = torch.ones_like(counts, dtype=torch.bool)
-        if problem.allowed is not None:
-            allowed = problem.allowed.to(cost.device)
-        closed = ~allowed | (upper - counts <= slack)
-        _refuse_impossible(lower - counts, upper - counts, closed, free.flatten(1).sum(1, keepdim=True), slack)
-        # A closed class keeps its seeds: that is its volume, to the last digit.
-        self.lower, self.upper = torch.where(closed, counts, lower), torch.where(closed, counts, upper)
-        forbidden = closed.reshape(batch, classes, *[1] * len(size)) & free.unsqueeze(1)
-        self.cost = cost.masked_fill(forbidden, float("inf"))
-
-    def __call__(self, slope: Tensor, entropy: float, state: Any) -> _Step:
-        found = scale_to_volumes(
-            self.cost + slope, entropy, self.lower.detach(), self.upper.detach(), self.inside, self._dual(state)
-        )
-        steps = torch.full_like(found.done, found.steps, dtype=torch.int64)
-        return _Step(found.probabilities, found.dual, found.done, found.value, steps)
-
-    def log_probabilities(self, slope: Tensor, entropy: float, state: Any) -> Tensor:
-        shifted = self.cost + slope - self._spread(self._dual(state)).to(slope)
-        return _log_gibbs(shifted, entropy)
-
-    def unroll(self, slope: Tensor, entropy: Tensor, state: Any) -> Tensor:
-        # The problem depends on costs / entropy alone.
-        scaled = _divided(self.cost + slope, entropy)
-        probabilities = volume_softmax(scaled, 1.0, self.lower, self.upper, self.inside)
-        return probabilities.clamp(min=torch.finfo(probabilities.dtype).tiny).log()
-
-    def pullback(
-        self,
-        slope: Tensor,
-        entropy: float,
-        state: Any,
-        log_probabilities: Tensor,
-        cotangent: Tensor,
-        *,
-        max_steps: int,
-        tolerance: float,
-    ) -> Pullback:
-        s = log_probabilities.exp()
-        start = (cotangent - s * cotangent.sum(1, keepdim=True)) / entropy
-        weights = self.inside.flatten(1).double()
-        dual = self._dual(state)
-        assert dual is not None
-        flat = (part.flatten(2).double() for part in (s, start))
-        v, by_volume = respond(next(flat), dual, self.lower, self.upper, weights, entropy, next(flat))
-        v = v.reshape(s.shape).to(s.dtype)
-        parameters: tuple[Tensor, ...] = ()
-        if self.block.parameters:  # the block's shift, which is volumes / sqrt(pixels)
-            root = weights.sum(1, keepdim=True).sqrt()
-            sides = torch.stack([by_volume * (dual < 0), -by_volume * (dual > 0)], dim=1)
-            (shift,) = self.block.parameters
-            by_shift = (by_volume if shift.ndim == 2 else sides) * root.reshape(-1, *[1] * (shift.ndim - 1))
-            parameters = (by_shift.sum_to_size(shift.shape).to(shift),)
-        return Pullback(-v, _entropy_gradient(v, log_probabilities), parameters)
-
-    def _dual(self, state: Any) -> Tensor | None:
-        return state if isinstance(state, Tensor) else None
-
-    def _spread(self, dual: Tensor | None) -> Tensor:
-        assert dual is not None
-        return dual.reshape(*dual.shape, *[1] * (self.cost.ndim - 2)) * self.inside.unsqueeze(1)
-
-
-def _refuse_impossible(lower: Tensor, upper: Tensor, closed: Tensor, free: Tensor, slack: Tensor) -> None:
-    """``lower`` and ``upper`` (B, K) are what is left for the ``free`` (B, 1) pixels."""
-    for wrong, why in (
-        ((upper < -slack).any(1), "more pixels are fixed to a class than its volume"),
-        ((closed & (lower > slack)).any(1), "a class with a volume is not allowed"),
-        (lower.clamp(min=0).sum(1) > (free + slack).squeeze(1), "volumes exceed the pixels that are free"),
-        (upper.masked_fill(closed, 0).sum(1) < (free - slack).squeeze(1), "allowed volumes do not fill the image"),
-    ):
-        if bool(wrong.any()):
-            raise UsageError(
-                f"The volume constraint cannot be met in image {int(wrong.nonzero()[0])} of the batch: {why}. Change "
-                "volumes, seeds (fixed) or allowed labels so that they agree."
-            )
-
-
-class _SolverStep(_ConvexStep):
-    """Any other Q, by another solver."""
-
-    def __init__(self, problem: Problem, saddle: Saddle, solver: Solver) -> None:
-        self.problem = replace(problem, form=saddle)
-        self.solver = solver
-
-    def __call__(self, slope: Tensor, entropy: float, state: Any) -> _Step:
-        found = self.solver.minimise(self._given(slope, entropy, state))
-        done = torch.tensor([status is not Status.MAX_STEPS for status in found.status], device=slope.device)
-        return _Step(found.probabilities.to(slope), found.state, done, found.bound, found.steps)
-
-    def log_probabilities(self, slope: Tensor, entropy: float, state: Any) -> Tensor:
-        return self._differentiable().log_probabilities(self._given(slope, entropy, state), _ended(slope, state))
-
-    def unroll(self, slope: Tensor, entropy: Tensor, state: Any) -> Tensor:
-        return self._differentiable().unroll(self._given(slope, float(entropy.detach()), state), entropy)
-
-    def pullback(
-        self,
-        slope: Tensor,
-        entropy: float,
-        state: Any,
-        log_probabilities: Tensor,
-        cotangent: Tensor,
-        *,
-        max_steps: int,
-        tolerance: float,
-    ) -> Pullback:
-        given = self._given(slope, entropy, state)
-        solution = _ended(log_probabilities.exp(), state)
-        return self._differentiable().pullback(given, solution, cotangent, max_steps=max_steps, tolerance=tolerance)
-
-    def _given(self, slope: Tensor, entropy: float, state: Any) -> Problem:
-        return replace(self.problem, unary=self.problem.unary + slope, entropy=entropy, warm=state)
-
-    def _differentiable(self) -> DifferentiableSolver:
-        if not isinstance(self.solver, DifferentiableSolver):
-            raise UsageError(f"{name_of(self.solver)} cannot be differentiated. Give dca another convex solver (pdhg).")
-        return self.solver
-
-
-def _ended(probabilities: Tensor, state: Any) -> Solution:
-    """A solution of which only probabilities and state are known."""
-    unknown = probabilities.new_full((probabilities.shape[0],), float("nan"))
-    return Solution(
-        probabilities=probabilities,
-        labels=probabilities.argmax(1),
-        energy=unknown,
-        bound=unknown,
-        steps=unknown.new_zeros(unknown.shape, dtype=torch.int64),
-        status=statuses([True] * len(unknown)),
-        start_energy=unknown,
-        state=state,
-    )
-
-
-def _entropy_gradient(v: Tensor, log_probabilities: Tensor) -> Tensor:
-    """Where s = 0, so is v, and the product is 0."""
-    return -(v * log_probabilities.masked_fill(log_probabilities == -float("inf"), 0)).sum()
 
 
 def _concave_parameters(concave: Concave | None) -> tuple[Tensor, ...]:
@@ -520,80 +410,3 @@ def _hessian_product(concave: Concave, s: Tensor, v: Tensor) -> Tensor:
             return torch.zeros_like(v)
         (product,) = torch.autograd.grad(slope, at, v)
     return product
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Seeds, starts, energy
-
-
-def _seeds(problem: Problem) -> Tensor:
-    """(B, *S) fixed labels, -1 where free and outside the region of interest, where seeds mean nothing."""
-    shape, device = (problem.unary.shape[0], *problem.unary.shape[2:]), problem.unary.device
-    if problem.fixed is None:
-        return torch.full(shape, -1, device=device)
-    return problem.fixed.to(device).masked_fill(~grid.full_roi(problem.roi, shape, device), -1)
-
-
-def _constrained(problem: Problem) -> Tensor:
-    """Costs (B, K, *S) that are inf where a pixel may not take a label."""
-    cost, fixed = problem.unary, problem.fixed
-    assert fixed is not None
-    classes, ndim = cost.shape[1], cost.ndim - 2
-    forbidden = torch.zeros(cost.shape, dtype=torch.bool, device=cost.device)
-    if problem.allowed is not None:
-        forbidden |= ~problem.allowed.to(cost.device).reshape(*cost.shape[:2], *[1] * ndim)
-    order = torch.arange(classes, device=cost.device).reshape(1, classes, *[1] * ndim)
-    seed = fixed.unsqueeze(1)
-    return cost.masked_fill(torch.where(seed >= 0, order != seed, forbidden), float("inf"))
-
-
-def _gibbs(cost: Tensor, entropy: float) -> Tensor:
-    """Minimiser of <cost, s> + entropy <s, log s>, with s = 0 where the cost is inf."""
-    # The smallest cost is subtracted first: softmax does so too, but only after the quotient may have overflowed.
-    return torch.softmax((cost.amin(1, keepdim=True) - cost) / entropy, dim=1)
-
-
-def _log_gibbs(cost: Tensor, entropy: float | Tensor) -> Tensor:
-    """Logarithm of `_gibbs`, differentiable."""
-    return torch.log_softmax(-_divided(cost - cost.detach().amin(1, keepdim=True), entropy), dim=1)
-
-
-def _divided(cost: Tensor, entropy: float | Tensor) -> Tensor:
-    """Cost / entropy; the derivative by the entropy of a cost of inf is 0 instead of NaN."""
-    possible = cost < float("inf")
-    return torch.where(possible, torch.where(possible, cost, 0) / entropy, float("inf"))
-
-
-def _checked_state(problem: Problem) -> DCAState | None:
-    warm, unary = problem.warm, problem.unary
-    if warm is None:
-        return None
-    if isinstance(warm, DCAState):
-        given = warm.probabilities.detach()
-        if given.shape != unary.shape or not bool((given >= 0).all()):
-            raise UsageError(
-                f"A start of dca must hold non-negative probabilities of shape {tuple(unary.shape)} (B, K, *S); got "
-                f"shape {tuple(given.shape)}{', with negative values or NaN' if given.shape == unary.shape else ''}."
-            )
-        return DCAState(given.to(unary), warm.convex)
-    if isinstance(warm, Tensor):
-        inside = warm if problem.roi is None else warm.masked_fill(~problem.roi.to(warm.device), 0)
-        return DCAState(one_hot(inside.to(unary.device, torch.int64), unary.shape[1], unary.dtype))
-    raise UsageError(
-        "dca starts from labels (B, *S), a DCAState, or an earlier solution of its own; got warm of type "
-        f"{type(warm).__name__}."
-    )
-
-
-def _start(cost: Tensor, state: DCAState, entropy: float) -> Tensor:
-    """Probabilities (B, K, *S) that are 0 where the cost is inf."""
-    given = state.probabilities.masked_fill(cost == float("inf"), 0)
-    mass = given.sum(1, keepdim=True)
-    return torch.where(mass > 0, given / mass, _gibbs(cost, entropy))
-
-
-def _energy(problem: Problem, concave: Concave | None, saddle: Saddle, s: Tensor) -> Tensor:
-    energy = linear_energy(problem.unary, s, problem.roi) + problem.entropy * negative_entropy(s, problem.roi)
-    if concave is not None:
-        energy = energy + concave.value(s)
-    return energy + saddle.value(s) if saddle.blocks else energy

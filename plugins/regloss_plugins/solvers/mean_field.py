@@ -35,6 +35,7 @@ from regloss import grid
 from regloss.errors import UsageError
 from regloss.regularizer import Form, GridGraph
 from regloss.solver import Problem, Solution, Solver, linear_energy, negative_entropy, one_hot, statuses
+from regloss_plugins.solvers.starts import allowed_cost, gibbs, seeds_inside, start_probabilities
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,11 @@ class MeanField(Solver):
         shape, device = (batch, *unary.shape[2:]), unary.device
 
         inside = grid.full_roi(problem.roi, shape, device)
-        fixed = torch.full(shape, -1, device=device) if problem.fixed is None else problem.fixed.to(device)
-        fixed = fixed.masked_fill(~inside, -1)  # seeds outside mean nothing, whatever their value
+        fixed = seeds_inside(problem)
         free = inside & (fixed < 0)
-        cost = unary
-        if problem.allowed is not None:
-            cost = unary.masked_fill(~problem.allowed.reshape(batch, classes, *[1] * ndim).to(device), float("inf"))
-        start = _start(problem, cost)
+        cost = allowed_cost(unary, problem.allowed)
+        start = start_probabilities(problem, cost, MeanFieldState, "mean-field")
+        start = gibbs(cost, problem.entropy) if start is None else start
         start = torch.where((fixed < 0).unsqueeze(1), start, one_hot(fixed.clamp(min=0), classes, start.dtype))
 
         pixels = _Pixels(form, start)
@@ -119,7 +118,7 @@ class MeanField(Solver):
             moving = free & active.reshape(batch, *[1] * ndim)
             for colour in pixels.colours:
                 old = grid.pick(pixels.probabilities, colour)
-                new = _gibbs(grid.pick(cost, colour) - pixels.field(colour), problem.entropy)
+                new = gibbs(grid.pick(cost, colour) - pixels.field(colour), problem.entropy)
                 new = torch.lerp(new, old, self.damping)
                 new = torch.where(grid.pick(moving, colour).unsqueeze(1), new, old)
                 change = torch.maximum(change, (new - old).abs().flatten(1).amax(1))
@@ -188,37 +187,6 @@ def _refuse_pairs_within_a_colour(form: GridGraph) -> None:
                 f"mean-field updates pixels of equal parity at once, but the offset {offset} joins such pixels; every "
                 "offset needs an odd component. Nearest neighbours have one; for this graph use alpha-expansion."
             )
-
-
-def _gibbs(cost: Tensor, entropy: float) -> Tensor:
-    """Minimiser of <cost, s> + entropy <s, log s>, with s = 0 where the cost is inf."""
-    # The smallest cost is subtracted first: softmax does so too, but only after the quotient may have overflowed.
-    return torch.softmax((cost.amin(1, keepdim=True) - cost) / entropy, dim=1)
-
-
-def _start(problem: Problem, cost: Tensor) -> Tensor:
-    """Probabilities (B, K, *S) that are 0 at labels that are not allowed."""
-    warm, unaries_alone = problem.warm, _gibbs(cost, problem.entropy)
-    if warm is None:
-        return unaries_alone
-    if isinstance(warm, MeanFieldState):
-        given = warm.probabilities.detach().to(cost)
-        if given.shape != cost.shape or not bool((given >= 0).all()):
-            raise UsageError(
-                f"A start of mean-field must hold non-negative probabilities of shape {tuple(cost.shape)} (B, K, *S); "
-                f"got shape {tuple(given.shape)}{', with negative values or NaN' if given.shape == cost.shape else ''}."
-            )
-    elif isinstance(warm, Tensor):
-        inside = warm if problem.roi is None else warm.masked_fill(~problem.roi.to(warm.device), 0)
-        given = one_hot(inside.to(cost.device, torch.int64), cost.shape[1], cost.dtype)
-    else:
-        raise UsageError(
-            "mean-field starts from labels (B, *S), a MeanFieldState, or an earlier solution of its own; got warm of "
-            f"type {type(warm).__name__}."
-        )
-    given = given.masked_fill(cost == float("inf"), 0)
-    mass = given.sum(1, keepdim=True)
-    return torch.where(mass > 0, given / mass, unaries_alone)
 
 
 def _energy(unary: Tensor, problem: Problem, form: GridGraph, probabilities: Tensor) -> Tensor:

@@ -354,3 +354,68 @@ def test_importing_compiles_nothing_and_the_cache_folder_is_respected(tmp_path: 
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert Path(run.stdout.strip()).is_relative_to(tmp_path)
+
+
+def test_weights_of_very_different_size() -> None:
+    """Sums of neighbours are made anew where labels change: 1e12 that came and went leaves nothing of 1e-30 behind."""
+    weights = np.array([[1e12, 1e-30, 1e12, 1e-30, 0.0]])
+    unary = np.array([[0.0, 5.0, 0.0, 2e-30, 0.0], [9.0, 0.0, 2e-30, 0.0, 3e-30], [9.0, 9.0, 9.0, 9.0, 0.0]])
+    for classes in (2, 3):
+        p = {
+            "unary": unary[:classes],
+            "offsets": np.array([[1]]),
+            "weights": weights,
+            "labels": np.zeros(5, np.int64),
+            "fixed": np.full(5, -1),
+            "roi": np.ones(5, bool),
+            "allowed": np.ones(classes, bool),
+            "max_cycles": 20,
+        }
+        result = expand_grid(**p)
+        assert result.labels[0] == result.labels[1] == 0
+        assert result.energy == pytest.approx(minimum(p), rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1,), (1, 1), (1, 7), (7, 1), (1, 1, 4)])
+def test_degenerate_grids(shape: tuple[int, ...]) -> None:
+    offsets = {1: [[1]], 2: EIGHT, 3: TWENTY_SIX}[len(shape)]
+    rng = np.random.default_rng(11)
+    for classes in (1, 2, 3):
+        p = problem(rng, shape, offsets, classes, masked=False)
+        result = expand_grid(**p)
+        check_invariants(result, p)
+        assert result.energy == pytest.approx(minimum(p), abs=1e-12)
+        nothing = expand_grid(**{**p, "roi": np.zeros(shape, bool)})
+        assert nothing.energy == 0.0
+        np.testing.assert_array_equal(nothing.labels, p["labels"])
+
+
+def test_many_offsets_are_solved_as_a_graph() -> None:
+    """More than 16 offsets are more arcs than a mask has bits."""
+    offsets = [[0, d] for d in range(1, 4)] + [[dy, dx] for dy in (1, 2) for dx in range(-3, 4)]
+    assert len(offsets) == 17
+    p = problem(np.random.default_rng(12), (3, 4), offsets, 2, masked=True)
+    result = expand_grid(**p)
+    check_invariants(result, p)
+    assert result.energy == pytest.approx(minimum(p), abs=1e-12)
+
+
+def test_single_precision_is_not_rounded_further() -> None:
+    p = image_problem((30, 40), 5, 0.3)
+    p |= {"unary": p["unary"].astype(np.float32), "weights": p["weights"].astype(np.float32)}
+    single = expand_grid(**p)
+    double = expand_grid(**{**p, "unary": p["unary"].astype(np.float64), "weights": p["weights"].astype(np.float64)})
+    np.testing.assert_array_equal(single.labels, double.labels)
+    assert single.energy == double.energy
+
+
+@pytest.mark.parametrize("strength", [0.05, 0.3, 3.0])
+def test_moves_on_a_grid_are_those_on_its_graph(strength: float) -> None:
+    """Two codes: sums kept up to date and local searches here, everything anew and search trees there."""
+    p = image_problem((40, 50), 5, strength)
+    on_grid = expand_grid(**p)
+    pairs, weights = edge_list(p["offsets"], p["weights"])
+    flat = {name: p[name].ravel() for name in ("labels", "fixed", "roi", "allowed")}
+    on_graph = expand_graph(p["unary"].reshape(5, -1), pairs, weights, **flat, max_cycles=p["max_cycles"])
+    np.testing.assert_array_equal(on_grid.labels.ravel(), on_graph.labels)
+    assert on_grid.energy == pytest.approx(on_graph.energy, rel=1e-12)

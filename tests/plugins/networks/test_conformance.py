@@ -22,6 +22,13 @@ class TestUNet3D(NetworkConformance):
         )
 
 
+class TestSegNet(NetworkConformance):
+    def make(self):
+        return regloss.create(
+            "network", "segnet", in_channels=self.in_channels, classes=self.classes, levels=3, channels=4
+        )
+
+
 class TestDeepLabV3Plus(NetworkConformance):
     def make(self):
         return regloss.create("network", "deeplabv3plus", in_channels=self.in_channels, classes=self.classes)

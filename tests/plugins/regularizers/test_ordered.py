@@ -110,11 +110,12 @@ def test_sets_are_nested_at_every_threshold():
 
 
 def test_linear_costs_of_label_maps():
-    """Sum over g of o_g (u_g - u_(g-1)) is the cost of label l, for sublevel sets u_g = [l <= g]."""
+    """Sum over g of o_g (u_g - u_(g-1)) is the cost of label l, for sublevel sets u_g = [l <= g]; l = 1 lies inmost."""
     cost = torch.randn(4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     for label in range(1, 5):
         nested = torch.tensor([float(label <= g) for g in range(1, 4)], dtype=torch.float64).reshape(1, 3, 1)
-        assert float((classes_of(nested)[0, :, 0] * cost).sum()) == pytest.approx(float(cost[label - 1]), rel=1e-14)
+        from_inside = classes_of(nested)[0, :, 0].flip(0)
+        assert float((from_inside * cost).sum()) == pytest.approx(float(cost[label - 1]), rel=1e-14)
 
 
 def test_penalty_and_violation_by_hand():

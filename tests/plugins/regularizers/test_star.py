@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from regloss import MissingForm, Saddle, UsageError, create, solve, testing
+from regloss import Batch, MissingForm, Saddle, TotalVariation, UsageError, create, solve, testing
 from regloss.solver import one_hot
 from regloss.testing import SIZES, RegularizerConformance
 from regloss_plugins.regularizers.star import StarShape
@@ -192,19 +192,66 @@ def test_the_center_of_a_prediction():
     region = torch.zeros(1, 21, 25, dtype=torch.bool)
     region[:, :, :10] = True
     assert StarShape().centered_on(one_hot(labels[:1], 2, torch.float32), region).center.tolist() == [[7, 8]]
-    with pytest.raises(UsageError, match="no mass"):
-        StarShape().centered_on(one_hot(labels[1:], 2, torch.float32), region)
+    # Without any mass there, it is the region's own centre.
+    empty = StarShape().centered_on(one_hot(labels[1:], 2, torch.float32), region)
+    assert empty.center.tolist() == [[10, 4]]  # 4.5 rounds to even
 
 
 def test_without_a_center_the_prediction_has_one():
-    """Energy, violation and penalty take the centre of what they are given; there is no saddle form."""
+    """Energy, violation and penalty take the centre of what they are given; a saddle form needs a prediction."""
     labels = disc((21, 25), (7, 9), 4)
     term = StarShape().bind(torch.zeros(1, 1, 21, 25))
     assert float(term.energy(one_hot(labels, 2, torch.float64))) == 0
     crescent = labels * (1 - disc((21, 25), (7, 11), 3))
     assert float(term.energy(one_hot(crescent, 2, torch.float64))) == math.inf
-    with pytest.raises(MissingForm, match="star"):
-        solve(term, torch.zeros(1, 2, 21, 25), "pdhg", entropy=0.5)
+    with pytest.raises(MissingForm, match=r"star.*adapted"):
+        term.form(Saddle)
+    adapted = term.adapted(one_hot(crescent, 2, torch.float64))
+    assert adapted.regularizer.center.tolist() == [[7, 8]]
+    assert adapted.form(Saddle).blocks[0].cone
+    assert adapted.adapted(one_hot(labels, 2, torch.float64)) is adapted
+
+
+def test_solve_takes_the_center_of_the_unaries():
+    """With the seeds and without labels that are not allowed; also in a sum, and each image its own."""
+    labels = torch.cat([disc((15, 17), (5, 6), 4), disc((15, 17), (8, 9), 5)])
+    bites = torch.cat([disc((15, 17), (5, 8), 1), disc((15, 17), (8, 7), 1)])
+    score = (4.0 * labels * (1 - bites) - 2).double()
+    unary = torch.stack([score, -score], dim=1)
+    image = torch.zeros(2, 1, 15, 17, dtype=torch.float64)
+    solver = create("solver", "pdhg", max_steps=5000, tolerance=1e-9)
+    for prior in (StarShape(), StarShape() + TotalVariation(0.01)):
+        term = prior.bind(image)
+        assert prior.forms == ()
+        assert prior.adapted_forms == (Saddle,)
+        solution = solve(term, unary, solver, entropy=0.5)
+        center = StarShape().centered_on((-unary).softmax(1)).center
+        about = StarShape(center=center).bind(image)
+        assert about.energy(solution.probabilities).tolist() == [0, 0]
+        assert float(about.violation((-unary / 0.5).softmax(1)).min()) > 0.5
+    # Seeds are part of the prediction, whatever the unaries say.
+    fixed = torch.full((2, 15, 17), -1)
+    fixed[:, 3, 12] = 1
+    seeded = solve(StarShape().bind(image), torch.zeros_like(unary), solver, entropy=0.5, fixed=fixed)
+    about = StarShape(center=(3, 12)).bind(image)
+    assert about.energy(seeded.probabilities).tolist() == [0, 0]
+    assert float((seeded.probabilities[:, 1] > 0.5).sum()) >= 2
+
+
+def test_gradient_descent_takes_the_center_of_the_network():
+    """No gradient flows through it: the loss's derivative is that about the centre that it has."""
+    labels = disc((15, 17), (5, 6), 4)
+    logits = torch.randn(1, 2, 15, 17, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[:, 1] += 3 * (2 * labels - 1)
+    batch = Batch(torch.zeros(1, 1, 15, 17, dtype=torch.float64), labels)
+    gradients = []
+    for center in (None, StarShape().centered_on(logits.softmax(1)).center):
+        variable = logits.clone().requires_grad_()
+        loop = create("outer-loop", "gradient-descent", regularizer=StarShape(weight=2.0, center=center))
+        loop.objective(variable, batch).backward()
+        gradients.append(variable.grad)
+    assert torch.equal(*gradients)
+    assert float(gradients[0].abs().max()) > 0
 
 
 def test_a_center_at_the_border_and_in_a_corner():

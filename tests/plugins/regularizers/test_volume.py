@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from regloss import Saddle, UsageError, create, solve
+from regloss import Ordered, Saddle, StarShape, TotalVariation, UsageError, create, solve
+from regloss.regularizer import scaled
 from regloss.solver import one_hot
 from regloss.testing import RegularizerConformance
 from regloss_plugins.regularizers.volume import Volume, VolumeBlock
@@ -161,6 +162,32 @@ def test_two_solvers_agree(settings):
     dual = solve(term, unary, create("solver", "pdhg", max_steps=3000, tolerance=1e-10), entropy=0.4)
     torch.testing.assert_close(dual.probabilities, exact.probabilities, rtol=0, atol=1e-4)
     torch.testing.assert_close(dual.energy, exact.energy, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "regularizer",
+    [
+        Volume(volumes=(5, 3, 2)),
+        Volume(lower=(1, 0, 0)),
+        StarShape(center=(1, 1)),
+        Ordered(),
+        StarShape(0.0, 1, (1, 1)),
+    ],
+    ids=str,
+)
+def test_a_hard_constraint_is_its_own_multiple(regularizer):
+    """Y is a cone, as the block says; so weights of sums and learnt weights leave the block as it is."""
+    form = regularizer.bind(torch.zeros(1, 1, 2, 5, dtype=torch.float64)).form(Saddle)
+    (block,) = form.blocks
+    assert block.cone
+    s = torch.rand(1, 3, 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    dual = torch.randn(block.apply(s).shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(block.project(3 * dual), 3 * block.project(dual))
+    for factor in (3.0, torch.tensor(0.2, requires_grad=True)):
+        assert scaled(form, factor).blocks[0] is block
+    (tv,) = TotalVariation().bind(torch.zeros(1, 1, 2, 5)).form(Saddle).blocks
+    assert not tv.cone
+    assert scaled(Saddle((tv,)), 3.0).blocks[0] is not tv
 
 
 def test_penalty_drives_gradient_descent_to_the_volumes():

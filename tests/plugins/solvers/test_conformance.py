@@ -9,6 +9,8 @@ import pytest
 import regloss
 from regloss.solver import Solver
 from regloss.testing import SolverConformance
+from regloss_plugins.solvers.dual_chains import DualChains
+from regloss_plugins.solvers.parallel_potts import ParallelPotts
 
 
 class TestAlphaExpansion(SolverConformance):
@@ -25,6 +27,18 @@ class TestPyMaxflow(SolverConformance):
     def make(self) -> Solver:
         solver: Solver = regloss.create("solver", "pymaxflow")
         return solver
+
+
+class TestDualChains(SolverConformance):
+    def make(self) -> Solver:
+        return DualChains(workers=1)
+
+
+class TestParallelPotts(SolverConformance):
+    local = True  # which pixels form the coarser grids' blocks depends on where they lie
+
+    def make(self) -> Solver:
+        return ParallelPotts(max_steps=60, coarse_steps=20, check_every=30)
 
 
 class TestMeanField(SolverConformance):

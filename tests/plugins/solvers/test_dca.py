@@ -9,7 +9,19 @@ import pytest
 import torch
 
 import regloss
-from regloss import Concave, Mixed, RegularizedSoftmax, Saddle, Status, Sum, TotalVariation, UsageError, solve
+from regloss import (
+    PDHG,
+    Concave,
+    Mixed,
+    RegularizedSoftmax,
+    Saddle,
+    StarShape,
+    Status,
+    Sum,
+    TotalVariation,
+    UsageError,
+    solve,
+)
 from regloss.solver import Problem, linear_energy, negative_entropy, one_hot
 from regloss.testing import SolverConformance
 from regloss_plugins.regularizers import threshold_dynamics
@@ -158,6 +170,131 @@ def test_status_and_steps_are_by_image():
     solution = solve(term, unary, DCA(max_steps=4), entropy=0.5)
     assert solution.status == (Status.CONVERGED, Status.MAX_STEPS)
     assert solution.steps.tolist() == [1, 4]
+
+
+@pytest.mark.parametrize("method", ["nested", "single-loop"])
+@pytest.mark.parametrize(
+    "prior",
+    [
+        ThresholdDynamics(weight=0.4, sigma=1.0, edge="sqrt"),
+        ThresholdDynamics(weight=0.4, sigma=1.0) + Volume(volumes=(0.5, 0.3, 0.2), unit="fraction"),
+        ThresholdDynamics(weight=0.4, sigma=1.0) + TotalVariation(0.1),
+        Sum([ThresholdDynamics(weight=1.0, kernel="disk", radius=1.5), StarShape(center=(2, 3))], 0.4),
+    ],
+    ids=["concave", "volume", "tv", "star"],
+)
+def test_converged_images_leave_the_batch(prior, method):
+    """The work shrinks to the images that are left, and every image ends where it would have ended alone."""
+    size, batch = (6, 7), 4
+    image = torch.rand(batch, 1, *size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    roi = torch.ones(batch, *size, dtype=torch.bool)
+    roi[2, :, 5:] = False
+    fixed = torch.full((batch, *size), -1)
+    fixed[1, 0, 0] = 2
+    scale = torch.tensor([3.0, 0.1, 1.0, 2.0], dtype=torch.float64).reshape(-1, 1, 1, 1)
+    unary = scale * scores(size, batch=batch)
+    solver = DCA(400, 1e-4, convex=PDHG(1000, 1e-7), method=method)
+    looks = []
+    together = solve(prior.bind(image, roi), unary, solver, entropy=0.3, fixed=fixed, observe=looks.append)
+    sizes = [len(look.images) for look in looks]
+    assert sizes[0] == batch
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] < batch
+    assert all(torch.equal(look.images, (together.steps >= look.steps).nonzero().squeeze(1)) for look in looks)
+    for i in range(batch):
+        alone = solve(prior.bind(image[[i]], roi[[i]]), unary[[i]], solver, entropy=0.3, fixed=fixed[[i]])
+        assert alone.status[0] is together.status[i]
+        assert int(alone.steps) == int(together.steps[i])
+        torch.testing.assert_close(alone.probabilities[0], together.probabilities[i], rtol=0, atol=1e-9)
+        torch.testing.assert_close(alone.energy[0], together.energy[i], rtol=1e-9, atol=1e-9)
+    assert Status.CONVERGED in together.status
+    again = solve(prior.bind(image, roi), unary, solver, entropy=0.3, fixed=fixed, warm=together)
+    assert all(
+        int(n) <= 2 for n, status in zip(again.steps, together.status, strict=True) if status is Status.CONVERGED
+    )
+
+
+def test_forms_that_cannot_be_divided_stay_whole():
+    """A plugin's concave form without ``select``: the results are the same."""
+    size = (6, 7)
+    unary = torch.cat([30 * scores(size, batch=1), 0.1 * scores(size, batch=1)])
+    term = ThresholdDynamics(weight=0.5, sigma=1.0).bind(torch.zeros(2, 1, *size, dtype=torch.float64))
+    form = term.form(Concave)
+    ends = [
+        DCA().minimise(Problem(form=given, unary=unary, entropy=0.3)) for given in (form, replace(form, select=None))
+    ]
+    assert ends[0].steps.tolist() == ends[1].steps.tolist()
+    assert ends[0].steps[0] < ends[0].steps[1]
+    torch.testing.assert_close(ends[0].probabilities, ends[1].probabilities, rtol=0, atol=1e-12)
+
+
+def test_single_loop_ends_at_a_stationary_point():
+    """One from which a nested step does not move; where it stops before, no status says that it converged."""
+    size, entropy = (10, 11), 0.3
+    image, unary = torch.zeros(2, 1, *size, dtype=torch.float64), scores(size)
+    dynamics, fractions = ThresholdDynamics(weight=0.4, sigma=1.5), (0.5, 0.3, 0.2)
+    for extra in (
+        Volume(volumes=fractions, unit="fraction"),
+        Volume(lower=(0.6, 0, 0), upper=(1, 1, 0.2), unit="fraction"),
+        StarShape(center=(4, 5)),
+        StarShape(center=(4, 5)) + Volume(volumes=fractions, unit="fraction"),
+    ):
+        term = Sum([dynamics, extra]).bind(image)
+        found = solve(term, unary, DCA(5000, 1e-5, method="single-loop"), entropy=entropy)
+        assert found.status == (Status.CONVERGED,) * 2
+        assert bool(found.energy.isfinite().all())
+        nested = DCA(1, 1e-5, convex=PDHG(20000, 1e-9))
+        moved = solve(term, unary, nested, entropy=entropy, warm=found)
+        torch.testing.assert_close(moved.probabilities, found.probabilities, rtol=0, atol=2e-3)
+        short = solve(term, unary, DCA(2, 1e-6, method="single-loop"), entropy=entropy)
+        assert short.status == (Status.MAX_STEPS,) * 2
+        assert bool((short.energy == math.inf).all())
+        assert bool((term.violation(short.probabilities) > 1e-3).all())
+
+
+def test_single_loop_that_cycles_says_so():
+    """A strong prior and a volume that it does not want: the published loop runs for ever, and its energy is inf."""
+    size, entropy = (12, 13), 0.3
+    prior = ThresholdDynamics(weight=2.0, sigma=1.5) + Volume(volumes=(0.5, 0.3, 0.2), unit="fraction")
+    term, unary = prior.bind(torch.zeros(2, 1, *size, dtype=torch.float64)), scores(size)
+    cycling = solve(term, unary, DCA(1000, method="single-loop"), entropy=entropy)
+    assert cycling.status == (Status.MAX_STEPS, Status.CONVERGED)
+    assert cycling.energy.isfinite().tolist() == [False, True]
+    nested = solve(term, unary, DCA(1000), entropy=entropy)
+    assert nested.status == (Status.CONVERGED,) * 2
+    assert bool(nested.energy.isfinite().all())
+
+
+def test_single_loop_scales_volumes_as_published():
+    """q <- q + entropy log(V / m), u <- softmax((q - cost) / entropy), from q = 0."""
+    size, entropy = (5, 6), 0.4
+    unary, wanted = scores(size, batch=1), torch.tensor([15.0, 9, 6], dtype=torch.float64)
+    term = Volume(volumes=wanted).bind(torch.zeros(1, 1, *size, dtype=torch.float64))
+    q, u = torch.zeros(3, dtype=torch.float64), (-unary / entropy).softmax(1)
+    for steps in range(1, 6):
+        q = q + entropy * (wanted / u.flatten(2).sum(2)[0]).log()
+        u = ((q.reshape(1, 3, 1, 1) - unary) / entropy).softmax(1)
+        found = solve(term, unary, DCA(steps, 0.0, method="single-loop"), entropy=entropy)
+        torch.testing.assert_close(found.probabilities, u, rtol=0, atol=1e-12)
+        torch.testing.assert_close(found.state.convex[0], q, rtol=0, atol=1e-12)
+
+
+def test_a_learnt_weight_does_not_change_how_volumes_are_solved():
+    """Nor does the weight of a sum: a hard constraint is its own multiple, and stays the block that it is."""
+    size = (5, 6)
+    logits, image = scores(size, batch=1), torch.zeros(1, 1, *size, dtype=torch.float64)
+    parts = [ThresholdDynamics(weight=0.6, sigma=1.0), Volume(volumes=(0.5, 0.3, 0.2), unit="fraction")]
+    fixed = RegularizedSoftmax(parts, "dca", 0.5)
+    learnt = RegularizedSoftmax(parts, "dca", 0.5, learn=("weight",)).double()
+    weighted = RegularizedSoftmax(Sum([replace(parts[0], weight=0.3), parts[1]], weight=2.0), "dca", 0.5)
+    plain = fixed(logits, image)
+    for other in (learnt, weighted):
+        torch.testing.assert_close(other(logits, image), plain, rtol=0, atol=1e-7)
+        assert other.solution.steps.tolist() == fixed.solution.steps.tolist()
+        assert isinstance(other.solution.state.convex, torch.Tensor)  # Newton's numbers, not another solver's state
+    learnt(logits, image).square().sum().backward()
+    assert float(learnt.log_weight.grad[0]) != 0
+    assert float(learnt.log_weight.grad[1]) == 0
 
 
 def test_starting_from_labels_is_not_the_end():
@@ -325,6 +462,18 @@ def test_implicit_gradients_match_finite_differences(prior):
     assert float(found.entropy) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("steps", [1, 5, 10])
+def test_implicit_gradients_of_a_solver_that_was_stopped_early_stay_bounded(steps):
+    """Far from a minimum the energy bends down along some directions, and a fixed-point iteration would diverge."""
+    size = (24, 24)
+    logits, cotangent = scores(size, batch=1), scores(size, batch=1, seed=5)
+    layer = RegularizedSoftmax([ThresholdDynamics(1.0), TotalVariation(1.0)], "dca", 0.5, max_steps=steps)
+    variable = logits.clone().requires_grad_()
+    (layer(variable, torch.zeros(1, 1, *size, dtype=torch.float64)) * cotangent).sum().backward()
+    assert layer.solution.status == (Status.MAX_STEPS,)
+    assert float(variable.grad.norm()) < float(cotangent.norm()) / 0.5
+
+
 def test_gradients_by_sigma_and_volumes():
     size, entropy = (5, 6), 0.3
     unary, cotangent = scores(size, batch=1), scores(size, batch=1, seed=5)
@@ -430,6 +579,70 @@ def test_a_layer_can_be_built_of_it():
                 ends.append(float(loss(logits)))
             entry += step
             assert float(parameter.grad.view(-1)[0]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4)
+
+
+EXACT_PDHG = PDHG(max_steps=20000, tolerance=1e-13)
+LAYERS = {
+    "threshold dynamics": ThresholdDynamics(weight=0.7, sigma=1.0),
+    "with volumes": ThresholdDynamics(weight=0.7, sigma=1.0) + Volume(volumes=(0.5, 0.3, 0.2), unit="fraction"),
+    "with bounds": ThresholdDynamics(weight=0.7, sigma=1.0)
+    + Volume(lower=(0.5, 0, 0), upper=(1, 1, 0.2), unit="fraction"),
+    "with a star": ThresholdDynamics(weight=0.7, sigma=1.0) + StarShape(center=(2, 1)),
+    "damped": ThresholdDynamics(weight=0.7, kernel="disk", radius=1.5)
+    + Volume(volumes=(0.5, 0.3, 0.2), unit="fraction"),
+}
+
+
+@pytest.mark.parametrize("method", ["nested", "single-loop"])
+@pytest.mark.parametrize("backward", ["implicit", "unrolled", "one-step"])
+@pytest.mark.parametrize("prior", LAYERS.values(), ids=LAYERS)
+def test_layer_gradients_match_finite_differences(prior, backward, method):
+    """In logits, weights and entropy, of all three ways backward; what a step holds is held in the difference too."""
+    size, step = (4, 4), 1e-4
+    logits, cotangent, direction = (scores(size, batch=1, seed=seed) for seed in (0, 5, 6))
+    image = torch.zeros(1, 1, *size, dtype=torch.float64)
+    many = 20000 if method == "single-loop" else 3000
+    solver = DCA(3 if backward == "unrolled" else many, 1e-11, convex=EXACT_PDHG, method=method)
+    layer = RegularizedSoftmax(
+        prior,
+        solver,
+        0.5,
+        backward=backward,
+        learn=("weight", "entropy"),
+        backward_steps=3000,
+        backward_tolerance=1e-12,
+    ).double()
+    variable = logits.clone().requires_grad_()
+    (layer(variable, image) * cotangent).sum().backward()
+    # One step is taken from where the solver ended, whatever is turned afterwards.
+    held = layer.solution
+    assert (held is None) == (backward == "unrolled")
+    assert held is None or held.status == (Status.CONVERGED,)
+    turned = RegularizedSoftmax(
+        prior,
+        replace(solver, max_steps=1) if backward == "one-step" else solver,
+        0.5,
+        backward="unrolled" if backward == "one-step" else backward,
+        learn=("weight", "entropy"),
+    ).double()
+
+    def loss(given):
+        warm = held if backward == "one-step" else None
+        return float((turned(given, image, warm=warm) * cotangent).sum())
+
+    with torch.no_grad():
+        turned.load_state_dict(layer.state_dict())
+        expected = (loss(logits + step * direction) - loss(logits - step * direction)) / (2 * step)
+        assert float((variable.grad * direction).sum()) == pytest.approx(expected, rel=1e-4, abs=1e-7)
+        for found, parameter in ((layer.log_entropy, turned.log_entropy), (layer.log_weight, turned.log_weight)):
+            flat = parameter.view(-1)
+            for index in range(len(flat)):
+                flat[index] += step
+                above = loss(logits)
+                flat[index] -= 2 * step
+                expected = (above - loss(logits)) / (2 * step)
+                flat[index] += step
+                assert float(found.grad.view(-1)[index]) == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,560 @@
+r"""Lower bounds on Potts energies on grids: sequential tree-reweighted message passing over monotonic chains.
+
+    E(x) = sum over p of unary[x_p, p] + sum over pairs pq of w_pq [x_p != x_q],      w >= 0
+
+Pixels are numbered row by row, and the pairs in one direction (rows, columns, diagonals, ..) are chains along which the
+numbers rise. If the unaries are divided among the n_p chains through each pixel, unary_p = sum over c of u_p^c, then
+
+    min over x of E(x)  >=  D(u) = sum over chains of  min over x of E_c(x)
+
+and D is what is raised. Going through the pixels in order, the chains through p are given equal min-marginals,
+
+    h(k)           = unary[k, p] + sum of the messages that have come in at p,       h <- h - min h
+    message to q   = min(m - min m, w_pq),       m = h / n_p - message from q,       for every q > p
+
+and then backwards. The second line is the distance transform of the Potts model: K operations, not K^2. The minima that
+are subtracted on the way add up to D, which no sweep lowers. On a single chain the first step
+gives the minimum; in general D approaches the minimum of the usual linear relaxation, or ends a little below it.
+
+Labels are rounded from the messages: in each forward sweep every pixel takes the label that is best given those already
+chosen and the messages from the others; then each pixel in turn takes what is best for it. The best labelling is kept.
+
+Messages travel along whole chains in a sweep, but into the next chain by one pixel only. So they start from those of a
+coarser problem, where blocks of two pixels along each axis share a label: a pair's message is the one of its blocks,
+in proportion to the weights. Any messages give a valid bound, so this costs nothing but time.
+
+Source: Kolmogorov, "Convergent tree-reweighted message passing for energy minimization", PAMI 2006; the transform from
+Felzenszwalb, Huttenlocher, "Efficient belief propagation for early vision", IJCV 2006.
+
+The compiled functions hold no lock, so threads over images scale. Everything is float64: with messages rounded to
+float32 the bound could end above the minimum by more than rounding of the energy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+__all__ = ["DualBound", "bound_grid"]
+
+FREE = -1  # entry of ``fixed`` at a pixel that may change
+# Neither NaN nor the sign of zero matters to minima and sums of finite numbers, and without them loops are vectorised.
+_RELAXED = {"nnan", "nsz"}
+# Below so many pixels a coarser problem is not worth its setting up.
+_SMALLEST = 256
+
+
+@dataclass(frozen=True)
+class DualBound:
+    """A lower bound, a labelling, and what is known about them.
+
+    Attributes:
+        labels: (*S) int64; the best found, the start included.
+        energy: of ``labels``.
+        start_energy: of the start, after fixed pixels and labels that are not allowed were replaced.
+        bound: at most the least energy of any labelling that is allowed.
+        steps: sweeps there and back.
+        converged: the last step raised the bound by no more than the tolerance allows, or the gap is closed.
+        bounds: (steps,) what each step's messages prove; never falls, but for rounding.
+    """
+
+    labels: NDArray[np.int64]
+    energy: float
+    start_energy: float
+    bound: float
+    steps: int
+    converged: bool
+    bounds: NDArray[np.float64]
+
+
+@njit(nogil=True, cache=True)
+def _reduce(
+    unary: NDArray[np.float64],
+    strides: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    fixed: NDArray[np.int64],
+    roi: NDArray[np.bool_],
+    choices: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], float]:
+    """Contract fixed pixels into their neighbours' unaries, and leave out what lies outside ``roi``.
+
+    Args:
+        unary: (K, N).
+        strides: (n,), > 0.
+        weights: (N, n), 0 where a pair leaves the grid.
+        fixed: (N,).
+        roi: (N,).
+        choices: (k,) labels that free pixels may take.
+
+    Returns:
+        Unaries (N, k) of the free pixels, 0 elsewhere; weights (N, n) of pairs of free pixels, 0 elsewhere; the share
+        (N,) of a chain in each pixel; the energy of what is fixed.
+    """
+    pixels, neighbors = weights.shape
+    reduced = np.zeros((pixels, len(choices)))
+    inner = np.zeros((pixels, neighbors))
+    ahead, behind = np.zeros(pixels, np.int64), np.zeros(pixels, np.int64)
+    constant, lost = 0.0, 0.0
+    for p in range(pixels):
+        if not roi[p]:
+            continue
+        part = 0.0
+        if fixed[p] == FREE:
+            for c in range(len(choices)):
+                reduced[p, c] += unary[choices[c], p]
+        else:
+            part = unary[fixed[p], p]
+        for i in range(neighbors):
+            w = weights[p, i]
+            if w == 0.0:
+                continue
+            q = p + strides[i]
+            if not roi[q]:
+                continue
+            if fixed[p] == FREE and fixed[q] == FREE:
+                inner[p, i] = w
+                ahead[p] += 1
+                behind[q] += 1
+            elif fixed[p] == FREE:
+                for c in range(len(choices)):
+                    if choices[c] != fixed[q]:
+                        reduced[p, c] += w
+            elif fixed[q] == FREE:
+                for c in range(len(choices)):
+                    if choices[c] != fixed[p]:
+                        reduced[q, c] += w
+            elif fixed[p] != fixed[q]:
+                part += w
+        constant, lost = _add(part, constant, lost)
+    share = np.empty(pixels)
+    for p in range(pixels):
+        share[p] = 1.0 / max(1, ahead[p], behind[p])
+    return reduced, inner, share, constant + lost
+
+
+@njit(nogil=True)
+def _add(value: float, total: float, lost: float) -> tuple[float, float]:
+    """Neumaier's compensated summation: total + lost is exact but for its last bits."""
+    longer = total + value
+    if abs(total) >= abs(value):
+        lost += (total - longer) + value
+    else:
+        lost += (value - longer) + total
+    return longer, lost
+
+
+@njit(nogil=True, fastmath=_RELAXED, inline="always")
+def _send(h: NDArray[np.float64], message: NDArray[np.float64], share: float, weight: float, labels: int) -> float:
+    """Replace the message that came in over an edge by the one that goes out; return what was subtracted from it."""
+    least = np.inf
+    for k in range(labels):
+        value = share * h[k] - message[k]
+        message[k] = value
+        least = min(least, value)
+    for k in range(labels):
+        message[k] = min(message[k] - least, weight)
+    return least
+
+
+@njit(nogil=True, fastmath=_RELAXED)
+def _collect(
+    p: int,
+    unary: NDArray[np.float64],
+    strides: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    messages: NDArray[np.float64],
+    h: NDArray[np.float64],
+) -> float:
+    """Write the sum of unary and incoming messages at ``p`` to ``h``, less its minimum, which is returned."""
+    labels = len(h)
+    for k in range(labels):
+        h[k] = unary[p, k]
+    for i in range(len(strides)):
+        if weights[p, i] > 0.0:
+            for k in range(labels):
+                h[k] += messages[p, i, k]
+        q = p - strides[i]
+        if q >= 0 and weights[q, i] > 0.0:
+            for k in range(labels):
+                h[k] += messages[q, i, k]
+    least = np.inf
+    for k in range(labels):
+        least = min(least, h[k])
+    for k in range(labels):
+        h[k] -= least
+    return least
+
+
+@njit(nogil=True)
+def _step(
+    unary: NDArray[np.float64],
+    strides: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    share: NDArray[np.float64],
+    messages: NDArray[np.float64],
+    choice: NDArray[np.int64],
+) -> float:
+    """One sweep there, choosing labels on the way, and one back; returns the bound of the second."""
+    pixels, labels = unary.shape
+    h, cost = np.empty(labels), np.empty(labels)
+    for p in range(pixels):
+        _collect(p, unary, strides, weights, messages, h)
+        # The label that is best given the pixels behind, which have chosen, and the messages of those ahead.
+        for k in range(labels):
+            cost[k] = unary[p, k]
+        for i in range(len(strides)):
+            if weights[p, i] > 0.0:
+                for k in range(labels):
+                    cost[k] += messages[p, i, k]
+            q = p - strides[i]
+            if q >= 0 and weights[q, i] > 0.0:
+                cost[choice[q]] -= weights[q, i]
+        best = 0
+        for k in range(1, labels):
+            if cost[k] < cost[best]:
+                best = k
+        choice[p] = best
+        for i in range(len(strides)):
+            if weights[p, i] > 0.0:
+                _send(h, messages[p, i], share[p], weights[p, i], labels)
+    bound, lost = 0.0, 0.0
+    for p in range(pixels - 1, -1, -1):
+        part = _collect(p, unary, strides, weights, messages, h)
+        for i in range(len(strides)):
+            q = p - strides[i]
+            if q >= 0 and weights[q, i] > 0.0:
+                part += _send(h, messages[q, i], share[p], weights[q, i], labels)
+        bound, lost = _add(part, bound, lost)
+    return bound + lost
+
+
+@njit(nogil=True, cache=True)
+def _energy(
+    unary: NDArray[np.float64], strides: NDArray[np.int64], weights: NDArray[np.float64], choice: NDArray[np.int64]
+) -> float:
+    """Energy of the free part."""
+    total, lost = 0.0, 0.0
+    for p in range(len(choice)):
+        part = unary[p, choice[p]]
+        for i in range(len(strides)):
+            if weights[p, i] > 0.0 and choice[p] != choice[p + strides[i]]:
+                part += weights[p, i]
+        total, lost = _add(part, total, lost)
+    return total + lost
+
+
+@njit(nogil=True)
+def _settle(
+    unary: NDArray[np.float64], strides: NDArray[np.int64], weights: NDArray[np.float64], choice: NDArray[np.int64]
+) -> None:
+    """Let every pixel in turn take its best label given all others, there and back."""
+    pixels, labels = unary.shape
+    cost = np.empty(labels)
+    for turn in range(2 * pixels):
+        p = turn if turn < pixels else 2 * pixels - 1 - turn
+        for k in range(labels):
+            cost[k] = unary[p, k]
+        for i in range(len(strides)):
+            if weights[p, i] > 0.0:
+                cost[choice[p + strides[i]]] -= weights[p, i]
+            q = p - strides[i]
+            if q >= 0 and weights[q, i] > 0.0:
+                cost[choice[q]] -= weights[q, i]
+        best = choice[p]
+        for k in range(labels):
+            if cost[k] < cost[best]:
+                best = k
+        choice[p] = best
+
+
+@njit(nogil=True, cache=True)
+def _ascend(
+    unary: NDArray[np.float64],
+    strides: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    share: NDArray[np.float64],
+    messages: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    max_steps: int,
+    tolerance: float,
+    slack: float,
+) -> tuple[float, float, float, bool, NDArray[np.float64]]:
+    """Steps until the bound stands still; ``messages`` and ``labels`` are replaced by the last and the best.
+
+    Returns:
+        Start energy, energy, bound, whether it converged, and what each step proves.
+    """
+    choice = labels.copy()
+    start_energy = energy = _energy(unary, strides, weights, labels)
+    bound = -np.inf
+    bounds = np.empty(max_steps)
+    converged = False
+    steps = 0
+    while steps < max_steps and not converged:
+        raised = _step(unary, strides, weights, share, messages, choice)
+        _settle(unary, strides, weights, choice)
+        found = _energy(unary, strides, weights, choice)
+        if found < energy:
+            energy = found
+            labels[:] = choice
+        gain = raised - bound
+        bound = max(bound, raised)  # a sweep can lower it by rounding
+        bounds[steps] = raised
+        steps += 1
+        converged = bound >= energy - slack or gain <= tolerance * (energy - bound)
+    return start_energy, energy, bound, converged, bounds[:steps]
+
+
+@njit(nogil=True)
+def _coarse_pair(
+    where: tuple[int, int, int], offset: NDArray[np.int64], offsets: NDArray[np.int64]
+) -> tuple[int, bool]:
+    """Which offset joins the blocks of a pixel and of its partner, -1 if none does; and whether from the partner's."""
+    step = ((where[0] + offset[0]) // 2 - where[0] // 2, (where[1] + offset[1]) // 2 - where[1] // 2)
+    last = (where[2] + offset[2]) // 2 - where[2] // 2
+    for i in range(len(offsets)):
+        if offsets[i, 0] == step[0] and offsets[i, 1] == step[1] and offsets[i, 2] == last:
+            return i, False
+        if offsets[i, 0] == -step[0] and offsets[i, 1] == -step[1] and offsets[i, 2] == -last:
+            return i, True
+    return -1, False
+
+
+@njit(nogil=True, cache=True)
+def _coarsen(
+    unary: NDArray[np.float64], weights: NDArray[np.float64], offsets: NDArray[np.int64], shape: tuple[int, int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Unaries, weights and shares of the problem whose pixels are blocks of two along each axis."""
+    (depth, height, width), (neighbors, labels) = shape, (len(offsets), unary.shape[1])
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    blocks = (depth + 1) // 2 * rows * columns
+    coarse, joined, share = np.zeros((blocks, labels)), np.zeros((blocks, neighbors)), np.empty(blocks)
+    for z in range(depth):
+        for y in range(height):
+            for x in range(width):
+                p, block = (z * height + y) * width + x, (z // 2 * rows + y // 2) * columns + x // 2
+                for k in range(labels):
+                    coarse[block, k] += unary[p, k]
+                for i in range(neighbors):
+                    if weights[p, i] > 0.0:
+                        j, backwards = _coarse_pair((z, y, x), offsets[i], offsets)
+                        if j >= 0:
+                            step = (offsets[j, 0] * rows + offsets[j, 1]) * columns + offsets[j, 2]
+                            joined[block - step if backwards else block, j] += weights[p, i]
+    behind = np.zeros(blocks, np.int64)
+    for i in range(neighbors):
+        step = (offsets[i, 0] * rows + offsets[i, 1]) * columns + offsets[i, 2]
+        for p in range(blocks):
+            if joined[p, i] > 0.0:
+                behind[p + step] += 1
+    for p in range(blocks):
+        share[p] = 1.0 / max(1, (joined[p] > 0.0).sum(), behind[p])
+    return coarse, joined, share
+
+
+@njit(nogil=True, cache=True)
+def _refine(
+    messages: NDArray[np.float64],
+    joined: NDArray[np.float64],
+    found: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    shape: tuple[int, int, int],
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Messages and labels of pixels from those of their blocks; pairs inside a block take those that leave it."""
+    (depth, height, width), (neighbors, labels) = shape, messages.shape[1:]
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    finer, choice = np.zeros((len(weights), neighbors, labels)), np.empty(len(weights), np.int64)
+    for z in range(depth):
+        for y in range(height):
+            for x in range(width):
+                p, block = (z * height + y) * width + x, (z // 2 * rows + y // 2) * columns + x // 2
+                choice[p] = found[block]
+                for i in range(neighbors):
+                    if weights[p, i] > 0.0:
+                        j, backwards = _coarse_pair((z, y, x), offsets[i], offsets)
+                        if j < 0:
+                            j = i
+                        # A message that runs against its pair's direction does not exist: one orientation is stored.
+                        if not backwards and joined[block, j] > 0.0:
+                            scale = weights[p, i] / joined[block, j]
+                            for k in range(labels):
+                                finer[p, i, k] = scale * messages[block, j, k]
+    return finer, choice
+
+
+@njit(nogil=True, cache=True)
+def _spread(unary: NDArray[np.float64]) -> float:
+    """Sum over pixels of the largest absolute unary: what the rounding of an energy is relative to."""
+    total = 0.0
+    for p in range(len(unary)):
+        largest = 0.0
+        for k in range(unary.shape[1]):
+            largest = max(largest, abs(unary[p, k]))
+        total += largest
+    return total
+
+
+def _coarse_start(
+    unary: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    shape: tuple[int, int, int],
+    max_steps: int,
+    tolerance: float,
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Messages and labels to start from: those of coarser problems, or none and the cheapest."""
+    if len(unary) < _SMALLEST:
+        return np.zeros((*weights.shape, unary.shape[1])), unary.argmin(1)
+    coarse, joined, share = _coarsen(unary, weights, offsets, shape)
+    smaller = ((shape[0] + 1) // 2, (shape[1] + 1) // 2, (shape[2] + 1) // 2)
+    messages, labels = _coarse_start(coarse, joined, offsets, smaller, max_steps, tolerance)
+    _ascend(coarse, _strides(offsets, smaller), joined, share, messages, labels, max_steps, tolerance, 0.0)
+    return _refine(messages, joined, labels, weights, offsets, shape)
+
+
+def _strides(offsets: NDArray[np.int64], shape: tuple[int, int, int]) -> NDArray[np.int64]:
+    """How far the partners of each offset are; where it leaves a thin grid everywhere, a number that is in range."""
+    strides: NDArray[np.int64] = np.maximum(1, offsets @ np.array([shape[1] * shape[2], shape[2], 1]))
+    return strides
+
+
+def bound_grid(
+    unary: ArrayLike,
+    offsets: ArrayLike,
+    weights: ArrayLike,
+    labels: ArrayLike,
+    fixed: ArrayLike,
+    roi: ArrayLike,
+    allowed: ArrayLike,
+    max_steps: int,
+    tolerance: float = 1e-3,
+) -> DualBound:
+    """Lower bound on the Potts energy of a regular grid S of 1, 2 or 3 dimensions, and labels rounded from it.
+
+    The arguments are those of `regloss_plugins.kernels.expansion.expand_grid`, so that its result can be certified.
+
+    Args:
+        unary: (K, *S) cost of each label at each pixel.
+        offsets: (n, D) integers, from a pixel to its partner in each of n edges; each edge once, not both directions.
+        weights: (n, *S), >= 0; ``weights[i, p]`` is that of the edge from p to ``p + offsets[i]``. Entries whose
+            partner lies outside the array, or with an end outside ``roi``, are ignored.
+        labels: (*S) integers, the start. Where a free pixel's label is not allowed, the cheapest allowed one is taken.
+        fixed: (*S) integers, labels that must stay, -1 where a pixel is free. They need not be allowed.
+        roi: (*S) bool; outside it nothing counts and nothing changes.
+        allowed: (K,) bool, labels that a free pixel may take.
+        max_steps: how many times at most all messages are renewed, there and back.
+        tolerance: a step that raises the bound by no more than this part of the gap ends it.
+
+    Returns:
+        A :class:`DualBound`. Its labels are never above the start. Memory: about 8 (n + 2) N k bytes for N pixels
+        and k allowed labels.
+
+    Raises:
+        ValueError: where a weight is negative, infinite or NaN, a unary that can count is infinite or NaN, a fixed
+            label is not a label, no label is allowed, or shapes do not match.
+
+    A row is one chain, whose bound is the minimum:
+
+    >>> unary = [[0.0, 0.9, 2.0, 9.0], [1.5, 0.0, 1.0, 0.0], [2.0, 0.9, 0.0, 9.0]]
+    >>> result = bound_grid(
+    ...     unary, [[1]], [[1.0, 1.0, 1.0, 0.0]], [0] * 4, [-1] * 4, [True] * 4, [True] * 3, max_steps=5
+    ... )
+    >>> result.labels.tolist(), result.energy, result.bound
+    ([0, 1, 1, 1], 2.0, 2.0)
+    """
+    shape = np.shape(labels)
+    steps = np.asarray(offsets)
+    if not 1 <= len(shape) <= 3:
+        raise ValueError(f"expected a grid of 1, 2 or 3 dimensions, got {len(shape)}")
+    if len(np.shape(unary)) != len(shape) + 1 or steps.ndim != 2 or steps.shape[1] != len(shape):
+        raise ValueError(
+            f"expected unary (K, *S) and offsets (n, {len(shape)}) for labels {shape}, "
+            f"got {np.shape(unary)} and {steps.shape}"
+        )
+    classes, neighbors = np.shape(unary)[0], len(steps)
+    costs = _array(unary, np.float64, "unary", (classes, *shape)).reshape(classes, -1)
+    start = _array(labels, np.int64, "labels", shape).ravel()
+    seeds = _array(fixed, np.int64, "fixed", shape).ravel()
+    inside = _array(roi, np.bool_, "roi", shape).ravel()
+    choices = np.flatnonzero(_array(allowed, np.bool_, "allowed", (classes,)))
+    seeds = np.where(inside, seeds, FREE)
+    free = inside & (seeds == FREE)
+    if np.any((seeds < FREE) | (seeds >= classes)):
+        raise ValueError(f"expected fixed labels 0 .. {classes - 1}, or -1 where free, got others inside roi")
+    if not len(choices) and free.any():
+        raise ValueError("expected at least one allowed label for the free pixels, got none")
+
+    volume = (*(1,) * (3 - len(shape)), *shape)
+    steps = np.concatenate([np.zeros((neighbors, 3 - len(shape)), np.int64), steps.astype(np.int64)], axis=1)
+    edges, steps = _forward_pairs(
+        _array(weights, np.float64, "weights", (neighbors, *shape)).reshape(neighbors, *volume),
+        steps,
+        inside.reshape(volume),
+    )
+    if not (np.isfinite(edges).all() and (edges >= 0).all()):
+        raise ValueError("expected finite weights >= 0, got negative, infinite or NaN ones")
+    strides = _strides(steps, volume)
+    reduced, inner, share, constant = _reduce(costs, strides, edges, seeds, inside, choices)
+    if not (np.isfinite(reduced).all() and np.isfinite(constant)):
+        raise ValueError("expected finite unaries of all labels that a pixel may take, got infinite or NaN ones")
+
+    whole = np.where(inside & ~free, seeds, start)
+    if not len(choices) or not free.any():
+        return DualBound(whole.reshape(shape), constant, constant, constant, 0, True, np.empty(0))
+    number = np.full(classes + 1, -1)  # the last entry is for labels that are none
+    number[choices] = np.arange(len(choices))
+    wanted = number[np.where((start >= 0) & (start < classes), start, classes)]
+    wanted = np.where(free, np.where(wanted >= 0, wanted, reduced.argmin(1)), 0)
+    slack = 1e-14 * (_spread(reduced) + abs(constant))
+    messages, coarse = _coarse_start(reduced, inner, steps, volume, max_steps, tolerance)
+    chosen = wanted.copy()
+    start_energy, energy, bound, converged, bounds = _ascend(
+        reduced, strides, inner, share, messages, chosen, max_steps, tolerance, slack
+    )
+    coarse_energy = _energy(reduced, strides, inner, coarse)
+    if coarse_energy < energy:
+        energy, chosen = coarse_energy, coarse
+    if bound >= energy - slack:  # equal but for rounding, which may stand on either side
+        bound, converged = energy, True
+    whole[free] = choices[chosen[free]]
+    return DualBound(
+        labels=whole.reshape(shape),
+        energy=energy + constant,
+        start_energy=start_energy + constant,
+        bound=bound + constant,
+        steps=len(bounds),
+        converged=converged,
+        bounds=bounds + constant,
+    )
+
+
+def _forward_pairs(
+    weights: NDArray[np.float64], offsets: NDArray[np.int64], roi: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Weights (N, n), 0 where a pair leaves ``roi`` (Z, Y, X), and offsets (n, 3) turned so that numbers rise."""
+    turned = np.zeros((roi.size, len(offsets)))
+    directions = np.empty_like(offsets)
+    for i, offset in enumerate(offsets):
+        first = tuple(slice(max(-step, 0), max(size - step, 0)) for step, size in zip(offset, roi.shape, strict=True))
+        second = tuple(slice(max(step, 0), max(size + step, 0)) for step, size in zip(offset, roi.shape, strict=True))
+        forward = tuple(offset) >= (0, 0, 0)
+        directions[i] = offset if forward else -offset
+        column = np.zeros(roi.shape)
+        here = first if forward else second
+        if offset.any():  # a pair of a pixel with itself is never cut
+            column[here] = np.where(roi[first] & roi[second], weights[i][first], 0.0)
+        turned[:, i] = column.ravel()
+    return turned, directions
+
+
+def _array(values: ArrayLike, dtype: Any, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """C-ordered and writeable, so that there is one compiled function for all; the values are not written to."""
+    array = np.require(values, dtype, ["C", "A", "W"])
+    if array.shape != shape:
+        raise ValueError(f"expected {name} of shape {shape}, got {array.shape}")
+    return array

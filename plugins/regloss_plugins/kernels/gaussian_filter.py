@@ -1,0 +1,252 @@
+"""Gaussian filtering in places and colours at once: one interface, several backends.
+
+    (W v)_p = sum over q of w_pq v_q,   w_pq = exp(-|p - q|^2 / (2 sigma_xy^2) - |I_p - I_q|^2 / (2 sigma_rgb^2))
+
+over the pixels of the region of interest, w_pp = 1 included. W is symmetric, so a filter is its own adjoint and serves
+forward and backward passes alike; it is positive semidefinite; its entries are not negative. That holds for every
+backend, and the energies built on a filter are exact for *its* W. The backends:
+
+    "exact"    the sum itself, tile by tile; time grows with the square of the pixels, memory does not
+    "lattice"  splines on a lattice (`regloss_plugins.kernels.lattice`), on the CPU; time grows with the pixels
+    "auto"     "exact" on a GPU, for at most 4096 pixels, and for more than 3 channels; otherwise "lattice"
+
+How near the lattice comes is a matter of ``accuracy``. Relative error (root of the mean square) of filtered class
+probabilities on a photograph of 500x375 pixels, by sigma_xy and 255 sigma_rgb:
+
+    accuracy     80, 13    100, 15    20, 13    10, 30
+    "fast"        .060       .076      .081      .098
+    "fine"        .017       .017      .013      .013
+    "finest"      .010       .012      .007      .007
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regloss.checks import at_least_float32, check_finite, check_roi
+from regloss.errors import UsageError
+from regloss_plugins.kernels.lattice import SplineLattice, Splines
+
+Backend = Literal["auto", "exact", "lattice"]
+BACKENDS: tuple[Backend, ...] = ("auto", "exact", "lattice")
+
+Accuracy = Literal["fast", "fine", "finest"]
+# Splines of the colour axes, and of the spatial ones, which cost little and may be finer.
+_ACCURACIES: dict[str, tuple[Splines, Splines]] = {
+    "fast": (Splines(1, 1.2, 1), Splines(1, 1.2, 1)),
+    "fine": (Splines(2, 1.0, 1), Splines(2, 0.8, 2)),
+    "finest": (Splines(3, 0.8, 2), Splines(3, 0.8, 2)),
+}
+ACCURACIES = tuple(_ACCURACIES)
+
+# Up to here the exact sum takes about as long as building a lattice and filtering twice.
+_EXACT_PIXELS = 4096
+_LATTICE_CHANNELS = 3
+_TILE = {"cpu": 2048, "cuda": 8192}
+
+
+class GaussianFilter(ABC):
+    """W of a batch of images. Call it to filter; the result is differentiable to any order.
+
+    Attributes:
+        shape: (B, *S) of the images.
+    """
+
+    # ---- what must be defined
+
+    @abstractmethod
+    def filtered(self, values: Tensor) -> Tensor:
+        """W ``values``, without autograd; ``values`` (B, K, *S) are float32 or float64 and fit."""
+
+    # ---- what should not be redefined
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """W ``values`` (B, K, *S), each channel for itself, in float32 at least; 0 outside the region of interest.
+
+        Raises:
+            UsageError: the shape does not fit the images.
+        """
+        if not values.is_floating_point() or (values.shape[0], *values.shape[2:]) != self.shape:
+            raise UsageError(
+                f"A filter bound to images with (B, *S) = {self.shape} takes floating-point values (B, K, *S); got "
+                f"{values.dtype} of shape {tuple(values.shape)}."
+            )
+        result: Tensor = _Filtering.apply(at_least_float32(values), self)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Filtering(torch.autograd.Function):
+    """W is symmetric, so the backward pass is the filter again, and so is the backward pass of that."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, bound: GaussianFilter) -> Tensor:
+        ctx.bound = bound
+        with torch.autocast(values.device.type, enabled=False):
+            return bound.filtered(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _Filtering.apply(gradient, ctx.bound), None  # type: ignore[no-untyped-call]
+
+
+class ExactFilter(GaussianFilter):
+    """The sum itself over tiles of pixel pairs, each weight computed once for both its directions; on any device.
+
+    Weights come from products of feature vectors. Where float32 would lose them (bandwidths far below the image's
+    range), the products are computed in float64.
+
+    Args:
+        features: (B, F, *S), already over their bandwidths, float32 or float64.
+        roi: (B, *S) bool, or None.
+    """
+
+    def __init__(self, features: Tensor, roi: Tensor | None) -> None:
+        super().__init__((features.shape[0], *features.shape[2:]))
+        flat = features.flatten(2)
+        everywhere = torch.arange(flat.shape[2], device=features.device)
+        inside = [everywhere if roi is None else mask.flatten().nonzero().squeeze(1) for mask in _masks(roi, flat)]
+        self._images = [(chosen, _augmented(f[:, chosen].T)) for f, chosen in zip(flat, inside, strict=True)]
+        self._tile = _TILE["cuda" if features.is_cuda else "cpu"]
+
+    def filtered(self, values: Tensor) -> Tensor:
+        """One image after the other."""
+        result = torch.zeros_like(values)
+        flat, into = values.flatten(2), result.view(*values.shape[:2], -1)
+        for image, (chosen, (left, right)) in enumerate(self._images):
+            kept = flat[image][:, chosen].T.contiguous()  # (N, K)
+            into[image][:, chosen] = self._product(left.to(values.device), right.to(values.device), kept).T
+        return result
+
+    def _product(self, left: Tensor, right: Tensor, values: Tensor) -> Tensor:
+        result = torch.zeros_like(values)
+        starts = range(0, len(values), self._tile)
+        for begin in starts:
+            rows = slice(begin, begin + self._tile)
+            for other in starts:
+                if other < begin:
+                    continue
+                columns = slice(other, other + self._tile)
+                weights = (left[rows] @ right[columns].T).clamp_(max=0).exp_().to(values.dtype)
+                if begin == other:
+                    weights.fill_diagonal_(1)
+                    result[rows] += weights @ values[rows]
+                else:
+                    result[rows] += weights @ values[columns]
+                    result[columns] += weights.T @ values[rows]
+        return result
+
+
+def _masks(roi: Tensor | None, flat: Tensor) -> list[Tensor]:
+    return [flat[0]] * len(flat) if roi is None else list(roi)
+
+
+def _augmented(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Two matrices (N, F + 2) whose rows' inner products are -|f_p - f_q|^2 / 2."""
+    features = features - features.mean(0)
+    squared = features.square().sum(1, keepdim=True) / 2
+    if features.dtype == torch.float32 and float(squared.max()) * torch.finfo(torch.float32).eps > 1e-5:
+        return _augmented(features.double())
+    ones = torch.ones_like(squared)
+    return torch.cat([features, -squared, -ones], 1), torch.cat([features, ones, squared], 1)
+
+
+class LatticeFilter(GaussianFilter):
+    """Splines on a lattice, an approximation; on the CPU, images in parallel if torch has several threads.
+
+    Values on another device are taken to the CPU and back.
+
+    Args:
+        features: (B, C, *S), already over their bandwidths, float32 or float64.
+        sigma: bandwidth of places in pixels; inf = they do not matter.
+        roi: (B, *S) bool, or None.
+        accuracy: "fast", "fine" or "finest".
+    """
+
+    def __init__(self, features: Tensor, sigma: float, roi: Tensor | None, accuracy: Accuracy) -> None:
+        super().__init__((features.shape[0], *features.shape[2:]))
+        size = tuple(features.shape[2:])
+        flat = features.detach().cpu().flatten(2).numpy()
+        colours, grid = _ACCURACIES[accuracy]
+        self._lattices = []
+        for image, chosen in enumerate(flat):
+            inside = np.ones(size, np.bool_) if roi is None else roi[image].cpu().numpy()
+            pixels = np.flatnonzero(inside)
+            places = np.stack(np.unravel_index(pixels, size), axis=1)
+            self._lattices.append(SplineLattice(chosen[:, pixels].T, places, pixels, sigma, colours, grid))
+
+    def filtered(self, values: Tensor) -> Tensor:
+        """One image after the other, or several at once."""
+        flat = values.detach().cpu().flatten(2).numpy()
+        workers = min(len(flat), torch.get_num_threads())
+        if workers > 1:
+            with ThreadPoolExecutor(workers) as pool:
+                results = list(pool.map(lambda lattice, given: lattice(given), self._lattices, flat))
+        else:
+            results = [lattice(given) for lattice, given in zip(self._lattices, flat, strict=True)]
+        stacked = torch.from_numpy(results[0][None] if len(results) == 1 else np.stack(results))
+        return stacked.reshape(values.shape).to(values)
+
+
+def gaussian_filter(
+    image: Tensor,
+    sigma_xy: float,
+    sigma_rgb: float,
+    roi: Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+    accuracy: Accuracy = "fine",
+) -> GaussianFilter:
+    """The filter of a batch of images; what depends on the images alone is computed here.
+
+    Args:
+        image: (B, C, *S) colours or any other features of pixels, one to three spatial axes, finite.
+        sigma_xy: bandwidth of places in pixels, > 0; inf = places do not matter.
+        sigma_rgb: bandwidth of features in the image's units, > 0; inf = they do not matter.
+        roi: (B, *S) bool, pixels that count, at least one in each image; None = all.
+        backend: "exact", "lattice", or "auto".
+        accuracy: of the lattice: "fast", "fine" or "finest"; see the module for errors.
+
+    Raises:
+        UsageError: a width that is not positive, an image with NaN, an empty region, an unknown backend or accuracy,
+            or a lattice that would not fit into memory.
+
+    >>> image = torch.tensor([[[[0.0, 0.0, 1.0]]]])
+    >>> gaussian_filter(image, sigma_xy=math.inf, sigma_rgb=0.5)(torch.ones(1, 1, 1, 3))
+    tensor([[[[2.1353, 2.1353, 1.2707]]]])
+    """
+    for name, sigma in (("sigma_xy", sigma_xy), ("sigma_rgb", sigma_rgb)):
+        if not sigma > 0:
+            raise UsageError(f"{name} must be positive (inf = it does not matter); got {sigma}.")
+    if not isinstance(image, Tensor) or not image.is_floating_point() or not 3 <= image.ndim <= 5 or not image.numel():
+        found = f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
+        raise UsageError(f"An image must be a floating-point tensor (B, C, *S) with 1 to 3 spatial axes; got {found}.")
+    check_finite(image, "The image to filter by")
+    shape = (image.shape[0], *image.shape[2:])
+    check_roi(roi, shape)
+    if backend not in BACKENDS:
+        raise UsageError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}.")
+    if accuracy not in ACCURACIES:
+        raise UsageError(f"accuracy must be one of {', '.join(ACCURACIES)}; got {accuracy!r}.")
+    features = at_least_float32(image.detach()) / sigma_rgb
+    if math.isinf(sigma_rgb):
+        features = features[:, :0]
+    if backend == "auto":
+        small = math.prod(shape[1:]) <= _EXACT_PIXELS
+        backend = "exact" if image.is_cuda or small or features.shape[1] > _LATTICE_CHANNELS else "lattice"
+    if backend == "lattice":
+        return LatticeFilter(features, sigma_xy, roi, accuracy)
+    if not math.isinf(sigma_xy):
+        axes = [torch.arange(size, device=image.device, dtype=features.dtype) for size in shape[1:]]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij")) / sigma_xy
+        features = torch.cat([features, places.expand(shape[0], *places.shape)], 1)
+    return ExactFilter(features, roi)

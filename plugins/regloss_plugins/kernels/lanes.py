@@ -1,0 +1,144 @@
+"""Short vectors in compiled code: a few numbers side by side that the processor treats at once.
+
+The compiler vectorises long loops by itself. A loop over the classes of one edge is short, and all arrays in it might
+overlap as far as the compiler knows, so there it does not; `Lanes` says it outright. For use in compiled code only:
+
+    a = load(values, index, shape)                 # values[index : index + len(shape)] of a one-dimensional array
+    store(values, index, add(a, mul(a, splat(factor, shape))))
+
+where ``shape`` is a tuple whose length, which the compiler knows, is the number of lanes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core.datamodel.models import PrimitiveModel
+from numba.extending import intrinsic, register_model
+
+_intrinsic: Callable[[Any], Any] = intrinsic  # its own type has the compiler's argument in every call
+_FLAGS = ("contract", "reassoc", "nsz")
+_INT32 = ir.IntType(32)
+
+
+class Lanes(types.Type):
+    """``count`` numbers of the type ``kind``."""
+
+    def __init__(self, kind: Any, count: int) -> None:
+        self.kind = kind
+        self.count = count
+        super().__init__(name=f"Lanes({kind}, {count})")
+
+    @property
+    def vector(self) -> ir.VectorType:
+        """What it is to LLVM."""
+        return ir.VectorType(ir.FloatType() if self.kind == types.float32 else ir.DoubleType(), self.count)
+
+
+@register_model(Lanes)
+class _LanesModel(PrimitiveModel):
+    def __init__(self, manager: Any, kind: Lanes) -> None:
+        super().__init__(manager, kind, kind.vector)  # type: ignore[no-untyped-call]
+
+
+def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+@_intrinsic
+def load(typing: Any, array: Any, index: Any, shape: Any) -> Any:
+    """Numbers of a one-dimensional contiguous array, from ``index`` on."""
+    lanes = Lanes(array.dtype, shape.count)
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        address = _address(context, builder, array, given[0], given[1])
+        address = builder.bitcast(address, lanes.vector.as_pointer())
+        return builder.load(address, align=array.dtype.bitwidth // 8)
+
+    return lanes(array, types.intp, shape), generate
+
+
+@_intrinsic
+def store(typing: Any, array: Any, index: Any, lanes: Any) -> Any:
+    """Put numbers into a one-dimensional contiguous array, from ``index`` on."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        address = _address(context, builder, array, given[0], given[1])
+        address = builder.bitcast(address, lanes.vector.as_pointer())
+        builder.store(given[2], address, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, lanes), generate
+
+
+@_intrinsic
+def prefetch(typing: Any, array: Any, index: Any) -> Any:
+    """Have the memory at ``index`` brought nearer; what is gathered from random places is waited for otherwise."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        byte = ir.IntType(8).as_pointer()
+        address = builder.bitcast(_address(context, builder, array, given[0], given[1]), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, _INT32, _INT32, _INT32])
+        call = builder.module.declare_intrinsic("llvm.prefetch", [byte], kind)
+        builder.call(call, [address, _INT32(0), _INT32(3), _INT32(1)])  # for reading, to keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@_intrinsic
+def splat(typing: Any, number: Any, shape: Any) -> Any:
+    """The same number in all lanes."""
+    lanes = Lanes(number, shape.count)
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        nothing = ir.Constant(lanes.vector, ir.Undefined)
+        first = builder.insert_element(nothing, given[0], _INT32(0))
+        everywhere = ir.Constant(ir.VectorType(_INT32, lanes.count), [0] * lanes.count)
+        return builder.shuffle_vector(first, nothing, everywhere)
+
+    return lanes(number, shape), generate
+
+
+def _pairwise(instruction: str) -> Any:
+    @_intrinsic
+    def operation(typing: Any, first: Any, second: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            return getattr(builder, instruction)(given[0], given[1], flags=_FLAGS)
+
+        return first(first, second), generate
+
+    return operation
+
+
+add = _pairwise("fadd")
+sub = _pairwise("fsub")
+mul = _pairwise("fmul")
+
+
+@_intrinsic
+def clip(typing: Any, lanes: Any, low: Any, high: Any) -> Any:
+    """Each number brought into [low, high]."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        value, least, most = given
+        value = builder.select(builder.fcmp_ordered("<", value, most), value, most)
+        return builder.select(builder.fcmp_ordered(">", value, least), value, least)
+
+    return lanes(lanes, low, high), generate
+
+
+@_intrinsic
+def total(typing: Any, lanes: Any) -> Any:
+    """Sum over the lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        value = builder.extract_element(given[0], _INT32(0))
+        for lane in range(1, lanes.count):
+            value = builder.fadd(value, builder.extract_element(given[0], _INT32(lane)), flags=_FLAGS)
+        return value
+
+    return lanes.kind(lanes), generate

@@ -1,0 +1,174 @@
+"""Moves of whole regions of a labelling, and of single pixels, all over a batch at once.
+
+    E(l) = sum over pixels of unary[l_p, p] + sum over pairs of w_pq [l_p != l_q],      w >= 0
+
+A region is a connected set of pixels with one label. Each region knows what every label would cost it while all others
+keep theirs,
+
+    D[r, k] = sum over its pixels of unary[k, p] - sum over its boundary pairs pq of w_pq [k = l_q],
+
+and takes the cheapest if no neighbour gains more by a move of its own. Neighbours then never move together, so E falls
+by the sum of the gains. Regions that agree afterwards are one region in the next round. This removes what no move of a
+single pixel can: specks, and patches between two regions. Single pixels move by the same rule.
+
+Everything is a fixed number of torch operations on whole batches, for each round; rounds end when nothing moves, which
+the host has to look up.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from regloss import grid
+
+__all__ = ["connected_regions", "move_pixels", "move_regions"]
+
+
+def connected_regions(labels: Tensor, offsets: tuple[grid.Offset, ...], connected: Tensor) -> Tensor:
+    """Numbers (B, *S) of the connected regions of equal labels: that of their first pixel in the batch, row-major.
+
+    Args:
+        labels: (B, *S).
+        offsets: of pairs.
+        connected: (B, n, *S) bool, which pairs (p, p + offset) connect at all; False where a pair leaves the grid.
+
+    Every pixel points to the smallest pixel that it knows of its region. In each round the pixel pointed to learns of
+    what the neighbours of all those that point to it point to, and pointers are followed; distances shrink by a factor.
+
+    >>> labels = torch.tensor([[0, 0, 1, 0]])
+    >>> connected_regions(labels, ((1,),), torch.tensor([[[True, True, True, False]]]))
+    tensor([[0, 0, 2, 3]])
+    """
+    pointer = torch.arange(labels.numel(), device=labels.device)
+    pairs = []
+    for number, offset in enumerate(offsets):
+        first, second = grid.pair_slices(offset)
+        same = grid.pick(connected[:, number], first) & (grid.pick(labels, first) == grid.pick(labels, second))
+        pairs.append((first, second, same))
+    while True:
+        known = pointer.reshape(labels.shape)
+        least = known.clone()
+        for first, second, same in pairs:
+            ahead, behind = grid.pick(known, first), grid.pick(known, second)
+            lower = torch.minimum(ahead, behind)
+            for end, there in ((first, ahead), (second, behind)):
+                here = grid.pick(least, end)
+                here.copy_(torch.minimum(here, torch.where(same, lower, there)))
+        flat = least.flatten()
+        hooked = torch.minimum(pointer, flat).scatter_reduce(0, pointer, flat, "amin")
+        for _ in range(3):
+            hooked = hooked[hooked]
+        if torch.equal(hooked, pointer):
+            return pointer.reshape(labels.shape)
+        pointer = hooked
+
+
+def move_regions(
+    unary: Tensor,
+    offsets: tuple[grid.Offset, ...],
+    weights: Tensor,
+    labels: Tensor,
+    parts: Tensor | None = None,
+    max_rounds: int = 20,
+) -> Tensor:
+    """Labels (B, *S) after moves of connected regions; E is nowhere higher.
+
+    Args:
+        unary: (B, K, *S).
+        offsets: of pairs.
+        weights: (B, n, *S), 0 where a pair leaves the grid.
+        labels: (B, *S) int64.
+        parts: (B, *S) other labels, in 0..K-1; regions are then connected sets on which both labellings are constant.
+        max_rounds: how often at most all regions are asked.
+
+    The second pixel alone would not move, the pair in the middle does:
+
+    >>> unary = torch.tensor([[[[0.0, 1.0, 1.0, 0.0]], [[9.0, 0.0, 0.0, 9.0]]]])
+    >>> weights = torch.tensor([[[[3.0, 3.0, 3.0, 0.0]]]])
+    >>> move_regions(unary, ((0, 1),), weights, torch.tensor([[[0, 1, 1, 0]]]))
+    tensor([[[0, 0, 0, 0]]])
+    """
+    classes = unary.shape[1]
+    exact = _exact(unary)
+    by_pixel = unary.movedim(1, -1).reshape(-1, classes)
+    for _ in range(max_rounds):
+        kinds = labels if parts is None else labels * classes + parts
+        numbers = connected_regions(kinds, offsets, weights > 0)
+        first_pixels, region = torch.unique(numbers, return_inverse=True)
+        count = len(first_pixels)
+        label = labels.flatten()[first_pixels]
+        cost = torch.zeros(count, classes, dtype=exact, device=unary.device)
+        cost.index_add_(0, region.flatten(), by_pixel.to(exact))
+        ends, others = [], []
+        for number, offset in enumerate(offsets):
+            first, second = grid.pair_slices(offset)
+            here, there = grid.pick(region, first), grid.pick(region, second)
+            weight = grid.pick(weights[:, number], first)
+            apart = (here != there) & (weight > 0)
+            here, there, weight = here[apart], there[apart], weight[apart].to(exact)
+            for end, other in ((here, there), (there, here)):
+                cost.view(-1).index_add_(0, end * classes + label[other], -weight)
+                ends.append(end)
+                others.append(other)
+        best = cost.argmin(1, keepdim=True)
+        gain = (cost.gather(1, label.unsqueeze(1)) - cost.gather(1, best)).squeeze(1)
+        # A rank settles ties, by the region's number; regions that gain nothing have none and stand in nobody's way.
+        rank = torch.empty_like(label)
+        rank[gain.argsort(stable=True)] = torch.arange(count, device=label.device)
+        moves = gain > _rounding(cost)
+        rank = rank.masked_fill(~moves, -1)
+        highest = torch.full_like(rank, -1)
+        highest.scatter_reduce_(0, torch.cat(ends), rank[torch.cat(others)], "amax")
+        moves &= rank > highest
+        if not bool(moves.any()):
+            return labels
+        labels = torch.where(moves, best.squeeze(1), label)[region]
+    return labels
+
+
+def move_pixels(
+    unary: Tensor, offsets: tuple[grid.Offset, ...], weights: Tensor, labels: Tensor, max_rounds: int = 20
+) -> Tensor:
+    """Labels (B, *S) after moves of single pixels; E is nowhere higher.
+
+    Args:
+        unary: (B, K, *S).
+        offsets: of pairs.
+        weights: (B, n, *S), 0 where a pair leaves the grid.
+        labels: (B, *S) int64.
+        max_rounds: how often at most all pixels are asked.
+    """
+    index = torch.arange(labels.numel(), device=labels.device).reshape(labels.shape)
+    for _ in range(max_rounds):
+        cost = unary.clone()
+        for number, offset in enumerate(offsets):
+            first, second = grid.pair_slices(offset)
+            weight = grid.pick(weights[:, number], first).unsqueeze(1)
+            for end, other in ((first, second), (second, first)):
+                grid.pick(cost, end).scatter_add_(1, grid.pick(labels, other).unsqueeze(1), -weight)
+        best = cost.argmin(1, keepdim=True)
+        gain = (cost.gather(1, labels.unsqueeze(1)) - cost.gather(1, best)).squeeze(1)
+        gain = gain.masked_fill(gain <= _rounding(cost.movedim(1, -1)), 0.0)
+        moves = gain > 0
+        for number, offset in enumerate(offsets):
+            first, second = grid.pair_slices(offset)
+            joined = grid.pick(weights[:, number], first) > 0
+            ahead, behind = grid.pick(gain, first), grid.pick(gain, second)
+            earlier = grid.pick(index, first) < grid.pick(index, second)
+            wins = (ahead > behind) | ((ahead == behind) & earlier)
+            grid.pick(moves, first).logical_and_(wins | ~joined)
+            grid.pick(moves, second).logical_and_(~wins | ~joined)
+        if not bool(moves.any()):
+            return labels
+        labels = torch.where(moves, best.squeeze(1), labels)
+    return labels
+
+
+def _rounding(cost: Tensor) -> Tensor:
+    """What a difference of two of the last axis' costs may be by rounding alone, (...)."""
+    return 64 * torch.finfo(cost.dtype).eps * cost.abs().amax(-1)
+
+
+def _exact(values: Tensor) -> torch.dtype:
+    return torch.float32 if values.device.type == "mps" else torch.float64  # Apple's GPUs have no float64

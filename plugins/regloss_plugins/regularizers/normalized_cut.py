@@ -1,0 +1,100 @@
+"""Normalised cut: what is cut off each class, relative to all that the class is joined to.
+
+    R(labels) = weight * N * sum over classes k of  cut_k / volume_k
+    cut_k     = sum of w_pq over ordered pairs with l_p = k, l_q != k
+    volume_k  = sum of w_pq over ordered pairs with l_p = k                              (0 / 0 counts as 0)
+
+over pixels p != q, with the Gaussian weights of dense-crf, whose constant factor does not matter here. The sum lies
+between 0 and the number of classes, however large the image; the number N of pixels in the region of interest makes R a
+sum over pixels like other energies, so that a mean over pixels has the quotients' own scale.
+
+For probabilities S the relaxation is <S_k, W (1 - S_k)> / <S_k, d>, d the degrees of W, equal to R on one-hot input;
+unlike a Potts model it does not favour small classes. No solver of ours takes it: it is a loss.
+
+Source: Shi, Malik, "Normalized cuts and image segmentation", PAMI 2000; Tang, Djelouah, Perazzi, Boykov, Schroers,
+"Normalized cut loss for weakly-supervised CNN segmentation", CVPR 2018.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regloss.regularizer import Form, Regularizer, Term, check_weight
+from regloss_plugins.kernels.gaussian_filter import Accuracy, Backend
+from regloss_plugins.kernels.gaussian_filter_affinity import Affinity, check_affinity
+
+
+@dataclass(frozen=True)
+class NormalizedCut(Regularizer):
+    """Normalised cut with Gaussian weights between all pixels.
+
+    Args:
+        weight: factor of the whole energy, >= 0.
+        sigma_xy: bandwidth of places in pixels, > 0.
+        sigma_rgb: bandwidth of image values, 0 < sigma_rgb <= 2.
+        scale: resolution at which places and colours are looked at, in (0, 1].
+        backend: of the filter: "exact", "lattice", or "auto" (exact on GPUs and for few pixels).
+        accuracy: of the lattice: "fast", "fine" or "finest".
+
+    Raises:
+        UsageError: a setting outside its range.
+
+    Half an image cut through its middle, where nothing tells the halves apart, and where colours do:
+
+    >>> labels = torch.tensor([[[0, 0, 1, 1]]])
+    >>> probabilities = torch.stack([labels == 0, labels == 1], dim=1).float()
+    >>> for right in (0.0, 1.0):
+    ...     image = torch.where(labels == 0, 0.0, right).unsqueeze(1)
+    ...     print(round(float(NormalizedCut(scale=1.0).bind(image).energy(probabilities)) / 4, 3))
+    1.333
+    0.0
+    """
+
+    weight: float = 1.0
+    sigma_xy: float = 100.0
+    sigma_rgb: float = 0.06
+    scale: float = 0.5
+    backend: Backend = "auto"
+    accuracy: Accuracy = "fine"
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, "normalized-cut")
+        check_affinity("normalized-cut", self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
+
+    @property
+    def forms(self) -> tuple[type[Form], ...]:
+        """None."""
+        return ()
+
+    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+        """Set up the filter."""
+        affinity = Affinity(image, roi, self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
+        return _NormalizedCutTerm(self, affinity, (image.shape[0], *image.shape[2:]), roi)
+
+
+class _NormalizedCutTerm(Term):
+    def __init__(
+        self, regularizer: NormalizedCut, affinity: Affinity, shape: tuple[int, ...], roi: Tensor | None
+    ) -> None:
+        super().__init__(regularizer, shape, roi)
+        self.weight = regularizer.weight
+        self.affinity = affinity
+
+    def energy(self, probabilities: Tensor) -> Tensor:
+        probabilities = self.check(probabilities)
+        cuts = self.affinity.cuts(probabilities)
+        return self.weight * self.affinity.pixels.to(cuts.dtype) * quotients(self.affinity, probabilities, cuts)
+
+
+def quotients(affinity: Affinity, probabilities: Tensor, cuts: Tensor) -> Tensor:
+    """Sum over classes of cut / volume: (B,), from ``cuts`` (B, K) of the affinity; differentiable."""
+    inside = affinity.inside.to(probabilities.dtype)
+    own = (probabilities * inside).flatten(2).sum(2) / affinity.mass
+    volumes = affinity.weighted(probabilities) - own
+    # A class without pixels, or whose pixels are joined to nothing, has a volume of rounding errors.
+    least = torch.finfo(volumes.dtype).eps * affinity.weighted(torch.ones_like(inside)).detach()
+    joined = volumes > least
+    return torch.where(joined, cuts / torch.where(joined, volumes, 1), 0).sum(1)

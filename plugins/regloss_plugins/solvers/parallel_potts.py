@@ -1,0 +1,362 @@
+"""Parallel Potts: relaxation, rounding and moves, for whole batches at once on the device of the unaries.
+
+    min over labels of   E(l) = sum over pixels of unary[l_p, p] + sum over pairs of w_pq [l_p != l_q],     w >= 0
+
+Expansion moves go through labels and pixels one by one, which suits a CPU. Here every operation covers all pixels of
+all images. The relaxation of E over probabilities, with its dual variables z, is the saddle point problem
+
+    min over s in the simplex   max over |z| <= 1   <unary, s> + <z, D s>,    (D s)_pq^k = w_pq / 2 (s_p^k - s_q^k)
+
+whose value is that of the usual linear relaxation. It is solved by the over-relaxed primal-dual iteration
+
+    s^ = projection of  s - tau (unary + D^T z)  onto the simplex,     z^ = clamp(z + (Delta (2 s^ - s)) / (2 c), -1, 1)
+    s <- s + rho (s^ - s),     z <- z + rho (z^ - z),         tau_p = c / (half the sum of the w at p),    rho = 1.9
+
+with step sizes by pixel and pair (Delta s = s_p - s_q, so w cancels in z) that satisfy the condition for convergence.
+Information moves by one pixel in a step, so the iteration begins on coarser grids, whose pixels are blocks of two along
+each axis, and goes on from their s and z. Every ``check_every`` steps
+
+    bound  = sum over p of min over k of (unary + D^T z)_p^k                                  is at most every E, and
+    labels = argmax of s^, then moves of connected regions and of single pixels until none lowers E,
+
+and the best labelling is kept, the start included. (See `regloss_plugins.kernels.regions` for the moves.)
+
+Cost of a step at one level: about 14 + 9 n + 5 m operations on arrays (B, K, *S), with n offsets and m = 2 Newton steps
+of the projection: 60 kernel launches with 8 neighbours, and no synchronisation. Memory: n + 7 such arrays.
+
+Source: Lellmann, Schnoerr, "Continuous multiclass labeling approaches and algorithms", SIAM J. Imaging Sci. 2011 (the
+relaxation); Pock, Chambolle, "Diagonal preconditioning for first order primal-dual algorithms", ICCV 2011 (steps);
+Condat, "A primal-dual splitting method ..", JOTA 2013 (over-relaxation).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from torch import Tensor
+
+from regloss import grid
+from regloss.errors import UsageError
+from regloss.regularizer import Form, GridGraph
+from regloss.solver import Problem, Solution, Solver, Status, one_hot
+from regloss_plugins.kernels.regions import move_pixels, move_regions
+from regloss_plugins.solvers.alpha_expansion import refuse_entropy
+
+RELAXATION = 1.9  # of the iteration; below 2 it converges, and less is slower
+NEWTON_STEPS = 2  # of the projection, which goes on from the last threshold
+SMALLEST = 8  # pixels along the longest axis of the coarsest grid, at most
+
+
+@dataclass(frozen=True)
+class ParallelPotts(Solver):
+    """Relaxed Potts with moves of regions; batched, on any device, in float32, in 1D to 3D.
+
+    A status OPTIMAL means that bound and energy agree to ``tolerance`` per pixel. MAX_STEPS is no alarm: where the
+    relaxation is not tight, a gap remains whatever the number of steps.
+
+    Args:
+        max_steps: largest number of steps on the grid itself, >= 1.
+        coarse_steps: number of steps on each coarser grid, >= 0; 0 = no coarser grids.
+        check_every: steps between two looks at bound and labels, >= 1.
+        balance: c above, > 0: large values move probabilities, small ones dual variables.
+        tolerance: gap per pixel, in units of the unary, at which an image is done, >= 0.
+
+    Raises:
+        UsageError: a setting outside its range, an entropy weight other than 0.
+
+    >>> from regloss import GridCRF, solve
+    >>> image = torch.rand(2, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+    >>> unary = torch.rand(2, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    >>> term = GridCRF(weight=0.3).bind(image)
+    >>> found, expanded = (solve(term, unary, solver) for solver in (ParallelPotts(), "alpha-expansion"))
+    >>> bool((found.energy < 1.005 * expanded.energy).all()), bool((found.bound <= expanded.energy).all())
+    (True, True)
+    """
+
+    max_steps: int = 200
+    coarse_steps: int = 100
+    check_every: int = 50
+    balance: float = 1.0
+    tolerance: float = 1e-6
+    accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph,)
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1 or self.check_every < 1:
+            raise UsageError(
+                f"max_steps and check_every must be at least 1; got {self.max_steps} and {self.check_every}."
+            )
+        if self.coarse_steps < 0:
+            raise UsageError(f"coarse_steps must not be negative, 0 being no coarser grids; got {self.coarse_steps}.")
+        if not (math.isfinite(self.balance) and self.balance > 0):
+            raise UsageError(f"balance must be finite and above 0; got {self.balance}.")
+        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
+            raise UsageError(f"tolerance must be finite and not negative; got {self.tolerance}.")
+
+    def minimise(self, problem: Problem) -> Solution:
+        """Solve all images of the batch side by side."""
+        refuse_entropy(problem, "parallel-potts")
+        free = _FreeProblem(problem)
+        batch, pixels = len(free.labels), free.labels[0].numel()
+        labels = free.labels
+        start_energy = energy = free.energy(labels)
+        bound = torch.full_like(energy, -math.inf)
+        steps = torch.zeros(batch, dtype=torch.int64, device=labels.device)
+        active = torch.ones(batch, dtype=torch.bool, device=labels.device)
+
+        iteration = self._iteration(free.unary, free.offsets, free.weights)
+        while bool(active.any()) and iteration.steps < self.max_steps:
+            iteration.run(min(self.check_every, self.max_steps - iteration.steps))
+            steps = torch.where(active, iteration.steps, steps)
+            # An image that is done stays as it is, whatever else is in the batch.
+            bound = torch.where(active, torch.maximum(bound, free.bound(iteration.dual)), bound)
+            rounded = _moved(free, free.rounded(iteration.probabilities))
+            # Regions in which the new labels and the best ones differ may change sides one by one.
+            joint = move_regions(free.unary, free.offsets, free.weights, labels, parts=rounded)
+            for candidate in (rounded, _moved(free, joint)):
+                found = free.energy(candidate)
+                better = active & (found < energy)
+                energy = torch.where(better, found, energy)
+                labels = torch.where(better.reshape(-1, *[1] * (labels.ndim - 1)), candidate, labels)
+            active &= energy - bound > self.tolerance * pixels
+
+        return Solution(
+            probabilities=one_hot(labels, problem.unary.shape[1], problem.unary.dtype),
+            labels=labels,
+            energy=energy,
+            bound=torch.minimum(bound, energy),  # equal but for rounding, where the relaxation is tight
+            steps=steps,
+            status=tuple(Status.MAX_STEPS if unfinished else Status.OPTIMAL for unfinished in active.tolist()),
+            start_energy=start_energy,
+            state=labels,
+        )
+
+    def _iteration(self, unary: Tensor, offsets: tuple[grid.Offset, ...], weights: Tensor) -> _Iteration:
+        """The iteration on a grid, begun where that on the coarser grid ended."""
+        size = unary.shape[2:]
+        if self.coarse_steps == 0 or max(size) <= SMALLEST:
+            cheapest = one_hot(unary.argmin(1), unary.shape[1], unary.dtype)
+            return _Iteration(unary, offsets, weights, self.balance, cheapest, None)
+        coarse = self._iteration(_pooled(unary), offsets, _joined(offsets, weights))
+        coarse.run(self.coarse_steps)
+        dual = _refined(coarse.dual, size)
+        return _Iteration(unary, offsets, weights, self.balance, _refined(coarse.probabilities, size), dual)
+
+
+def _moved(free: _FreeProblem, labels: Tensor) -> Tensor:
+    for move in (move_regions, move_pixels, move_regions, move_pixels):
+        labels = move(free.unary, free.offsets, free.weights, labels)
+    return labels
+
+
+class _FreeProblem:
+    """What is free of a problem: seeds contracted into unaries, labels that are not allowed too dear to be taken.
+
+    Attributes:
+        unary: (B, K, *S) float32, 0 at pixels that are not free.
+        weights: (B, n, *S) float32, 0 where an end is not free.
+        labels: (B, *S) the start, with seeds and allowed labels only.
+        constant: (B,) energy that does not depend on the free labels.
+    """
+
+    def __init__(self, problem: Problem) -> None:
+        form, unary = problem.form, problem.unary
+        assert isinstance(form, GridGraph)
+        batch, classes = unary.shape[:2]
+        shape, device = (batch, *unary.shape[2:]), unary.device
+        self.problem, self.form, self.offsets = problem, form, form.offsets
+        inside = grid.full_roi(problem.roi, shape, device)
+        fixed = torch.full(shape, -1, device=device) if problem.fixed is None else problem.fixed.to(device)
+        self.fixed = fixed.masked_fill(~inside, -1)
+        self.inside, self.free = inside, inside & (self.fixed < 0)
+
+        cost = unary.to(torch.float32) * self.free.unsqueeze(1)
+        weights, incident = torch.zeros_like(form.weights, dtype=torch.float32), torch.zeros(shape, device=device)
+        for number, offset in enumerate(self.offsets):
+            first, second = grid.pair_slices(offset)
+            weight = grid.pick(form.weights[:, number], first).to(torch.float32)
+            free_first, free_second = grid.pick(self.free, first), grid.pick(self.free, second)
+            grid.pick(weights[:, number], first).copy_(weight * (free_first & free_second))
+            for end, other in ((first, second), (second, first)):
+                seed = grid.pick(self.fixed, other)
+                drawn = weight * (grid.pick(self.free, end) & (seed >= 0))
+                # The seed's own label is cheaper, which is the same as all others dearer, up to a constant.
+                grid.pick(cost, end).scatter_add_(1, seed.clamp(min=0).unsqueeze(1), -drawn.unsqueeze(1))
+                grid.pick(incident, end).add_(weight)
+        allowed = torch.ones(batch, classes, dtype=torch.bool, device=device)
+        if problem.allowed is not None:
+            allowed = problem.allowed.to(device)
+        self.forbidden = ~allowed.reshape(batch, classes, *[1] * (len(shape) - 1)) & self.free.unsqueeze(1)
+        # No minimiser takes a label that costs more than another one with all pairs cut.
+        dear = cost.amax(1, keepdim=True) + 2 * incident.unsqueeze(1) + 1
+        self.unary = torch.where(self.forbidden, dear, cost)
+        self.weights = weights
+        self.labels = self._start()
+        # What E holds besides the free part: seeds, and what was left out of their neighbours' unaries.
+        self.constant = self.energy(self.labels) - self._free_energy(self.labels)
+
+    def _start(self) -> Tensor:
+        cheapest = self.unary.argmin(1)
+        warm = self.problem.warm
+        if warm is None:
+            start = cheapest
+        elif isinstance(warm, Tensor):
+            start = warm.to(cheapest.device).masked_fill(~self.inside, 0)
+            not_allowed = self.forbidden.gather(1, start.unsqueeze(1)).squeeze(1)
+            start = torch.where(not_allowed, cheapest, start)
+        else:
+            raise UsageError(
+                f"parallel-potts starts from labels (B, *S); got the state of another solver, {type(warm).__name__}. "
+                "Pass its solution.labels as warm."
+            )
+        return torch.where(self.fixed >= 0, self.fixed, start)
+
+    def rounded(self, probabilities: Tensor) -> Tensor:
+        """Labels (B, *S) that are most probable and allowed, and the start's where nothing is free."""
+        chosen = probabilities.masked_fill(self.forbidden, -math.inf).argmax(1)
+        return torch.where(self.free, chosen, self.labels)
+
+    def energy(self, labels: Tensor) -> Tensor:
+        """E (B,) of the whole problem, in double precision."""
+        unary = self.problem.unary
+        exact = _exact(unary)
+        total = unary.gather(1, labels.unsqueeze(1)).squeeze(1).to(exact)
+        total = (total * self.inside).flatten(1).sum(1)
+        return total + GridGraph(self.offsets, self.form.weights.to(exact)).cut(labels)
+
+    def _free_energy(self, labels: Tensor) -> Tensor:
+        total = self.unary.gather(1, labels.unsqueeze(1)).squeeze(1).to(_exact(self.unary)) * self.free
+        cut = GridGraph(self.offsets, self.weights.to(_exact(self.weights))).cut(labels)
+        return total.flatten(1).sum(1) + cut
+
+    def bound(self, dual: Tensor) -> Tensor:
+        """Lower bound (B,) on E from z (B, n, K, *S), |z| <= 1: it is valid whatever rounding did to z."""
+        exact = _exact(dual)
+        bounds = []
+        for image in range(len(dual)):  # one by one, as all costs in double precision would need much memory
+            part = slice(image, image + 1)
+            weights = self.weights[part].to(exact)
+            costs = _reduced_costs(self.unary[part].to(exact), self.offsets, weights.unsqueeze(2) / 2, dual[part])
+            bounds.append((costs.amin(1) * self.free[part]).sum())
+        return torch.stack(bounds) + self.constant
+
+
+def _reduced_costs(unary: Tensor, offsets: tuple[grid.Offset, ...], half: Tensor, dual: Tensor) -> Tensor:
+    """Unary + D^T z (B, K, *S)."""
+    costs = unary.clone()
+    for number, offset in enumerate(offsets):
+        first, second = grid.pair_slices(offset)
+        flow = grid.pick(dual[:, number], first) * grid.pick(half[:, number], first)
+        grid.pick(costs, first).add_(flow)
+        grid.pick(costs, second).sub_(flow)
+    return costs
+
+
+def _exact(values: Tensor) -> torch.dtype:
+    return torch.float32 if values.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+
+
+class _Iteration:
+    """The primal-dual iteration on one grid."""
+
+    def __init__(
+        self,
+        unary: Tensor,
+        offsets: tuple[grid.Offset, ...],
+        weights: Tensor,
+        balance: float,
+        probabilities: Tensor,
+        dual: Tensor | None,
+    ) -> None:
+        self.unary, self.offsets, self.balance = unary, offsets, balance
+        self.half = weights.unsqueeze(2) / 2  # (B, n, 1, *S)
+        self.primal = self.probabilities = probabilities
+        shape = (unary.shape[0], len(offsets), *unary.shape[1:])
+        self.dual = unary.new_zeros(shape) if dual is None else dual
+        incident = torch.zeros_like(unary[:, :1])
+        for number, offset in enumerate(offsets):
+            first, second = grid.pair_slices(offset)
+            for end in (first, second):
+                grid.pick(incident, end).add_(grid.pick(self.half[:, number], first))
+        # Without pairs a step to the cheapest label is none too long; with almost none it must not overflow.
+        self.step = (balance / incident).clamp(max=1e30)
+        self.threshold: Tensor | None = None
+        self.steps = 0
+
+    def run(self, steps: int) -> None:
+        """Take ``steps`` steps."""
+        for _ in range(steps):
+            costs = _reduced_costs(self.unary, self.offsets, self.half, self.dual)
+            costs -= costs.amin(1, keepdim=True)
+            # Labels whose cost exceeds the cheapest by so much get no probability in any case.
+            target = self.primal - costs.mul_(self.step).clamp_(max=8.0)
+            self.probabilities, self.threshold = _simplex_projection(target, self.threshold)
+            ahead = 2 * self.probabilities - self.primal
+            for number, offset in enumerate(self.offsets):
+                first, second = grid.pair_slices(offset)
+                dual = grid.pick(self.dual[:, number], first)
+                moved = grid.pick(ahead, first) - grid.pick(ahead, second)
+                moved.mul_(1 / (2 * self.balance)).add_(dual).clamp_(-1, 1)
+                dual.lerp_(moved, RELAXATION)
+            self.primal = torch.lerp(self.primal, self.probabilities, RELAXATION)
+        self.steps += steps
+
+
+def _simplex_projection(values: Tensor, threshold: Tensor | None) -> tuple[Tensor, Tensor]:
+    """``values`` (B, K, *S) projected onto the simplex over K, nearly, and the threshold (B, 1, *S) that was found.
+
+    The projection is max(values - t, 0) with t where this sums to 1. The sum is convex in t, so that Newton's method is
+    monotone after its first step, and exact as soon as the set of positive entries is right.
+    """
+    classes = values.shape[1]
+    largest = values.amax(1, keepdim=True)
+    low, high = largest - 1, largest - 1 / classes
+    threshold = low if threshold is None else torch.clamp(threshold, low, high)
+    for _ in range(NEWTON_STEPS):
+        above = (values - threshold).clamp_(min=0)
+        count = (above > 0).sum(1, keepdim=True)
+        threshold = torch.clamp(threshold + (above.sum(1, keepdim=True) - 1) / count, low, high)
+    return (values - threshold).clamp_(min=0), threshold
+
+
+def _halves(values: Tensor, ndim: int) -> dict[tuple[int, ...], Tensor]:
+    """Views of the last axes by parity, after padding with zeros to even lengths; all of the coarse grid's size."""
+    padding = [side for size in reversed(values.shape[-ndim:]) for side in (0, size % 2)]
+    padded = F.pad(values, padding)
+    return {
+        parity: grid.pick(padded, tuple(slice(start, None, 2) for start in parity))
+        for parity in itertools.product((0, 1), repeat=ndim)
+    }
+
+
+def _pooled(unary: Tensor) -> Tensor:
+    """Unaries of blocks of two pixels along each axis that share a label."""
+    return torch.stack(list(_halves(unary, unary.ndim - 2).values())).sum(0)
+
+
+def _joined(offsets: tuple[grid.Offset, ...], weights: Tensor) -> Tensor:
+    """Weights between such blocks; pairs within a block are never cut."""
+    number = {offset: index for index, offset in enumerate(offsets)}
+    parts = _halves(weights, weights.ndim - 2)
+    joined = torch.zeros_like(next(iter(parts.values())))
+    for parity, part in parts.items():
+        for index, offset in enumerate(offsets):
+            step = tuple((start + along) // 2 for start, along in zip(parity, offset, strict=True))
+            back = tuple(-along for along in step)
+            if step in number:
+                joined[:, number[step]] += part[:, index]
+            elif back in number:  # the pair's second pixel lies in the block that comes first
+                first, second = grid.pair_slices(back)
+                grid.pick(joined[:, number[back]], first).add_(grid.pick(part[:, index], second))
+    return joined
+
+
+def _refined(values: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Every block's value for its pixels, cropped to ``size``."""
+    for axis, length in enumerate(size, start=values.ndim - len(size)):
+        values = values.repeat_interleave(2, dim=axis).narrow(axis, 0, length)
+    return values.contiguous()

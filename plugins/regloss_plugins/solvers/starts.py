@@ -1,0 +1,88 @@
+"""What iterative solvers over probabilities share: seeds and forbidden labels as costs, and where they start."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from regloss import grid
+from regloss.errors import UsageError
+from regloss.solver import Problem, one_hot
+
+
+def seeds_inside(problem: Problem) -> Tensor:
+    """(B, *S) int64 fixed labels, -1 where free and outside the region of interest, where seeds mean nothing."""
+    shape, device = (problem.unary.shape[0], *problem.unary.shape[2:]), problem.unary.device
+    if problem.fixed is None:
+        return torch.full(shape, -1, device=device)
+    return problem.fixed.to(device).masked_fill(~grid.full_roi(problem.roi, shape, device), -1)
+
+
+def allowed_cost(unary: Tensor, allowed: Tensor | None) -> Tensor:
+    """``unary`` (B, K, *S) with inf at the labels that ``allowed`` (B, K) does not admit."""
+    if allowed is None:
+        return unary
+    barred = ~allowed.to(unary.device).reshape(*unary.shape[:2], *[1] * (unary.ndim - 2))
+    return unary.masked_fill(barred, float("inf"))
+
+
+def seeded_cost(unary: Tensor, seeds: Tensor, allowed: Tensor | None) -> Tensor:
+    """``unary`` (B, K, *S) with inf wherever a pixel may not take a label; what is allowed counts where no seed is."""
+    order = torch.arange(unary.shape[1], device=unary.device).reshape(1, -1, *[1] * (unary.ndim - 2))
+    seed = seeds.unsqueeze(1)
+    return torch.where(seed >= 0, unary.masked_fill(order != seed, float("inf")), allowed_cost(unary, allowed))
+
+
+def gibbs(cost: Tensor, entropy: float) -> Tensor:
+    """Minimiser of <cost, s> + entropy <s, log s>, with s = 0 where the cost is inf."""
+    # The smallest cost is subtracted first: softmax does so too, but only after the quotient may have overflowed.
+    return torch.softmax((cost.amin(1, keepdim=True) - cost) / entropy, dim=1)
+
+
+def log_gibbs(cost: Tensor, entropy: float | Tensor) -> Tensor:
+    """Logarithm of `gibbs`, differentiable."""
+    return torch.log_softmax(-divided(cost - cost.detach().amin(1, keepdim=True), entropy), dim=1)
+
+
+def divided(cost: Tensor, entropy: float | Tensor) -> Tensor:
+    """Cost / entropy; the derivative by the entropy of a cost of inf is 0 instead of NaN."""
+    possible = cost < float("inf")
+    return torch.where(possible, torch.where(possible, cost, 0) / entropy, float("inf"))
+
+
+def start_probabilities(problem: Problem, cost: Tensor, state: type[Any], name: str) -> Tensor | None:
+    """Probabilities (B, K, *S) to start from, 0 where the cost is inf; None for a cold start.
+
+    Args:
+        problem: its ``warm`` is None, labels, or a ``state``.
+        cost: (B, K, *S), inf where a label cannot be taken.
+        state: the solver's own, with the field ``probabilities``: mass where the cost is inf is taken away, the rest
+            normalised; pixels without any get the minimiser of their costs.
+        name: of the solver, for messages.
+
+    Raises:
+        UsageError: a start of another kind or shape, or with negative probabilities.
+    """
+    warm = problem.warm
+    if warm is None:
+        return None
+    if isinstance(warm, state):
+        given = warm.probabilities.detach().to(cost)
+        if given.shape != cost.shape or not bool((given >= 0).all()):
+            raise UsageError(
+                f"A start of {name} must hold non-negative probabilities of shape {tuple(cost.shape)} (B, K, *S); got "
+                f"shape {tuple(given.shape)}{', with negative values or NaN' if given.shape == cost.shape else ''}."
+            )
+    elif isinstance(warm, Tensor):
+        inside = warm if problem.roi is None else warm.masked_fill(~problem.roi.to(warm.device), 0)
+        given = one_hot(inside.to(cost.device, torch.int64), cost.shape[1], cost.dtype)
+    else:
+        raise UsageError(
+            f"{name} starts from labels (B, *S), a {state.__name__}, or an earlier solution of its own; got warm of "
+            f"type {type(warm).__name__}."
+        )
+    given = given.masked_fill(cost == float("inf"), 0)
+    mass = given.sum(1, keepdim=True)
+    return torch.where(mass > 0, given / mass, gibbs(cost, problem.entropy))

@@ -1,0 +1,133 @@
+"""How the energy fell while one image was segmented: a table and a picture.
+
+A row is written after each half step of an alternation, and, by solvers that iterate, whenever they look at their
+certificate in between.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass, field, fields
+from pathlib import Path
+from typing import Literal
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from regloss.alternation import HalfStep
+from regloss.solver import Look
+
+_INK, _PRIMAL, _DUAL = "#1f2937", "#2563eb", "#d97706"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One moment.
+
+    Attributes:
+        round: from 1; 0 for the start.
+        event: "start", "statistics" (fitted anew), "step" (the solver looked at its certificate), "labels" (it ended).
+        step: the solver's steps in this round, for "step"; else 0.
+        energy: at that moment; NaN where it is not known.
+        bound: lower bound on it for the statistics of the moment, -inf where none is known.
+    """
+
+    round: int
+    event: Literal["start", "statistics", "step", "labels"]
+    step: int
+    energy: float
+    bound: float
+
+
+@dataclass
+class Convergence:
+    """Collects the rows; its methods are what `regloss.alternate` takes as ``tell`` and ``observe``."""
+
+    rows: list[Row] = field(default_factory=list)
+
+    def tell(self, step: HalfStep) -> None:
+        """After a half step."""
+        self.rows.append(Row(step.round, step.half, 0, float(step.energy[0]), float(step.bound[0])))
+
+    def observe(self, look: Look) -> None:
+        """When the solver looks at its certificate."""
+        before = self.rows[-1].round if self.rows else 0
+        self.rows.append(Row(max(1, before), "step", look.steps, float(look.energy[0]), float(look.bound[0])))
+
+    def has_curve(self) -> bool:
+        """Whether there are two energies to compare."""
+        return sum(math.isfinite(row.energy) for row in self.rows) > 1
+
+    def write_table(self, path: Path) -> None:
+        """As CSV, one line a row."""
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow([column.name for column in fields(Row)])
+            writer.writerows(astuple(row) for row in self.rows)
+
+    def write_chart(self, path: Path) -> None:
+        """As PNG: the energy by half step, and the solver's primal and dual energy by its steps where it told them."""
+        looks = [row for row in self.rows if row.event == "step"]
+        halves = [row for row in self.rows if row.event != "step"]
+        figure = Figure(figsize=(10 if looks and len(halves) > 2 else 5.6, 3.6), layout="constrained")
+        columns = (len(halves) > 2 or not looks) + bool(looks)
+        drawn = list(figure.subplots(1, columns, squeeze=False)[0])
+        if looks:
+            _by_step(drawn.pop(), looks)
+        if drawn:
+            _by_half_step(drawn.pop(), halves)
+        figure.savefig(path, dpi=150, facecolor="white")
+
+
+def _by_half_step(axes: Axes, halves: Sequence[Row]) -> None:
+    _label(axes, "Energy by half step", "round")
+    # The statistics of a round are fitted before its labels are found.
+    place = {"start": 0.0, "statistics": -0.5, "labels": 0.0}
+    known = [row for row in halves if math.isfinite(row.energy)]
+    xs, ys = [row.round + place[row.event] for row in known], [row.energy for row in known]
+    axes.plot(xs, ys, color=_PRIMAL, linewidth=1.2)
+    for event, marker, meaning in (("statistics", "s", "statistics fitted"), ("labels", "o", "labels solved for")):
+        points = [(x, y) for x, y, row in zip(xs, ys, known, strict=True) if row.event == event]
+        if points:
+            axes.plot(*zip(*points, strict=True), marker, color=_PRIMAL, markersize=4, label=meaning)
+    bounds = [(row.round, row.bound) for row in halves if math.isfinite(row.bound)]
+    if bounds:
+        axes.plot(*zip(*bounds, strict=True), "_", color=_DUAL, markersize=10, label="lower bound, statistics given")
+    later = [row.energy for row in known if row.round > 0] + [bound for _, bound in bounds]
+    if len(known) > len(later) - len(bounds) and len(set(later)) > 1:
+        # A start is often so far above that nothing could be seen of what follows.
+        margin = 0.08 * (max(later) - min(later))
+        axes.set_ylim(min(later) - margin, max(later) + 3 * margin)
+        axes.set_title(f"start: {known[0].energy:.6g}", loc="right", fontsize=8, color=_INK)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _by_step(axes: Axes, looks: Sequence[Row]) -> None:
+    _label(axes, "Energy by step of the solver", "step")
+    offset, xs = 0, []
+    for index, row in enumerate(looks):
+        if index and row.round != looks[index - 1].round:
+            offset += looks[index - 1].step
+            axes.axvline(offset, color="#e5e7eb", linewidth=0.8)
+        xs.append(offset + row.step)
+    energies, bounds = [row.energy for row in looks], [row.bound for row in looks]
+    marker = "o" if len(looks) <= 40 else None
+    for values, color, name in ((energies, _PRIMAL, "primal"), (bounds, _DUAL, "dual")):
+        points = [(x, y) for x, y in zip(xs, values, strict=True) if math.isfinite(y)]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, label=name, linewidth=1.2, marker=marker, markersize=3)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def _label(axes: Axes, title: str, x: str) -> None:
+    axes.set_title(title, loc="left", fontsize=11, color=_INK)
+    axes.set_xlabel(x, fontsize=9, color=_INK)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.tick_params(labelsize=8, colors=_INK)
+    axes.ticklabel_format(axis="y", useOffset=False)
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))

@@ -1,0 +1,100 @@
+"""Connected regions against scipy, and moves: they lower the energy, and end where no region or pixel gains."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from scipy import ndimage
+from torch import Tensor
+
+from regloss import GridGraph, grid
+from regloss_plugins.kernels.regions import connected_regions, move_pixels, move_regions
+
+SHAPES = [(13,), (11, 14), (5, 6, 7)]
+CONNECTIVITY = {1: 2, 2: 8, 3: 26}
+
+
+def random_problem(shape: tuple[int, ...], classes: int = 4) -> tuple[Tensor, GridGraph, Tensor]:
+    """Unaries, pairs and labels of two images."""
+    random = torch.Generator().manual_seed(len(shape))
+    offsets = grid.neighbor_offsets(len(shape), CONNECTIVITY[len(shape)])
+    weights = torch.zeros(2, len(offsets), *shape)
+    for number, offset in enumerate(offsets):
+        first, _ = grid.pair_slices(offset)
+        part = grid.pick(weights[:, number], first)
+        part.copy_(torch.rand(part.shape, generator=random))
+    unary = torch.rand(2, classes, *shape, generator=random)
+    return unary, GridGraph(offsets, weights), torch.randint(classes, (2, *shape), generator=random)
+
+
+def energy(unary: Tensor, graph: GridGraph, labels: Tensor) -> Tensor:
+    exact = GridGraph(graph.offsets, graph.weights.double())
+    return unary.double().gather(1, labels.unsqueeze(1)).flatten(1).sum(1) + exact.cut(labels)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_regions_are_those_of_scipy(shape: tuple[int, ...]) -> None:
+    _, graph, labels = random_problem(shape, 2)
+    labels = labels.clamp(max=1)
+    found = connected_regions(labels, graph.offsets, graph.weights > 0)
+    structure = ndimage.generate_binary_structure(len(shape), len(shape))
+    for image in range(2):
+        for label in (0, 1):
+            mask = labels[image] == label
+            expected, count = ndimage.label(mask.numpy(), structure)
+            numbers = found[image][mask]
+            pairs = torch.stack([numbers, torch.from_numpy(expected)[mask].to(numbers)]).unique(dim=1)
+            assert pairs.shape[1] == count == len(numbers.unique())
+    index = torch.arange(found.numel()).reshape(found.shape)
+    assert bool((found <= index).all())
+    assert torch.equal(found.flatten()[found.flatten()], found.flatten())
+
+
+def test_a_spiral_is_one_region() -> None:
+    """The longest path that a picture can hold."""
+    spiral = torch.zeros(1, 25, 25, dtype=torch.int64)
+    top, left, bottom, right = 0, 0, 24, 24
+    while left <= right and top <= bottom:
+        spiral[0, top, left : right + 1] = 1
+        spiral[0, top : bottom + 1, right] = 1
+        spiral[0, bottom, left : right + 1] = 1
+        spiral[0, top + 2 : bottom + 1, left] = 1
+        spiral[0, top + 2, left : left + 2] = 1
+        top, left, bottom, right = top + 2, left + 2, bottom - 2, right - 2
+    offsets = grid.neighbor_offsets(2, 4)
+    connected = torch.stack([grid.pairs_inside(torch.ones_like(spiral, dtype=torch.bool), o) for o in offsets], dim=1)
+    found = connected_regions(spiral, offsets, connected)
+    assert found[spiral == 1].unique().tolist() == [0]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("strength", [0.1, 0.5])
+def test_moves_lower_the_energy_until_none_helps(shape: tuple[int, ...], strength: float) -> None:
+    unary, graph, labels = random_problem(shape)
+    graph = GridGraph(graph.offsets, strength * graph.weights)
+    arguments = (unary, graph.offsets, graph.weights)
+    given = labels.clone()
+    start = energy(unary, graph, labels)
+    regions = move_regions(*arguments, labels, max_rounds=50)
+    pixels = move_pixels(*arguments, regions, max_rounds=50)
+    first, second = energy(unary, graph, regions), energy(unary, graph, pixels)
+    assert bool((first < start).all())
+    assert bool((second <= first).all())
+    assert torch.equal(labels, given)
+    assert torch.equal(move_regions(*arguments, regions), regions)
+    for p in range(0, unary[0, 0].numel(), 7):
+        for label in range(4):
+            changed = pixels.clone()
+            changed.flatten(1)[:, p] = label
+            assert bool((energy(unary, graph, changed) >= second - 1e-5).all())
+
+
+def test_parts_split_regions() -> None:
+    """A region may give up a part, that on which another labelling differs."""
+    unary = torch.zeros(1, 2, 1, 6)
+    unary[0, 0, 0, 3:] = 1.0
+    weights = torch.tensor([[[[0.5] * 5 + [0.0]]]])
+    labels, parts = torch.zeros(1, 1, 6, dtype=torch.int64), torch.tensor([[[0, 0, 0, 1, 1, 1]]])
+    unary[0, 1, 0, :3] = 2.0
+    assert torch.equal(move_regions(unary, ((0, 1),), weights, labels), labels)
+    assert torch.equal(move_regions(unary, ((0, 1),), weights, labels, parts=parts), parts)

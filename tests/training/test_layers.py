@@ -1,0 +1,359 @@
+"""Training with a regularized softmax behind the network."""
+
+import csv
+import json
+import math
+
+import pytest
+import small_data
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import regloss
+from regloss import RegularizedSoftmax
+from regloss.errors import MissingForm, ReglossError, UsageError
+from regloss.files import read_image
+from regloss.training import checkpoints
+from regloss.training.config import build_layer, parse
+from regloss.training.inference import evaluate_run, predict_files
+from regloss.training.model import Segmenter, describe_layer, layer_report, load_model, predict
+from regloss.training.trainer import build_optimizer, train
+
+VOLUME = '{name = "volume", volumes = [0.7, 0.1, 0.2], unit = "fraction"}'
+LAYERS = {
+    "tv": '{regularizer = {name = "tv", weight = 0.2}, steps = 10, learn = ["weight", "entropy"]}',
+    "nltv": '{regularizer = {name = "nltv", neighbors = 4}, solver = "pdhg", steps = 10, learn = ["weight"]}',
+    "threshold-dynamics": '{regularizer = "threshold-dynamics", solver = "dca", steps = 10, learn = ["weight"]}',
+    "volume": f'{{regularizer = {VOLUME}, solver = {{name = "dca"}}}}',
+    "volume by pdhg": f"{{regularizer = {VOLUME}, steps = 30}}",
+    "tv and volume": f'{{regularizer = ["tv", {VOLUME}], steps = 30, learn = ["entropy"]}}',
+    "both kinds": f'{{regularizer = ["threshold-dynamics", {VOLUME}], solver = "dca", steps = 5}}',
+    "unrolled": '{regularizer = "tv", steps = 3, backward = "unrolled"}',
+    "one-step": '{regularizer = "tv", steps = 3, backward = "one-step", learn = ["entropy"]}',
+}
+SHORT = ("training.epochs=2", "training.optimizer.lr=1e-2", 'evaluation.energy=""', "loss.regularizer=[]")
+
+
+@pytest.fixture
+def layered(config):
+    """``layered(layer, *changes)``: a short training by gradient descent with that layer."""
+
+    def make(layer, *changes, **options):
+        return config(f"layer={layer}", *SHORT, *changes, loop="gradient-descent", **options)
+
+    return make
+
+
+def rows(folder, name="steps"):
+    with (folder / "log" / f"{name}.csv").open(newline="") as file:
+        return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def learnt(folder):
+    return {name: value for name, value in load_file(folder / "model.safetensors").items() if ":" in name}
+
+
+# -- Training ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_trained_saved_and_applied(name, layered, images, tmp_path):
+    parsed = layered(LAYERS[name])
+    told = []
+    scores = train(parsed, tell=told.append)
+    run = tmp_path / "run"
+    expected = [f"layer:log_{setting}" for setting in sorted(parsed.layer.learn)]
+    assert sorted(learnt(run)) == expected
+    start = build_layer(parsed.layer).state_dict()
+    for key, value in learnt(run).items():
+        assert float((value - start[key.removeprefix("layer:")]).abs().max()) > 1e-3, key
+    assert bool(expected) == any(message.startswith("Layer after training: ") for message in told)
+    assert rows(run)[-1]["loss"] < rows(run)[0]["loss"]
+    assert evaluate_run(run, "test") == scores["test"]
+
+    # The whole is the network's softmax with the prior in it, by hand.
+    model = load_model(run)
+    for key in ("i6", "i7"):
+        image = torch.from_numpy(read_image(images / "images" / f"{key}.png")).unsqueeze(0)
+        layer = RegularizedSoftmax(
+            parsed.layer.regularizer, parsed.layer.solver, max_steps=parsed.layer.steps, backward=parsed.layer.backward
+        )
+        values = {key.removeprefix("layer:"): value for key, value in learnt(run).items()}
+        if "log_entropy" in values:
+            layer._entropy = float(values["log_entropy"].exp())
+        if "log_weight" in values:
+            weights = values["log_weight"].exp().tolist()
+            tables = [{**table, "weight": w} for table, w in zip(parsed.layer.regularizer, weights, strict=True)]
+            layer.regularizer = regloss.regularizer.combine(tables)
+        with torch.no_grad():
+            by_hand = layer(model.segmenter.network(image), image)
+        torch.testing.assert_close(predict(model.segmenter, image).exp(), by_hand, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("regularizer", "own"),
+    [
+        ('["convex", "ordered"]', {"temperature"}),  # nothing for the solver to do
+        ('["tv", "ordered"]', {"softmax.log_weight", "softmax.log_entropy"}),
+    ],
+)
+def test_nested_classes(regularizer, own, layered, images, tmp_path):
+    learn = '["entropy"]' if own == {"temperature"} else '["weight", "entropy"]'
+    scores = train(layered(f'{{kind = "sigmoid", regularizer = {regularizer}, steps = 10, learn = {learn}}}'))
+    run = tmp_path / "run"
+    assert {name.removeprefix("layer:") for name in learnt(run)} == own
+    assert evaluate_run(run, "test") == scores["test"]
+    assert scores["test"]["layer"]["layer-weight-ordered"] == 1
+    model = load_model(run)
+    assert isinstance(model.segmenter.layer, regloss.RegularizedSigmoid)
+    image = torch.from_numpy(read_image(images / "images" / "i6.png")).unsqueeze(0)
+    with torch.no_grad():
+        sets = model.segmenter.layer(model.segmenter.network(image), image)
+    assert bool((sets[:, 0] <= sets[:, 1] + 1e-6).all())
+    assert torch.equal(predict(model.segmenter, image).argmax(1), (sets > 0.5).sum(1))
+    assert evaluate_run(run, "test", ['layer.kind="sigmoid"', "layer.steps=20"])["images"] == 2
+
+
+@pytest.mark.parametrize(("name", "columns"), [
+    ("tv", {"layer-gap", "layer-steps", "layer-weight-tv", "layer-entropy"}),
+    ("threshold-dynamics", {"layer-steps", "layer-weight-threshold-dynamics"}),  # dca has no bound, so no gap
+    ("volume by pdhg", {"layer-gap", "layer-steps"}),
+    ("unrolled", set()),
+])  # fmt: skip
+def test_what_the_solver_reports_is_logged(name, columns, layered, tmp_path):
+    scores = train(layered(LAYERS[name]))
+    for row in rows(tmp_path / "run"):
+        assert {key for key in row if key.startswith("layer-")} == columns
+    of_epochs = rows(tmp_path / "run", "epochs")
+    of_steps = rows(tmp_path / "run")
+    for key in columns:
+        assert of_epochs[1][key] == pytest.approx(sum(row[key] for row in of_steps[3:]) / 3)
+    assert {"layer-gap", "layer-steps"} & set(scores["test"]["layer"]) == {"layer-gap", "layer-steps"} & columns
+
+
+def test_the_report_counts_pixels_inside():
+    layer = RegularizedSoftmax("tv", max_steps=20, tolerance=1e-12)
+    roi = torch.zeros(2, 6, 8, dtype=torch.bool)
+    roi[0, :3], roi[1] = True, True
+    layer(torch.randn(2, 2, 6, 8, generator=torch.Generator().manual_seed(0)), torch.rand(2, 1, 6, 8), roi)
+    gaps = layer.solution.gap / torch.tensor([24, 48])
+    found = layer_report(layer, torch.tensor([24, 48]))
+    assert found == {"layer-gap": pytest.approx(float(gaps.mean())), "layer-steps": 20}
+    assert layer_report(None, torch.tensor([24])) == {}
+
+
+def test_several_of_one_kind_are_told_apart():
+    layer = RegularizedSoftmax([{"name": "tv", "weight": 2.0}, "nltv", {"name": "tv", "isotropic": True}], entropy=0.25)
+    assert describe_layer(layer) == {
+        "layer-weight-tv-0": 2,
+        "layer-weight-nltv": 1,
+        "layer-weight-tv-2": 1,
+        "layer-entropy": 0.25,
+    }
+
+
+def test_weights_of_the_layer_do_not_decay(layered, images, tmp_path):
+    parsed = layered(LAYERS["tv"], "training.optimizer.weight-decay=0.5", "training.head-lr=3")
+    segmenter = Segmenter(nn.Conv2d(1, 3, 1), "none", None, build_layer(parsed.layer))
+    network, layer = build_optimizer(parsed, segmenter).param_groups
+    assert (network["weight_decay"], layer["weight_decay"], layer["lr"]) == (0.5, 0.0, 0.01)
+    assert layer["params"] == [segmenter.layer.log_entropy, segmenter.layer.log_weight]
+
+
+def test_the_layer_sees_the_image_itself_and_only_its_own_pixels():
+    """What is padded for the network, or normalised, is nothing to the regularizer."""
+    torch.manual_seed(0)
+    layer = RegularizedSoftmax({"name": "nltv", "neighbors": 4}, max_steps=20)
+    network = nn.Conv2d(1, 3, 5, padding=2)
+    image, roi = torch.rand(2, 1, 10, 14), torch.rand(2, 10, 14) > 0.2
+    segmenter = Segmenter(network, "image", (16, 16), layer)
+    plain = Segmenter(network, "image", (16, 16))
+    for region in (None, roi):
+        logits = plain(image, region)
+        assert logits.shape == (2, 3, 10, 14)
+        torch.testing.assert_close(segmenter(image, region), layer.log_probabilities(logits, image, region))
+    assert torch.equal(segmenter(image, roi).exp().sum(1).round(decimals=5), torch.ones(2, 10, 14))
+
+
+def test_a_network_that_diverges_is_reported_with_its_images(layered):
+    parsed = layered(LAYERS["tv"], 'training.optimizer={name = "sgd", lr = 1e30}')
+    with pytest.raises(ReglossError, match=r"at step \d.*Lower the learning rate.*: i\d, i\d") as caught:
+        train(parsed)
+    assert not isinstance(caught.value, UsageError)
+
+
+@pytest.mark.parametrize("loop", ["trust-region", "adm"])
+def test_every_outer_loop_trains_a_layer(loop, config, tmp_path):
+    train(config(f"layer={LAYERS['tv']}", "training.epochs=1", "training.optimizer.lr=1e-2", loop=loop))
+    assert {"layer-gap", "layer-weight-tv"} <= set(rows(tmp_path / "run")[-1])
+    assert float(learnt(tmp_path / "run")["layer:log_weight"] - math.log(0.2)) != 0
+
+
+def test_double_precision(layered, tmp_path):
+    train(layered(LAYERS["tv"], "training.precision=64-true"))
+    values = learnt(tmp_path / "run")
+    assert {value.dtype for value in values.values()} == {torch.float64}
+
+
+# -- Starting from another run -----------------------------------------------------------------------------------------
+
+
+def test_a_layer_starts_from_a_plain_run(trained, layered, tmp_path):
+    start = (f"training.start-from={trained}", "training.optimizer.lr=1e-12")
+    train(layered(LAYERS["tv"], *start, "training.epochs=1"))
+    before, after = load_file(trained / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
+    assert float(after["layer:log_entropy"]) == pytest.approx(math.log(0.5), abs=1e-6)
+    assert after.keys() - before.keys() == {"layer:log_entropy", "layer:log_weight"}
+
+
+def test_a_layer_goes_on_from_another_runs_layer(layered, config, tmp_path):
+    train(layered(LAYERS["tv"], output="first"))
+    still = (f"training.start-from={tmp_path / 'first'}", "training.optimizer.lr=1e-12", "training.epochs=1")
+    before = learnt(tmp_path / "first")
+    train(layered(LAYERS["tv"].replace("steps = 10", "steps = 20"), *still, output="second"))
+    for name, value in learnt(tmp_path / "second").items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=1e-6)
+    # A plain run takes the network alone, a layer that learns nothing its own numbers.
+    train(config(*SHORT, *still, loop="gradient-descent", output="plain"))
+    assert learnt(tmp_path / "plain") == {}
+    with pytest.raises(UsageError, match=r"learns log_weight, 2 in number, but .*first holds 1\."):
+        train(layered('{regularizer = ["tv", "nltv"], learn = ["weight"]}', *still, output="third"))
+    assert not (tmp_path / "third").exists()
+
+
+# -- Evaluation and prediction with other settings ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    """The output folder of a training with a layer of few steps; not to be changed."""
+    output = tmp_path_factory.mktemp("runs") / "layered"
+    changes = (f"layer={LAYERS['tv']}", *SHORT, "training.epochs=1")
+    train(parse(small_data.settings(images, output, *changes, loop="gradient-descent")))
+    return output
+
+
+def test_more_steps_at_evaluation(run):
+    few, many = evaluate_run(run, "test")["layer"], evaluate_run(run, "test", ["layer.steps=300"])["layer"]
+    assert few["layer-steps"] == 10
+    assert many["layer-steps"] > 10
+    assert many["layer-gap"] < 0.1 * few["layer-gap"]
+    assert many["layer-converged"] == 1 > few["layer-converged"]
+    assert many["layer-weight-tv"] == few["layer-weight-tv"] != pytest.approx(0.2, rel=1e-3)
+
+
+def test_more_steps_for_a_label_map(run, images, tmp_path):
+    changes = ["layer.steps=300", "layer.tolerance=1e-7"]
+    predict_files(run, images / "images" / "i6.png", tmp_path / "out", changes)
+    assert load_model(run, changes).segmenter.layer.solver.max_steps == 300
+    assert (tmp_path / "out" / "labels" / "i6.png").is_file()
+
+
+def test_without_the_layer(run, images):
+    image = torch.from_numpy(read_image(images / "images" / "i6.png")).unsqueeze(0)
+    plain = load_model(run, ['layer=""']).segmenter
+    assert plain.layer is None
+    assert torch.equal(predict(plain, image), predict(load_model(run).segmenter.network, image))
+    assert "layer" not in evaluate_run(run, "test", ['layer=""'])
+
+
+def test_a_layer_behind_a_plain_run(trained, images):
+    changes = ["layer.regularizer=tv", "layer.solver=pdhg", "layer.entropy=1.0"]
+    found = evaluate_run(trained, "test", changes)
+    assert found["boundary-density"] < evaluate_run(trained, "test")["boundary-density"]
+    model, image = load_model(trained, changes), torch.rand(1, 1, 24, 28)
+    by_hand = RegularizedSoftmax("tv", "pdhg", 1.0)(predict(model.segmenter.network, image), image)
+    torch.testing.assert_close(predict(model.segmenter, image).exp(), by_hand)
+
+
+def test_learnt_numbers_are_not_replaced_silently(run):
+    for change, name in (("layer.entropy=2.0", "entropy"), ("layer.regularizer.0.weight=7.0", "weight")):
+        with pytest.raises(UsageError, match=rf"The layer's {name} was learnt.*Give layer.learn=\[\] too"):
+            evaluate_run(run, "test", [change])
+    given = load_model(run, ["layer.learn=[]", "layer.entropy=2.0", "layer.regularizer.0.weight=7.0"]).segmenter.layer
+    assert describe_layer(given) == {"layer-weight-tv": 7, "layer-entropy": 2}
+
+
+def test_learnt_numbers_must_be_there(trained):
+    changes = ["layer.regularizer=tv", 'layer.learn=["weight"]']
+    with pytest.raises(UsageError, match=r"The layer learns log_weight, 1 in number, but .* holds no such numbers"):
+        load_model(trained, changes)
+
+
+def test_changes_of_the_network_are_refused(run):
+    with pytest.raises(UsageError, match="of another network than the configured UNet"):
+        evaluate_run(run, "test", ["network.channels=6"])
+
+
+# -- What cannot be meant ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
+        ('{regularizer = "tv", step = 3}', r"unknown key 'layer.step'. Did you mean 'steps'\? Allowed here: kind, reg"),
+        ("{steps = 3}", r"the key 'layer.regularizer' is missing"),
+        ('{regularizer = "tvv"}', r"no regularizer called 'tvv'. Did you mean 'tv'"),
+        ('{regularizer = {name = "tv", wieght = 1}}', r"'tv' has no setting 'wieght'. Did you mean 'weight'\?"),
+        ('{regularizer = {name = "tv", weight = -1}}', r"weight of .* not negative; got -1"),
+        ('{regularizer = {weight = 1}}', r"needs a name"),
+        ("{regularizer = []}", r"needs a regularizer"),
+        ("{regularizer = 3}", r"layer.regularizer: .*list"),
+        ('{regularizer = "tv", solver = "pdgh"}', r"no solver called 'pdgh'. Did you mean 'pdhg'\?"),
+        ('{regularizer = "tv", solver = {name = "pdhg", step = 3}}', r"'pdhg' has no setting 'step'"),
+        ('{regularizer = "grid-crf", solver = "alpha-expansion"}', r"a solver that can be differentiated.*alpha-expan"),
+        ('{regularizer = "grid-crf"}', r"Cannot use pdhg with grid-crf: it offers .*, pdhg needs Saddle"),
+        ('{regularizer = "threshold-dynamics"}', r"Cannot use pdhg with threshold-dynamics.* Solvers that can: dca"),
+        ('{regularizer = "tv", entropy = 0}', r"entropy must be finite and positive; got 0"),
+        ('{regularizer = "tv", entropy = -1.0}', r"entropy must be finite and positive; got -1"),
+        ('{regularizer = "tv", entropy = inf}', r"entropy must be finite and positive; got inf"),
+        ('{regularizer = "tv", entropy = "much"}', r"layer.entropy: .*number.*got 'much'"),
+        ('{regularizer = "tv", learn = ["weights"]}', r"learn may hold weight, entropy; got 'weights'"),
+        ('{regularizer = "tv", learn = "weight"}', r"layer.learn: .*tuple.*got 'weight'"),
+        ('{regularizer = {name = "tv", weight = 0.0}, learn = ["weight"]}', r"must start above 0"),
+        ('{regularizer = "tv", backward = "exact"}', r"layer.backward: .*'implicit', 'unrolled' or 'one-step'"),
+        ('{regularizer = "tv", steps = 0}', r"max_steps must be at least 1; got 0"),
+        ('{regularizer = "tv", tolerance = -1.0}', r"tolerance must be .*; got -1"),
+        ('{regularizer = "tv", backward-steps = 0}', r"backward_steps must be at least 1"),
+        ('{regularizer = "tv", backward-tolerance = 1.0}', r"backward_tolerance in \[0, 1\)"),
+        ('{regularizer = "tv", backward = "unrolled", refine = 1e-6}', r"refine belongs to backward = \"implicit\""),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_meant_is_named(layer, expected, images, tmp_path):
+    with pytest.raises(UsageError, match=r"here\.toml: .*" + expected):
+        parse(small_data.settings(images, tmp_path / "run", f"layer={layer}"), "here.toml")
+
+
+def test_a_missing_form_keeps_its_class(config):
+    with pytest.raises(MissingForm, match=r"\[layer\]: Cannot use pdhg with grid-crf"):
+        config("layer.regularizer=grid-crf")
+
+
+@pytest.mark.parametrize(
+    ("volumes", "expected"),
+    [
+        ('volumes = [300, 200, 172]', r"on a training crop: volumes must sum to the pixels.* there are \d+ pixels"),
+        ('volumes = [300, 200, 100]', r"volumes must sum to the pixels .*they sum to 600, and there are 672 pixels"),
+        ('volumes = [0.5, 0.5], unit = "fraction"', r"settings for 2 classes, but the segmentation has K = 3"),
+        ('lower = [0.5, 0.6, 0], unit = "fraction"', r"No segmentation of \d+ pixels has volumes"),
+    ],
+)  # fmt: skip
+def test_volumes_that_do_not_fit_are_refused_before_anything_is_written(volumes, expected, layered, tmp_path):
+    """672 = 24 * 28 pixels are those of a whole image, and crops are smaller."""
+    with pytest.raises(UsageError, match=expected):
+        train(layered(f'{{regularizer = {{name = "volume", {volumes}}}}}'))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_without_a_layer_says_so(trained):
+    """Configurations are complete, and those of before layers existed are read, too."""
+    dumped = json.loads((trained / "config.json").read_text())
+    assert dumped.pop("layer") is None
+    assert parse(dumped).layer is None
+    with pytest.raises(UsageError, match=r"the key 'layer.regularizer' is missing"):
+        evaluate_run(trained, "test", ["layer.steps=3"])
+    weights = checkpoints.read_weights(trained)
+    assert not any(name.startswith("layer") for name in weights)
