@@ -38,7 +38,9 @@ format: .venv/.dev
 bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/training_step.py
 	$(BIN)/python tests/benchmarks/potts.py
+	$(BIN)/python tests/benchmarks/dense.py
 	$(BIN)/python tests/benchmarks/layers.py
+	$(BIN)/python tests/benchmarks/chan_vese.py
 
 wheel: .venv/.dev
 	$(BIN)/python -m build --wheel

@@ -16,6 +16,8 @@ from regloss import registry
 
 pytest.register_assert_rewrite("regloss.testing")  # before its first import, so that failures show the values
 
+collect_ignore = ["benchmarks"]  # programs, some of which import their rivals or each other
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 

@@ -13,8 +13,9 @@ convergence   Steps to a gap of 1e-5 of the energy on the 64x64 case of the orac
               papers' iterations with their step of 0.03.
 graph         Exact neighbour graph of a photograph.
 denoising     1/2 |u - f|^2 + weight TV(u) on a 512x512 photograph with noise of 0.1: a rival is run as it comes, or
-              tight; then ours until its energy is no higher, without knowing where that is. Energies in double
-              precision; ours computes in single precision, the others in double. prox_tv takes part if it is installed.
+              tight ("excess": how far its energy is above the minimum, relative); then ours with as many steps as
+              bring its energy no higher. Energies are evaluated in double precision; ours computes in single precision,
+              the others in double. prox_tv takes part if it is installed.
 memory        Peak memory and time of a forward and a backward pass, each in a process of its own (Linux).
 """
 
@@ -211,9 +212,10 @@ def denoising(repeats: int) -> None:
             target = energy(rival.run(weight), f, weight, rival.isotropic)
             count = steps_to(target, image, f, regularizer)
             mine = seconds(partial(regloss.denoise, image, regularizer, tolerance=0.0, max_steps=count), repeats)
+            kind = "isotropic" if rival.isotropic else "anisotropic"
             print(
-                f"{weight:6} {'isotropic' if rival.isotropic else 'anisotropic':12} {rival.name:20} {1e3 * theirs:7.1f} "
-                f"{target / best - 1:14.1e} {1e3 * mine:8.1f} {count:6d} {mine / theirs:6.2f}",
+                f"{weight:6} {kind:12} {rival.name:20} {1e3 * theirs:7.1f} {target / best - 1:8.1e} {1e3 * mine:8.1f} "
+                f"{count:6d} {mine / theirs:6.2f}",
                 flush=True,
             )
 

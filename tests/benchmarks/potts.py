@@ -7,13 +7,14 @@ hard seeds, unaries .05 x -log p, pairs of weight 25; needs REGLOSS_DATA with is
 pixels). Times are medians of CPU seconds on one thread, of a whole call, children included; "time" is in parts of the
 fastest rival's. Energies are relative to the best of the problem, gaps to the best bound that any solver proved. Memory
 is the peak of resident memory above that before the call, of the process and its largest child; every problem and
-solver has a process of its own for that. Solvers that are not installed, or not for a problem (ortools: two labels), are
-skipped by name.
+solver has a process of its own for that. Solvers that are not installed are skipped by name; ortools takes part in
+problems with two labels.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib
 import multiprocessing
 import os
@@ -91,8 +92,9 @@ class Case:
 
 def photograph(height: int, width: int) -> Tensor:
     """A photograph of scikit-image's, resized."""
-    from skimage.data import astronaut
+    from skimage.data import astronaut as scikit_astronaut
 
+    astronaut: Any = scikit_astronaut
     picture = Image.fromarray(astronaut()).resize((width, height), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255).permute(2, 0, 1).unsqueeze(0)
 
@@ -156,7 +158,7 @@ def cases(full: bool) -> Iterator[Case]:
 
 @dataclass(frozen=True)
 class Row:
-    """What one solver did on one problem; a message instead where it cannot."""
+    """What one solver did on one problem; a message instead where it failed or is absent."""
 
     seconds: float = 0.0
     energy: float = 0.0
@@ -164,12 +166,13 @@ class Row:
     cycles: int = 0
     memory: float = 0.0
     skipped: str = ""
+    absent: bool = False
 
 
 def cpu_seconds() -> float:
     """CPU time of this process and of those it has waited for."""
-    now = os.times()
-    return now.user + now.system + now.children_user + now.children_system
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def peak_megabytes() -> float:
@@ -179,8 +182,9 @@ def peak_megabytes() -> float:
 
 
 def forget_peak() -> None:
-    """Start the peak anew from the memory that is resident now, where the system can."""
-    if Path("/proc/self/clear_refs").exists():
+    """Start the peak anew from what is resident and in use, where the system can (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept, would be used again without being counted
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -189,6 +193,8 @@ def make(name: str) -> Solver:
     if name == "ortools":
         return Ortools()
     settings: dict[str, Any] = {"workers": 1} if name in ("alpha-expansion", "dual-chains") else {}
+    if name == "gco":
+        settings["timeout"] = 1000.0
     solver: Solver = regloss.create("solver", name, **settings)
     return solver
 
@@ -201,10 +207,10 @@ def measure(name: str, case: Case, repeats: int, pipe: Any) -> None:
         if name == "ortools":
             importlib.import_module("ortools.graph.python.max_flow")
     except (regloss.MissingDependency, ImportError) as missing:
-        pipe.send(Row(skipped=str(missing)))
+        pipe.send(Row(skipped=str(missing), absent=True))
         return
     if name == "ortools" and case.unary.shape[1] != 2:
-        pipe.send(Row(skipped="two labels only"))
+        pipe.send(Row())
         return
     corner = tuple(slice(0, 6) for _ in case.unary.shape[2:])
     image = torch.rand(1, 1, *case.unary[0, 0][corner].shape)  # compiled, or read from the cache, before timing
@@ -215,7 +221,11 @@ def measure(name: str, case: Case, repeats: int, pipe: Any) -> None:
     times = []
     for _ in range(repeats):
         began = cpu_seconds()
-        solution = regloss.solve(case.term, case.unary, solver, fixed=case.fixed)
+        try:
+            solution = regloss.solve(case.term, case.unary, solver, fixed=case.fixed)
+        except regloss.ReglossError as error:
+            pipe.send(Row(skipped=str(error)))
+            return
         times.append(cpu_seconds() - began)
     memory = peak_megabytes() - before
     energy, bound = float(solution.energy[0]), float(solution.bound[0])
@@ -279,11 +289,14 @@ def main() -> None:
             except EOFError:
                 row = Row(skipped="its process died")
             process.join()
-            if not row.skipped:
+            if row.skipped:
+                print(f"{case.name}: {name} skipped, {row.skipped}")
+                if row.absent:
+                    absent.add(name)
+            elif row.seconds > 0:
                 rows[name] = row
-            elif row.skipped != "two labels only":
-                print(f"{name}: skipped, {row.skipped}")
-                absent.add(name)
+        if not rows:
+            continue
         results[case.name] = rows
         best, bound = min(row.energy for row in rows.values()), max(row.bound for row in rows.values())
         rivals = [row.seconds for name, row in rows.items() if name not in ("alpha-expansion", "dual-chains")]
@@ -296,7 +309,7 @@ def main() -> None:
                 flush=True,
             )
     if chosen.plot is not None:
-        plot({name: rows for name, rows in results.items() if rows}, chosen.plot)
+        plot(results, chosen.plot)
 
 
 if __name__ == "__main__":

@@ -153,8 +153,8 @@ def check_training_by_name(made: Environment) -> None:
 
 
 def check_readme_loop(made: Environment) -> None:
-    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
-    printed = made.run(code)
+    code = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+    printed = made.run("\n".join(code))
     accuracy = re.match(r"accuracy on the test images (0\.\d\d)", printed)
     assert accuracy is not None, printed
     assert float(accuracy[1]) > 0.6, "twenty steps should do better than that"

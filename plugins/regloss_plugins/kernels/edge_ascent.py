@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from regloss_plugins.kernels.lanes import add, clip, load, mul, prefetch, splat, store, sub, total
+from regloss_plugins.kernels.lanes import add, aligned, clip, load, mul, prefetch, splat, store, sub, total
 from regloss_plugins.kernels.responses import FAST, softmax_rows
 
 Array = NDArray[Any]
@@ -89,14 +89,15 @@ class EdgeAscent:
         self.weights, self.steps, self.metric = (values[edges.order] for values in (weights, steps * weights, metric))
         self.radius, self.strength = cost.dtype.type(radius), cost.dtype.type(strength)
         self.roi = np.ones(0, dtype=np.bool_) if roi is None else roi
-        self.values = np.zeros(len(edges.second) * self.width, cost.dtype)
+        self.values = aligned(len(edges.second) * self.width, cost.dtype)
+        self.before = aligned(len(self.values), cost.dtype)
+        self.pull = aligned(pixels * self.width, cost.dtype)  # K^T y
+        self.pull_before = aligned(len(self.pull), cost.dtype)
         if dual is not None:
             _spread(dual, edges.order, self.width, self.values)
-        self.before = self.values.copy()
-        self.pull = np.zeros(pixels * self.width, cost.dtype)  # K^T y
-        _gather(edges.start, edges.second, self.weights, self.values, self.width, self.pull)
-        self.pull_before = self.pull.copy()
-        self.response = np.zeros_like(self.pull)
+            _gather(edges.start, edges.second, self.weights, self.values, self.width, self.pull)
+            self.before[:], self.pull_before[:] = self.values, self.pull
+        self.response = aligned(len(self.pull), cost.dtype)
         self.minimiser = np.empty_like(cost)
 
     def step(self, push: float) -> float:

@@ -14,9 +14,9 @@ How near the lattice comes is a matter of ``accuracy``. Relative error (root of 
 probabilities on a photograph of 500x375 pixels, by sigma_xy and 255 sigma_rgb:
 
     accuracy     80, 13    100, 15    20, 13    10, 30
-    "fast"        .060       .076      .081      .098
-    "fine"        .017       .017      .013      .013
-    "finest"      .010       .012      .007      .007
+    "fast"        .063       .068      .081      .098
+    "fine"        .018       .018      .013      .013
+    "finest"      .013       .013      .007      .007
 """
 
 from __future__ import annotations

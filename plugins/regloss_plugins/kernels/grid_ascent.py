@@ -8,7 +8,9 @@ the next plane (3D), so they follow so many rows behind, while s is kept for jus
 are y, the y before and the cost, each once, and y+ takes the place of the y before. Arrays in, arrays out.
 
 A volume is a stack of rows: arrays are (K, axes, R, W) with R = rows in all, W = length of a row, and the axes in their
-order; ``height`` tells how many rows make a plane.
+order; ``height`` tells how many rows make a plane. Inside, rows are filled up to P = a whole number of vectors, and at
+least one more than W, so that there is a number to the right of the last and, in the row before, to the left of the
+first; weights and steps are 0 there. Arrays lie flat, with one vector to spare in front and behind.
 """
 
 from __future__ import annotations
@@ -21,6 +23,21 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from regloss_plugins.kernels.lanes import (
+    VECTOR,
+    add,
+    aligned,
+    clip,
+    divide,
+    load,
+    maximum,
+    mul,
+    root,
+    splat,
+    store,
+    sub,
+    total,
+)
 from regloss_plugins.kernels.responses import FAST, softmax_rows
 
 Array = NDArray[Any]
@@ -49,8 +66,8 @@ class GridAscent:
     """The iteration on one image.
 
     Args:
-        cost: (K, R, W), contiguous.
-        dual: (K, axes, R, W), contiguous, within the bounds; it is written to.
+        cost: (K, R, W).
+        dual: (K, axes, R, W), within the bounds; None = 0.
         rows: K and the steps, in the cost's precision.
         radius: bound of the dual variables.
         isotropic: bound the length over the axes instead of each entry.
@@ -62,7 +79,7 @@ class GridAscent:
     def __init__(
         self,
         cost: Array,
-        dual: Array,
+        dual: Array | None,
         rows: Rows,
         radius: float,
         isotropic: bool,
@@ -70,50 +87,87 @@ class GridAscent:
         entropy: bool,
         roi: Array | None,
     ) -> None:
-        self.dual, self.before = dual, dual.copy()
-        self.cost, self.rows, self.isotropic, self.entropy = cost, rows, isotropic, entropy
+        classes, count, width = cost.shape
+        axes = rows.weights.shape[1]
+        self.lanes = VECTOR // cost.dtype.itemsize
+        self.width = -(-(width + 1) // self.lanes) * self.lanes
+        self.shape = (classes, axes, count, width)
+        self.cost = self._flat(cost)
+        self.values = self._flat(np.zeros((0, 0), cost.dtype) if dual is None else dual, classes * axes * count)
+        self.before = aligned(len(self.values), cost.dtype)
+        if dual is not None:
+            self.before[:] = self.values
+        # One more entry, of zeros, for the row before the first.
+        self.weights = self._flat(rows.weights, (len(rows.weights) + 1) * axes)
+        self.steps, self.metric = self._flat(rows.steps), self._flat(rows.metric)
+        self.entry, self.height = rows.entry, rows.height
+        self.isotropic, self.entropy = isotropic, entropy
         self.radius, self.strength = cost.dtype.type(radius), cost.dtype.type(strength)
-        self.roi = np.ones((0, 0), dtype=np.bool_) if roi is None else roi
-        self.minimiser = np.empty_like(cost)
+        self.counted = np.zeros((count if roi is not None else 1, self.width))
+        self.counted[:, :width] = 1 if roi is None else roi
+        kept = 2 if axes < 3 else rows.height + 1
+        self.ring = aligned(kept * classes * self.width + self.lanes, cost.dtype)
+        self.minimiser = np.empty((classes, count, width), cost.dtype)
+
+    def _flat(self, values: Array, count: int | None = None) -> Array:
+        """(..., W) as rows of P, a whole number of vectors, flat; ``count`` rows, of which those missing are 0."""
+        width = values.shape[-1]
+        given = values.size // width if width else 0
+        flat = aligned(2 * self.lanes + (given if count is None else count) * self.width, values.dtype)
+        inner = flat[self.lanes : self.lanes + given * self.width].reshape(given, self.width)
+        inner[:, :width] = values.reshape(given, width)
+        return flat
 
     def step(self, push: float) -> float:
         """One step; see `regloss.ascent.ImageAscent`."""
-        rows, kind = self.rows, self.cost.dtype.type
         uphill: float = _step(
             self.cost,
-            self.dual,
+            self.values,
             self.before,
-            kind(push),
-            rows.weights,
-            rows.steps,
-            rows.metric,
-            rows.entry,
-            rows.height,
+            self.cost.dtype.type(push),
+            self.weights,
+            self.steps,
+            self.metric,
+            self.entry,
+            self.shape[:3],
+            self.height,
+            self.width,
             self.radius,
             self.isotropic,
             self.strength,
             self.entropy,
+            (0,) * self.lanes,
+            self.ring,
         )
-        self.dual, self.before = self.before, self.dual
+        self.values, self.before = self.before, self.values
         return uphill
 
     def certify(self) -> tuple[float, float, float]:
         """Smooth part, support and slack at the current dual variables; ``minimiser`` (K, R, W) is set."""
-        rows = self.rows
         found: tuple[float, float, float] = _certify(
             self.cost,
-            self.dual,
-            rows.weights,
-            rows.entry,
-            rows.height,
+            self.values,
+            self.weights,
+            self.entry,
+            self.shape[:3],
+            self.height,
+            self.width,
             self.radius,
             self.isotropic,
             self.strength,
             self.entropy,
-            self.roi,
+            self.counted,
+            (0,) * self.lanes,
             self.minimiser,
         )
         return found
+
+    @property
+    def dual(self) -> Array:
+        """(K, axes, R, W); a view."""
+        classes, axes, count, width = self.shape
+        inner = self.values[self.lanes : len(self.values) - self.lanes]
+        return inner.reshape(classes, axes, count, self.width)[..., :width]
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -124,48 +178,51 @@ def _scores(
     push: Any,
     weights: Any,
     entry: Any,
+    sizes: Any,
     height: int,
+    width: int,
     row: int,
     inverse: Any,
-    nothing: Any,
+    shape: Any,
     out: Any,
+    place: int,
 ) -> None:
-    """-(cost + K^T x) * inverse at the pixels of a row, (K, W); ``nothing`` (W,) is 0."""
-    classes, axes, _, width = dual.shape
-    last = axes - 1
-    w = weights[entry[row], last]
+    """-(cost + K^T x) * inverse at the pixels of a row: (K, P) from ``place`` on in ``out``."""
+    classes, axes, count = sizes
+    lanes, last = len(shape), axes - 1
+    pushes, factor = splat(push, shape), splat(inverse, shape)
+    spare = (len(weights) - 2 * lanes) // (axes * width) - 1
+    here = (entry[row] * axes + last) * width + lanes
     for k in range(classes):
-        scores, costs = out[k], cost[k, row]
-        y, old = dual[k, last, row], before[k, last, row]
-        if axes == 1:
-            scores[0] = inverse * (w[0] * (y[0] + push * (y[0] - old[0])) - costs[0])
-            for x in range(1, width):
-                to = w[x] * (y[x] + push * (y[x] - old[x]))
-                here = w[x - 1] * (y[x - 1] + push * (y[x - 1] - old[x - 1]))
-                scores[x] = inverse * (to - here - costs[x])
-            continue
-        # All in one go, since it is the number of times that memory is touched that counts. Where there is no row
-        # before, or it belongs to another plane, its weights are 0.
-        previous = max(row - 1, 0)
-        v, v_before = weights[entry[row], last - 1], weights[entry[previous], last - 1] if row > 0 else nothing
-        z, z_old = dual[k, last - 1, row], before[k, last - 1, row]
-        q, q_old = dual[k, last - 1, previous], before[k, last - 1, previous]
-        across = v[0] * (z[0] + push * (z[0] - z_old[0])) - v_before[0] * (q[0] + push * (q[0] - q_old[0]))
-        scores[0] = inverse * (w[0] * (y[0] + push * (y[0] - old[0])) + across - costs[0])
-        for x in range(1, width):
-            to = w[x] * (y[x] + push * (y[x] - old[x]))
-            here = w[x - 1] * (y[x - 1] + push * (y[x - 1] - old[x - 1]))
-            across = v[x] * (z[x] + push * (z[x] - z_old[x])) - v_before[x] * (q[x] + push * (q[x] - q_old[x]))
-            scores[x] = inverse * (to - here + across - costs[x])
+        y = ((k * axes + last) * count + row) * width + lanes
+        c = (k * count + row) * width + lanes
+        o = place + k * width
+        # The same in the axis before, and there in the row before, which if it is none has weights of 0.
+        z, z_here = y - count * width, here - width
+        q = z - width if row > 0 else z
+        q_here = ((entry[row - 1] if row > 0 else spare) * axes + last - 1) * width + lanes
+        for x in range(0, width, lanes):
+            value, old = load(dual, y + x, shape), load(before, y + x, shape)
+            scores = mul(load(weights, here + x, shape), add(value, mul(pushes, sub(value, old))))
+            value, old = load(dual, y + x - 1, shape), load(before, y + x - 1, shape)
+            scores = sub(scores, mul(load(weights, here + x - 1, shape), add(value, mul(pushes, sub(value, old)))))
+            if axes > 1:
+                value, old = load(dual, z + x, shape), load(before, z + x, shape)
+                scores = add(scores, mul(load(weights, z_here + x, shape), add(value, mul(pushes, sub(value, old)))))
+                value, old = load(dual, q + x, shape), load(before, q + x, shape)
+                scores = sub(scores, mul(load(weights, q_here + x, shape), add(value, mul(pushes, sub(value, old)))))
+            store(out, o + x, mul(factor, sub(scores, load(cost, c + x, shape))))
         for axis in range(last - 1):
-            z, z_old, v = dual[k, axis, row], before[k, axis, row], weights[entry[row], axis]
-            for x in range(width):
-                scores[x] += inverse * v[x] * (z[x] + push * (z[x] - z_old[x]))
-            if row >= height:
-                previous = row - height
-                q, q_old, v = dual[k, axis, previous], before[k, axis, previous], weights[entry[previous], axis]
-                for x in range(width):
-                    scores[x] -= inverse * v[x] * (q[x] + push * (q[x] - q_old[x]))
+            z = ((k * axes + axis) * count + row) * width + lanes
+            q = z - height * width if row >= height else z
+            z_here = (entry[row] * axes + axis) * width + lanes
+            q_here = ((entry[row - height] if row >= height else spare) * axes + axis) * width + lanes
+            for x in range(0, width, lanes):
+                value, old = load(dual, z + x, shape), load(before, z + x, shape)
+                more = mul(load(weights, z_here + x, shape), add(value, mul(pushes, sub(value, old))))
+                value, old = load(dual, q + x, shape), load(before, q + x, shape)
+                more = sub(more, mul(load(weights, q_here + x, shape), add(value, mul(pushes, sub(value, old)))))
+                store(out, o + x, add(load(out, o + x, shape), mul(factor, more)))
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -176,41 +233,88 @@ def _move(
     steps: Any,
     metric: Any,
     entry: Any,
+    sizes: Any,
     height: int,
+    width: int,
     row: int,
     radius: Any,
     ring: Any,
+    shape: Any,
 ) -> float:
     """New dual variables of a row, each projected by itself.
 
     Returns:
         <x - y+, (y+ - y) / tau> over the row.
     """
-    classes, axes, count, width = dual.shape
-    number = entry[row]
-    uphill = 0.0
+    classes, axes, count = sizes
+    lanes = len(shape)
+    slots = (len(ring) - lanes) // (classes * width)
+    pushes, most, least = splat(push, shape), splat(radius, shape), splat(-radius, shape)
+    outweighs = splat(dual.dtype.type(0), shape)
     for k in range(classes):
-        here = ring[row % len(ring), k]
-        total = dual.dtype.type(0)
-        for axis in range(axes - 1, -1, -1):
-            y, old, tau, inverse = dual[k, axis, row], before[k, axis, row], steps[number, axis], metric[number, axis]
-            if axis == axes - 1:
-                for x in range(width - 1):
-                    point = y[x] + push * (y[x] - old[x])
-                    new = min(max(point + tau[x] * (here[x + 1] - here[x]), -radius), radius)
-                    total += inverse[x] * (point - new) * (new - y[x])
-                    old[x] = new
-                continue
-            ahead = row + (1 if axis == axes - 2 else height)
-            if ahead < count:
-                there = ring[ahead % len(ring), k]
-                for x in range(width):
-                    point = y[x] + push * (y[x] - old[x])
-                    new = min(max(point + tau[x] * (there[x] - here[x]), -radius), radius)
-                    total += inverse[x] * (point - new) * (new - y[x])
-                    old[x] = new
-        uphill += total
-    return uphill
+        here = (row % slots * classes + k) * width
+        for axis in range(axes):
+            ahead = row + (0 if axis == axes - 1 else 1 if axis == axes - 2 else height)
+            # The next pixel in the row, or the same in a later row; where there is none the step is 0.
+            there = (ahead % slots * classes + k) * width if ahead < count else here
+            there += axis == axes - 1
+            y = ((k * axes + axis) * count + row) * width + lanes
+            known = (entry[row] * axes + axis) * width + lanes
+            for x in range(0, width, lanes):
+                value, old = load(dual, y + x, shape), load(before, y + x, shape)
+                point = add(value, mul(pushes, sub(value, old)))
+                difference = sub(load(ring, there + x, shape), load(ring, here + x, shape))
+                new = clip(add(point, mul(load(steps, known + x, shape), difference)), least, most)
+                gain = mul(sub(point, new), sub(new, value))
+                outweighs = add(outweighs, mul(load(metric, known + x, shape), gain))
+                store(before, y + x, new)
+    return np.float64(total(outweighs))
+
+
+@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+def _move_pairs(
+    dual: Any,
+    before: Any,
+    push: Any,
+    steps: Any,
+    metric: Any,
+    entry: Any,
+    sizes: Any,
+    width: int,
+    row: int,
+    radius: Any,
+    ring: Any,
+    shape: Any,
+) -> float:
+    """The same in 2D, where both axes of a pixel are projected together."""
+    classes, _, count = sizes
+    lanes = len(shape)
+    slots = (len(ring) - lanes) // (classes * width)
+    pushes, radii = splat(push, shape), splat(radius, shape)
+    outweighs = splat(dual.dtype.type(0), shape)
+    for k in range(classes):
+        here = (row % slots * classes + k) * width
+        there = ((row + 1) % slots * classes + k) * width if row + 1 < count else here
+        z = (2 * k * count + row) * width + lanes
+        y = z + count * width
+        z_known = 2 * entry[row] * width + lanes
+        y_known = z_known + width
+        for x in range(0, width, lanes):
+            s = load(ring, here + x, shape)
+            value, old = load(dual, y + x, shape), load(before, y + x, shape)
+            point = add(value, mul(pushes, sub(value, old)))
+            new = add(point, mul(load(steps, y_known + x, shape), sub(load(ring, here + x + 1, shape), s)))
+            other, other_old = load(dual, z + x, shape), load(before, z + x, shape)
+            other_point = add(other, mul(pushes, sub(other, other_old)))
+            other_new = add(other_point, mul(load(steps, z_known + x, shape), sub(load(ring, there + x, shape), s)))
+            shrink = divide(radii, maximum(root(add(mul(new, new), mul(other_new, other_new))), radii))
+            new, other_new = mul(new, shrink), mul(other_new, shrink)
+            gain = mul(load(metric, y_known + x, shape), mul(sub(point, new), sub(new, value)))
+            other_gain = mul(load(metric, z_known + x, shape), mul(sub(other_point, other_new), sub(other_new, other)))
+            outweighs = add(outweighs, add(gain, other_gain))
+            store(before, y + x, new)
+            store(before, z + x, other_new)
+    return np.float64(total(outweighs))
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -221,42 +325,48 @@ def _move_jointly(
     steps: Any,
     metric: Any,
     entry: Any,
+    sizes: Any,
     height: int,
+    width: int,
     row: int,
     radius: Any,
     ring: Any,
+    shape: Any,
     moved: Any,
-    length: Any,
 ) -> float:
-    """The same, where the axes of a pixel are projected together; ``moved`` (axes, W), ``length`` (W,): overwritten."""
-    classes, axes, count, width = dual.shape
-    number = entry[row]
-    uphill = 0.0
+    """The same for any number of axes; ``moved`` (2 * axes vectors,) is overwritten."""
+    classes, axes, count = sizes
+    lanes = len(shape)
+    slots = (len(ring) - lanes) // (classes * width)
+    pushes, radii, zero = splat(push, shape), splat(radius, shape), splat(dual.dtype.type(0), shape)
+    outweighs = zero
     for k in range(classes):
-        here = ring[row % len(ring), k]
-        length[:] = 0
-        moved[:] = 0
-        for axis in range(axes - 1, -1, -1):
-            y, old, point, tau = dual[k, axis, row], before[k, axis, row], moved[axis], steps[number, axis]
-            there = here[1:]
-            if axis < axes - 1:
-                ahead = row + (1 if axis == axes - 2 else height)
-                there = ring[ahead % len(ring), k] if ahead < count else here[:0]
-            for x in range(len(there)):
-                value = y[x] + push * (y[x] - old[x]) + tau[x] * (there[x] - here[x])
-                point[x] = value
-                length[x] += value * value
-        for x in range(width):
-            length[x] = radius / max(math.sqrt(length[x]), radius)
-        total = dual.dtype.type(0)
-        for axis in range(axes):
-            y, old, point, inverse = dual[k, axis, row], before[k, axis, row], moved[axis], metric[number, axis]
-            for x in range(width):
-                new = point[x] * length[x]
-                total += inverse[x] * (y[x] + push * (y[x] - old[x]) - new) * (new - y[x])
-                old[x] = new
-        uphill += total
-    return uphill
+        here = (row % slots * classes + k) * width
+        for x in range(0, width, lanes):
+            length = zero
+            for axis in range(axes):
+                ahead = row + (0 if axis == axes - 1 else 1 if axis == axes - 2 else height)
+                there = (ahead % slots * classes + k) * width if ahead < count else here
+                there += axis == axes - 1
+                y = ((k * axes + axis) * count + row) * width + lanes
+                known = (entry[row] * axes + axis) * width + lanes
+                value, old = load(dual, y + x, shape), load(before, y + x, shape)
+                point = add(value, mul(pushes, sub(value, old)))
+                difference = sub(load(ring, there + x, shape), load(ring, here + x, shape))
+                new = add(point, mul(load(steps, known + x, shape), difference))
+                length = add(length, mul(new, new))
+                store(moved, 2 * axis * lanes, point)
+                store(moved, (2 * axis + 1) * lanes, new)
+            shrink = divide(radii, maximum(root(length), radii))
+            for axis in range(axes):
+                y = ((k * axes + axis) * count + row) * width + lanes
+                known = (entry[row] * axes + axis) * width + lanes
+                point = load(moved, 2 * axis * lanes, shape)
+                new = mul(load(moved, (2 * axis + 1) * lanes, shape), shrink)
+                gain = mul(sub(point, new), sub(new, load(dual, y + x, shape)))
+                outweighs = add(outweighs, mul(load(metric, known + x, shape), gain))
+                store(before, y + x, new)
+    return np.float64(total(outweighs))
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -269,40 +379,48 @@ def _step(
     steps: Any,
     metric: Any,
     entry: Any,
+    sizes: Any,
     height: int,
+    width: int,
     radius: Any,
     isotropic: bool,
     strength: Any,
     entropy: bool,
+    shape: Any,
+    ring: Any,
 ) -> float:
-    """``before`` is overwritten with the new dual variables."""
-    classes, axes, count, width = dual.shape
+    """``before`` is overwritten with the new dual variables, ``ring`` with the s of the last rows."""
+    classes, axes, count = sizes
     kind = dual.dtype
-    lag = 1 if axes < 3 else height
-    ring = np.empty((lag + 1, classes, width), kind)
-    top, total, inverse = np.empty(width, kind), np.empty(width, kind), np.empty(width, kind)
-    nothing, moved = np.zeros(width, kind), np.empty((axes, width), kind)
+    part = classes * width
+    lag = (len(ring) - len(shape)) // part - 1
+    top, sums, inverse = np.empty(width, kind), np.empty(width, kind), np.empty(width, kind)
+    moved = np.empty(2 * axes * len(shape), kind)
     factor = kind.type(1) / strength
     uphill = 0.0
     for row in range(count + lag):
         if row < count:
-            scores = ring[row % (lag + 1)]
-            _scores(cost, dual, before, push, weights, entry, height, row, factor, nothing, scores)
+            place = row % (lag + 1) * part
+            _scores(cost, dual, before, push, weights, entry, sizes, height, width, row, factor, shape, ring, place)
             if entropy:
-                softmax_rows(scores, top, total, inverse)
+                softmax_rows(ring[place : place + part].reshape(classes, width), top, sums, inverse)
         late = row - lag
         if late < 0:
             continue
-        if isotropic:
-            uphill += _move_jointly(dual, before, push, steps, metric, entry, height, late, radius, ring, moved, top)
+        if not isotropic:
+            uphill += _move(dual, before, push, steps, metric, entry, sizes, height, width, late, radius, ring, shape)
+        elif axes == 2:
+            uphill += _move_pairs(dual, before, push, steps, metric, entry, sizes, width, late, radius, ring, shape)
         else:
-            uphill += _move(dual, before, push, steps, metric, entry, height, late, radius, ring)
+            uphill += _move_jointly(
+                dual, before, push, steps, metric, entry, sizes, height, width, late, radius, ring, shape, moved
+            )
     return uphill
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
 def _worth(costs: Any, scores: Any, s: Any, offset: Any, strength: Any, entropy: bool, counted: Any) -> float:
-    """The smooth part's value at the pixels of a row, one class; ``offset`` (W,) = log of the sum of exp(scores)."""
+    """The smooth part's value at the pixels of a row, one class; ``offset`` (P,) = log of the sum of exp(scores)."""
     value = 0.0
     for x in range(len(s)):
         if entropy:
@@ -323,51 +441,65 @@ def _certify(
     dual: Any,
     weights: Any,
     entry: Any,
+    sizes: Any,
     height: int,
+    width: int,
     radius: Any,
     isotropic: bool,
     strength: Any,
     entropy: bool,
-    roi: Any,
+    counted: Any,
+    shape: Any,
     out: Any,
 ) -> tuple[float, float, float]:
-    classes, axes, count, width = dual.shape
-    kind = dual.dtype
+    classes, axes, count = sizes
+    kind, lanes = dual.dtype, len(shape)
     lag = 1 if axes < 3 else height
-    scores, s = np.empty((classes, width), kind), np.empty((classes, width), kind)
-    top, total, inverse = np.zeros(width, kind), np.ones(width, kind), np.empty(width, kind)
-    nothing, counted = np.zeros(width, kind), np.ones(width)
+    scores = np.empty(classes * width, kind)
+    ring = np.zeros((lag + 1, classes, width), kind)
+    top, sums, inverse = np.zeros(width, kind), np.ones(width, kind), np.empty(width, kind)
     squares, along = np.empty(width), np.empty(width)
     factor, zero = kind.type(1) / strength, kind.type(0)
     bound = np.float64(radius)
     smooth = support = slack = 0.0
     for row in range(count + lag):
         if row < count:
-            _scores(cost, dual, dual, zero, weights, entry, height, row, factor, nothing, scores)
-            s[:] = scores
+            _scores(cost, dual, dual, zero, weights, entry, sizes, height, width, row, factor, shape, scores, 0)
+            s = ring[row % (lag + 1)]
+            s[:] = scores.reshape(classes, width)
             if entropy:
-                softmax_rows(s, top, total, inverse)
+                softmax_rows(s, top, sums, inverse)
                 for x in range(width):
-                    top[x] += math.log(total[x])
-            if len(roi) > 0:
-                counted[:] = roi[row]
+                    top[x] += math.log(sums[x])
             for k in range(classes):
-                smooth += _worth(cost[k, row], scores[k], s[k], top, strength, entropy, counted)
-            out[:, row] = s
+                begin = (k * count + row) * width + lanes
+                smooth += _worth(
+                    cost[begin : begin + width],
+                    scores[k * width : (k + 1) * width],
+                    s[k],
+                    top,
+                    strength,
+                    entropy,
+                    counted[row % len(counted)],
+                )
+                out[k, row] = s[k, : out.shape[2]]
         late = row - lag
         if late < 0:
             continue
         for k in range(classes):
             squares[:] = 0
             along[:] = 0
-            here = out[k, late]
+            here = ring[late % (lag + 1), k]
             for axis in range(axes - 1, -1, -1):
-                y, w = dual[k, axis, late], weights[entry[late], axis]
+                begin = ((k * axes + axis) * count + late) * width + lanes
+                y = dual[begin : begin + width]
+                begin = (entry[late] * axes + axis) * width + lanes
+                w = weights[begin : begin + width]
                 # Columns that have a neighbour: all but the last, or all if there is a next row.
                 there = here[1:]
                 if axis < axes - 1:
                     ahead = late + (1 if axis == axes - 2 else height)
-                    there = out[k, ahead] if ahead < count else here[:0]
+                    there = ring[ahead % (lag + 1), k] if ahead < count else here[:0]
                 if isotropic:
                     for x in range(len(there)):
                         z = np.float64(w[x] * (there[x] - here[x]))

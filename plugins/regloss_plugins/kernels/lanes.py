@@ -14,10 +14,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.core.datamodel.models import PrimitiveModel
 from numba.extending import intrinsic, register_model
+from numpy.typing import NDArray
+
+VECTOR = 64  # bytes of the widest vector, and of a cache line
+
+
+def aligned(count: int, kind: Any) -> NDArray[Any]:
+    """``count`` zeros that begin with a cache line, so that no vector lies across two of them."""
+    spare = VECTOR // np.dtype(kind).itemsize
+    whole = np.zeros(count + spare, kind)
+    skipped = -whole.ctypes.data % VECTOR // whole.itemsize
+    return whole[skipped : skipped + count]
+
 
 _intrinsic: Callable[[Any], Any] = intrinsic  # its own type has the compiler's argument in every call
 _FLAGS = ("contract", "reassoc", "nsz")
@@ -117,6 +131,31 @@ def _pairwise(instruction: str) -> Any:
 add = _pairwise("fadd")
 sub = _pairwise("fsub")
 mul = _pairwise("fmul")
+divide = _pairwise("fdiv")
+
+
+@_intrinsic
+def maximum(typing: Any, first: Any, second: Any) -> Any:
+    """The larger of each two numbers."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.select(builder.fcmp_ordered(">", given[0], given[1]), given[0], given[1])
+
+    return first(first, second), generate
+
+
+@_intrinsic
+def root(typing: Any, lanes: Any) -> Any:
+    """The square root of each number."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        # Older versions of the binding do not know the names of intrinsics over vectors.
+        name = f"llvm.sqrt.v{lanes.count}{'f32' if lanes.kind == types.float32 else 'f64'}"
+        kind = ir.FunctionType(lanes.vector, [lanes.vector])
+        function = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
+        return builder.call(function, [given[0]])
+
+    return lanes(lanes), generate
 
 
 @_intrinsic

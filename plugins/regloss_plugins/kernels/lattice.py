@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from regloss.errors import UsageError
-from regloss_plugins.kernels.lattice_rows import WIDTHS, gather, scatter, transpose, width_for
+from regloss_plugins.kernels.lattice_rows import WIDTHS, gather, gather_runs, scatter, transpose, width_for
 
 Floats = NDArray[Any]
 
@@ -56,6 +56,8 @@ class Splines:
 _BLOCK = 1 / 12
 # A dense array over all colours is quicker than sorting, as long as it fits into memory easily.
 _DENSE_COLOURS = 2**24
+# Code for so many runs of nodes per pixel is written out; 16 are those of cubic splines of three channels.
+_MOST_RUNS = 16
 # More numbers than this (16 GiB in float64) are certainly a mistake in the settings.
 _MOST_NUMBERS = 2**31
 
@@ -436,8 +438,8 @@ def _blur_colours(width: int) -> Callable[..., None]:
 
 
 @lru_cache
-def _slice(width: int, count: int, place_count: int) -> Callable[..., None]:
-    """The transpose of A: from nodes to pixels."""
+def _slice(width: int, count: int, place_count: int, runs: int) -> Callable[..., None]:
+    """The transpose of A: from nodes to pixels; ``runs`` of consecutive colour nodes for each pixel, 0 = any number."""
 
     @njit(nogil=True, cache=True, error_model="numpy")
     def slice_(
@@ -448,6 +450,7 @@ def _slice(width: int, count: int, place_count: int) -> Callable[..., None]:
         axes, last = weights.shape[1], weights.shape[1] - 1
         flat, place_flat = weights.reshape(-1), place_weights.reshape(-1)
         one = weights.dtype.type(1)
+        factors = np.empty(rows.shape[1], weights.dtype)
         for strip in range(len(strips) - 1):
             begin = strips[strip]
             for block in range(strip_blocks[strip], strip_blocks[strip + 1]):
@@ -461,14 +464,19 @@ def _slice(width: int, count: int, place_count: int) -> Callable[..., None]:
                         gather(local, node, table, row, place_flat, start, one, place_count, width, 0)
                 for member in range(blocks[block], blocks[block + 1]):
                     i = members[member]
-                    for k in range(width):
-                        lane[i - begin, k] = 0
                     for r in range(rows.shape[1]):
-                        factor = one
+                        factors[r] = one
                         for axis in range(last):
-                            factor *= weights[i, axis, offsets[r, axis]]
-                        start = (i * axes + last) * count
-                        gather(lane, i - begin, local, rows[cells[i], r], flat, start, factor, count, width, 0)
+                            factors[r] *= weights[i, axis, offsets[r, axis]]
+                    start = (i * axes + last) * count
+                    if runs > 0:
+                        gather_runs(lane, i - begin, local, rows, cells[i], flat, start, factors, runs, count, width)
+                    else:
+                        for k in range(width):
+                            lane[i - begin, k] = 0
+                        for r in range(rows.shape[1]):
+                            first = rows[cells[i], r]
+                            gather(lane, i - begin, local, first, flat, start, factors[r], count, width, 0)
             _store(lane, pixels, begin, strips[strip + 1], values)
 
     result: Callable[..., None] = slice_
@@ -562,6 +570,7 @@ class SplineLattice:
         weights, place_weights, neighbor_blur, numbers = self._floats[values.dtype]
         reach = self.grid.reach
         place_count = place_weights.shape[1] // self.place_rows.shape[1]  # 1 if there is but one place
+        runs = self.rows.shape[1]
         constants = (width, self.colours.degree + 1, place_count)
         table = np.zeros((self.nodes * self.places, width), values.dtype)
         local = np.zeros((self.nodes, width), values.dtype)
@@ -580,4 +589,4 @@ class SplineLattice:
                 before *= length
         blurred = np.empty_like(table)
         _blur_colours(width)(table, self.places, self.neighbor_pointers, self.neighbors, neighbor_blur, blurred)
-        _slice(*constants)(blurred, *shared, result)
+        _slice(*constants, runs if runs <= _MOST_RUNS else 0)(blurred, *shared, result)

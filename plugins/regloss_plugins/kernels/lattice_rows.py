@@ -103,6 +103,53 @@ def _gather(
     return signature, generate
 
 
+def _gather_runs(
+    typing: Any,
+    target: Any,
+    place: Any,
+    source: Any,
+    firsts: Any,
+    cell: Any,
+    weights: Any,
+    start: Any,
+    factors: Any,
+    runs: Any,
+    rows: Any,
+    width: Any,
+) -> Any:
+    """Sum several runs of weighted rows into one, without going through memory in between.
+
+    target[place] = sum over r < runs of factors[r]
+                    * sum over c < rows of weights[start + c] * source[firsts[cell, r] + c]
+
+    ``runs``, ``rows`` and ``width`` must be constants; nothing is checked.
+    """
+    signature = types.void(
+        target, types.intp, source, firsts, types.intp, weights, types.intp, factors, runs, rows, width
+    )
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kinds, lanes = signature.args, width.literal_value
+        into = _Row(context, builder, kinds[0], given[0], given[1], lanes)
+        total = ir.Constant(ir.VectorType(into.element, lanes), None)
+        table = context.make_array(kinds[3])(context, builder, given[3])
+        begin = builder.mul(given[4], builder.extract_value(table.shape, 1))
+        scales = context.make_array(kinds[7])(context, builder, given[7])
+        for run in range(runs.literal_value):
+            number = ir.Constant(begin.type, run)
+            first = builder.sext(builder.load(builder.gep(table.data, [builder.add(begin, number)])), begin.type)
+            factor = builder.load(builder.gep(scales.data, [number]))
+            for step in range(rows.literal_value):
+                index = builder.add(first, ir.Constant(begin.type, step))
+                row = _Row(context, builder, kinds[2], given[2], index, lanes).load()
+                weight = _weight(context, builder, kinds[5], given[5], given[6], step, factor)
+                total = _fused(builder, total, row, weight, lanes)
+        into.store(total)
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 def _scatter(
     typing: Any,
     target: Any,
@@ -166,5 +213,6 @@ def _transpose(
 
 # Their first parameter is numba's own, which its type stubs do not know.
 gather: Any = intrinsic(prefer_literal=True)(_gather)
+gather_runs: Any = intrinsic(prefer_literal=True)(_gather_runs)
 scatter: Any = intrinsic(prefer_literal=True)(_scatter)
 transpose: Any = intrinsic(prefer_literal=True)(_transpose)

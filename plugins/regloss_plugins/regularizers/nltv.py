@@ -354,7 +354,7 @@ def _block(ends: _Ends, weights: Tensor, weight: float) -> SaddleBlock:
 
     def face(differences: Tensor, dual: Tensor) -> Face:
         # As near to the rim as rounding can tell, a dual variable counts as lying on it.
-        free = dual.abs() < weight * (1 - max(1e-9, 8 * torch.finfo(dual.dtype).eps))
+        free = (dual.abs() < weight * (1 - max(1e-9, 8 * torch.finfo(dual.dtype).eps))).to(dual.dtype)
         return Face(lambda values: values * free)
 
     with torch.no_grad():

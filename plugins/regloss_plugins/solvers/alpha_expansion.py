@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from regloss.errors import UsageError
 from regloss.regularizer import Form, Graph, GridGraph
-from regloss.solver import Problem, Solution, Solver, Status, one_hot, usable_cores
+from regloss.solver import Problem, Solution, Solver, Status, usable_cores
+from regloss_plugins.kernels.chains import bound_grid
 from regloss_plugins.kernels.expansion import Expansion, expand_graph, expand_grid
 
 
@@ -34,13 +35,16 @@ class AlphaExpansion(Solver):
     Args:
         max_cycles: largest number of passes over the labels, >= 1.
         workers: threads over the images of a batch; None = as many as the process may use cores.
+        bound_steps: steps of dual ascent (`regloss_plugins.solvers.dual_chains`) that compute a lower bound where more
+            than two labels leave none; 0 = the bound is -inf there. Each costs about as much as some moves do.
 
     Raises:
-        UsageError: an entropy weight other than 0.
+        UsageError: an entropy weight other than 0; ``bound_steps`` for a graph that is no regular grid.
     """
 
     max_cycles: int = 5
     workers: int | None = None
+    bound_steps: int = 0
     accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph, Graph)
 
     def __post_init__(self) -> None:
@@ -48,6 +52,8 @@ class AlphaExpansion(Solver):
             raise UsageError(f"max_cycles must be at least 1; got {self.max_cycles}.")
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"workers must be at least 1, or None for one a core; got {self.workers}.")
+        if self.bound_steps < 0:
+            raise UsageError(f"bound_steps must not be negative; got {self.bound_steps}.")
 
     def minimise(self, problem: Problem) -> Solution:
         """Solve every image of the batch; see the module's text for the guarantees."""
@@ -57,20 +63,22 @@ class AlphaExpansion(Solver):
     def _solve_one(self, image: ImageProblem) -> Expansion:
         if isinstance(image.form, GridGraph):
             offsets = np.array(image.form.offsets, dtype=np.int64)
-            return expand_grid(
-                image.unary,
-                offsets,
-                image.weights,
-                image.labels,
-                image.fixed,
-                image.roi,
-                image.allowed,
-                self.max_cycles,
-            )
+            limits = (image.fixed, image.roi, image.allowed)
+            found = expand_grid(image.unary, offsets, image.weights, image.labels, *limits, self.max_cycles)
+            if self.bound_steps == 0 or np.isfinite(found.bound):
+                return found
+            dual = bound_grid(image.unary, offsets, image.weights, found.labels, *limits, self.bound_steps)
+            # Both are sums of rounded numbers; what is found cannot lie below the minimum.
+            return replace(found, bound=min(dual.bound, found.energy))
         assert isinstance(image.form, Graph)
+        if self.bound_steps > 0:
+            raise UsageError(
+                "bound_steps needs a regular grid (the form GridGraph); this regularizer offers a general graph. Use "
+                "bound_steps=0."
+            )
         edges = image.form.edges.cpu().numpy()
         flat = image.unary.reshape(image.unary.shape[0], -1)
-        found = expand_graph(
+        return expand_graph(
             flat,
             edges,
             image.weights,
@@ -80,7 +88,6 @@ class AlphaExpansion(Solver):
             image.allowed,
             self.max_cycles,
         )
-        return found
 
 
 @dataclass(frozen=True)
@@ -166,7 +173,8 @@ def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansi
 
     bounds = [result.bound for result in found]
     return Solution(
-        probabilities=one_hot(labels, classes, unary.dtype),
+        # In place: by way of integers, as torch makes one-hot codes, this would be the largest array of all.
+        probabilities=torch.zeros_like(unary).scatter_(1, labels.unsqueeze(1), 1),
         labels=labels,
         energy=numbers([result.energy for result in found]),
         bound=numbers(bounds),

@@ -371,7 +371,7 @@ class TensorRun:
                 uphill = uphill + product.flatten(1).sum(1)
             following = (1 + (1 + 4 * self.momentum.square()).sqrt()) / 2
             restart = uphill > 0
-            push = torch.where(restart, 0, (self.momentum - 1) / following)
+            push = torch.where(restart, 0, ((self.momentum - 1) / following).clamp(max=self.solver.momentum))
             self.momentum = torch.where(restart, 1, following)
         self.ahead = [
             torch.addcmul(value, push.reshape(-1, *[1] * (value.ndim - 1)), difference)
@@ -417,6 +417,7 @@ class _Moving:
 
     ascent: ImageAscent
     accelerated: bool
+    most: float  # extrapolation
     momentum: float = 1.0
     push: float = 0.0
     certified: Certified | None = None
@@ -428,7 +429,7 @@ class _Moving:
                 continue
             following = (1 + math.sqrt(1 + 4 * self.momentum**2)) / 2
             restart = uphill > 0
-            self.push = 0.0 if restart else (self.momentum - 1) / following
+            self.push = 0.0 if restart else min((self.momentum - 1) / following, self.most)
             self.momentum = 1.0 if restart else following
 
     def certify(self) -> Certified:
@@ -439,8 +440,8 @@ class _Moving:
 class CompiledRun:
     """By compiled code, in as many threads as torch uses, each image in one of them."""
 
-    def __init__(self, images: Sequence[ImageAscent], accelerated: bool) -> None:
-        self.images = [_Moving(image, accelerated) for image in images]
+    def __init__(self, images: Sequence[ImageAscent], solver: PDHG) -> None:
+        self.images = [_Moving(image, solver.method == "accelerated", solver.momentum) for image in images]
 
     @staticmethod
     def of(solver: PDHG, form: Saddle, pixels: Pixels, start: Sequence[Tensor] | None) -> CompiledRun | None:
@@ -461,7 +462,7 @@ class CompiledRun:
             roi=pixels.roi,
         )
         images = block.compiled(ascent)
-        return None if images is None else CompiledRun(images, solver.method == "accelerated")
+        return None if images is None else CompiledRun(images, solver)
 
     def advance(self, steps: int) -> None:
         """See `Run`."""

@@ -21,6 +21,9 @@ each axis, and goes on from their s and z. Every ``check_every`` steps
 
 and the best labelling is kept, the start included. (See `regloss_plugins.kernels.regions` for the moves.)
 
+Labels that depend on pixels far away, as with a few seeds and pairs that outweigh the unaries by far, need many steps:
+there the energy can end several percent above that of expansion moves. The moves cannot repair that.
+
 Cost of a step at one level: about 14 + 9 n + 5 m operations on arrays (B, K, *S), with n offsets and m = 2 Newton steps
 of the projection: 60 kernel launches with 8 neighbours, and no synchronisation. Memory: n + 7 such arrays.
 

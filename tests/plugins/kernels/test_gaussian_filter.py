@@ -98,7 +98,7 @@ def test_adjoint_of_itself(backend, accuracy):
     """<W x, y> = <x, W y> to the last digits, in both precisions, with more channels than one pass takes."""
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
         image = random_image(2, 3, 31, 23, dtype=dtype)
-        bound = gaussian_filter(image, 9.0, 0.1, backend=backend, accuracy=accuracy)
+        bound = gaussian_filter(image, 9.0, 0.3, backend=backend, accuracy=accuracy)
         x, y = random_image(2, 37, 31, 23, seed=1, dtype=dtype), random_image(2, 37, 31, 23, seed=2, dtype=dtype)
         assert float((bound(x) * y).sum()) == pytest.approx(float((x * bound(y)).sum()), rel=tolerance)
         assert bound(x).dtype == dtype
@@ -172,8 +172,8 @@ ERRORS = {
 @pytest.mark.parametrize(("sigma_xy", "levels"), [(80, 13), (100, 15), (20, 13), (10, 30)])
 def test_error_of_the_lattice(sigma_xy, levels):
     """Relative L2 error of filtered class probabilities, against the exact filter."""
-    image = photograph(96, 128)
-    centres = image[0].flatten(1)[:, ::2500]
+    image = photograph(72, 96)
+    centres = image[0].flatten(1)[:, ::1400]
     distances = (image[0].unsqueeze(1) - centres[:, :, None, None]).square().sum(0)
     probabilities = (-60 * distances).softmax(0).unsqueeze(0)
     exact = gaussian_filter(image, sigma_xy, levels / 255, backend="exact")(probabilities)

@@ -4,6 +4,7 @@ import itertools
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,15 +136,18 @@ def test_window_larger_than_the_image_is_the_whole_image():
 
 
 MEMORY = """
-import resource, sys, torch
+import sys, torch
 import torch.nn.functional as F
 from regloss import GatedCRF
 torch.set_num_threads(1)
+def peak():  # unlike getrusage's, it does not begin with the parent's
+    lines = open('/proc/self/status').read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith('VmHWM'))
 generator = torch.Generator().manual_seed(0)
 image = torch.rand(1, 3, 150, 200, generator=generator)
 s = torch.randn(1, 8, 150, 200, generator=generator).softmax(1).requires_grad_()
 GatedCRF(radius=1).bind(image[..., :8, :8]).energy(s[..., :8, :8].detach()).sum()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 if sys.argv[1] == "fused":
     energy = GatedCRF(radius=5).bind(image).energy(s).sum()
 else:
@@ -158,12 +162,12 @@ else:
     energy = (weights * (1 - (neighbours(s) * s[0].unsqueeze(1)).sum(0))).sum() / 2
     energy = energy - (1 - s.square().sum(1)).sum() / 2  # the window's centre
 energy.backward()
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+after = peak()
 print(float(energy), float((s.grad - s.grad.mean(1, keepdim=True)).norm()), after - before)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to measure peak memory")
 def test_takes_a_tenth_of_the_memory_of_unfolded_windows():
     """Energy, gradient along the simplex, and growth of the peak memory of a process of its own, forward and back."""
     rows = []
@@ -173,7 +177,8 @@ def test_takes_a_tenth_of_the_memory_of_unfolded_windows():
     (energy, gradient, fused), (other_energy, other_gradient, unfolded) = rows
     assert energy == pytest.approx(other_energy, rel=1e-4)
     assert gradient == pytest.approx(other_gradient, rel=1e-4)
-    assert fused <= unfolded / 10, (fused, unfolded)
+    assert 0 <= fused <= unfolded / 10
+    assert unfolded > 100_000  # KiB: the comparison measures something
 
 
 @pytest.mark.parametrize(

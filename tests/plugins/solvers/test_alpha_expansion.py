@@ -108,3 +108,25 @@ def test_start_outside_the_region_of_interest_may_be_anything() -> None:
 def test_refuses_no_workers(workers: int) -> None:
     with pytest.raises(UsageError, match=f"workers must be at least 1, or None.*got {workers}"):
         AlphaExpansion(workers=workers)
+
+
+def test_bound_on_request() -> None:
+    """A bound for more than two labels, never above the least energy of all labellings; the labels do not change."""
+    term, unary = problem(3, (2, 4), batch=6)
+    plain, bounded = (solve(term, unary, AlphaExpansion(bound_steps=steps)) for steps in (0, 50))
+    assert torch.equal(plain.labels, bounded.labels)
+    assert plain.bound.tolist() == [-float("inf")] * 6
+    labellings, graph = torch.tensor(list(itertools.product(range(3), repeat=8))), term.form(Graph)
+    for b in range(6):
+        cut = graph.weights[b] * (labellings[:, graph.edges[:, 0]] != labellings[:, graph.edges[:, 1]])
+        least = (unary[b].flatten(1)[labellings, torch.arange(8)].sum(1) + cut.sum(1)).min().item()
+        assert bounded.bound[b].item() <= least + 1e-9
+        assert bounded.bound[b].item() >= 0.9 * least
+
+
+def test_bound_needs_a_grid_and_steps() -> None:
+    unary = torch.rand(1, 3, 2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(UsageError, match="regular grid"):
+        AlphaExpansion(bound_steps=5).minimise(Problem(ring(1, 8), unary))
+    with pytest.raises(UsageError, match="bound_steps must not be negative; got -1"):
+        AlphaExpansion(bound_steps=-1)

@@ -120,6 +120,17 @@ def test_images_that_are_done_leave_and_warm_starts_help(regularizer: Any) -> No
     assert_same(near, nearby, 1e-10)
 
 
+def test_limited_momentum() -> None:
+    """It changes the way, not the end."""
+    term, unary = problem(REGULARIZERS[0])
+    fast, slow = (solve(term, unary, PDHG(60, 0.0, momentum=0.5, compiled=flag), entropy=0.5) for flag in BOTH)
+    assert_same(fast, slow, 1e-10)
+    free, exact = (solve(term, unary, PDHG(60, 0.0), entropy=0.5), solve(term, unary, PDHG(9000, 1e-9), entropy=0.5))
+    assert not torch.allclose(fast.probabilities, free.probabilities, atol=1e-6)
+    limited = solve(term, unary, PDHG(9000, 1e-9, momentum=0.9), entropy=0.5)
+    torch.testing.assert_close(limited.probabilities, exact.probabilities, rtol=0, atol=1e-4)
+
+
 def test_a_start_need_not_be_feasible() -> None:
     """It is projected, also where no difference is taken and the projection moves nothing."""
     for regularizer in REGULARIZERS:

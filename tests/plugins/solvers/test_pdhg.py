@@ -297,6 +297,8 @@ def test_a_weight_can_multiply_a_sum() -> None:
         {"method": "fista"},
         {"steps": "row"},
         {"steps": 0.0},
+        {"momentum": 0.0},
+        {"momentum": 1.1},
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any]) -> None:
