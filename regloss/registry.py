@@ -209,7 +209,7 @@ def settings(cls: type) -> dict[str, inspect.Parameter]:
     """The settings that ``cls`` takes, by name, in the order of its signature.
 
     >>> list(settings(get("regularizer", "tv")))
-    ['weight', 'isotropic']
+    ['weight', 'isotropic', 'edge_scale']
     """
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return {

@@ -116,6 +116,13 @@ class FaultyTerm(Term):
             "slanted face": lambda: replace(sound, face=lambda z, y: Face(lambda v: 0.5 * v)),
             "negative curvature": lambda: replace(sound, face=lambda z, y: Face(lambda v: v, -1.0)),
             "mixes up images": lambda: replace(sound, select=lambda images: sound.select(1 - images)),
+            "other compiled set": lambda: replace(sound, compiled=self.smaller),
+            "ignores the factor": lambda: replace(
+                sound, compiled=lambda ascent: sound.compiled(replace(ascent, factor=1.0))
+            ),
+            "ignores the start": lambda: replace(
+                sound, compiled=lambda ascent: sound.compiled(replace(ascent, start=None))
+            ),
         }.get(self.fault, lambda: sound)()
         graph = self.sound.form(GridGraph)
         if self.fault == "wraps around":
@@ -126,6 +133,11 @@ class FaultyTerm(Term):
         if self.fault == "hides a form":
             del built[GridGraph]
         return built
+
+    def smaller(self, ascent):
+        weaker = replace(self.sound.regularizer, weight=0.9 * self.sound.regularizer.weight)
+        term = weaker.build(torch.zeros(2, 1, *self.shape[1:], dtype=torch.float64), self.roi)
+        return term.form(Saddle).blocks[0].compiled(ascent)
 
     def gradient(self, probabilities):
         return testing._gradient(self.energy, probabilities)
@@ -162,6 +174,9 @@ class FaultyTerm(Term):
         ("slanted face", "check_saddle_face", BOX, AssertionError),
         ("negative curvature", "check_saddle_face", BOX, AssertionError),
         ("mixes up images", "check_saddle_select", BOX, AssertionError),
+        ("other compiled set", "check_saddle_compiled", BOX, AssertionError),
+        ("ignores the factor", "check_saddle_compiled", BOX, AssertionError),
+        ("ignores the start", "check_saddle_compiled", BOX, AssertionError),
         ("wraps around", "check_grid_graph", BOX, AssertionError),
         ("convex", "check_concave", BOX, AssertionError),
         ("hides a form", "test_forms_are_those_that_terms_build", BOX, AssertionError),
@@ -196,7 +211,7 @@ def test_only_checks_of_offered_forms_are_made():
     assert suite().form_checks == ["check_graph", "check_grid_graph"]
     suite = suite_for(testing.RegularizerConformance, TotalVariation(isotropic=True))
     assert all(name.startswith("check_saddle") for name in suite().form_checks)
-    assert len(suite().form_checks) == 8
+    assert len(suite().form_checks) == 9
 
 
 # --------------------------------------------------------------------------------------------------------------------

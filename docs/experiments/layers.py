@@ -390,6 +390,8 @@ def star_shaped(region: NDArray[np.bool_]) -> bool:
 def table(runs: Path, names: Sequence[str]) -> None:
     """Write layers.csv with what there is of all data sets, and print the tables of those asked for."""
     rows = [row for name in EXPERIMENTS for row in finished(runs, name)]
+    if not rows:
+        raise SystemExit(f"There are no scores below {runs}: run `train` first, or name another folder with --runs.")
     keys = list(dict.fromkeys(key for row in rows for key in row))
     with (HERE / "layers.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, keys, lineterminator="\n")
@@ -406,8 +408,12 @@ def table(runs: Path, names: Sequence[str]) -> None:
                 f"\n{name}: {(starts + again) / 60:.0f} minutes of training, of which the starts took {starts / 60:.0f}"
             )
             print_clean(name, [row for row in of_data if row["noise"] == "none"])
-        for column in EXPERIMENTS[name].noisy if of_data else ():
-            print_noisy(name, column, of_data)
+        noisy = EXPERIMENTS[name].noisy if of_data else ()
+        for column in noisy:
+            if column not in COUNTS:
+                print_noisy(name, column, of_data)
+        if set(noisy) & set(COUNTS):
+            print_counts(name, [column for column in noisy if column in COUNTS], of_data)
 
 
 def finished(runs: Path, name: str) -> list[dict[str, Any]]:
@@ -442,12 +448,10 @@ def number(value: float, column: str, *, average: bool = False) -> str:
 
 
 def print_noisy(name: str, column: str, rows: Sequence[dict[str, Any]]) -> None:
-    """Means over seeds by noise and, of scores, what the layer gains on the plain network: mean and spread."""
+    """Means over seeds by noise, and what the layer gains on the plain network: mean and spread."""
     kinds = ("none", *EXPERIMENTS[name].noise)
     values = {(row["method"], row["noise"], row["seed"]): row[column] for row in rows}
-    print(
-        f"\n{name}: {column}" + ("" if column in COUNTS else "; gain on plain ± standard deviation over seeds") + "\n"
-    )
+    print(f"\n{name}: {column}; gain on plain ± standard deviation over seeds\n")
     print(f"| method | {' | '.join(kinds)} |\n" + "|---" * (len(kinds) + 1) + "|")
     for method in dict.fromkeys(row["method"] for row in rows):
         cells = []
@@ -456,11 +460,26 @@ def print_noisy(name: str, column: str, rows: Sequence[dict[str, Any]]) -> None:
             text = number(mean(own.values()), column, average=True)
             # A row of fewer seeds has no mean that could be compared, but a gain.
             text = text if len(own) == len(SEEDS) else "-"
-            if method != "plain" and column not in COUNTS:
+            if method != "plain":
                 scale = 1 if column == "boundary" else 100
                 gains = [scale * (value - values["plain", kind, seed]) for seed, value in own.items()]
                 text += f" ({mean(gains):+.2f}" + (f" ± {stdev(gains):.2f})" if len(gains) > 1 else ")")
             cells.append(text)
+        print(f"| {method} | {' | '.join(cells)} |")
+
+
+def print_counts(name: str, columns: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+    """Numbers of images, mean over seeds, without noise / with each kind of it."""
+    print(f"\n{name}: {' / '.join(['none', *EXPERIMENTS[name].noise])}\n")
+    print(f"| method | {' | '.join(columns)} |\n" + "|---" * (len(columns) + 1) + "|")
+    for method in dict.fromkeys(row["method"] for row in rows):
+        cells = []
+        for column in columns:
+            by_noise = [
+                [row[column] for row in rows if (row["method"], row["noise"]) == (method, kind)]
+                for kind in ("none", *EXPERIMENTS[name].noise)
+            ]
+            cells.append(" / ".join(number(mean(values), column, average=True) for values in by_noise))
         print(f"| {method} | {' | '.join(cells)} |")
 
 
