@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -28,8 +29,10 @@ from regloss import grid
 from regloss.ascent import ArrayAscent, Ascent
 from regloss.errors import UsageError
 from regloss.regularizer import Face, Form, Graph, GridGraph, Regularizer, Saddle, SaddleBlock, Term, check_weight
-from regloss_plugins.kernels.grid_ascent import GridAscent, Rows
 from regloss_plugins.regularizers.threshold_dynamics import edge_weights
+
+if TYPE_CHECKING:
+    from regloss_plugins.kernels.grid_ascent import Rows
 
 _TINY = 1e-30
 
@@ -238,6 +241,8 @@ def _block(factors: _Factors, weight: float, isotropic: bool) -> SaddleBlock:
 
 def _compiled(factors: _Factors, weight: float, isotropic: bool, ascent: Ascent) -> list[ArrayAscent]:
     """The ascent of each image."""
+    from regloss_plugins.kernels.grid_ascent import GridAscent  # and numba with it, only where it is used
+
     size = factors.shape[1:]
     axes, width = len(size), size[-1]
     count = math.prod(size[:-1])
@@ -266,6 +271,8 @@ def _compiled(factors: _Factors, weight: float, isotropic: bool, ascent: Ascent)
 
 def _rows(factors: _Factors, isotropic: bool, ascent: Ascent) -> Rows:
     """What the compiled ascent needs to know of each row of a grid; ``factors`` are those of one image."""
+    from regloss_plugins.kernels.grid_ascent import Rows
+
     axes, lengths, width = len(factors.shape) - 1, factors.shape[1:-1], factors.shape[-1]
     entry = np.arange(math.prod(lengths))
     if factors.plain:
