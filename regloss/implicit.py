@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from regloss.errors import MissingForm
-from regloss.regularizer import Face, Saddle
+from regloss.regularizer import Face, Saddle, SaddleBlock
 
 
 @dataclass(frozen=True)
@@ -96,24 +96,22 @@ def solve_adjoint(
             )
         face = block.face(block.residual(probabilities), dual)
         faces.append(face)
-        diagonal = torch.ones_like(dual) if block.squared is None else block.squared(variance) + face.curvature
-        # Entries without any coupling keep their residual of 0, whatever they are divided by.
-        inverses.append(1 / torch.where(diagonal > 0, diagonal, torch.ones_like(diagonal)))
+        inverses.append(_inverse_diagonal(block, face, dual, variance))
 
     def system(values: Sequence[Tensor]) -> list[Tensor]:
         back = respond(sum_adjoint(form, values))
         return [
-            face.project(block.apply(back) + face.curvature * value)
+            face.project(_bent(block.apply(back), face.curvature, value))
             for block, face, value in zip(form.blocks, faces, values, strict=True)
         ]
 
     def precondition(values: Sequence[Tensor]) -> list[Tensor]:
         return [face.project(inverse * value) for face, inverse, value in zip(faces, inverses, values, strict=True)]
 
-    residual = [face.project(block.apply(start)) for block, face in zip(form.blocks, faces, strict=True)]
+    residual = [_own(face.project(block.apply(start)), start) for block, face in zip(form.blocks, faces, strict=True)]
     solution = [torch.zeros_like(value) for value in residual]
     preconditioned = precondition(residual)
-    direction = preconditioned
+    direction = [value.clone() for value in preconditioned]
     power = _dot(residual, preconditioned)
     target = tolerance**2 * power
     first, steps = power, 0
@@ -126,12 +124,17 @@ def solve_adjoint(
         bend = _dot(direction, image)
         active = active & (bend > 0)  # rounding can leave a direction that the matrix does not see
         along = torch.where(active, power / torch.where(active, bend, 1), 0)
-        solution = [value + spread(along, value) * step for value, step in zip(solution, direction, strict=True)]
-        residual = [value - spread(along, value) * step for value, step in zip(residual, image, strict=True)]
+        # In place: what limits large problems is memory, and the time of touching it.
+        for value, step in zip(solution, direction, strict=True):
+            value.addcmul_(spread(along, value), step)
+        for value, step in zip(residual, image, strict=True):
+            value.addcmul_(spread(along, value), step, value=-1)
+        del image, preconditioned
         preconditioned = precondition(residual)
         before, power = power, _dot(residual, preconditioned)
         turn = torch.where(active, power / torch.where(active, before, 1), 0)
-        direction = [value + spread(turn, value) * old for value, old in zip(preconditioned, direction, strict=True)]
+        for value, old in zip(preconditioned, direction, strict=True):
+            old.mul_(spread(turn, old)).add_(value)
         active = active & (power > target)
     response = start - respond(sum_adjoint(form, solution))
     relative = torch.where(first > 0, power / torch.where(first > 0, first, 1), 0).clamp(min=0).sqrt()
@@ -179,3 +182,23 @@ def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
 def spread(values: Tensor, like: Tensor) -> Tensor:
     """(B,) with axes of length 1 appended, to multiply ``like``."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _inverse_diagonal(block: SaddleBlock, face: Face, dual: Tensor, variance: Tensor) -> Tensor:
+    """Of the system matrix; a function of its own, so that what it takes is given back before the iteration."""
+    if block.squared is None:
+        return torch.ones_like(dual)
+    diagonal = block.squared(variance) + face.curvature
+    # Entries without any coupling keep their residual of 0, whatever they are divided by.
+    return torch.where(diagonal > 0, diagonal, 1).reciprocal_()
+
+
+def _own(value: Tensor, given: Tensor) -> Tensor:
+    """``value``, copied if a block's functions handed back the memory that they were given; it is changed in place."""
+    shared = value.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
+    return value.clone() if shared else value
+
+
+def _bent(image: Tensor, curvature: Tensor | float, value: Tensor) -> Tensor:
+    """``image`` + curvature * value."""
+    return image if isinstance(curvature, float) and curvature == 0 else image + curvature * value

@@ -201,9 +201,7 @@ def denoising(repeats: int) -> None:
     image = torch.from_numpy(f).float()[None, None]
     found = rivals(f)
     print("\nTotal-variation denoising, 512x512, until the energy is the rival's")
-    print(
-        f"{'weight':>6} {'':12} {'rival':20} {'ms':>7} {'above minimum':>14} {'ours ms':>8} {'steps':>6} {'ratio':>6}"
-    )
+    print(f"{'weight':>6} {'':12} {'rival':20} {'ms':>7} {'excess':>8} {'ours ms':>8} {'steps':>6} {'ratio':>6}")
     for weight in (0.03, 0.1, 0.3):
         for rival in sorted(found, key=lambda rival: rival.isotropic):
             regularizer = regloss.TotalVariation(weight, rival.isotropic)

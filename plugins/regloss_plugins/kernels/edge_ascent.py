@@ -145,7 +145,6 @@ class EdgeAscent:
             self.values,
             self.response,
             self.radius,
-            len(self.cost),
             self.width,
         )
         return smooth, support, slack
@@ -338,18 +337,27 @@ def _worth(
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
 def _compare(
-    start: Any, second: Any, weights: Any, values: Any, response: Any, radius: Any, classes: int, width: int
+    start: Any, second: Any, weights: Any, values: Any, response: Any, radius: Any, width: int
 ) -> tuple[float, float]:
     """Support and slack."""
-    bound = np.float64(radius)
+    bound, last = np.float64(radius), len(second) - 1
     support = slack = 0.0
     for i in range(len(start) - 1):
+        here = response[i * width : (i + 1) * width]
         for e in range(start[i], start[i + 1]):
+            if width > 4:
+                coming = np.int64(second[min(e + _AHEAD, last)]) * width
+                for k in range(0, width, 8):
+                    prefetch(response, coming + k)
             j = np.int64(second[e])
-            for k in range(classes):
-                z = np.float64(weights[e] * (response[j * width + k] - response[i * width + k]))
-                y = np.float64(values[e * width + k])
-                support += bound * abs(z)
+            there, dual = response[j * width : (j + 1) * width], values[e * width : (e + 1) * width]
+            length = short = 0.0
+            for k in range(width):
+                z = np.float64(weights[e] * (there[k] - here[k]))
+                y = np.float64(dual[k])
+                length += abs(z)
                 # |z| (radius - sign(z) y): a product of two numbers that are not negative.
-                slack += abs(z) * (bound - (y if z > 0 else -y))
+                short += abs(z) * (bound - (y if z > 0 else -y))
+            support += bound * length
+            slack += short
     return support, slack
