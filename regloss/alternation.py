@@ -29,7 +29,7 @@ from torch import Tensor
 from regloss.checks import at_least_float32, check_labels, check_scores
 from regloss.dataset import IGNORE
 from regloss.errors import ReglossError, UsageError
-from regloss.grid import full_roi
+from regloss.grid import full_roi, spread
 from regloss.region_force import RegionForce, pick_statistics, wide_dtype
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term, combine
@@ -192,7 +192,7 @@ def alternate(
             if not bool(running.any()):
                 break
             statistics = pick_statistics(running, found, statistics)
-            unary = torch.where(_spread(running, unary), better, unary)
+            unary = torch.where(spread(running, unary), better, unary)
             energy = torch.where(running, torch.minimum(middle, energy), energy)
             history.append(_record(HalfStep(number, "statistics", energy, torch.full_like(energy, -torch.inf)), tell))
         new = solve(
@@ -281,11 +281,6 @@ def _record(step: HalfStep, tell: Callable[[HalfStep], object] | None) -> HalfSt
     return step
 
 
-def _spread(flags: Tensor, like: Tensor) -> Tensor:
-    """``flags`` (B,), broadcastable to ``like`` (B, ...)."""
-    return flags.reshape(-1, *[1] * (like.ndim - 1))
-
-
 def _change(before: Tensor, after: Tensor, probabilities: Tensor, roi: Tensor | None) -> Tensor:
     """<after - before, s> (B,), as the energy changes when costs do."""
     wide = wide_dtype(before.device)
@@ -307,7 +302,7 @@ def _merged(take: Tensor, new: Solution, old: Solution, energy: Tensor) -> Solut
         return new
 
     def either(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(_spread(take, a), a, b.to(a))
+        return torch.where(spread(take, a), a, b.to(a))
 
     return replace(
         new,

@@ -72,6 +72,11 @@ def full_roi(roi: Tensor | None, shape: tuple[int, ...], device: torch.device) -
     return torch.ones(shape, dtype=torch.bool, device=device) if roi is None else roi
 
 
+def spread(values: Tensor, like: Tensor) -> Tensor:
+    """(B,) ``values``, one for each image, with axes of length 1 appended until they broadcast to ``like`` (B, ...)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
 def forward_differences(values: Tensor, ndim: int) -> Tensor:
     """Forward differences over the last ``ndim`` axes, unit spacing, 0 across the far border (Neumann).
 

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from regloss.errors import MissingForm
+from regloss.grid import spread
 from regloss.regularizer import Face, Saddle, SaddleBlock
 
 
@@ -177,11 +178,6 @@ def parameter_gradients(
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """(B,) inner products over all blocks, image by image."""
     return torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(first, second, strict=True)]).sum(0)
-
-
-def spread(values: Tensor, like: Tensor) -> Tensor:
-    """(B,) with axes of length 1 appended, to multiply ``like``."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _inverse_diagonal(block: SaddleBlock, face: Face, dual: Tensor, variance: Tensor) -> Tensor:

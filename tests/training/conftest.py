@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import small_data
+from quick_training import _no_tensorboard, _quick_report, real_report  # noqa: F401 - fixtures
 
-from regloss.hooks import manager
 from regloss.training.config import Config, parse
 
 
@@ -18,32 +18,6 @@ from regloss.training.config import Config, parse
 def _quick_processes() -> None:
     """Processes that tests start come out of a server that has imported what they need."""
     multiprocessing.set_forkserver_preload(["regloss.training.trainer", "regloss_plugins.solvers.alpha_expansion"])
-
-
-@pytest.fixture(autouse=True)
-def _no_tensorboard() -> Iterator[None]:
-    """TensorBoard's writer threads outlive a test."""
-    plugin = manager().unregister(name="regloss:tensorboard")
-    yield
-    if plugin is not None:
-        manager().register(plugin, name="regloss:tensorboard")
-
-
-@pytest.fixture
-def real_report() -> None:
-    """For tests that look at a report; see `_quick_report`."""
-
-
-@pytest.fixture(autouse=True)
-def _quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nine tenths of a small training would go into its report's pictures, which test_report.py is about."""
-
-    def write_report(folder: Path, **contents: Any) -> Path:
-        (folder / "report.html").write_text("")
-        return folder / "report.html"
-
-    if "real_report" not in request.fixturenames:
-        monkeypatch.setattr("regloss.training.report.write_report", write_report)
 
 
 @pytest.fixture(scope="session")

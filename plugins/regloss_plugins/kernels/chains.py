@@ -39,6 +39,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from regloss_plugins.kernels.sums import add_compensated
+
 __all__ = ["DualBound", "bound_grid"]
 
 FREE = -1  # entry of ``fixed`` at a pixel that may change
@@ -129,22 +131,11 @@ def _reduce(
                         reduced[q, c] += w
             elif fixed[p] != fixed[q]:
                 part += w
-        constant, lost = _add(part, constant, lost)
+        constant, lost = add_compensated(part, constant, lost)
     share = np.empty(pixels)
     for p in range(pixels):
         share[p] = 1.0 / max(1, ahead[p], behind[p])
     return reduced, inner, share, constant + lost
-
-
-@njit(nogil=True)
-def _add(value: float, total: float, lost: float) -> tuple[float, float]:
-    """Neumaier's compensated summation: total + lost is exact but for its last bits."""
-    longer = total + value
-    if abs(total) >= abs(value):
-        lost += (total - longer) + value
-    else:
-        lost += (value - longer) + total
-    return longer, lost
 
 
 @njit(nogil=True, fastmath=_RELAXED, inline="always")
@@ -228,7 +219,7 @@ def _step(
             q = p - strides[i]
             if q >= 0 and weights[q, i] > 0.0:
                 part += _send(h, messages[q, i], share[p], weights[q, i], labels)
-        bound, lost = _add(part, bound, lost)
+        bound, lost = add_compensated(part, bound, lost)
     return bound + lost
 
 
@@ -243,7 +234,7 @@ def _energy(
         for i in range(len(strides)):
             if weights[p, i] > 0.0 and choice[p] != choice[p + strides[i]]:
                 part += weights[p, i]
-        total, lost = _add(part, total, lost)
+        total, lost = add_compensated(part, total, lost)
     return total + lost
 
 

@@ -44,6 +44,7 @@ from .push_relabel import (
     new_network,
     new_scratch,
 )
+from .sums import add_compensated
 
 __all__ = ["Expansion", "expand_graph", "expand_grid"]
 
@@ -266,12 +267,7 @@ def _grid_energy(unary: NDArray[Any], cells: Cells, labels: NDArray[np.int32], r
             if weight > 0.0 and labels[np.uint32(p + cells.step[k])] != label:
                 cut += weight
         for term in (np.float64(unary[label, p]), cut):
-            longer = total + term
-            if abs(total) >= abs(term):
-                lost += (total - longer) + term
-            else:
-                lost += (term - longer) + total
-            total = longer
+            total, lost = add_compensated(term, total, lost)
     return total + lost
 
 
@@ -350,12 +346,7 @@ def _gain(
                     term += weight
                 elif labels[q] == alpha:
                     term -= weight
-        longer = total + term
-        if abs(total) >= abs(term):
-            lost += (total - longer) + term
-        else:
-            lost += (term - longer) + total
-        total = longer
+        total, lost = add_compensated(term, total, lost)
     return total + lost
 
 
@@ -498,12 +489,7 @@ def _energy(unary: NDArray[np.float64], edges: Edges, labels: NDArray[np.int64],
             q = edges.head[a]
             if q > p and labels[q] != label:
                 pixel += edges.weight[a]
-        longer = total + pixel
-        if abs(total) >= abs(pixel):
-            lost += (total - longer) + pixel
-        else:
-            lost += (pixel - longer) + total
-        total = longer
+        total, lost = add_compensated(pixel, total, lost)
     return total + lost
 
 

@@ -47,8 +47,12 @@ def _exp_single(x: Any) -> Any:
 
 
 def exp(x: Any) -> Any:
-    """The exponential of ``x`` <= 0, for compiled code; 0 where it would be no normal number."""
-    raise NotImplementedError("for compiled code only")
+    """The exponential of ``x`` <= 0, a numpy scalar; 0 where it would be no normal number.
+
+    Compiled code takes the polynomials above instead.
+    """
+    least = -87.0 if isinstance(x, np.float32) else -708.0
+    return np.exp(x) if x > least else type(x)(0)
 
 
 @overload(exp)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
-from regloss_plugins.networks.unet import NORMS, convolution
+from regloss_plugins.networks.unet import check_settings, convolution
 
 _VGG = (2, 2, 3, 3, 3)  # convolutions of VGG-16's levels
 
@@ -68,18 +68,7 @@ class SegNet(nn.Module):
         norm: str = "batch",
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("in_channels", in_channels),
-            ("classes", classes),
-            ("levels", levels),
-            ("channels", channels),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"segnet: {name} must be a whole number of at least 1, not {value!r}")
-        if max_channels < channels:
-            raise UsageError(f"segnet: max_channels must be at least channels ({channels}), not {max_channels}")
-        if norm not in NORMS:
-            raise UsageError(f"segnet: norm must be one of {', '.join(NORMS)}, not {norm!r}")
+        check_settings("segnet", in_channels, classes, levels, channels, max_channels, norm)
         counts = _counts(convolutions, levels)
 
         self.in_channels = in_channels

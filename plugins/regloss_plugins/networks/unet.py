@@ -78,18 +78,7 @@ class UNet(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("in_channels", in_channels),
-            ("classes", classes),
-            ("levels", levels),
-            ("channels", channels),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"unet: {name} must be a whole number of at least 1, not {value!r}")
-        if max_channels < channels:
-            raise UsageError(f"unet: max_channels must be at least channels ({channels}), not {max_channels}")
-        if norm not in NORMS:
-            raise UsageError(f"unet: norm must be one of {', '.join(NORMS)}, not {norm!r}")
+        check_settings("unet", in_channels, classes, levels, channels, max_channels, norm)
         if dims not in _CONVOLUTION:
             raise UsageError(f"unet: dims must be 2 (images) or 3 (volumes), not {dims!r}")
         if not 0.0 <= dropout < 1.0:
@@ -154,6 +143,24 @@ class UNet(nn.Module):
         for length in reversed(image.shape[2:]):
             padding += [0, max(divisor * math.ceil(length / divisor), 2 * divisor) - length]
         return functional.pad(image, padding, mode="replicate") if any(padding) else image
+
+
+def check_settings(
+    network: str, in_channels: int, classes: int, levels: int, channels: int, max_channels: int, norm: str
+) -> None:
+    """Raise `UsageError`, in the name of ``network``, for what no encoder-decoder can be made with."""
+    for name, value in (
+        ("in_channels", in_channels),
+        ("classes", classes),
+        ("levels", levels),
+        ("channels", channels),
+    ):
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{network}: {name} must be a whole number of at least 1, not {value!r}")
+    if max_channels < channels:
+        raise UsageError(f"{network}: max_channels must be at least channels ({channels}), not {max_channels}")
+    if norm not in NORMS:
+        raise UsageError(f"{network}: norm must be one of {', '.join(NORMS)}, not {norm!r}")
 
 
 class _DecoderStage(nn.Module):

@@ -144,7 +144,7 @@ def _center_of_mass(probabilities: Tensor, label: int, roi: Tensor | None) -> Te
     for weights in (probabilities[:, label].double(), (probabilities.argmax(1) == label).double()):
         kept = weights * inside
         found = kept.flatten(1).sum(1) > 0
-        chosen = torch.where(found.reshape(-1, *[1] * (kept.ndim - 1)), kept, chosen)
+        chosen = torch.where(grid.spread(found, kept), kept, chosen)
     centers = []
     for axis in range(chosen.ndim - 1):
         others = [other + 1 for other in range(chosen.ndim - 1) if other != axis]

@@ -1,7 +1,7 @@
 """Difference-of-convex algorithm: a concave prior, alone or with a convex one, by linearising the concave part.
 
     min over s in the simplex at every pixel of
-        E(s) = <unary, s> + entropy <s, log s> + R(s) + Q(s),        entropy > 0, R concave, Q convex
+        E(s) = <unary, s> + entropy <s, log s> + R(s) + Q(s),        entropy >= 0, R concave, Q convex
 
 With p a supergradient of R at s, a step is s+ = argmin <unary + p, s> + entropy <s, log s> + Q(s): without Q,
 
@@ -16,6 +16,10 @@ and E falls by at least max(c, entropy) / 2 |s - s+|^2. (Pinsker: KL(a | b) >= |
 reached is a stationary point, which depends on the start: R is not convex. If R curves by less than the entropy
 everywhere (weight < entropy for threshold dynamics) there is only one.
 
+Without entropy, which takes a Q of 0, steps are those of Frank-Wolfe: from s towards the cheapest labels for the costs
+unary + p, by the length in [0, 1] that is best along the line (`regloss_plugins.solvers.conditional_gradient`). E never
+rises either, and where R is concave the length is 1.
+
 With Q = max over y in Y of <K s - b, y>, each step is a convex problem, and there are two methods:
 
     nested        solves it: a volume constraint alone exactly, by Newton's method on one number per class; all else by
@@ -29,8 +33,9 @@ With Q = max over y in Y of <K s - b, y>, each step is a convex problem, and the
                   maximiser, see ``tolerance``; where steps run out before, the status says so, and the energy is inf if
                   the violation exceeds the constraint's own tolerance.
 
-An image is done when an undamped step would change no probability of it by more than ``tolerance``; from then on it
-does not change, and leaves the batch if the forms can do without it.
+An image is done when an undamped step would change no probability of it by more than ``tolerance``, without entropy
+when the gap <unary + p, s - s+> is at most ``tolerance`` per pixel; from then on it does not change, and leaves the
+batch if the forms can do without it.
 
 Source: Liu, Wang, Tai, arXiv:2002.03989 (threshold dynamics, which it solves by this step; volumes and star shapes in a
 single loop); Tao, An, "Convex analysis approach to d.c. programming", 1997.
@@ -46,7 +51,8 @@ import torch
 from torch import Tensor
 
 from regloss.errors import UsageError
-from regloss.implicit import saddle_parameters, spread
+from regloss.grid import spread
+from regloss.implicit import saddle_parameters
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Concave, Form, Mixed, Saddle
 from regloss.solver import (
@@ -57,10 +63,9 @@ from regloss.solver import (
     Solution,
     Solver,
     Status,
-    linear_energy,
-    negative_entropy,
     statuses,
 )
+from regloss_plugins.solvers.conditional_gradient import concave_energy, descend
 from regloss_plugins.solvers.dca_steps import ConvexStep, Step, convex_step, is_picked, pick_state, put_state
 from regloss_plugins.solvers.starts import gibbs, log_gibbs, seeded_cost, seeds_inside, start_probabilities
 
@@ -102,7 +107,8 @@ class DCA(DifferentiableSolver):
         method: "nested" or "single-loop".
 
     Raises:
-        UsageError: a setting outside its range, entropy = 0, volumes that seeds or allowed labels make impossible.
+        UsageError: a setting outside its range, entropy = 0 with a convex part, volumes that seeds or allowed labels
+            make impossible.
 
     Two pixels that would rather be different than half and half:
 
@@ -130,13 +136,16 @@ class DCA(DifferentiableSolver):
 
     def minimise(self, problem: Problem) -> Solution:
         """Solve all images of the batch side by side; those that are done leave it."""
+        labels_only = problem.entropy == 0 and isinstance(problem.form, Concave)
         # An entropy that is 0 in the unary's precision would divide by 0 all the same.
-        if not problem.entropy >= torch.finfo(problem.unary.dtype).tiny:
+        if not labels_only and not problem.entropy >= torch.finfo(problem.unary.dtype).tiny:
             raise UsageError(
-                f"dca needs an entropy weight > 0; got entropy = {problem.entropy}. Give one, or use a solver over "
-                "labels (alpha-expansion)."
+                f"dca needs an entropy weight > 0, but for concave priors alone; got entropy = {problem.entropy}. Give "
+                "one, or use a solver over labels (alpha-expansion)."
             )
         run = self._run(problem)
+        if labels_only:
+            return self._without_entropy(run)
         nested, (s, convex) = self.method == "nested", self._start(run)
         start_energy = run.energy(s)
         if run.concave is None and nested:
@@ -161,7 +170,7 @@ class DCA(DifferentiableSolver):
                 else:  # the dual variables have had their step
                     damped = run.step.log_probabilities(slope, problem.entropy + gamma, found.state).exp()
                     found = found._replace(probabilities=damped)
-            s = torch.where(active.reshape(-1, *[1] * (s.ndim - 1)), found.probabilities, s)
+            s = torch.where(spread(active, s), found.probabilities, s)
             convex = found.state
             solved[rows] = torch.where(active, found.done, solved[rows])
             steps[rows] += active
@@ -182,6 +191,24 @@ class DCA(DifferentiableSolver):
         done[rows] &= ~active
         bound = end.new_full((batch,), -float("inf"))
         return _solution(whole, Step(end, end_convex, done, bound, steps), start_energy, Status.CONVERGED)
+
+    def _without_entropy(self, run: _Run) -> Solution:
+        assert run.concave is not None
+        given, _ = self._given(run)
+        start = gibbs(run.cost, 0) if given is None else given
+        start_energy = run.energy(start)
+        found = descend(
+            run.problem,
+            run.concave,
+            run.cost,
+            start,
+            length=1.0,
+            max_steps=self.max_steps,
+            tolerance=self.tolerance,
+        )
+        bound = torch.full_like(start_energy, -math.inf)
+        step = Step(found.probabilities, None, found.done, bound, found.steps)
+        return _solution(run, step, start_energy, Status.CONVERGED)
 
     def _damping(self, concave: Concave | None, entropy: float) -> float:
         return max(0.0, concave.curvature - entropy) / 2 if self.damped and concave is not None else 0.0
@@ -365,10 +392,7 @@ class _Run:
 
     def energy(self, s: Tensor) -> Tensor:
         """E (B,) at probabilities (B, K, *S)."""
-        problem = self.problem
-        energy = linear_energy(problem.unary, s, problem.roi) + problem.entropy * negative_entropy(s, problem.roi)
-        if self.concave is not None:
-            energy = energy + self.concave.value(s)
+        energy = concave_energy(self.problem, self.concave, s)
         return energy + self.saddle.value(s) if self.saddle.blocks else energy
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from regloss.ascent import Ascent, Certified, ImageAscent
 from regloss.errors import UsageError
+from regloss.grid import spread
 from regloss.implicit import sum_adjoint
 from regloss.regularizer import Saddle
 from regloss.solver import Look, Problem, linear_energy, negative_entropy, one_hot
@@ -374,8 +375,7 @@ class TensorRun:
             push = torch.where(restart, 0, ((self.momentum - 1) / following).clamp(max=self.solver.momentum))
             self.momentum = torch.where(restart, 1, following)
         self.ahead = [
-            torch.addcmul(value, push.reshape(-1, *[1] * (value.ndim - 1)), difference)
-            for value, difference in zip(new, change, strict=True)
+            torch.addcmul(value, spread(push, value), difference) for value, difference in zip(new, change, strict=True)
         ]
 
     def certify(self) -> Certificate:

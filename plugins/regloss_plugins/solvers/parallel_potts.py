@@ -124,7 +124,7 @@ class ParallelPotts(Solver):
                 found = free.energy(candidate)
                 better = active & (found < energy)
                 energy = torch.where(better, found, energy)
-                labels = torch.where(better.reshape(-1, *[1] * (labels.ndim - 1)), candidate, labels)
+                labels = torch.where(grid.spread(better, labels), candidate, labels)
             active &= energy - bound > self.tolerance * pixels
 
         return Solution(
