@@ -8,7 +8,8 @@ pixels, where the exact sum is computed in float64; "scaled" ones are taken afte
 the peak of a process of its own grows by. pydensecrf (pydensecrf2) is skipped by name when absent; the time of its
 filter is that of a mean-field step with the kernel less that of one without.
 
-The second table compares the gated CRF's window of 11x11 with neighbourhoods unfolded into an array.
+A line says how much slower the lattice becomes while another process keeps a second core busy. The second table
+compares the gated CRF's window of 11x11 with neighbourhoods unfolded into an array.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -148,8 +150,8 @@ def filters(repeats: int, quick: bool) -> None:
         rival = None
         print("pydensecrf: skipped, it is not installed (pip install pydensecrf2)")
     print(
-        f"{'sigma':>9} {'backend':20} {'build ms':>9} {'filter ms':>10} {'x rival':>8} {'error':>7} {'scaled':>7} "
-        f"{'MiB':>6}"
+        f"{'sigma':>9} {'backend':20} {'build ms':>9} {'filter ms':>10} {'x rival':>8} {'both':>6} {'error':>7} "
+        f"{'scaled':>7} {'MiB':>6}   (x rival: filter, both: build and filter)"
     )
     for sigma_xy, levels in CASES[: 1 if quick else None]:
         names = [f"lattice {accuracy}" for accuracy in ACCURACIES] + (["pydensecrf"] if rival else [])
@@ -176,6 +178,7 @@ def filters(repeats: int, quick: bool) -> None:
             exact_rows(image, rival.values.reshape(values.shape), sigma_xy, levels / 255, pixels) if rival else expected
         )
         reference = median(times["pydensecrf"]) if rival else math.nan
+        both = reference + median(builds["pydensecrf"]) if rival else math.nan
         for name in names:
             error, scaled = (
                 errors(results[name][1:, pixels], shown[1:])
@@ -185,10 +188,10 @@ def filters(repeats: int, quick: bool) -> None:
             memory = math.nan
             if name != "pydensecrf":
                 memory = in_a_process(filter_once, "lattice", name.split()[1], sigma_xy, levels)
-            seconds = median(times[name])
+            build, seconds = median(builds[name]), median(times[name])
             print(
-                f"{sigma_xy:4d}, {levels:3d} {name:20} {1e3 * median(builds[name]):9.1f} {1e3 * seconds:10.1f} "
-                f"{seconds / reference:8.2f} {error:7.4f} {scaled:7.4f} {memory:6.0f}",
+                f"{sigma_xy:4d}, {levels:3d} {name:20} {1e3 * build:9.1f} {1e3 * seconds:10.1f} "
+                f"{seconds / reference:8.2f} {(build + seconds) / both:6.2f} {error:7.4f} {scaled:7.4f} {memory:6.0f}",
                 flush=True,
             )
     if not quick:
@@ -196,6 +199,40 @@ def filters(repeats: int, quick: bool) -> None:
         quarter = F.interpolate(values, scale_factor=0.25, mode="area")
         seconds, _ = cpu(lambda: gaussian_filter(small, 20.0, 13 / 255, backend="exact")(quarter))
         print(f"exact, {small.shape[2]}x{small.shape[3]} pixels: {seconds:.2f} s; grows with the square of the pixels")
+
+
+def busy(repeats: int) -> None:
+    """Wall time of building and filtering with a second core idle and busy, in turn."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        print("busy second core: skipped, this process may use only one")
+        return
+    image = photograph(375, 500)
+    values = torch.full((1, CLASSES, 375, 500), 1 / CLASSES)
+    context = multiprocessing.get_context("spawn")
+    times: dict[bool, list[float]] = {False: [], True: []}
+    os.sched_setaffinity(0, {cores[0]})
+    for turn in range(2 * repeats + 2):
+        spinner = context.Process(target=_spin, args=(cores[1],), daemon=True)
+        if turn % 2:
+            spinner.start()
+            time.sleep(2)
+        began = time.perf_counter()
+        gaussian_filter(image, 80, 13 / 255, backend="lattice", accuracy="fast")(values)
+        if turn > 1:  # the first ones compile
+            times[bool(turn % 2)].append(time.perf_counter() - began)
+        if turn % 2:
+            spinner.terminate()
+            spinner.join()
+    os.sched_setaffinity(0, cores)
+    idle, loaded = median(times[False]), median(times[True])
+    print(f"second core idle {1e3 * idle:.1f} ms, busy {1e3 * loaded:.1f} ms: {loaded / idle:.2f} x (80, 13, fast)")
+
+
+def _spin(core: int) -> None:
+    os.sched_setaffinity(0, {core})
+    while True:
+        pass
 
 
 def gated(which: str, warm: bool) -> None:
@@ -242,6 +279,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if not chosen.gated_only:
         filters(chosen.repeats, chosen.quick)
+        busy(chosen.repeats)
     windows()
 
 

@@ -10,11 +10,14 @@ symmetric, its entries are not negative, and since G is, it is positive semidefi
 D removes the larger part of the error: what splines do to a point depends on where it lies between the nodes, mostly by
 a factor. The numbers in G are those for which W of points on a line is nearest to the Gaussian, with D in place.
 
-The nodes are all places of a coarse spatial grid times those colours that some pixel touches. Pixels of a small block
-(1/12 of a bandwidth long) share the place of its centre, so that only the colour axes cost (degree + 1)^channels per
-pixel. Compared with the permutohedral lattice (Adams, Baek, Davis, "Fast high-dimensional filtering using the
-permutohedral lattice", 2010), nothing is lost where the blur crosses cells that no pixel touches, and colours and
-places are looked up instead of hashed; in return its cost grows exponentially with the channels.
+The nodes are pairs of a place on a coarse spatial grid and a colour, those that some pixel touches. While the blur runs
+over places, nodes within its reach are held too, so that W is what it would be with all places of every colour. Pixels
+of a small block share the place of its centre, and those of them whose colours differ by a fraction of a bandwidth
+share a colour too: they are one point. Only points pay for the (degree + 1)^channels nodes of the colour axes, and at
+coarse accuracy a photograph has a third as many of them as pixels. Compared with the permutohedral lattice (Adams,
+Baek, Davis, "Fast high-dimensional filtering using the permutohedral lattice", 2010), nothing is lost where the blur
+crosses cells that no pixel touches, and colours and places are looked up instead of hashed; in return the cost grows
+exponentially with the channels.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 
 from regloss.errors import UsageError
-from regloss_plugins.kernels.lattice_rows import WIDTHS, gather, gather_runs, scatter, transpose, width_for
+from regloss_plugins.kernels.lattice_rows import WIDTHS, gather, gather_runs, scatter_runs, transpose, width_for
 
 Floats = NDArray[Any]
 
@@ -45,15 +48,15 @@ class Splines:
         degree: of the B-splines, 1 to 3; degree + 1 nodes along each axis.
         step: distance of two nodes, in bandwidths.
         reach: how many nodes away G looks along each axis.
+        shares: how many values along an axis there are from node to node; pixels take the nearest.
     """
 
     degree: int
     step: float
     reach: int
+    shares: int
 
 
-# Blocks of pixels that share a place are at most so many bandwidths long: 6 pixels of 80.
-_BLOCK = 1 / 12
 # A dense array over all colours is quicker than sorting, as long as it fits into memory easily.
 _DENSE_COLOURS = 2**24
 # Code for so many runs of nodes per pixel is written out; 16 are those of cubic splines of three channels.
@@ -81,33 +84,34 @@ def spline_weights(places: Floats, degree: int) -> tuple[NDArray[np.int64], Floa
 def blur(splines: Splines) -> tuple[float, ...]:
     """The numbers of G along an axis, from the node itself to ``reach`` nodes away.
 
-    They minimise the squared error of W for points on a line, over all positions between nodes. As D depends on them,
-    they are found by repeating a linear problem, which settles within a few rounds.
+    They minimise the squared error of W for points on a line, over all positions between nodes, each taken to the one
+    that it shares. As D depends on them, they are found by repeating a linear problem, which settles within a few
+    rounds.
     """
     samples = 12
     count, reach = splines.degree + 1, splines.reach
-    # One cell between knots, which for even degrees lies around a node.
-    inner = (np.arange(samples) + 0.5) / samples - (0.5 if splines.degree == 2 else 0.0)
-    _, weights = spline_weights(inner, splines.degree)
+    inner = (np.arange(samples) + 0.5) / samples
+    first, weights = spline_weights(np.rint(inner * splines.shares) / splines.shares, splines.degree)
     pairs = [(i, j) for i in range(count) for j in range(count)]
     cells = range(math.ceil(4.5 / splines.step) + 3)
-    products: list[Floats] = []
-    targets: list[Floats] = []
-    for cell in cells:
-        product = np.zeros((samples, samples, reach + 1))
+
+    def products(cell: int) -> Floats:
+        """Of the numbers, for all pairs of a sample and one ``cell`` cells further on."""
+        result = np.zeros((samples, samples, reach + 1))
         for i, j in pairs:
-            if abs(cell + j - i) <= reach:
-                product[:, :, abs(cell + j - i)] += weights[:, None, i] * weights[None, :, j]
-        # Of the pairs within one cell, both orders are among the samples.
-        share = math.sqrt(0.5) if cell == 0 else 1.0
-        products.append(share * product)
-        targets.append(share * np.exp(-(((cell + inner[None, :] - inner[:, None]) * splines.step) ** 2) / 2))
-    design: Floats = np.concatenate(products).reshape(-1, reach + 1)
-    target = np.concatenate(targets).ravel()
-    own = np.zeros((samples, reach + 1))
-    for i, j in pairs:
-        if abs(i - j) <= reach:
-            own[:, abs(i - j)] += weights[:, i] * weights[:, j]
+            apart = abs(cell + first[None, :] + j - first[:, None] - i)
+            for number in range(reach + 1):
+                result[:, :, number] += (apart == number) * weights[:, None, i] * weights[None, :, j]
+        return result
+
+    # Of the pairs within one cell, both orders are among the samples.
+    shares = [math.sqrt(0.5) if cell == 0 else 1.0 for cell in cells]
+    distances = [(cell + inner[None, :] - inner[:, None]) * splines.step for cell in cells]
+    design = np.stack([share * products(cell) for share, cell in zip(shares, cells, strict=True)]).reshape(
+        -1, reach + 1
+    )
+    target = np.stack([share * np.exp(-(d**2) / 2) for share, d in zip(shares, distances, strict=True)]).ravel()
+    own = np.diagonal(products(0)).T
     found = np.exp(-((np.arange(reach + 1) * splines.step) ** 2))
     for _ in range(10):
         peak = np.sqrt(own @ found)
@@ -128,12 +132,12 @@ def _own_weight(weights: Floats, splines: Splines) -> Floats:
 
 
 class _Colours(NamedTuple):
-    """Colours of the pixels as nodes of a lattice: U different cells, M nodes."""
+    """C colours as nodes of a lattice: U different cells, M nodes."""
 
-    cell: NDArray[np.int64]  # (N,) which cell a pixel lies in
+    cell: NDArray[np.int64]  # (C,) which cell a colour lies in
     rows: NDArray[np.int32]  # (U, R) first of degree + 1 consecutive nodes, for each combination of the other axes
     offsets: NDArray[np.int64]  # (R, axes - 1) that combination
-    weights: Floats  # (N, axes, degree + 1)
+    weights: Floats  # (C, axes, degree + 1)
     pointers: NDArray[np.int64]  # (M + 1,) where each node's neighbours begin
     neighbors: NDArray[np.int32]
     blur: Floats  # one number for each neighbour
@@ -145,7 +149,8 @@ class _Places(NamedTuple):
     block: NDArray[np.int64]  # (N,) which block a pixel lies in
     across: int  # blocks side by side along the last axis, which form a strip
     rows: NDArray[np.int32]  # (T, R) first of consecutive nodes
-    weights: Floats  # (T, R * number of consecutive nodes)
+    factors: Floats  # (T, R) weights along all axes but the last
+    weights: Floats  # (T, number of consecutive nodes) along the last
     own: Floats  # (T,) b^T G b
     sizes: tuple[int, ...]  # nodes along each axis
 
@@ -173,6 +178,11 @@ def _unique(keys: NDArray[np.int64], bound: int) -> NDArray[np.int64]:
     return np.flatnonzero(seen)
 
 
+def _check_keys(bound: int, axes: int) -> None:
+    if bound >= 2**62:
+        raise UsageError(f"The lattice cannot number the nodes of {axes} feature axes. Use the backend 'exact'.")
+
+
 def _colours(features: Floats, splines: Splines) -> _Colours:
     count, reach = splines.degree + 1, splines.reach
     axes = features.shape[1]
@@ -181,8 +191,7 @@ def _colours(features: Floats, splines: Splines) -> _Colours:
     size = first.max(0) + count + reach
     bound = math.prod(int(length) for length in size)
     strides = np.array([math.prod(int(length) for length in size[axis + 1 :]) for axis in range(axes)])
-    if bound >= 2**62:
-        raise UsageError(f"The lattice cannot number the nodes of {axes} feature axes. Use the backend 'exact'.")
+    _check_keys(bound, axes)
     key = first @ strides
     cells = _unique(key, bound)
     if len(cells) * count**axes > _MOST_NUMBERS // 8:
@@ -226,9 +235,17 @@ def _places(places: NDArray[np.int64], sigma: float, splines: Splines) -> _Place
     """Blocks of pixels and their nodes along every axis; with an infinite ``sigma`` there is but one node."""
     count, pixels = splines.degree + 1, len(places)
     if math.isinf(sigma):
-        return _Places(np.zeros(pixels, np.int64), 1, np.zeros((1, 1), np.int32), np.ones((1, 1)), np.ones(1), (1,))
-    length = max(1, math.floor(sigma * _BLOCK))
-    low = places.min(0)
+        return _Places(
+            np.zeros(pixels, np.int64),
+            1,
+            np.zeros((1, 1), np.int32),
+            np.ones((1, 1)),
+            np.ones((1, 1)),
+            np.ones(1),
+            (1,),
+        )
+    length = max(1, math.floor(sigma * splines.step / splines.shares))
+    low = [int(column.min()) for column in places.T]
     block, sizes, firsts, weights, own = np.zeros(pixels, np.int64), [], [], [], []
     for axis in range(places.shape[1]):
         extent = int(places[:, axis].max() - low[axis]) + 1
@@ -246,14 +263,15 @@ def _places(places: NDArray[np.int64], sigma: float, splines: Splines) -> _Place
     start = reduce(np.add.outer, [first * stride for first, stride in zip(firsts, strides, strict=True)]).ravel()
     combinations = itertools.product(range(count), repeat=len(sizes) - 1)
     steps = np.array([sum(c * s for c, s in zip(given, strides[:-1], strict=True)) for given in combinations])
-    weight = weights[0]
-    for other in weights[1:]:
-        weight = np.einsum("as,bt->abst", weight, other).reshape(len(weight) * len(other), -1)
+    factors = np.ones((1, 1))
+    for weight in weights[:-1]:
+        factors = np.einsum("as,bt->abst", factors, weight).reshape(len(factors) * len(weight), -1)
     return _Places(
         block=block,
         across=len(firsts[-1]),
         rows=(start[:, None] + steps[None, :]).astype(np.int32),
-        weights=weight,
+        factors=np.repeat(factors, len(weights[-1]), axis=0),
+        weights=np.tile(weights[-1], (len(factors), 1)),
         own=reduce(np.multiply.outer, own).ravel(),
         sizes=tuple(sizes),
     )
@@ -265,17 +283,79 @@ def _pointers(numbers: NDArray[np.int64], count: int) -> NDArray[np.int64]:
 
 
 @njit(nogil=True, cache=True)
-def _touched(pointers: Any, members: Any, cells: Any, rows: Any, count: int, nodes: int) -> Any:
-    """Which colour nodes the pixels of each block touch: (T + 1,) pointers and the nodes."""
+def _sorted_into(numbers: Any, count: int) -> Any:
+    """Where each of 0..count - 1 begins, (count + 1,), when ``numbers`` are sorted, and the order that sorts them."""
+    pointers = np.zeros(count + 1, np.int64)
+    for number in numbers:
+        pointers[number + 1] += 1
+    for number in range(count):
+        pointers[number + 1] += pointers[number]
+    free = pointers[:-1].copy()
+    order = np.empty(len(numbers), np.int32)
+    for i in range(len(numbers)):
+        order[free[numbers[i]]] = i
+        free[numbers[i]] += 1
+    return pointers, order
+
+
+@njit(nogil=True, cache=True)
+def _rounded(features: Any, order: Any, scale: Any) -> Any:
+    """Features (N, F) times ``scale`` as integers from 0 on, in the given order, and how many each axis has."""
+    result = np.empty(features.shape, np.int64)
+    low, high = np.empty(features.shape[1], np.int64), np.empty(features.shape[1], np.int64)
+    for axis in range(features.shape[1]):
+        low[axis] = high[axis] = int(np.rint(features[order[0], axis] * scale))
+    for i in range(len(order)):
+        for axis in range(features.shape[1]):
+            value = int(np.rint(features[order[i], axis] * scale))
+            result[i, axis] = value
+            low[axis], high[axis] = min(low[axis], value), max(high[axis], value)
+    result -= low
+    return result, high - low + 1
+
+
+@njit(nogil=True, cache=True)
+def _points(pointers: Any, members: Any, keys: Any) -> Any:
+    """Different keys among the members of each block: pointers (T + 1,), keys (P,), each pixel's point (N,)."""
+    blocks = len(pointers) - 1
+    most = 0
+    for block in range(blocks):
+        most = max(most, pointers[block + 1] - pointers[block])
+    size = 4
+    while size < 2 * most:
+        size *= 2
+    # A hash table of its own for each block, small enough for the fastest memory; stamps save emptying it.
+    stamp, slot = np.full(size, -1, np.int64), np.empty(size, np.int64)
+    begin, point = np.zeros(blocks + 1, np.int64), np.empty(len(keys), np.int32)
+    found = np.empty(len(keys), np.int64)
+    total = 0
+    for block in range(blocks):
+        for index in range(pointers[block], pointers[block + 1]):
+            pixel = members[index]
+            key = keys[pixel]
+            place = (key * 0x9E3779B1 >> 15) & (size - 1)
+            while stamp[place] == block and found[slot[place]] != key:
+                place = (place + 1) & (size - 1)
+            if stamp[place] != block:
+                stamp[place], slot[place], found[total] = block, total, key
+                total += 1
+            point[pixel] = slot[place]
+        begin[block + 1] = total
+    return begin, found[:total].copy(), point
+
+
+@njit(nogil=True, cache=True)
+def _touched(points: Any, cells: Any, rows: Any, count: int, nodes: int) -> Any:
+    """Which colour nodes the points of each block touch: (T + 1,) pointers and the nodes."""
     seen_cell = np.full(len(rows), -1, np.int64)
     seen_node = np.full(nodes, -1, np.int64)
-    blocks = len(pointers) - 1
+    blocks = len(points) - 1
     begin = np.zeros(blocks + 1, np.int64)
     found = np.empty(1024, np.int32)
     total = 0
     for block in range(blocks):
-        for pixel in range(pointers[block], pointers[block + 1]):
-            cell = cells[members[pixel]]
+        for point in range(points[block], points[block + 1]):
+            cell = cells[point]
             if seen_cell[cell] == block:
                 continue
             seen_cell[cell] = block
@@ -291,6 +371,59 @@ def _touched(pointers: Any, members: Any, cells: Any, rows: Any, count: int, nod
                         total += 1
         begin[block + 1] = total
     return begin, found[:total].copy()
+
+
+@njit(nogil=True, cache=True)
+def _touched_places(touched: Any, nodes: Any, place_rows: Any, count: int, places: int, total: int) -> Any:
+    """(total, places) bool: which nodes the points touch."""
+    seen = np.zeros((total, places), np.bool_)
+    for block in range(len(touched) - 1):
+        for index in range(touched[block], touched[block + 1]):
+            for r in range(place_rows.shape[1]):
+                for place in range(place_rows[block, r], place_rows[block, r] + count):
+                    seen[nodes[index], place] = True
+    return seen
+
+
+def _spread(seen: NDArray[np.bool_], sizes: tuple[int, ...], reach: int) -> NDArray[np.bool_]:
+    """``seen`` (M, places) and what lies within ``reach`` places along every axis."""
+    spread = seen.reshape(-1, *sizes)
+    for axis in range(1, spread.ndim):
+        before = spread.swapaxes(1, axis)
+        after = before.copy()
+        for step in range(1, reach + 1):
+            after[:, step:] |= before[:, :-step]
+            after[:, :-step] |= before[:, step:]
+        spread = after.swapaxes(1, axis)
+    return spread.reshape(seen.shape)
+
+
+@njit(nogil=True, cache=True)
+def _numbered(mask: Any) -> Any:
+    """Consecutive numbers where ``mask`` (M, places) holds, -1 elsewhere; pointers (M + 1,); and the places."""
+    numbers = np.full(mask.shape, -1, np.int32)
+    pointers = np.zeros(len(mask) + 1, np.int64)
+    spots = np.empty(mask.size, np.int32)
+    total = 0
+    for i in range(len(mask)):
+        for place in range(mask.shape[1]):
+            if mask[i, place]:
+                numbers[i, place] = total
+                spots[total] = place
+                total += 1
+        pointers[i + 1] = total
+    return numbers, pointers, spots[:total].copy()
+
+
+@njit(nogil=True, cache=True)
+def _first_rows(numbers: Any, touched: Any, nodes: Any, place_rows: Any) -> Any:
+    """The numbers of the first node of each run of places, for each node that a block touches: (touched, R)."""
+    rows = np.empty((len(nodes), place_rows.shape[1]), np.int32)
+    for block in range(len(touched) - 1):
+        for index in range(touched[block], touched[block + 1]):
+            for r in range(place_rows.shape[1]):
+                rows[index, r] = numbers[nodes[index], place_rows[block, r]]
+    return rows
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -347,46 +480,78 @@ def _store(lane: Any, pixels: Any, begin: int, end: int, values: Any) -> None:
         i += run
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def _factors(scale: Any, weights: Any, colour: Any, offsets: Any, factors: Any) -> Any:
+    """``scale`` times a colour's weights on all axes but the last, run by run; returns where the last one's begin."""
+    axes = weights.shape[1]
+    for r in range(len(factors)):
+        factors[r] = scale
+        for axis in range(axes - 1):
+            factors[r] *= weights[colour, axis, offsets[r, axis]]
+    return (colour * axes + axes - 1) * weights.shape[2]
+
+
 # Each pass is compiled once for the numbers that must be constants in it, and kept on disk.
 
 
 @lru_cache
-def _splat(width: int, count: int, place_count: int) -> Callable[..., None]:
-    """A: from pixels to nodes, by way of the nodes' colours in each block.
+def _splat(width: int, count: int, runs: int, place_count: int, place_runs: int) -> Callable[..., None]:
+    """A: from pixels to points, from these to the nodes of their colours within the block, and then to those of places.
 
     Args:
         width: channels in a row.
         count: nodes along a colour axis.
+        runs: runs of consecutive colour nodes for each point; 0 = any number.
         place_count: nodes along the last spatial axis.
+        place_runs: runs of consecutive places for each block.
     """
+    alone = max(runs, 1)
 
     @njit(nogil=True, cache=True, error_model="numpy")
     def splat(
-        values: Any, pixels: Any, strips: Any, strip_blocks: Any, blocks: Any, members: Any, cells: Any, rows: Any,
-        offsets: Any, weights: Any, touched: Any, nodes: Any, place_rows: Any, place_weights: Any, places: int,
-        local: Any, lane: Any, table: Any,
+        values: Any, pixels: Any, strips: Any, strip_blocks: Any, blocks: Any, members: Any, point: Any, points: Any,
+        scale: Any, colours: Any, cells: Any, rows: Any, offsets: Any, weights: Any, touched: Any, nodes: Any,
+        place_factors: Any, place_weights: Any, local: Any, sums: Any, lane: Any, place_rows: Any, table: Any,
     ) -> None:  # fmt: skip
-        axes, last = weights.shape[1], weights.shape[1] - 1
         flat, place_flat = weights.reshape(-1), place_weights.reshape(-1)
-        one = weights.dtype.type(1)
+        starts = rows.reshape(-1, alone)
+        one = np.ones(1, weights.dtype)
+        factors = np.empty(rows.shape[1], weights.dtype)
         for strip in range(len(strips) - 1):
             begin = strips[strip]
             _load(values, pixels, begin, strips[strip + 1], lane)
             for block in range(strip_blocks[strip], strip_blocks[strip + 1]):
+                before = points[block]
                 for member in range(blocks[block], blocks[block + 1]):
                     i = members[member]
-                    for r in range(rows.shape[1]):
-                        factor = one
-                        for axis in range(last):
-                            factor *= weights[i, axis, offsets[r, axis]]
-                        start = (i * axes + last) * count
-                        scatter(local, rows[cells[i], r], lane, i - begin, flat, start, factor, count, width)
+                    gather(sums, point[i] - before, lane, i - begin, one, 0, one[0], 1, width, 0)
+                for p in range(before, points[block + 1]):
+                    start = _factors(scale[p], weights, colours[p], offsets, factors)
+                    first = cells[colours[p]] * (len(factors) // alone)
+                    for r in range(0, len(factors), alone):
+                        chosen = factors[r:]
+                        scatter_runs(
+                            local,
+                            0,
+                            starts,
+                            first + r // alone,
+                            flat,
+                            start,
+                            chosen,
+                            sums,
+                            p - before,
+                            alone,
+                            count,
+                            width,
+                        )
+                    for k in range(width):
+                        sums[p - before, k] = 0
                 for index in range(touched[block], touched[block + 1]):
                     node = nodes[index]
-                    for r in range(place_rows.shape[1]):
-                        start = (block * place_rows.shape[1] + r) * place_count
-                        row = node * places + place_rows[block, r]
-                        scatter(table, row, local, node, place_flat, start, one, place_count, width)
+                    scatter_runs(
+                        table, 0, place_rows, index, place_flat, block * place_count, place_factors[block], local, node,
+                        place_runs, place_count, width,
+                    )  # fmt: skip
                     for k in range(width):
                         local[node, k] = 0
 
@@ -396,21 +561,31 @@ def _splat(width: int, count: int, place_count: int) -> Callable[..., None]:
 
 @lru_cache
 def _blur_places(width: int, taps: int) -> Callable[..., None]:
-    """G along one spatial axis, in place."""
+    """G along one spatial axis, in place; ``held`` numbers the nodes in rows of ``table``."""
     reach = taps // 2
 
     @njit(nogil=True, cache=True, error_model="numpy")
-    def blur_places(table: Any, before: int, length: int, after: int, numbers: Any, line: Any) -> None:
+    def blur_places(
+        table: Any, held: Any, before: int, length: int, after: int, numbers: Any, line: Any
+    ) -> None:  # fmt: skip
         one = numbers.dtype.type(1)
         for outer in range(before):
             for inner in range(after):
-                # The line has ``reach`` rows of zeros at both ends.
+                # The line has ``reach`` rows of zeros at both ends, and between places that are not held.
+                first, last = length, -1
                 for i in range(length):
-                    row = (outer * length + i) * after + inner
+                    row = held[(outer * length + i) * after + inner]
+                    if row >= 0:
+                        first, last = min(first, i), i
+                        for k in range(width):
+                            line[reach + i, k] = table[row, k]
+                for i in range(first, last + 1):
+                    row = held[(outer * length + i) * after + inner]
+                    if row >= 0:
+                        gather(table, row, line, i, numbers, 0, one, taps, width, 1)
+                for i in range(first, last + 1):
                     for k in range(width):
-                        line[reach + i, k] = table[row, k]
-                for i in range(length):
-                    gather(table, (outer * length + i) * after + inner, line, i, numbers, 0, one, taps, width, 1)
+                        line[reach + i, k] = 0
 
     result: Callable[..., None] = blur_places
     return result
@@ -418,65 +593,63 @@ def _blur_places(width: int, taps: int) -> Callable[..., None]:
 
 @lru_cache
 def _blur_colours(width: int) -> Callable[..., None]:
-    """G along all colour axes at once."""
+    """G along all colour axes at once, for the nodes that are touched: ``spots`` are their places, colour by colour."""
 
     @njit(nogil=True, cache=True, error_model="numpy")
-    def blur_colours(table: Any, places: int, pointers: Any, neighbors: Any, numbers: Any, result: Any) -> None:
+    def blur_colours(
+        table: Any, held: Any, spots: Any, spot_pointers: Any, pointers: Any, neighbors: Any, numbers: Any, result: Any
+    ) -> None:  # fmt: skip
         one = numbers.dtype.type(1)
+        places = len(held) // (len(pointers) - 1)
         for node in range(len(pointers) - 1):
-            for place in range(places):
-                for k in range(width):
-                    result[node * places + place, k] = 0
             for index in range(pointers[node], pointers[node + 1]):
-                other = neighbors[index]
-                for place in range(places):
-                    row = other * places + place
-                    gather(result, node * places + place, table, row, numbers, index, one, 1, width, 0)
+                start = neighbors[index] * places
+                for row in range(spot_pointers[node], spot_pointers[node + 1]):
+                    other = held[start + spots[row]]
+                    if other >= 0:
+                        gather(result, row, table, other, numbers, index, one, 1, width, 0)
 
     compiled: Callable[..., None] = blur_colours
     return compiled
 
 
 @lru_cache
-def _slice(width: int, count: int, place_count: int, runs: int) -> Callable[..., None]:
-    """The transpose of A: from nodes to pixels; ``runs`` of consecutive colour nodes for each pixel, 0 = any number."""
+def _slice(width: int, count: int, runs: int, place_count: int, place_runs: int) -> Callable[..., None]:
+    """The transpose of A; arguments as for `_splat`."""
+    alone = max(runs, 1)
 
     @njit(nogil=True, cache=True, error_model="numpy")
     def slice_(
-        table: Any, pixels: Any, strips: Any, strip_blocks: Any, blocks: Any, members: Any, cells: Any, rows: Any,
-        offsets: Any, weights: Any, touched: Any, nodes: Any, place_rows: Any, place_weights: Any, places: int,
-        local: Any, lane: Any, values: Any,
+        table: Any, pixels: Any, strips: Any, strip_blocks: Any, blocks: Any, members: Any, point: Any, points: Any,
+        scale: Any, colours: Any, cells: Any, rows: Any, offsets: Any, weights: Any, touched: Any, nodes: Any,
+        place_factors: Any, place_weights: Any, local: Any, sums: Any, lane: Any, place_rows: Any, values: Any,
     ) -> None:  # fmt: skip
-        axes, last = weights.shape[1], weights.shape[1] - 1
         flat, place_flat = weights.reshape(-1), place_weights.reshape(-1)
-        one = weights.dtype.type(1)
+        starts = rows.reshape(-1, alone)
+        one = np.ones(1, weights.dtype)
         factors = np.empty(rows.shape[1], weights.dtype)
         for strip in range(len(strips) - 1):
             begin = strips[strip]
             for block in range(strip_blocks[strip], strip_blocks[strip + 1]):
+                before = points[block]
                 for index in range(touched[block], touched[block + 1]):
                     node = nodes[index]
-                    for k in range(width):
-                        local[node, k] = 0
-                    for r in range(place_rows.shape[1]):
-                        start = (block * place_rows.shape[1] + r) * place_count
-                        row = node * places + place_rows[block, r]
-                        gather(local, node, table, row, place_flat, start, one, place_count, width, 0)
+                    gather_runs(
+                        local, node, table, 0, place_rows, index, place_flat, block * place_count,
+                        place_factors[block], place_runs, place_count, width, 1,
+                    )  # fmt: skip
+                for p in range(before, points[block + 1]):
+                    start = _factors(scale[p], weights, colours[p], offsets, factors)
+                    first = cells[colours[p]] * (len(factors) // alone)
+                    gather_runs(sums, p - before, local, 0, starts, first, flat, start, factors, alone, count, width, 1)
+                    for r in range(alone, len(factors), alone):
+                        chosen = factors[r:]
+                        gather_runs(
+                            sums, p - before, local, 0, starts, first + r, flat, start, chosen, alone, count, width, 0
+                        )
                 for member in range(blocks[block], blocks[block + 1]):
                     i = members[member]
-                    for r in range(rows.shape[1]):
-                        factors[r] = one
-                        for axis in range(last):
-                            factors[r] *= weights[i, axis, offsets[r, axis]]
-                    start = (i * axes + last) * count
-                    if runs > 0:
-                        gather_runs(lane, i - begin, local, rows, cells[i], flat, start, factors, runs, count, width)
-                    else:
-                        for k in range(width):
-                            lane[i - begin, k] = 0
-                        for r in range(rows.shape[1]):
-                            first = rows[cells[i], r]
-                            gather(lane, i - begin, local, first, flat, start, factors[r], count, width, 0)
+                    gather(lane, i - begin, sums, point[i] - before, one, 0, one[0], 1, width, 1)
             _store(lane, pixels, begin, strips[strip + 1], values)
 
     result: Callable[..., None] = slice_
@@ -513,10 +686,19 @@ class SplineLattice:
         space = _places(places, sigma, grid)
         blocks = len(space.rows)
         # Pixels are kept in strips, one row of blocks each, and within a strip as they stand in memory.
-        strip = space.block // space.across
-        order = np.argsort(strip, kind="stable")
-        found = _colours(features[order], colours)
+        self.strips, order = _sorted_into(space.block // space.across, blocks // space.across)
         block = space.block[order]
+        self.pixels = pixels[order].astype(np.int64)
+        self.strip_blocks = np.arange(0, blocks + 1, space.across)
+        self.blocks, self.members = _sorted_into(block, blocks)
+        shared, sizes = _rounded(np.ascontiguousarray(features), order, colours.shares / colours.step)
+        bound = math.prod(int(size) for size in sizes)
+        _check_keys(bound, len(sizes))
+        strides = np.array([math.prod(int(size) for size in sizes[axis + 1 :]) for axis in range(len(sizes))])
+        self.points, keys, self.point = _points(self.blocks, self.members, shared @ strides)
+        different = _unique(keys, bound)
+        chosen = _lookup(different, bound)(keys)
+        found = _colours(np.stack(np.unravel_index(different, sizes), 1) * (colours.step / colours.shares), colours)
         self.sizes = space.sizes
         self.places = math.prod(space.sizes)
         self.nodes = len(found.pointers) - 1
@@ -525,26 +707,33 @@ class SplineLattice:
                 f"The lattice has {self.nodes} colours at {self.places} places, more than fits into memory. Use larger "
                 "bandwidths, a smaller image, or the backend 'exact'."
             )
-        self.pixels = pixels[order].astype(np.int64)
-        self.strips = _pointers(strip, blocks // space.across)
-        self.strip_blocks = np.arange(0, blocks + 1, space.across)
-        self.blocks = _pointers(block, blocks)
-        self.members = np.argsort(block, kind="stable")
-        self.cells = found.cell.astype(np.int32)
+        self.chosen, self.cells = chosen.astype(np.int32), found.cell.astype(np.int32)
         self.rows, self.offsets = found.rows, found.offsets
         self.touched, self.touched_nodes = _touched(
-            self.blocks, self.members, self.cells, found.rows, colours.degree + 1, self.nodes
+            self.points, self.cells[chosen], found.rows, colours.degree + 1, self.nodes
         )
-        self.place_rows = space.rows
+        seen = _touched_places(
+            self.touched, self.touched_nodes, space.rows, space.weights.shape[1], self.places, self.nodes
+        )
+        held, _, spots = _numbered(_spread(seen, space.sizes, grid.reach) if self.places > 1 else seen)
+        numbers, self.spot_pointers, self.spots = _numbered(seen)
+        self.held, self.held_count = held.ravel(), len(spots)
+        self.held_rows = _first_rows(held, self.touched, self.touched_nodes, space.rows)
+        self.seen_rows = _first_rows(numbers, self.touched, self.touched_nodes, space.rows)
         self.neighbor_pointers, self.neighbors = found.pointers, found.neighbors
-        own = _own_weight(found.weights, colours).prod(1) * space.own[block]
-        weights = found.weights.astype(np.float64)
-        weights[:, 0] /= np.sqrt(own)[:, None]
-        numbers = blur(grid)
+        own = _own_weight(found.weights, colours).prod(1)[chosen] * np.repeat(space.own, np.diff(self.points))
+        tap = blur(grid)
         self._floats = {
             features.dtype: tuple(
                 np.ascontiguousarray(array, dtype=features.dtype)
-                for array in (weights, space.weights, found.blur, [*numbers[:0:-1], *numbers])
+                for array in (
+                    1 / np.sqrt(own),
+                    found.weights,
+                    space.factors,
+                    space.weights,
+                    found.blur,
+                    [*tap[:0:-1], *tap],
+                )
             )
         }
         self._exact = features.dtype
@@ -560,33 +749,43 @@ class SplineLattice:
         done = 0
         while done < len(values):
             width = width_for(len(values) - done)
-            while width > WIDTHS[0] and self.places * self.nodes * width > _MOST_NUMBERS // 4:
+            while width > WIDTHS[0] and self.held_count * width > _MOST_NUMBERS // 4:
                 width = WIDTHS[WIDTHS.index(width) - 1]
             self._filter(values[done : done + width], width, result[done : done + width])
             done += width
         return result
 
     def _filter(self, values: Floats, width: int, result: Floats) -> None:
-        weights, place_weights, neighbor_blur, numbers = self._floats[values.dtype]
+        scale, weights, place_factors, place_weights, neighbor_blur, numbers = self._floats[values.dtype]
         reach = self.grid.reach
-        place_count = place_weights.shape[1] // self.place_rows.shape[1]  # 1 if there is but one place
-        runs = self.rows.shape[1]
-        constants = (width, self.colours.degree + 1, place_count)
-        table = np.zeros((self.nodes * self.places, width), values.dtype)
+        runs = self.rows.shape[1] if self.rows.shape[1] <= _MOST_RUNS else 0
+        constants = (width, self.colours.degree + 1, runs, place_weights.shape[1], place_factors.shape[1])
+        table = np.zeros((self.held_count, width), values.dtype)
         local = np.zeros((self.nodes, width), values.dtype)
+        sums = np.zeros((int(np.diff(self.points).max()), width), values.dtype)
         lane = np.zeros((int(np.diff(self.strips).max()), width), values.dtype)
         shared = (
-            self.pixels, self.strips, self.strip_blocks, self.blocks, self.members, self.cells, self.rows, self.offsets,
-            weights, self.touched, self.touched_nodes, self.place_rows, place_weights, self.places, local, lane,
+            self.pixels, self.strips, self.strip_blocks, self.blocks, self.members, self.point, self.points, scale,
+            self.chosen, self.cells, self.rows, self.offsets, weights, self.touched, self.touched_nodes, place_factors,
+            place_weights, local, sums, lane,
         )  # fmt: skip
-        _splat(*constants)(values, *shared, table)
+        _splat(*constants)(values, *shared, self.held_rows, table)
         before = self.nodes
         for axis, length in enumerate(self.sizes):
             if self.places > 1:
                 line = np.zeros((length + 2 * reach, width), values.dtype)
                 after = math.prod(self.sizes[axis + 1 :])
-                _blur_places(width, len(numbers))(table, before, length, after, numbers, line)
+                _blur_places(width, len(numbers))(table, self.held, before, length, after, numbers, line)
                 before *= length
-        blurred = np.empty_like(table)
-        _blur_colours(width)(table, self.places, self.neighbor_pointers, self.neighbors, neighbor_blur, blurred)
-        _slice(*constants, runs if runs <= _MOST_RUNS else 0)(blurred, *shared, result)
+        blurred = np.zeros((len(self.spots), width), values.dtype)
+        _blur_colours(width)(
+            table,
+            self.held,
+            self.spots,
+            self.spot_pointers,
+            self.neighbor_pointers,
+            self.neighbors,
+            neighbor_blur,
+            blurred,
+        )
+        _slice(*constants)(blurred, *shared, self.seen_rows, result)

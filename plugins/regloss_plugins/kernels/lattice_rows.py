@@ -7,6 +7,7 @@ three to four times slower.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -103,11 +104,35 @@ def _gather(
     return signature, generate
 
 
+class _Runs:
+    """Rows of a table and their weights: firsts[cell, r] + offset + c and factors[r] * weights[start + c]."""
+
+    def __init__(self, context: Any, builder: Any, kinds: Any, given: Any, runs: int, rows: int, width: int) -> None:
+        # given: table, offset, firsts, cell, weights, start, factors
+        self.context, self.builder, self.kinds, self.given = context, builder, kinds, given
+        self.runs, self.rows, self.width = runs, rows, width
+
+    def __iter__(self) -> Iterator[tuple[_Row, Any]]:
+        builder, (table, offset, firsts, cell, weights, start, factors) = self.builder, self.given
+        places = self.context.make_array(self.kinds[2])(self.context, builder, firsts)
+        begin = builder.mul(cell, builder.extract_value(places.shape, 1))
+        scales = self.context.make_array(self.kinds[6])(self.context, builder, factors)
+        for run in range(self.runs):
+            number = ir.Constant(begin.type, run)
+            first = builder.sext(builder.load(builder.gep(places.data, [builder.add(begin, number)])), begin.type)
+            factor = builder.load(builder.gep(scales.data, [number]))
+            for step in range(self.rows):
+                index = builder.add(builder.add(first, offset), ir.Constant(begin.type, step))
+                row = _Row(self.context, builder, self.kinds[0], table, index, self.width)
+                yield row, _weight(self.context, builder, self.kinds[4], weights, start, step, factor)
+
+
 def _gather_runs(
     typing: Any,
     target: Any,
     place: Any,
     source: Any,
+    offset: Any,
     firsts: Any,
     cell: Any,
     weights: Any,
@@ -116,63 +141,60 @@ def _gather_runs(
     runs: Any,
     rows: Any,
     width: Any,
+    fresh: Any,
 ) -> Any:
     """Sum several runs of weighted rows into one, without going through memory in between.
 
-    target[place] = sum over r < runs of factors[r]
-                    * sum over c < rows of weights[start + c] * source[firsts[cell, r] + c]
+    target[place] = (0 if fresh else target[place])
+                    + sum over r < runs of factors[r]
+                    * sum over c < rows of weights[start + c] * source[firsts[cell, r] + offset + c]
 
-    ``runs``, ``rows`` and ``width`` must be constants; nothing is checked.
+    ``runs``, ``rows``, ``width`` and ``fresh`` must be constants; nothing is checked.
     """
-    signature = types.void(
-        target, types.intp, source, firsts, types.intp, weights, types.intp, factors, runs, rows, width
-    )
+    intp = types.intp
+    signature = types.void(target, intp, source, intp, firsts, intp, weights, intp, factors, runs, rows, width, fresh)
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         kinds, lanes = signature.args, width.literal_value
         into = _Row(context, builder, kinds[0], given[0], given[1], lanes)
-        total = ir.Constant(ir.VectorType(into.element, lanes), None)
-        table = context.make_array(kinds[3])(context, builder, given[3])
-        begin = builder.mul(given[4], builder.extract_value(table.shape, 1))
-        scales = context.make_array(kinds[7])(context, builder, given[7])
-        for run in range(runs.literal_value):
-            number = ir.Constant(begin.type, run)
-            first = builder.sext(builder.load(builder.gep(table.data, [builder.add(begin, number)])), begin.type)
-            factor = builder.load(builder.gep(scales.data, [number]))
-            for step in range(rows.literal_value):
-                index = builder.add(first, ir.Constant(begin.type, step))
-                row = _Row(context, builder, kinds[2], given[2], index, lanes).load()
-                weight = _weight(context, builder, kinds[5], given[5], given[6], step, factor)
-                total = _fused(builder, total, row, weight, lanes)
+        total = ir.Constant(ir.VectorType(into.element, lanes), None) if fresh.literal_value else into.load()
+        for row, weight in _Runs(
+            context, builder, kinds[2:], given[2:9], runs.literal_value, rows.literal_value, lanes
+        ):
+            total = _fused(builder, total, row.load(), weight, lanes)
         into.store(total)
         return context.get_dummy_value()
 
     return signature, generate
 
 
-def _scatter(
+def _scatter_runs(
     typing: Any,
     target: Any,
-    first: Any,
-    source: Any,
-    place: Any,
+    offset: Any,
+    firsts: Any,
+    cell: Any,
     weights: Any,
     start: Any,
-    factor: Any,
+    factors: Any,
+    source: Any,
+    place: Any,
+    runs: Any,
     rows: Any,
     width: Any,
 ) -> Any:
-    """target[first + c] += factor * weights[start + c] * source[place] for all c < rows; the transpose of `gather`."""
-    signature = types.void(target, types.intp, source, types.intp, weights, types.intp, weights.dtype, rows, width)
+    """The transpose of `gather_runs`.
+
+    target[firsts[cell, r] + offset + c] += factors[r] * weights[start + c] * source[place] for all r < runs, c < rows
+    """
+    intp = types.intp
+    signature = types.void(target, intp, firsts, intp, weights, intp, factors, source, intp, runs, rows, width)
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         kinds, lanes = signature.args, width.literal_value
-        row = _Row(context, builder, kinds[2], given[2], given[3], lanes).load()
-        for step in range(rows.literal_value):
-            index = builder.add(given[1], ir.Constant(given[1].type, step))
-            into = _Row(context, builder, kinds[0], given[0], index, lanes)
-            weight = _weight(context, builder, kinds[4], given[4], given[5], step, given[6])
-            into.store(_fused(builder, into.load(), row, weight, lanes))
+        value = _Row(context, builder, kinds[7], given[7], given[8], lanes).load()
+        for row, weight in _Runs(context, builder, kinds, given[:7], runs.literal_value, rows.literal_value, lanes):
+            row.store(_fused(builder, row.load(), value, weight, lanes))
         return context.get_dummy_value()
 
     return signature, generate
@@ -214,5 +236,5 @@ def _transpose(
 # Their first parameter is numba's own, which its type stubs do not know.
 gather: Any = intrinsic(prefer_literal=True)(_gather)
 gather_runs: Any = intrinsic(prefer_literal=True)(_gather_runs)
-scatter: Any = intrinsic(prefer_literal=True)(_scatter)
+scatter_runs: Any = intrinsic(prefer_literal=True)(_scatter_runs)
 transpose: Any = intrinsic(prefer_literal=True)(_transpose)
