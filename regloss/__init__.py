@@ -24,23 +24,34 @@ if TYPE_CHECKING:  # what the lazy lookup below finds at run time, spelt out for
     from regloss.batch import Batch
     from regloss.data_term import DataTerm
     from regloss.dataset import Dataset, Sample
+    from regloss.deep_segmentation import DeepChanVese, deep_chan_vese
     from regloss.denoising import Denoised, denoise
+    from regloss.dense_crf_layer import DenseCRFLayer
     from regloss.divergence import Divergence
+    from regloss.guided import guided_filter
     from regloss.layer import RegularizedNetwork, RegularizedSoftmax, attach
-    from regloss.outer_loop import OuterLoop, Proposal
+    from regloss.outer_loop import OuterLoop, Proposal, Update
     from regloss.region_force import RegionForce, phases_by_color
     from regloss.regularizer import Concave, Form, Graph, GridGraph, Mixed, Projection, Regularizer, Saddle, Sum, Term
+    from regloss.saliency import phases_by_saliency
     from regloss.schedule import Schedule
     from regloss.sigmoid_layer import RegularizedSigmoid
     from regloss.solver import Problem, Solution, Solver, Status, solve
+    from regloss_plugins.data_terms.boundary import Boundary
+    from regloss_plugins.data_terms.collision_cross_entropy import CollisionCrossEntropy
     from regloss_plugins.data_terms.cross_entropy import CrossEntropy
+    from regloss_plugins.data_terms.elbo import ELBO
+    from regloss_plugins.data_terms.entropy import Entropy
     from regloss_plugins.data_terms.partial_cross_entropy import PartialCrossEntropy
+    from regloss_plugins.data_terms.size_bounds import SizeBounds
     from regloss_plugins.divergences.euclidean import Euclidean
     from regloss_plugins.divergences.kl import KL
     from regloss_plugins.divergences.robust_kl import RobustKL
     from regloss_plugins.outer_loops.adm import ADM
     from regloss_plugins.outer_loops.gradient_descent import GradientDescent
+    from regloss_plugins.outer_loops.soft_self_labeling import SoftSelfLabeling
     from regloss_plugins.outer_loops.trust_region import TrustRegion
+    from regloss_plugins.outer_loops.variable_splitting import Splitting
     from regloss_plugins.region_forces.chan_vese import ChanVese
     from regloss_plugins.region_forces.gaussian import GaussianForce
     from regloss_plugins.region_forces.histogram import HistogramForce
@@ -54,6 +65,7 @@ if TYPE_CHECKING:  # what the lazy lookup below finds at run time, spelt out for
     from regloss_plugins.regularizers.ordered import Ordered
     from regloss_plugins.regularizers.star import StarShape
     from regloss_plugins.regularizers.threshold_dynamics import ThresholdDynamics
+    from regloss_plugins.regularizers.tree_energy import TreeEnergy
     from regloss_plugins.regularizers.tv import TotalVariation
     from regloss_plugins.regularizers.volume import Volume
     from regloss_plugins.solvers.alpha_expansion import AlphaExpansion
@@ -69,7 +81,9 @@ _NOUNS = {
     "Concave": "regularizer",
     "DataTerm": "data_term",
     "Dataset": "dataset",
+    "DeepChanVese": "deep_segmentation",
     "Denoised": "denoising",
+    "DenseCRFLayer": "dense_crf_layer",
     "Divergence": "divergence",
     "Form": "regularizer",
     "Graph": "regularizer",
@@ -79,6 +93,7 @@ _NOUNS = {
     "Problem": "solver",
     "Projection": "regularizer",
     "Proposal": "outer_loop",
+    "Update": "outer_loop",
     "RegionForce": "region_force",
     "RegularizedNetwork": "layer",
     "RegularizedSigmoid": "sigmoid_layer",
@@ -94,30 +109,39 @@ _NOUNS = {
     "Term": "regularizer",
     "alternate": "alternation",
     "attach": "layer",
+    "deep_chan_vese": "deep_segmentation",
     "denoise": "denoising",
+    "guided_filter": "guided",
     "phases_by_color": "region_force",
+    "phases_by_saliency": "saliency",
     "solve": "solver",
 }
 
 __all__ = [
     "ADM",
     "DCA",
+    "ELBO",
     "KL",
     "PDHG",
     "AlphaExpansion",
     "Alternation",
     "AmbiguousName",
     "Batch",
+    "Boundary",
     "BrokenPlugin",
     "ChanVese",
+    "CollisionCrossEntropy",
     "Concave",
     "ConvexShape",
     "CrossEntropy",
     "DataTerm",
     "Dataset",
+    "DeepChanVese",
     "Denoised",
     "DenseCRF",
+    "DenseCRFLayer",
     "Divergence",
+    "Entropy",
     "Euclidean",
     "Form",
     "GatedCRF",
@@ -150,26 +174,34 @@ __all__ = [
     "Saddle",
     "Sample",
     "Schedule",
+    "SizeBounds",
+    "SoftSelfLabeling",
     "Solution",
     "Solver",
+    "Splitting",
     "StarShape",
     "Status",
     "Sum",
     "Term",
     "ThresholdDynamics",
     "TotalVariation",
+    "TreeEnergy",
     "TrustRegion",
     "UnknownComponent",
+    "Update",
     "UsageError",
     "Volume",
     "__version__",
     "alternate",
     "attach",
     "create",
+    "deep_chan_vese",
     "denoise",
     "get",
+    "guided_filter",
     "names",
     "phases_by_color",
+    "phases_by_saliency",
     "register",
     "solve",
     "unregister",

@@ -36,6 +36,7 @@ from regloss.regularizer import Form, Regularizer, Sum, Term, combine, join_all,
 from regloss.solver import DifferentiableSolver, Problem, Solution, negotiate
 
 if TYPE_CHECKING:
+    from regloss.dense_crf_layer import DenseCRFLayer
     from regloss.sigmoid_layer import RegularizedSigmoid
 
 BACKWARD = ("implicit", "unrolled", "one-step")
@@ -285,7 +286,7 @@ class Bound:
             raise UsageError(f"logits {tuple(logits.shape)} do not fit the images, with (B, *S) = {shape}.")
 
 
-def attach(network: nn.Module, layer: RegularizedSoftmax | RegularizedSigmoid) -> RegularizedNetwork:
+def attach(network: nn.Module, layer: RegularizedSoftmax | RegularizedSigmoid | DenseCRFLayer) -> RegularizedNetwork:
     """``network`` with ``layer`` behind it, to be used wherever ``network`` was.
 
     Args:
@@ -296,7 +297,7 @@ def attach(network: nn.Module, layer: RegularizedSoftmax | RegularizedSigmoid) -
 
 
 class RegularizedNetwork(nn.Module):
-    """A network that ends in a `RegularizedSoftmax` or a `RegularizedSigmoid`.
+    """A network that ends in a `RegularizedSoftmax`, a `RegularizedSigmoid` or a `DenseCRFLayer`.
 
     Its output are the logarithms of the layer's probabilities. They serve as logits wherever those of ``network`` did,
     in losses, in argmax and in softmax, since softmax(log p) = p; and they do not underflow where p would.
@@ -306,7 +307,7 @@ class RegularizedNetwork(nn.Module):
         layer: what comes after.
     """
 
-    def __init__(self, network: nn.Module, layer: RegularizedSoftmax | RegularizedSigmoid) -> None:
+    def __init__(self, network: nn.Module, layer: RegularizedSoftmax | RegularizedSigmoid | DenseCRFLayer) -> None:
         super().__init__()
         self.network = network
         self.layer = layer

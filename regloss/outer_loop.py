@@ -7,15 +7,16 @@ pixels of the region of interest. Weights therefore do not depend on resolution,
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from regloss.batch import Batch
 from regloss.checks import check_labels, check_scores
+from regloss.data_term import DataTerm, DataTerms
 from regloss.errors import UsageError
 from regloss.solver import Solution
 
@@ -29,10 +30,27 @@ class Proposal:
     Attributes:
         labels: (B, *S) int64; 255 outside the region of interest.
         solution: what the solver said of it; None for a proposal read back from a store.
+        probabilities: (B, K, *S) of a soft proposal, whose argmax the labels are. Only for loops that propose in every
+            step: stores keep labels alone. None = the labels are all there is.
     """
 
     labels: Tensor
     solution: Solution | None = None
+    probabilities: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Update:
+    """One of the updates that a training step consists of.
+
+    Attributes:
+        loss: scalar to back-propagate.
+        networks: who takes an optimizer's step along its gradient: names in `OuterLoop.modules`, and "network" for the
+            one that makes the logits.
+    """
+
+    loss: Tensor
+    networks: tuple[str, ...]
 
 
 class OuterLoop(ABC):
@@ -45,9 +63,11 @@ class OuterLoop(ABC):
         all_reduce: in a training distributed over processes, a function that sums a tensor over them; with it, means
             are over the global batch.
         world_size: number of processes that ``all_reduce`` sums over.
+        data_term: the data term of the objective, or several; None for a loop that has none of its own.
     """
 
     update_every: Cadence
+    data_term: DataTerm | DataTerms | None = None
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, update_every: Cadence = "never") -> None:
@@ -59,6 +79,7 @@ class OuterLoop(ABC):
             )
         self.update_every = update_every
         self._addends: dict[str, Tensor] = {}
+        self._measures: dict[str, Tensor] = {}
         self.all_reduce: Callable[[Tensor], Tensor] | None = None
         self.world_size = 1
         self.progress = 0.0
@@ -84,6 +105,36 @@ class OuterLoop(ABC):
             batch: images and labels.
             warm: (B, *S) labels of the previous proposal, 255 outside the region of interest; None at first.
         """
+
+    # ---- what might be defined
+
+    def modules(self) -> Mapping[str, nn.Module]:
+        """Networks that are trained beside the one that makes the logits, by name; see `DataTerm.modules`.
+
+        Those of ``data_term``, for a loop that has one.
+        """
+        return {} if self.data_term is None else self.data_term.modules()
+
+    def updates(
+        self,
+        logits: Tensor,
+        batch: Batch,
+        proposal: Proposal | None,
+        network: Callable[[Tensor, Tensor | None], Tensor],
+    ) -> Iterator[Update]:
+        """The updates of one training step; one of all networks along the `objective`, unless a loop says otherwise.
+
+        Whoever trains carries out each update before it asks for the next, whose loss may so depend on what has been
+        updated already; a gradient that the loss has in other networks is dropped.
+
+        Args:
+            logits: (B, K, *S) of ``network`` at the batch.
+            batch: see `objective`.
+            proposal: see `objective`.
+            network: (B, C, *S) images and (B, *S) bool regions of interest (or None) to logits, for loops that ask for
+                more than those of the batch.
+        """
+        yield Update(self.objective(logits, batch, proposal), ("network", *self.modules()))
 
     # ---- what should not be redefined
 
@@ -120,10 +171,27 @@ class OuterLoop(ABC):
         safe = torch.where(count > 0, count, torch.ones_like(count))
         return totals.sum() * (self.world_size / safe)
 
+    def data_addends(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Means of ``data_term``, for `record`: "data", or for several data terms "data-NAME" with their weights."""
+        if self.data_term is None:
+            return {}
+        if isinstance(self.data_term, DataTerm):
+            return {"data": self.mean(*self.data_term(logits, batch))}
+        return {f"data-{p.name}": p.weight * self.mean(*p.term(logits, batch)) for p in self.data_term.parts}
+
     def record(self, **addends: Tensor) -> Tensor:
         """Sum of the addends of an objective, kept for ``parts`` under their names."""
         self._addends = {name.replace("_", "-"): value.detach() for name, value in addends.items()}
         return torch.stack(list(addends.values())).sum()
+
+    def note(self, **measures: Tensor) -> None:
+        """Keep numbers beside the objective's addends, for ``measures`` under their names."""
+        self._measures |= {name.replace("_", "-"): value.detach() for name, value in measures.items()}
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """Other numbers of the last step by name; losses of further networks are called NAME-loss."""
+        return {name: float(value) for name, value in self._measures.items()}
 
     @property
     def parts(self) -> dict[str, float]:

@@ -99,9 +99,14 @@ class PottsTerm(Term):
         """R (B,) at ``probabilities`` (B, K, *S), by the relaxation."""
         probabilities = self.check(probabilities)
         energy = probabilities.new_zeros(probabilities.shape[0])
+        relaxation: Relaxation = self.relaxation
+        if relaxation in ("normalized-quadratic", "collision-divergence"):
+            # Each pixel is normalised once, rather than in every pair. On the simplex no norm is below 1 / sqrt(K).
+            probabilities = probabilities * probabilities.square().sum(1, keepdim=True).rsqrt()
+            relaxation = "bilinear" if relaxation == "normalized-quadratic" else "collision-cross-entropy"
         for number, offset in enumerate(self.graph.offsets):
             first, second = grid.pair_slices(offset)
             p, q = grid.pick(probabilities, first), grid.pick(probabilities, second)
-            cost = pair_cost(self.relaxation, p, q)
+            cost = pair_cost(relaxation, p, q)
             energy = energy + (grid.pick(self.graph.weights[:, number], first) * cost).flatten(1).sum(1)
         return energy

@@ -100,6 +100,35 @@ class GridGraph(Form):
             weights.append(grid.pick(self.weights[:, number], first).flatten(1))
         return Graph(torch.cat(edges), torch.cat(weights, dim=1))
 
+    def pull(self, values: Tensor) -> Tensor:
+        """Sum over neighbours q of w_pq ``values``_q, each channel for itself: (B, K, *S) to (B, K, *S)."""
+        total = torch.zeros_like(values)
+        for number, offset in enumerate(self.offsets):
+            first, second = grid.pair_slices(offset)
+            weights = grid.pick(self.weights[:, number], first).unsqueeze(1).to(values)
+            grid.pick(total, first).add_(weights * grid.pick(values, second))
+            grid.pick(total, second).add_(weights * grid.pick(values, first))
+        return total
+
+    def relaxed(self) -> Concave:
+        """The bilinear relaxation, sum of w (1 - <s_p, s_q>) on the simplex, as solvers of concave forms take it.
+
+        It is far from concave along differences of neighbours: by the largest sum of weights around a pixel.
+        """
+        degrees = self.pull(torch.ones_like(self.weights[:, :1]))
+
+        def value(s: Tensor) -> Tensor:
+            return (s * (degrees.to(s) - self.pull(s))).flatten(1).sum(1) / 2
+
+        def supergradient(s: Tensor) -> Tensor:
+            return degrees.to(s) / 2 - self.pull(s)
+
+        def select(images: Tensor) -> Concave:
+            return GridGraph(self.offsets, self.weights[images]).relaxed()
+
+        curvature = float(degrees.detach().max())
+        return Concave(value, supergradient, curvature, (self.weights,), select, quadratic=True)
+
     def join(self, other: Form) -> GridGraph:
         """Both neighbourhoods; weights of a common offset add."""
         if not isinstance(other, GridGraph):
@@ -250,6 +279,8 @@ class Concave(Form):
         parameters: tensors that both functions are computed from and that may need a gradient.
         select: indices (M,) of images to the form of those images alone; None = solvers keep converged images in the
             batch.
+        quadratic: whether R(s) = <b, s> + <s, H s> / 2 for all s, so that a step that has found a supergradient knows
+            the value too, R(s) = <supergradient(0) + supergradient(s), s> / 2, and the best length of a step.
     """
 
     value: Callable[[Tensor], Tensor]
@@ -257,6 +288,7 @@ class Concave(Form):
     curvature: float = 0.0
     parameters: tuple[Tensor, ...] = ()
     select: Callable[[Tensor], Concave] | None = None
+    quadratic: bool = False
 
     def join(self, other: Form) -> Concave:
         """Values, supergradients and curvatures add."""
@@ -269,6 +301,7 @@ class Concave(Form):
             self.curvature + other.curvature,
             self.parameters + other.parameters,
             None if mine is None or others is None else lambda images: mine(images).join(others(images)),
+            self.quadratic and other.quadratic,
         )
 
 
@@ -549,7 +582,9 @@ def join_all(forms: Sequence[Form], kind: type[Form]) -> Form:
     return reduce(lambda a, b: a.join(b), forms)
 
 
-_ZERO: Concave = Concave(lambda s: s.new_zeros(s.shape[0]), torch.zeros_like, select=lambda images: _ZERO)
+_ZERO: Concave = Concave(
+    lambda s: s.new_zeros(s.shape[0]), torch.zeros_like, select=lambda images: _ZERO, quadratic=True
+)
 
 
 def _mixable(offered: Sequence[type[Form]]) -> type[Form] | None:
@@ -599,6 +634,7 @@ def _scaled_concave(form: Concave, factor: float | Tensor) -> Concave:
         _plain(factor) * form.curvature,
         (*form.parameters, factor) if isinstance(factor, Tensor) else form.parameters,
         None if select is None else lambda images: _scaled_concave(select(images), factor),
+        form.quadratic,
     )
 
 

@@ -223,7 +223,8 @@ def solve(
         allowed: (B, K) bool, labels that free pixels may take, at least one in each image.
         warm: where to start: labels (B, *S), an earlier `Solution`, or its ``state``.
         observe: called with each `Look` that an iterative solver takes at its certificate, for curves of energy and
-            bound; pdhg looks at it anyway, dca computes energies for it, the others look at nothing on their way.
+            bound; pdhg looks at it anyway, dca and mean-field compute energies for it, the others look at nothing on
+            their way.
 
     Returns:
         The minimiser with its certificates; energies in float32 at least.

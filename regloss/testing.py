@@ -645,6 +645,23 @@ class RegularizerConformance(_Suite):
             direction = first.roll(1, 1) - first
             expected = _directional(form.value, first, direction)
             _close(_dot(slope, direction), expected, max(1e-6, self.tolerance), f"supergradient {where}")
+            if form.quadratic:
+                linear = form.supergradient(torch.zeros_like(first))
+                half = _dot(linear + slope, first) / 2
+                _close(half, value, max(1e-10, self.tolerance), f"the concave form is not quadratic {where}")
+
+    def check_concave_select(self, ndim: int) -> None:
+        """Where the concave form can leave images out: what remains is as before."""
+        for term, where in self._terms(ndim):
+            form = term.form(Concave)
+            if form.select is None:
+                continue
+            images, probabilities = torch.tensor([1]), self.probabilities(ndim)
+            alone, kept = form.select(images), probabilities[1:]
+            limit = max(1e-10, self.tolerance)
+            _close(alone.value(kept), form.value(probabilities)[1:], limit, f"value of image 1 alone {where}")
+            slope = form.supergradient(probabilities)[1:]
+            _close(alone.supergradient(kept), slope, limit, f"supergradient of image 1 alone {where}")
 
     def check_projection(self, ndim: int) -> None:
         """What was projected violates nothing; an exact projection is idempotent."""
@@ -713,7 +730,7 @@ _FORM_CHECKS: Mapping[type[Form], tuple[str, ...]] = {
         "check_saddle_select",
         "check_saddle_compiled",
     ),
-    Concave: ("check_concave",),
+    Concave: ("check_concave", "check_concave_select"),
     Projection: ("check_projection",),
 }
 
@@ -1293,6 +1310,23 @@ class DataTermConformance(_Suite):
             for value, expected in zip(alone, together, strict=True):
                 _close(value, expected[[i]], self.tolerance, f"sum or count of image {i}")
 
+    def test_modules_are_found_and_trained(self, ndim: int) -> None:
+        """Networks that it owns: the same objects under the same names, reached by the gradient, moved with it."""
+        term = self.make()
+        owned = term.modules()
+        for name, module in owned.items():
+            assert isinstance(module, nn.Module)
+            assert name
+            assert "." not in name, f"{name!r}: a name of a module must hold no dot"
+            assert term.modules()[name] is module, f"{name} is another object in each call"
+        parameters = [(f"{n}.{k}", p) for n, m in owned.items() for k, p in m.named_parameters()]
+        if parameters:
+            term(self._logits(ndim), self._batch(ndim))[0].sum().backward()  # type: ignore[no-untyped-call]
+        for name, parameter in parameters:
+            if parameter.requires_grad:
+                assert parameter.grad is not None, f"the parameter {name} has no gradient"
+                assert bool(parameter.grad.isfinite().all()), f"the gradient of {name} is not finite"
+
     def test_nothing_labelled_counts_nothing(self, ndim: int) -> None:
         """A crop may miss every scribble: then sum and count are 0, and the gradient is finite."""
         if not self.uses_labels:
@@ -1423,6 +1457,18 @@ class OuterLoopConformance(_Suite):
         assert all(isinstance(value, float) for value in loop.parts.values())
         _close(torch.tensor(sum(loop.parts.values())), objective, 1e-6, "sum of the parts")
 
+    def test_modules_are_found(self) -> None:
+        """Networks of its own and of its data term: the same objects in each call, none left out."""
+        loop = self.make()
+        owned = loop.modules()
+        assert all(isinstance(module, nn.Module) and name and "." not in name for name, module in owned.items())
+        again = loop.modules()
+        assert list(again) == list(owned)
+        assert all(again[name] is module for name, module in owned.items())
+        of_data = {} if loop.data_term is None else loop.data_term.modules()
+        missing = [name for name, module in of_data.items() if all(module is not other for other in owned.values())]
+        assert missing == [], "networks of the data term would not be trained"
+
     def test_cadence_says_whether_it_proposes(self) -> None:
         """``update_every`` is "never" exactly for loops that make no proposals."""
         loop = self.make()
@@ -1505,7 +1551,9 @@ class OuterLoopConformance(_Suite):
         proposals = [loop.propose(logits[share], part) for share, part in zip(shares, parts, strict=True)]
         whole = None
         if proposals[0] is not None and proposals[1] is not None:
-            whole = Proposal(torch.cat([proposals[0].labels, proposals[1].labels]))
+            soft = [found.probabilities for found in proposals if found is not None and found.probabilities is not None]
+            labels = torch.cat([proposals[0].labels, proposals[1].labels])
+            whole = Proposal(labels, probabilities=torch.cat(soft) if soft else None)
         expected = loop.objective(logits, batch, whole)
 
         def run(rank: int, reduce: Callable[[Tensor], Tensor]) -> Tensor:

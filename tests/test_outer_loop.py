@@ -163,3 +163,33 @@ def test_a_missing_proposal_is_asked_for():
     batch = Batch(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64))
     with pytest.raises(UsageError, match=r"ADM.objective needs a proposal.*loop.propose\(logits, batch\)"):
         ADM("grid-crf").objective(torch.zeros(1, 2, 4, 4), batch)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# updates
+
+
+class Judge(Plain):
+    """A loop with a network of its own."""
+
+    def modules(self):
+        return {"judge": torch.nn.Linear(1, 1)}
+
+
+@pytest.mark.parametrize(("loop", "networks"), [(Plain(), ("network",)), (Judge(), ("network", "judge"))])
+def test_a_step_is_one_update_of_everything_by_default(loop, networks):
+    logits = torch.ones(1, 2, 3, 3, requires_grad=True)
+    batch = Batch(torch.zeros(1, 1, 3, 3), None)
+    (update,) = loop.updates(logits, batch, None, lambda image, roi: logits)
+    assert update.networks == networks
+    assert torch.equal(update.loss, loop.objective(logits, batch))
+
+
+def test_measures_stand_beside_the_parts():
+    loop = Plain()
+    assert loop.measures == {}
+    loop.objective(torch.ones(1, 2, 3, 3), Batch(torch.zeros(1, 1, 3, 3), None))
+    loop.note(judge_loss=torch.tensor(2.0, requires_grad=True), size=torch.tensor(3.0))
+    loop.note(size=torch.tensor(4.0))
+    assert loop.measures == {"judge-loss": 2.0, "size": 4.0}
+    assert set(loop.parts) == {"some-part", "other"}

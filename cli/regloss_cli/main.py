@@ -103,14 +103,34 @@ def predict(
     images: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
     output: Output,
     changes: Changes = None,
+    crf: Annotated[
+        bool, typer.Option("--crf", help="Refine what the network says, by mean field on two dense CRFs.")
+    ] = False,
+    regularizer: Annotated[
+        list[str] | None,
+        typer.Option(help="With --crf, instead of these: NAME or NAME:weight=5,setting=value; may be repeated."),
+    ] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="With --crf: NAME or NAME:setting=value,... [default: mean-field, 10 steps]")
+    ] = None,
+    entropy: Annotated[
+        float | None, typer.Option(help="With --crf: weight of the entropy, 0 for solvers over labels. [default: 1]")
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Segment images with a trained model: a PNG label map and an overlay for each."""
     from regloss.training.inference import predict_files
 
+    refinement = None
+    if crf:
+        from regloss.training.refinement import Refinement
+
+        refinement = Refinement.parse(regularizer, solver, entropy)
+    elif regularizer or solver is not None or entropy is not None:
+        raise UsageError("--regularizer, --solver and --entropy of predict belong to --crf. Give it too.")
     silent = quiet or not sys.stderr.isatty()
-    count = predict_files(run, images, output, changes or (), overwrite=overwrite, quiet=silent)
+    count = predict_files(run, images, output, changes or (), refine=refinement, overwrite=overwrite, quiet=silent)
     typer.echo(f"{count} images: label maps in {output / 'labels'}, overlays in {output / 'overlays'}")
 
 
@@ -123,10 +143,19 @@ def segment(
     ] = None,
     phases: Annotated[int | None, typer.Option(help="Without scribbles: how many phases, 2 or more.")] = None,
     start: Annotated[
-        Path | None, typer.Option(help="Without scribbles: PNG of phase indices to start from, instead of k-means.")
+        str | None,
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Without scribbles: PNG of phase indices to start from, instead of k-means; or color, "
+            "border-contrast, spectral-residual, centre or random.",
+        ),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="chan-vese, region-competition or graph-cut: settings that go together.")
+        str | None,
+        typer.Option(
+            help="chan-vese, region-competition or graph-cut: settings that go together. Or deep-chan-vese, or "
+            "deep-chan-vese:setting=value,...: networks fitted to the image."
+        ),
     ] = None,
     region_force: Annotated[
         str | None, typer.Option(help="How colours speak for labels: NAME or NAME:setting=value,...")
@@ -147,7 +176,14 @@ def segment(
         int | None,
         typer.Option(min=1, help="Fit statistics and labels in turn, so often at most. [default: 50, scribbles: 1]"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of k-means.")] = 0,
+    coupling: Annotated[
+        str | None,
+        typer.Option(help="Of deep-chan-vese: splitting, gradient-descent or layer. [default: splitting]"),
+    ] = None,
+    refine: Annotated[
+        str | None, typer.Option(help='Of deep-chan-vese: "guided" moves boundaries to edges by the guided filter.')
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of k-means, and of all else that is random.")] = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment one image from scribbles, or into phases by its colours, without a network."""
@@ -166,6 +202,8 @@ def segment(
         unary=unary,
         entropy=entropy,
         max_rounds=rounds,
+        coupling=coupling,
+        refine=refine,
         seed=seed,
         overwrite=overwrite,
         tell=_tell,
@@ -198,6 +236,10 @@ def _print_scores(scores: dict[str, Any]) -> None:
         ]
         numbers += [f"{name} {value:.4g}" for name, value in values.get("layer", {}).items()]
         typer.echo(f"{subset}: " + "  ".join(numbers))
+        for rule, of in values.get("unsupervised", {}).items():
+            if rule != "images":
+                measured = "  ".join(f"{name} {value:.4f}" for name, value in of.items())
+                typer.echo(f"{subset}, foreground by rule {rule}: {measured}")
 
 
 def main() -> None:

@@ -27,6 +27,8 @@ METHODS = ("pce", "gd", "adm", "trust-region", "one-shot", "full")
 # Settings that differ from the TOML files, by variant of the set-up.
 VARIANTS: dict[str, list[str]] = {
     "full": [],
+    "most": ["data.scribble-length=0.8"],
+    "half": ["data.scribble-length=0.5"],
     "short": ["data.scribble-length=0.3"],
     "click": ["data.scribble-length=0"],
     "crop": ["data.reduce=1", "data.center=160", "data.crop=160"],

@@ -4,6 +4,7 @@ A checkpoint is a folder, checkpoints/STEP, with
 
     network.safetensors     weights and buffers
     optimizer.safetensors   optimizer tensors
+    modules/                the same two of every further network, as NAME.safetensors and NAME-optimizer.safetensors
     state.json              counters, optimizer settings, format version
 
 so a run that is killed while writing leaves the last complete one untouched.
@@ -15,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,41 @@ _FORMAT_KEY = "regloss-format"  # in the metadata of weights files; those of oth
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run resumes from. network, tensors: named tensors; state: JSON-able."""
+    """What a run resumes from.
+
+    Attributes:
+        network: weights and buffers by name.
+        tensors: those of the optimizer.
+        state: JSON-able.
+        modules: weights and optimizer tensors of every further network by its name.
+    """
 
     network: dict[str, Tensor]
     tensors: dict[str, Tensor]
     state: dict[str, Any]
+    modules: dict[str, tuple[dict[str, Tensor], dict[str, Tensor]]] = field(default_factory=dict)
 
 
 def save(
-    folder: Path, step: int, weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    folder: Path,
+    step: int,
+    weights: Mapping[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    modules: Mapping[str, tuple[nn.Module, torch.optim.Optimizer]] | None = None,
 ) -> Path:
-    """Write the checkpoint of ``step`` below ``folder``, then remove older ones."""
+    """Write the checkpoint of ``step`` below ``folder``, then remove older ones.
+
+    Args:
+        folder: holds the checkpoints.
+        step: optimizer steps done.
+        weights: of the network.
+        optimizer: of the network.
+        state: what else there is, JSON-able.
+        modules: further networks with their optimizers, by name.
+    """
     tensors, optimizer_state = _flatten_optimizer(optimizer)
+    of_modules = {}
     target = folder / f"{step:08d}"
     for unfinished in folder.glob(".*"):  # of a run that was killed while writing
         shutil.rmtree(unfinished)
@@ -51,7 +75,13 @@ def save(
     temporary.mkdir(parents=True)
     save_network(temporary / "network.safetensors", weights)
     save_file(tensors, temporary / "optimizer.safetensors")
-    write_json(temporary / "state.json", {"format": FORMAT, "step": step, "optimizer": optimizer_state, **state})
+    for name, (module, its_optimizer) in (modules or {}).items():
+        (temporary / "modules").mkdir(exist_ok=True)
+        its_tensors, of_modules[name] = _flatten_optimizer(its_optimizer)
+        save_network(temporary / "modules" / f"{name}.safetensors", module.state_dict())
+        save_file(its_tensors, temporary / "modules" / f"{name}-optimizer.safetensors")
+    written = {"format": FORMAT, "step": step, "optimizer": optimizer_state, "modules": of_modules, **state}
+    write_json(temporary / "state.json", written)
     if target.exists():
         shutil.rmtree(target)
     temporary.replace(target)
@@ -75,7 +105,15 @@ def load(path: Path) -> Checkpoint:
     try:
         state = json.loads((path / "state.json").read_text())
         _check_format(str(state.get("format")), f"The checkpoint {path}")
-        return Checkpoint(load_file(path / "network.safetensors"), load_file(path / "optimizer.safetensors"), state)
+        modules = {
+            name: (
+                load_file(path / "modules" / f"{name}.safetensors"),
+                load_file(path / "modules" / f"{name}-optimizer.safetensors"),
+            )
+            for name in state.get("modules", {})
+        }
+        network, tensors = load_file(path / "network.safetensors"), load_file(path / "optimizer.safetensors")
+        return Checkpoint(network, tensors, state, modules)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as cause:
         raise UsageError(f"The checkpoint {path} cannot be read: {cause}") from cause
 
@@ -83,6 +121,20 @@ def load(path: Path) -> Checkpoint:
 def restore_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
     """Put ``optimizer`` into the checkpoint's state, on the devices of its parameters."""
     optimizer.load_state_dict(_restore_optimizer(checkpoint.tensors, checkpoint.state["optimizer"]))
+
+
+def restore_module(checkpoint: Checkpoint, name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a further network and its optimizer into the checkpoint's state.
+
+    Raises:
+        UsageError: the checkpoint holds none of this name, or one of other settings.
+    """
+    if name not in checkpoint.modules:
+        held = ", ".join(checkpoint.modules) or "none"
+        raise UsageError(f"The checkpoint has no network {name!r} beside the segmentation's; it holds: {held}.")
+    weights, tensors = checkpoint.modules[name]
+    load_network(module, weights, f"the checkpoint's {name}")
+    optimizer.load_state_dict(_restore_optimizer(tensors, checkpoint.state["modules"][name]))
 
 
 def write_json(path: Path, content: Any) -> None:

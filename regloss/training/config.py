@@ -18,6 +18,7 @@ from regloss.errors import UsageError
 from regloss.layer import RegularizedSoftmax
 from regloss.registry import check_settings, create, find, get, settings
 from regloss.sigmoid_layer import RegularizedSigmoid
+from regloss.training.color_proposals import ColorProposals
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -70,19 +71,40 @@ class Augment(_Section):
         return value
 
 
+class Proposals(_Section):
+    """Full proposals made of scribbles and colours before the training, which then learns them as if they were labels.
+
+    region-force: name or table. regularizer: name, table, or several, which add up; its weight is in the region force's
+    units, nats for "histogram". solver: name or table. entropy: for solvers over probabilities. rounds: how often
+    labels are solved for, and statistics fitted between.
+    """
+
+    region_force: str | dict[str, Any] = "histogram"
+    regularizer: list[dict[str, Any]] = [{"name": "grid-crf", "weight": 5.0}]
+    solver: str | dict[str, Any] = "alpha-expansion"
+    entropy: float = Field(default=0.0, ge=0)
+    rounds: int = Field(default=5, ge=1)
+
+    @field_validator("regularizer", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        return _several(value)
+
+
 class Data(_ComponentSection):
     """The data set (with its own settings), its subsets, and how training crops are cut.
 
-    supervision: "scribbles" trains on scribbles, "labels" on dense labels. scribble-length: fraction of every stroke's
-    length that is kept, 1 = all, 0 = a click. train, val, test: names of subsets; "" does without the last two. crop:
-    size of training crops in pixels, a number or one per axis; absent = whole images. Smaller images are padded, and
-    the padding lies outside the region of interest. normalize: what the network sees: the image as it is, with zero
-    mean and unit spread ("image"), or with ImageNet's channel statistics. workers: loader processes. cache: keep
-    decoded images in memory.
+    supervision: "scribbles" trains on scribbles, "labels" on dense labels, "none" on the images alone.
+    scribble-length: fraction of every stroke's length that is kept, 1 = all, 0 = a click. train, val, test: names of
+    subsets; "" does without the last two. crop: size of training crops in pixels, a number or one per axis; absent =
+    whole images. Smaller images are padded, and the padding lies outside the region of interest. normalize: what the
+    network sees: the image as it is, with zero mean and unit spread ("image"), or with ImageNet's channel statistics.
+    workers: loader processes. cache: keep decoded images in memory. proposals: train on segmentations made of the
+    scribbles and the image's colours instead of the scribbles; absent = no.
     """
 
     dataset: str
-    supervision: Literal["scribbles", "labels"] = "scribbles"
+    supervision: Literal["scribbles", "labels", "none"] = "scribbles"
     scribble_length: float = Field(default=1.0, ge=0, le=1)
     train: str = "train"
     val: str | None = None
@@ -92,6 +114,12 @@ class Data(_ComponentSection):
     normalize: Literal["none", "image", "imagenet"] = "none"
     workers: int = Field(default=0, ge=0)
     cache: bool = True
+    proposals: Proposals | None = None
+
+    @field_validator("proposals", mode="before")
+    @classmethod
+    def _no_proposals_if_empty(cls, value: Any) -> Any:
+        return None if value == "" else value
 
     @field_validator("val", "test")
     @classmethod
@@ -146,11 +174,16 @@ class Layer(_Section):
 
 
 class Loss(_Section):
-    """Data term, regularizers and outer loop; or a preset, whose settings the rest overrides."""
+    """Data terms, regularizers and outer loop; or a preset, whose settings the rest overrides."""
 
-    data_term: str | dict[str, Any] | None = None
+    data_term: str | dict[str, Any] | list[dict[str, Any]] | None = None
     regularizer: list[dict[str, Any]] | None = None
     outer_loop: dict[str, Any] = {"name": "gradient-descent"}
+
+    @field_validator("data_term", mode="before")
+    @classmethod
+    def _named_terms(cls, value: Any) -> Any:
+        return _several(value) if isinstance(value, list) else value
 
     @field_validator("regularizer", mode="before")
     @classmethod
@@ -215,11 +248,13 @@ class Training(_Section):
 class Evaluation(_Section):
     """What is computed on evaluation images besides the scores.
 
-    trimap: widths in pixels. energy: a regularizer whose discrete energy per pixel of the predictions is reported;
-    "" = none. examples: how many images the report shows.
+    trimap: widths in pixels. hausdorff: whether to measure how far boundaries are off (HD95). energy: a regularizer
+    whose discrete energy per pixel of the predictions is reported; "" = none. examples: how many images the report
+    shows.
     """
 
     trimap: tuple[int, ...] = ()
+    hausdorff: bool = False
     energy: str | dict[str, Any] | None = "grid-crf"
     examples: int = Field(default=6, ge=0)
 
@@ -378,6 +413,15 @@ def _check_components(config: Config, source: str) -> None:
         _check_table("dataset", config.data.dataset, config.data.component_settings(), _OWN_DATA_KEYS)
         _check_table("network", config.network.name, config.network.component_settings(), {"name"})
         build_layer(config.layer)
+        if config.data.proposals is not None:
+            if config.data.supervision != "scribbles":
+                raise UsageError(
+                    f'data.proposals are made of scribbles, but data.supervision is "{config.data.supervision}". Leave '
+                    'one of them out, or use supervision = "scribbles".'
+                )
+            build_proposals(config.data.proposals)
+        for number, term in enumerate(config.loss.data_term if isinstance(config.loss.data_term, list) else []):
+            _check_named("data-term", {k: v for k, v in term.items() if k != "weight"}, f"[[loss.data-term]] {number}")
         for number, regularizer in enumerate(config.loss.regularizer or []):
             _check_named("regularizer", regularizer, f"[[loss.regularizer]] number {number}")
         _check_named("outer-loop", config.loss.outer_loop, "[loss.outer-loop]")
@@ -412,12 +456,42 @@ def _check_table(kind: str, name: str, chosen: Mapping[str, Any], own: set[str])
 def build_loop(loss: Loss, supervision: str) -> Any:
     """The outer loop of a configuration.
 
-    The data term, unless it is named, follows from the supervision.
+    The data term, unless it is named, follows from the supervision; without any, it is the outer loop's own.
+
+    Raises:
+        UsageError: there is no supervision, and a data term that needs labels.
     """
-    data_term = loss.data_term or ("cross-entropy" if supervision == "labels" else "partial-cross-entropy")
     table = _underscores(loss.outer_loop)
     name = table.pop("name")
-    return create("outer-loop", name, regularizer=loss.regularizer, data_term=data_term, **table)
+    if loss.data_term is not None:
+        table["data_term"] = loss.data_term
+    elif supervision != "none":
+        table["data_term"] = "cross-entropy" if supervision == "labels" else "partial-cross-entropy"
+    loop = create("outer-loop", name, regularizer=loss.regularizer, **table)
+    if supervision == "none" and (loop.data_term is None or loop.data_term.needs_labels):
+        given = "has none" if loop.data_term is None else f"is {loss.data_term or 'partial-cross-entropy'!r}"
+        raise UsageError(
+            'data.supervision is "none", which needs a data term that reads no labels, and that of the outer loop '
+            f'{name!r} {given}. Use data-term = "elbo", or the outer loop "deep-chan-vese".'
+        )
+    return loop
+
+
+def build_proposals(proposals: Proposals | None) -> ColorProposals | None:
+    """What makes the proposals of a configuration; None where there are none.
+
+    Raises:
+        UsageError: a setting that does not exist or cannot be meant.
+        MissingForm: a solver that cannot use the regularizer.
+    """
+    if proposals is None:
+        return None
+    try:
+        return ColorProposals(
+            proposals.region_force, proposals.regularizer, proposals.solver, proposals.entropy, proposals.rounds
+        )
+    except UsageError as error:
+        raise type(error)(f"[data.proposals]: {error}") from None
 
 
 def build_layer(layer: Layer | None) -> RegularizedSoftmax | RegularizedSigmoid | None:

@@ -20,6 +20,7 @@ from regloss.dataset import IGNORE, Sample
 from regloss.dataset import Dataset as SampleSource
 from regloss.errors import UsageError
 from regloss.training.augment import Replay, photometric, sample_geometry
+from regloss.training.color_proposals import ColorProposals
 from regloss.training.config import Data
 from regloss.training.proposals import ProposalStore
 from regloss.training.scribbles import shorten
@@ -41,10 +42,17 @@ class Prepared:
 class SampleCache:
     """Samples of a data set, decoded once while they fit into memory."""
 
-    def __init__(self, source: SampleSource, enabled: bool = True, scribble_length: float = 1.0) -> None:
+    def __init__(
+        self,
+        source: SampleSource,
+        enabled: bool = True,
+        scribble_length: float = 1.0,
+        proposals: ColorProposals | None = None,
+    ) -> None:
         self.source = source
         self.enabled = enabled
         self.scribble_length = scribble_length
+        self.proposals = proposals
         self._samples: dict[str, Sample] = {}
         self._bytes = 0
 
@@ -60,6 +68,8 @@ class SampleCache:
         check_sample(sample, len(self.source.classes))
         if sample.scribble is not None and self.scribble_length < 1:
             sample = replace(sample, scribble=shorten(sample.scribble, self.scribble_length))
+        if self.proposals is not None:
+            sample = self.proposals(sample)
         size = sum(a.nbytes for a in (sample.image, sample.label, sample.scribble) if a is not None)
         if self.enabled and self._bytes + size <= CACHE_LIMIT:
             self._samples[sample_id] = sample
@@ -92,7 +102,9 @@ def check_sample(sample: Sample, classes: int) -> None:
 
 
 def supervision_of(sample: Sample, supervision: str) -> np.ndarray:
-    """The labels that training may see."""
+    """The labels that training may see; 255 everywhere where that is none."""
+    if supervision == "none":
+        return np.full(sample.image.shape[1:], IGNORE, dtype=np.uint8)
     labels = sample.scribble if supervision == "scribbles" else sample.label
     if labels is None:
         raise UsageError(f"{sample.id} has no {supervision[:-1]}, and training was asked to use {supervision}.")
@@ -112,6 +124,8 @@ def check_training_samples(cache: SampleCache, ids: Sequence[str], supervision: 
     seeded: set[int] = set()
     for sample_id in ids:
         labels = supervision_of(cache.load(sample_id), supervision)
+        if supervision == "none":
+            continue  # loading has checked the image
         present = np.unique(labels[labels != IGNORE])
         seeded.update(present.tolist())
         if present.size == 0:

@@ -12,12 +12,13 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from regloss.checks import at_least_float32
+from regloss.data_term import DataTerm
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer
 from regloss.solver import Status, one_hot
 from regloss.training.config import Config
 from regloss.training.data import SampleCache, same_size_groups, supervision_of, whole_batch
-from regloss.training.metrics import Scores
+from regloss.training.metrics import ForegroundScores, Scores
 from regloss.training.model import Segmenter, describe_layer, predict
 from regloss.training.noise import Noise
 from regloss.training.report import Example
@@ -35,10 +36,12 @@ def evaluate_samples(
 
     With ``evaluation.energy`` set, "energy" is the mean over images of that regularizer's discrete energy per pixel of
     the predicted labels. Behind a layer, "layer" tells its settings and what its solver reported: mean gap per pixel,
-    mean steps, fraction of the images that converged. ``noise`` is added to the images, drawn from the run's seed and
-    the images' ids.
+    mean steps, fraction of the images that converged. After a training without labels, whose classes have no names,
+    "unsupervised" holds what `regloss.training.metrics.ForegroundScores` says. ``noise`` is added to the images, drawn
+    from the run's seed and the images' ids.
     """
-    scores = Scores(cache.source.classes, config.evaluation.trimap)
+    scores = Scores(cache.source.classes, config.evaluation.trimap, config.evaluation.hausdorff)
+    foreground = ForegroundScores(len(cache.source.classes))
     energy: Regularizer | None = None
     if config.evaluation.energy is not None:
         energy = resolve("regularizer", config.evaluation.energy)
@@ -57,20 +60,25 @@ def evaluate_samples(
         layer.update(segmenter, batch.pixels)
         for sample, prediction in zip(chosen, predictions.cpu(), strict=True):
             if sample.label is not None:
-                scores.update(prediction, torch.from_numpy(sample.label.astype(np.int64)), sample.group)
+                label = torch.from_numpy(sample.label.astype(np.int64))
+                scores.update(prediction, label, sample.group)
+                foreground.update(prediction, label, sample.id)
         if energy is not None:
             hard = one_hot(predictions, len(cache.source.classes), at_least_float32(image).dtype)
             energies += float((energy.bind(image).energy(hard) / batch.pixels.to(image.device)).sum())
     if fabric.world_size > 1:
         gathered: list[Any] = [None] * fabric.world_size
-        torch.distributed.all_gather_object(gathered, (scores.state(), energies, layer.sums))
-        scores, energies = Scores(cache.source.classes, config.evaluation.trimap), 0.0
-        layer = _LayerReport()
-        for state, part, sums in gathered:
+        torch.distributed.all_gather_object(gathered, (scores.state(), foreground.state(), energies, layer.sums))
+        scores, energies = Scores(cache.source.classes, config.evaluation.trimap, config.evaluation.hausdorff), 0.0
+        foreground, layer = ForegroundScores(len(cache.source.classes)), _LayerReport()
+        for state, of_foreground, part, sums in gathered:
             scores.merge(state)
+            foreground.merge(of_foreground)
             energies += part
             layer.merge(sums)
     result = scores.compute()
+    if config.data.supervision == "none":
+        result["unsupervised"] = foreground.compute()
     if energy is not None:
         result["energy"] = energies / len(ids)
     if segmenter.layer is not None:
@@ -117,8 +125,18 @@ def examples_of(
     cache: SampleCache,
     config: Config,
     read_proposal: Callable[[str], np.ndarray] | None,
+    data_term: DataTerm | None = None,
 ) -> list[Example]:
-    """Evenly spaced images of the training and the test subset, with everything that is known of them."""
+    """Evenly spaced images of the training and the test subset, with everything that is known of them.
+
+    Args:
+        fabric: for the device.
+        segmenter: predicts.
+        cache: has the samples.
+        config: of the run.
+        read_proposal: gives a training image's proposal.
+        data_term: its `regloss.data_term.DataTerm.maps` are shown too.
+    """
     wanted = config.evaluation.examples
     train_ids = list(cache.source.ids(config.data.train))
     test_ids = list(cache.source.ids(config.data.test)) if config.data.test is not None else []
@@ -130,6 +148,8 @@ def examples_of(
         image = torch.from_numpy(sample.image).unsqueeze(0).to(fabric.device)
         prediction = predict(segmenter, image).argmax(1)[0].cpu().numpy().astype(np.uint8)
         training = sample_id in train_ids
+        with torch.no_grad():
+            found = {} if data_term is None else data_term.maps(image)
         examples.append(
             Example(
                 id=sample_id,
@@ -138,6 +158,7 @@ def examples_of(
                 proposal=read_proposal(sample_id) if training and read_proposal is not None else None,
                 prediction=prediction,
                 label=sample.label,
+                numbers={name: values[0].float().cpu().numpy() for name, values in found.items()},
             )
         )
     return examples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from lightning_fabric import Fabric
 from PIL import Image
+from torch import Tensor
 
 from regloss.errors import UsageError
 from regloss.files import index_folder, read_image, reduce_image
 from regloss.registry import create
+from regloss.solver import Solution
 from regloss.training.config import Config
 from regloss.training.data import SampleCache
 from regloss.training.evaluation import evaluate_samples
@@ -81,7 +83,14 @@ def _one_device(config: Config) -> Fabric:
 
 
 def predict_files(
-    run: Path, images: Path, output: Path, changes: Sequence[str] = (), *, overwrite: bool = False, quiet: bool = True
+    run: Path,
+    images: Path,
+    output: Path,
+    changes: Sequence[str] = (),
+    *,
+    refine: Callable[[Tensor, Tensor], Solution] | None = None,
+    overwrite: bool = False,
+    quiet: bool = True,
 ) -> int:
     """Segment an image, or a folder of images, with a run's model.
 
@@ -93,6 +102,8 @@ def predict_files(
         images: an image, or a folder of images.
         output: folder for the results.
         changes: ``section.key=value`` settings that replace the run's: more steps of the layer, say.
+        refine: logits (1, K, *S) and image (1, C, *S), both of the image's size, to a solution whose labels are
+            written instead; see `regloss.training.refinement.Refinement`. None = the network's own.
         overwrite: replace the results of an earlier call.
         quiet: no progress bar.
 
@@ -122,7 +133,10 @@ def predict_files(
         if factor > 1:
             enlarged = F.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=False)
             logits = enlarged[..., : image.shape[1], : image.shape[2]]
-        labels = logits.argmax(1)[0].cpu().numpy().astype(np.uint8)
+        found = logits.argmax(1)
+        if refine is not None:
+            found = refine(logits, torch.from_numpy(image).unsqueeze(0).to(logits.device)).labels
+        labels = found[0].cpu().numpy().astype(np.uint8)
         save_label_png(output / "labels" / f"{path.stem}.png", labels, model.colors)
         Image.fromarray(outlined(image, labels, model.colors)).save(output / "overlays" / f"{path.stem}.png")
     return len(files)

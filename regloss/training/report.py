@@ -14,7 +14,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,7 @@ class Example:
         proposal: (*S) class indices with 255 = outside the region of interest, or None.
         prediction: (*S) class indices.
         label: (*S) class indices with 255 = ignored, or None.
+        numbers: further maps (*S) by name, of which histograms are drawn too: what an encoder makes of the image.
     """
 
     id: str
@@ -68,11 +69,12 @@ class Example:
     proposal: Labels | None
     prediction: Labels
     label: Labels | None
+    numbers: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.image.ndim not in (3, 4):
             raise UsageError(f"Example {self.id!r}: an image must be (C, *S) in 2D or 3D; got {self.image.shape}.")
-        for name, labels in self.maps().items():
+        for name, labels in {**self.maps(), **self.numbers}.items():
             if labels is not None and labels.shape != self.image.shape[1:]:
                 raise UsageError(
                     f"Example {self.id!r}: its {name} must have the image's size {self.image.shape[1:]}; "
@@ -145,11 +147,17 @@ def write_report(
 
     curves = [
         picture("loss", _loss_chart(steps, epochs), _left_out(steps or epochs, "loss")),
+        picture("further-losses", _further_losses_chart(steps)),
         picture("learning-rate", _learning_rate_chart(steps)),
         *(picture(name, figure) for name, figure in _score_charts(epochs).items()),
         picture("proposal-energy", _energy_chart(epochs)),
         picture("time", _time_chart(epochs)),
         picture("trimap", _trimap_chart(scores)),
+    ]
+    histograms = [
+        picture(f"histogram-{_slug(name)}", _histogram_chart(examples, name, classes))
+        for name in ["image", *dict.fromkeys(name for example in examples for name in example.numbers)]
+        if any(example.numbers for example in examples)
     ]
     matrices = [picture(f"confusion-{_slug(name)}", _confusion_chart(name, of, classes)) for name, of in scores.items()]
     shown = [
@@ -164,10 +172,12 @@ def write_report(
     parts = [
         _section("Results", _cards(steps, epochs, scores)),
         _section("Training", _grid(curves)),
+        _section("Foreground, whatever the phases are called", _foreground_table(scores)),
         _section(
             "Scores by class", _class_table(scores, classes, colors) + _grid(matrices) + _group_tables(scores, classes)
         ),
         _section("Examples", (_legend(classes, colors) + "".join(overlays)) if overlays else ""),
+        _section("Values of the examples' pixels by predicted class", _grid(histograms)),
         *(_section(heading, content) for heading, content in sections),
         _section("Configuration", f"<pre>{html.escape(config_text)}</pre>" if config_text.strip() else ""),
     ]
@@ -284,7 +294,7 @@ def _example_figure(example: Example, shown: Sequence[str], classes: Sequence[st
     # All boxes are laid out by hand in inches: the examples' pictures then agree in size and position.
     width, gap, top, row = 2.3, 0.08, 0.5, 0.21
     height = width * min(max(image.shape[1] / image.shape[2], 0.5), 1.5)
-    count = 1 + len(shown)
+    count = 1 + len(example.numbers) + len(shown)
     across = count * width + (count + 1) * gap
     longest = max((len(name) for name in names), default=0)
     columns = max(1, min(len(names), int(across / (0.4 + 0.075 * longest))))
@@ -303,6 +313,8 @@ def _example_figure(example: Example, shown: Sequence[str], classes: Sequence[st
     )
     nothing = np.full(image.shape[1:], IGNORE, dtype=np.uint8)
     panels: list[tuple[str, Picture | None]] = [("image", overlay(image, nothing, colors))]
+    for name, numbers in example.numbers.items():
+        panels.append((name, _shades(numbers if numbers.ndim == 2 else numbers[len(numbers) // 2])))
     for name in shown:
         labels = maps[name]
         draw = _scribble_panel if name == "scribble" else outlined
@@ -357,6 +369,13 @@ def outlined(image: npt.NDArray[np.float32], labels: Labels, colors: Colors) -> 
     return np.where(outline[..., None] != IGNORE, overlay(image, outline, palette, alpha=1.0), picture)
 
 
+def _shades(numbers: npt.NDArray[np.float32]) -> Picture:
+    """A map (H, W) from dark to bright."""
+    low, high = float(numbers.min()), float(numbers.max())
+    shades = np.rint(255 * (numbers - low) / max(high - low, 1e-12)).astype(np.uint8)
+    return np.repeat(shades[..., None], 3, axis=2)
+
+
 def _scribble_panel(image: npt.NDArray[np.float32], labels: Labels, colors: Colors) -> Picture:
     """Scribbles opaque, with a thin white rim: a black scribble on a dark image would not be seen."""
     drawn = labels != IGNORE
@@ -377,13 +396,25 @@ def _thickness(labels: Labels) -> int:
 
 def _loss_chart(steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
     rows, x = (steps, "step") if steps else (epochs, "epoch")
-    addends = [key for key in _columns(steps) if key not in _STEP_COLUMNS and not key.startswith("layer-")]
-    curves = {name: _series(rows, x, name) for name in ["loss", *addends]}
+    names = [key for key in _columns(steps) if key not in _STEP_COLUMNS and not key.startswith("layer-")]
+    addends = [name for name in names if not name.endswith("-loss")]
+    return _curves_chart("Loss and its addends" if addends else "Loss", rows, x, ["loss", *addends])
+
+
+def _further_losses_chart(steps: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Losses of networks that are trained beside the segmentation's."""
+    names = [key for key in _columns(steps) if key.endswith("-loss")]
+    return _curves_chart("Losses of further networks", steps, "step", names)
+
+
+def _curves_chart(title: str, rows: Sequence[Mapping[str, Any]], x: str, names: Sequence[str]) -> Figure | None:
+    """Smoothed curves of some columns; the first is shown as it is, too, if it is the loss."""
+    curves = {name: _series(rows, x, name) for name in names}
     curves = {name: curve for name, curve in curves.items() if len(curve[0])}
     if not curves:
         return None
     window = max(1, max(len(curve[0]) for curve in curves.values()) // 40)
-    figure, axes = _chart("Loss and its addends" if len(curves) > 1 else "Loss", x, "loss")
+    figure, axes = _chart(title, x, "loss")
     if window > 1 and "loss" in curves:
         axes.plot(*curves["loss"], color=_INK, alpha=0.18, linewidth=0.7)
     for color, (name, (place, value)) in zip(_colors(len(curves)), curves.items(), strict=True):
@@ -523,6 +554,26 @@ def _confusion_chart(subset: str, scores: Mapping[str, Any], classes: Sequence[s
             if not np.isnan(value):
                 color = "white" if value > 55 else _INK
                 axes.text(column, row, f"{value:.1f}", ha="center", va="center", fontsize=8, color=color)
+    return figure
+
+
+def _histogram_chart(examples: Sequence[Example], name: str, classes: Sequence[str]) -> Figure | None:
+    """How often each value occurs among the pixels of each predicted class; "image" = mean over the channels."""
+    pixels = [(e.image.mean(0) if name == "image" else e.numbers.get(name), e.prediction) for e in examples]
+    parts = {
+        label: np.concatenate([values[labels == label] for values, labels in pixels if values is not None])
+        for label in range(len(classes))
+    }
+    parts = {label: values for label, values in parts.items() if values.size and np.isfinite(values).all()}
+    if not parts:
+        return None
+    everything = np.concatenate(list(parts.values()))
+    edges = np.linspace(everything.min(), max(everything.max(), everything.min() + 1e-6), 61)
+    figure, axes = _chart(f"Values of {name}, all examples", "value", "density")
+    for color, (label, values) in zip(_colors(len(parts), 0), parts.items(), strict=True):
+        density, _ = np.histogram(values, edges, density=True)
+        axes.stairs(density, edges, color=color, linewidth=1.5, label=_short(classes[label], 24))
+    _finish(axes)
     return figure
 
 
@@ -700,6 +751,27 @@ def _cards(
         + "</div>"
         for name, facts in rows
         if facts
+    )
+
+
+def _foreground_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
+    """Scores of phases that have no names; see `regloss.training.metrics.ForegroundScores`."""
+    names = {"f-measure": "F-measure", "foreground-iou": "foreground IoU", "accuracy": "accuracy"}
+    rules = {"best": "best match of each image", "border": "less of the border", "last": "all but phase 0"}
+    rows = "".join(
+        f"<tr><th>{html.escape(subset)}: {rules[rule]}</th>"
+        + "".join(f"<td>{_percent(of['unsupervised'][rule][score])}</td>" for score in names)
+        + "</tr>"
+        for subset, of in scores.items()
+        if "unsupervised" in of
+        for rule in rules
+    )
+    if not rows:
+        return ""
+    head = "".join(f"<th>{name}</th>" for name in names.values())
+    return (
+        f'<div class="wide"><table><thead><tr><th>which phases are foreground</th>{head}</tr></thead>'
+        f"<tbody>{rows}</tbody></table></div><p>Means over the images. The best match looks at the truth.</p>"
     )
 
 

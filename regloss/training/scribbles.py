@@ -1,4 +1,4 @@
-"""Scribbles: shortening, to study how much of them a method needs."""
+"""Scribbles: shortening, to study how much of them a method needs, and simulation where only dense labels exist."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections import deque
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
+from scipy import ndimage, sparse
+from scipy.sparse import csgraph
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
+from regloss.grid import neighbor_offsets, pair_slices
 
 
 def shorten(scribble: npt.NDArray[np.uint8], length: float) -> npt.NDArray[np.uint8]:
@@ -58,3 +60,72 @@ def _distances(pixels: list[tuple[int, ...]], start: tuple[int, ...]) -> dict[tu
                 distances[neighbour] = distances[pixel] + 1
                 queue.append(neighbour)
     return distances
+
+
+def simulate(label: npt.NDArray[np.uint8], *, margin: float = 2.0, least: int = 20) -> npt.NDArray[np.uint8]:
+    """Scribbles such as a person might draw: one stroke along the middle of every region of a class.
+
+    A region is a connected component of one class. Within it, less a margin, a stroke joins the two pixels that are
+    farthest from each other, on the path on which the sum of 1 / (distance to the region's boundary) is least. It is
+    one pixel wide, and nothing is random.
+
+    Args:
+        label: (*S) uint8 class indices, 255 = ignored; not modified.
+        margin: pixels that a stroke stays away from the boundary and the image's border, where the region is wide
+            enough; in narrower ones it is half of the largest distance that there is.
+        least: regions of fewer pixels get no stroke, but for the largest of each class.
+
+    Returns:
+        (*S) uint8, 255 where there is no stroke.
+
+    >>> simulate(np.array([[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]], dtype=np.uint8))
+    array([[255, 255, 255,   1],
+           [255,   0, 255,   1],
+           [255, 255, 255,   1]], dtype=uint8)
+    """
+    if not margin >= 0 or least < 0:
+        raise UsageError(f"margin and least of simulated scribbles must not be negative; got {margin} and {least}.")
+    scribble = np.full_like(label, IGNORE)
+    for k in np.unique(label[label != IGNORE]):
+        regions, count = ndimage.label(label == k)
+        sizes = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+        for number in range(1, count + 1):
+            if sizes[number - 1] >= least or sizes[number - 1] == sizes.max():
+                scribble[_stroke(regions == number, margin)] = k
+    return scribble
+
+
+def _stroke(region: npt.NDArray[np.bool_], margin: float) -> tuple[npt.NDArray[np.int64], ...]:
+    """Indices of the pixels of a region's stroke."""
+    distance = ndimage.distance_transform_edt(np.pad(region, 1))[(slice(1, -1),) * region.ndim]
+    inner = distance > min(margin, float(distance.max()) / 2)
+    parts, _ = ndimage.label(inner, structure=np.ones((3,) * region.ndim))
+    inner = parts == np.bincount(parts.ravel())[1:].argmax() + 1
+    places = np.argwhere(inner)
+    lengths, costs = _path_graphs(inner, distance)
+    # The pixel farthest from any pixel is one end, the pixel farthest from that the other.
+    first = int(csgraph.dijkstra(lengths, directed=False, indices=0).argmax())
+    last = int(csgraph.dijkstra(lengths, directed=False, indices=first).argmax())
+    _, before = csgraph.dijkstra(costs, directed=False, indices=first, return_predecessors=True)
+    path = [last]
+    while path[-1] != first:
+        path.append(int(before[path[-1]]))
+    return tuple(places[path].T)
+
+
+def _path_graphs(inner: npt.NDArray[np.bool_], distance: npt.NDArray[np.float64]) -> tuple[sparse.csr_array, ...]:
+    """Neighbouring pixels of ``inner`` as graphs: with the lengths of steps, and with what they cost."""
+    index = np.full(inner.shape, -1)
+    index[inner] = np.arange(int(inner.sum()))
+    rows, columns, steps = [], [], []
+    for offset in neighbor_offsets(inner.ndim, 3**inner.ndim - 1):
+        here, there = pair_slices(offset)
+        pair = inner[here] & inner[there]
+        rows.append(index[here][pair])
+        columns.append(index[there][pair])
+        steps.append(np.full(int(pair.sum()), np.linalg.norm(offset)))
+    ends, others, length = np.concatenate(rows), np.concatenate(columns), np.concatenate(steps)
+    near = distance[inner]
+    cost = length * (1 / near[ends] + 1 / near[others]) / 2
+    shape = (len(near), len(near))
+    return tuple(sparse.csr_array((values, (ends, others)), shape=shape) for values in (length, cost))

@@ -8,6 +8,8 @@ colours gives the phases to start from, and statistics and labels are found in t
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from regloss.alternation import Alternation, HalfStep, alternate
 from regloss.dataset import IGNORE
+from regloss.deep_segmentation import STARTS, deep_chan_vese, start_labels
 from regloss.errors import UsageError
 from regloss.files import FloatImage, LabelMap, class_colors, read_image, read_scribble_map
 from regloss.region_force import RegionForce, phases_by_color
@@ -29,6 +32,8 @@ from regloss.regularizer import Regularizer, combine
 from regloss.solver import Solution, Solver, negotiate, one_hot, solve
 from regloss.training.config import toml_value
 from regloss.training.convergence import Convergence
+from regloss.training.deep_segment import NAME as DEEP
+from regloss.training.deep_segment import DeepSegmentation, deep_segment_file
 from regloss.training.inference import check_new_folder, make_new_folder
 from regloss.training.report import outlined, save_label_png
 
@@ -116,6 +121,31 @@ def parse_component(kind: str, text: str) -> Any:
     return resolve(kind, {"name": name, **chosen})
 
 
+def parse_settings(text: str, function: Callable[..., object], reserved: Sequence[str]) -> dict[str, Any]:
+    """The settings in ``NAME:setting=value,...``, for a function's arguments other than ``reserved``.
+
+    Raises:
+        UsageError: one that the function does not have.
+
+    >>> parse_settings("deep-chan-vese:max-steps=20", deep_chan_vese, ("image",))
+    {'max_steps': 20}
+    """
+    known = [name for name in inspect.signature(function).parameters if name not in reserved]
+    chosen: dict[str, Any] = {}
+    name, _, tail = text.partition(":")
+    for part in filter(None, _settings(tail)):
+        key, equals, value = part.partition("=")
+        key = key.strip().replace("-", "_")
+        if not equals:
+            raise UsageError(f"{text!r}: settings are written NAME:setting=value,setting=value.")
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise UsageError(f"{name} has no setting {key!r}.{hint} Its settings are: {', '.join(known)}.")
+        chosen[key] = toml_value(value)
+    return chosen
+
+
 def _settings(text: str) -> list[str]:
     """``text`` split at the commas that stand in no bracket."""
     parts, depth = [""], 0
@@ -134,7 +164,7 @@ def segment_file(
     *,
     scribbles: Path | None = None,
     phases: int | None = None,
-    start: Path | None = None,
+    start: Path | str | None = None,
     method: str | None = None,
     region_force: str | None = None,
     regularizers: Sequence[str] | None = None,
@@ -142,10 +172,12 @@ def segment_file(
     unary: str = "color",
     entropy: float | None = None,
     max_rounds: int | None = None,
+    coupling: str | None = None,
+    refine: str | None = None,
     seed: int = 0,
     overwrite: bool = False,
     tell: Callable[[str], object] | None = None,
-) -> Segmentation:
+) -> Segmentation | DeepSegmentation:
     """Segment one image from scribbles, or into phases.
 
     Args:
@@ -154,15 +186,18 @@ def segment_file(
             energy was followed also convergence.csv and convergence.png.
         scribbles: PNG of class indices, 255 = unlabelled, of the image's size.
         phases: how many, at least 2, where there are no scribbles; None = 2, or as many as ``start`` has.
-        start: PNG of phase indices to start from instead of k-means, 255 = no opinion.
+        start: PNG of phase indices to start from instead of k-means, 255 = no opinion; or a name in `STARTS`.
         method: a name in `METHODS`; None = "graph-cut" with scribbles, else the one with the given region force, else
-            "chan-vese".
+            "chan-vese". Or "deep-chan-vese" or ``deep-chan-vese:setting=value,...``, which fits networks to the image:
+            see `regloss.deep_chan_vese` for its settings, and `deep_segment_file` for what it writes.
         region_force: ``NAME`` or ``NAME:setting=value,...`` instead of the method's.
         regularizers: likewise; they add up.
         solver: likewise.
         unary: "color", or "uniform" for seeds alone, with no region force.
         entropy: weight of the entropy, for solvers over probabilities, instead of the method's.
         max_rounds: how often labels are solved for; None = once with scribbles, 50 times at most without.
+        coupling: of "deep-chan-vese": "splitting", "gradient-descent" or "layer".
+        refine: of "deep-chan-vese": "guided", the guided filter.
         seed: of k-means.
         overwrite: replace the files of an earlier call.
         tell: called with a line for each round, if there may be several.
@@ -173,6 +208,36 @@ def segment_file(
     """
     if unary not in ("color", "uniform"):
         raise UsageError(f'unary must be "color" or "uniform"; got {unary!r}.')
+    if method is not None and method.partition(":")[0] == DEEP:
+        strangers = {
+            "scribbles": scribbles,
+            "region force": region_force,
+            "regularizer": regularizers,
+            "solver": solver,
+            "entropy": entropy,
+            "rounds": max_rounds,
+            'unary "uniform"': unary == "uniform" or None,
+        }
+        found = [name for name, value in strangers.items() if value]
+        if found:
+            raise UsageError(
+                f"{DEEP} has its own data term and regularizer and knows no {' or '.join(found)}. Its settings are "
+                f"written behind its name: {DEEP}:weight=10,max-steps=200."
+            )
+        settings = parse_settings(method, deep_chan_vese, ("image", "phases", "start", "seed", "tell"))
+        return deep_segment_file(
+            path,
+            output,
+            phases=phases,
+            start=start,
+            refine=refine,
+            settings=settings if coupling is None else {**settings, "coupling": coupling},
+            seed=seed,
+            overwrite=overwrite,
+            tell=tell,
+        )
+    if coupling is not None or refine is not None:
+        raise UsageError(f"coupling and refine belong to the method {DEEP}.")
     free = phases is not None or start is not None or method is not None or region_force is not None
     if scribbles is None and not free:
         raise UsageError(
@@ -287,14 +352,18 @@ def _seeds(path: Path, of: Path, image: FloatImage) -> tuple[Tensor, Tensor, Ten
     return _one_hot(labels, classes), fixed.masked_fill(fixed == IGNORE, -1), allowed
 
 
-def _phases(tensor: Tensor, start: Path | None, of: Path, image: FloatImage, phases: int | None, seed: int) -> Tensor:
-    """Where to start (1, K, *S): the labels of a file, or k-means."""
-    if start is None:
+def _phases(
+    tensor: Tensor, start: Path | str | None, of: Path, image: FloatImage, phases: int | None, seed: int
+) -> Tensor:
+    """Where to start (1, K, *S): the labels of a file, or those of a named start."""
+    if start is None or str(start) in STARTS:
         wanted = 2 if phases is None else phases
         if wanted > IGNORE:
             raise UsageError(f"There can be at most {IGNORE} phases; got {wanted}.")
-        return one_hot(phases_by_color(tensor, wanted, seed=seed), wanted, torch.float32)
-    labels = _read_labels(start, of, image)
+        if start is None:
+            return one_hot(phases_by_color(tensor, wanted, seed=seed), wanted, torch.float32)
+        return one_hot(start_labels(tensor, wanted, str(start), seed), wanted, torch.float32)
+    labels = _read_labels(Path(start), of, image)
     present = np.unique(labels[labels != IGNORE])
     if present.size < 2:
         found = "no pixel" if present.size == 0 else f"all pixels {present[0]}"

@@ -5,6 +5,7 @@ What a run leaves in its output folder:
     config.json                       the configuration, every default spelt out
     log/steps.csv, log/epochs.csv     numbers of every logged step and of every epoch
     checkpoints/STEP/                 the last complete checkpoint (`regloss.training.checkpoints`)
+    modules/NAME.safetensors          further networks that were trained: an encoder, a discriminator
     proposals/generation-N/           the proposals in use (`regloss.training.proposals`)
     model.safetensors, model.json     the trained model
     scores.json, report.html, report/ scores, report and its pictures
@@ -35,13 +36,14 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import ProcessException
 
 from regloss.batch import Batch
+from regloss.data_term import DataTerm
 from regloss.dataset import IGNORE, Dataset
 from regloss.errors import ReglossError, UsageError
 from regloss.hooks import manager
 from regloss.outer_loop import OuterLoop, Proposal
 from regloss.registry import create, resolve
 from regloss.training import checkpoints
-from regloss.training.config import Config, build_loop
+from regloss.training.config import Config, build_loop, build_proposals
 from regloss.training.data import (
     EpochOrder,
     Prepared,
@@ -57,7 +59,7 @@ from regloss.training.data import (
 )
 from regloss.training.evaluation import evaluate_samples, examples_of
 from regloss.training.logs import CsvLog
-from regloss.training.metrics import Scores
+from regloss.training.metrics import RULES, Scores
 from regloss.training.model import (
     NotFinite,
     Segmenter,
@@ -74,7 +76,7 @@ Tell = Callable[[str], None]
 
 # What a training leaves in its folder. Only a folder with nothing else in it is ever replaced.
 _OUTPUT_FILES = ("config.json", "model.safetensors", "model.json", "scores.json", "report.html")
-_OUTPUT_FOLDERS = ("log", "checkpoints", "proposals", "report")
+_OUTPUT_FOLDERS = ("log", "checkpoints", "proposals", "modules", "report")
 # Settings that may differ when a run goes on.
 _FREE = ("output", "data.workers", "data.cache")
 
@@ -113,7 +115,7 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     """
     data = config.data
     dataset = create("dataset", data.dataset, **data.component_settings())
-    dataset.check(data.train, need=(data.supervision[:-1],))
+    dataset.check(data.train, need=() if data.supervision == "none" else (data.supervision[:-1],))
     for key, subset in (("val", data.val), ("test", data.test)):
         if subset is not None:
             try:
@@ -135,8 +137,11 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     if config.evaluation.energy is not None:
         resolve("regularizer", config.evaluation.energy)
 
-    cache = SampleCache(dataset, data.cache, data.scribble_length)
     ids = list(dataset.ids(data.train))
+    proposals = build_proposals(data.proposals)
+    if proposals is not None:
+        proposals.only_of(ids)
+    cache = SampleCache(dataset, data.cache, data.scribble_length, proposals)
     if not ids:
         raise UsageError(f"The subset {data.train!r} of the data set is empty: there is nothing to train on.")
     image = torch.from_numpy(cache.load(ids[0]).image).unsqueeze(0)
@@ -159,6 +164,7 @@ def _last_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
 def _check_loop(loop: OuterLoop, channels: int, classes: int, ndim: int) -> None:
     """Run one objective on a tiny image, so that settings that do not fit K or each other show before training."""
     image = torch.full((1, channels, *[4] * ndim), 0.5)
+    image.view(-1)[-1] = 0.6  # an image of one colour has no saliency, for instance
     labels = torch.full((1, *[4] * ndim), IGNORE)
     labels.view(-1)[0], labels.view(-1)[-1] = 0, 1
     batch = Batch(image, labels)
@@ -375,9 +381,7 @@ def build_optimizer(config: Config, segmenter: Segmenter) -> torch.optim.Optimiz
     Raises:
         UsageError: torch's optimizer has no such setting.
     """
-    table = {key.replace("-", "_"): value for key, value in config.training.optimizer.items()}
-    cls = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[table.pop("name")]
-    rate = table["lr"]
+    rate = config.training.optimizer["lr"]
     groups = [
         {"params": parameters, "lr": rate * (config.training.head_lr if name == "head" else 1.0)}
         for name, parameters in segmenter.groups().items()
@@ -385,7 +389,13 @@ def build_optimizer(config: Config, segmenter: Segmenter) -> torch.optim.Optimiz
     if segmenter.learnt():
         # Decay would pull the logarithms to 0, and so what is learnt to 1.
         groups.append({"params": segmenter.learnt(), "lr": rate, "weight_decay": 0.0})
-    optimizer: Any = cls
+    return _optimizer(config, groups)
+
+
+def _optimizer(config: Config, groups: Any) -> torch.optim.Optimizer:
+    """The configured optimizer of parameters or groups of them."""
+    table = {key.replace("-", "_"): value for key, value in config.training.optimizer.items()}
+    optimizer: Any = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[table.pop("name")]
     try:
         made: torch.optim.Optimizer = optimizer(groups, **table)
     except (TypeError, ValueError) as cause:
@@ -417,14 +427,22 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
 
     main = fabric.is_global_zero
     optimizer = build_optimizer(config, parts.segmenter)
-    rates = [group["lr"] for group in optimizer.param_groups]
     model, optimizer = fabric.setup(parts.segmenter, optimizer)
+    # Networks that the loop trains beside this one. An optimizer for each: then a loop may update them apart, and as
+    # optimizers treat every parameter by itself, together it makes no difference.
+    modules = {name: fabric.to_device(module) for name, module in loop.modules().items()}
+    optimizers = {"network": optimizer} | {
+        name: fabric.setup_optimizers(_optimizer(config, module.parameters())) for name, module in modules.items()
+    }
+    rates = {name: [group["lr"] for group in each.param_groups] for name, each in optimizers.items()}
     segmenter = parts.segmenter  # the same weights, outside of the wrapper, for inference
     epoch, step, generation, generation_epoch = 0, 0, -1, -1
     numbers: dict[str, float] = {}  # of the current epoch
     if parts.checkpoint is not None:
         # Only now: the optimizer puts its state where the parameters are.
         checkpoints.restore_optimizer(parts.checkpoint, optimizer)
+        for name, module in modules.items():
+            checkpoints.restore_module(parts.checkpoint, name, module, optimizers[name])
         state = parts.checkpoint.state
         step, generation, generation_epoch = state["step"], state["generation"], state["generation-epoch"]
         epoch = step // order.steps
@@ -442,7 +460,8 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
     def save() -> None:
         if main:
             state = {"generation": generation, "generation-epoch": generation_epoch, "numbers": numbers}
-            checkpoints.save(folder / "checkpoints", step, segmenter.weights(), optimizer, state)
+            further = {name: (module, optimizers[name]) for name, module in modules.items()}
+            checkpoints.save(folder / "checkpoints", step, segmenter.weights(), optimizer, state, further)
             store.keep_from(generation)
 
     with _progress(total_steps, step, quiet or not main) as advance:
@@ -472,8 +491,9 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 progress = step / total_steps
                 loop.set_progress(progress)
                 factor = learning_rate_factor(training.schedule, progress)
-                for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
+                for name, each in optimizers.items():
+                    for group, rate in zip(each.param_groups, rates[name], strict=True):
+                        group["lr"] = rate * factor
                 # All randomness of a step (dropout) follows from the step's number, so a resumed run repeats it.
                 torch.manual_seed(_step_seed(config.seed, fabric.global_rank, step))
                 model.train()
@@ -490,12 +510,20 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                     proposal = loop.propose(logits.detach(), batch)
                     _spent(numbers, solver_began, "solver-seconds")
                     _note_energies(numbers, proposal, batch)
-                loss = loop.objective(logits, batch, proposal)
-                optimizer.zero_grad()
-                fabric.backward(loss)
-                if training.clip_gradient is not None:
-                    fabric.clip_gradients(model, optimizer, max_norm=training.clip_gradient)
-                optimizer.step()
+                loss = None
+                for turn in loop.updates(logits, batch, proposal, model):
+                    loss = turn.loss.detach() if loss is None else loss
+                    for name in turn.networks:
+                        optimizers[name].zero_grad()
+                    fabric.backward(turn.loss)
+                    for name in turn.networks:
+                        if name != "network":
+                            _average_gradients(fabric, modules[name])
+                        if training.clip_gradient is not None:
+                            of = modules.get(name, model)
+                            fabric.clip_gradients(of, optimizers[name], max_norm=training.clip_gradient)
+                        optimizers[name].step()
+                assert loss is not None
                 step += 1
 
                 logged = step % training.log_every == 0 or step == total_steps
@@ -503,9 +531,11 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 last = step % order.steps == 0
                 if logged or saved or last:  # what has diverged is never saved
                     of_layer = layer_report(segmenter.layer, batch.pixels)
-                    values = _over_processes(fabric, {"loss": float(loss.detach()), **loop.parts, **of_layer})
-                    if not math.isfinite(values["loss"]):
-                        raise _diverged(f"The loss became {values['loss']}", step, batch)
+                    numbers_of_step = {"loss": float(loss), **loop.parts, **loop.measures, **of_layer}
+                    values = _over_processes(fabric, numbers_of_step)
+                    for name in ("loss", *loop.measures):
+                        if not math.isfinite(values[name]):
+                            raise _diverged(f"The {name} became {values[name]}", step, batch)
                 if logged:
                     if main:
                         row = {"learning-rate": optimizer.param_groups[0]["lr"], **values}
@@ -524,13 +554,15 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 scores = evaluate_samples(fabric, segmenter, parts.cache, config, config.data.val)
                 numbers["val-mean-iou"] = scores["mean-iou"]
                 numbers["val-mean-foreground-dice"] = scores["mean-foreground-dice"]
+                for rule in RULES if "unsupervised" in scores else ():
+                    numbers[f"val-foreground-iou-{rule}"] = scores["unsupervised"][rule]["foreground-iou"]
             if numbers.pop("proposal-images", 0.0) > 0:
                 numbers |= _over_processes(fabric, {name: numbers[name] for name in _ENERGIES})
             if main:
                 _spent(numbers, clock, "seconds")
                 of_epoch = [row for row in steps_log.rows if row["epoch"] == epoch]
                 averaged = [name for row in of_epoch for name in row if name.startswith("layer-")]
-                for name in ("loss", *loop.parts, *dict.fromkeys(averaged)):
+                for name in ("loss", *loop.parts, *loop.measures, *dict.fromkeys(averaged)):
                     values_of_epoch = [row[name] for row in of_epoch if name in row]
                     if values_of_epoch:
                         numbers[name] = sum(values_of_epoch) / len(values_of_epoch)
@@ -542,6 +574,9 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
 
     if main:
         save_model(folder, segmenter, config, parts.dataset)
+        for name, module in modules.items():
+            (folder / "modules").mkdir(exist_ok=True)
+            checkpoints.save_network(folder / "modules" / f"{name}.safetensors", module.state_dict())
         if segmenter.layer is not None and segmenter.learnt():
             learnt = describe_layer(segmenter.layer)
             tell("Layer after training: " + ", ".join(f"{name[6:]} {value:.4g}" for name, value in learnt.items()))
@@ -561,6 +596,9 @@ def _finish(fabric: Fabric, parts: Parts, store: ProposalStore | None, generatio
     if not fabric.is_global_zero:
         return scores
     checkpoints.write_json(folder / "scores.json", scores)
+    for module in parts.loop.modules().values():
+        module.eval()
+    shown = parts.loop.data_term if isinstance(parts.loop.data_term, DataTerm) else None
     read = None if store is None else (lambda sample_id: store.read(generation, sample_id))
     sections = [
         section for found in manager().hook.regloss_report(folder=folder, scores=scores) if found for section in found
@@ -574,7 +612,7 @@ def _finish(fabric: Fabric, parts: Parts, store: ProposalStore | None, generatio
         scores=scores,
         classes=parts.dataset.classes,
         colors=parts.dataset.colors,
-        examples=examples_of(fabric, parts.segmenter, parts.cache, config, read),
+        examples=examples_of(fabric, parts.segmenter, parts.cache, config, read, shown),
         sections=sections,
     )
     tell(f"Report: {path}")
@@ -669,6 +707,18 @@ def _spent(numbers: dict[str, float], began: float, name: str) -> float:
     now = time.perf_counter()
     numbers[name] = numbers.get(name, 0.0) + now - began
     return now
+
+
+def _average_gradients(fabric: Fabric, module: torch.nn.Module) -> None:
+    """Means over the processes, as data-parallel wrappers take them for the network itself.
+
+    Further networks are not wrapped: they are called several times a step, and not all in every update.
+    """
+    if fabric.world_size == 1:
+        return
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad = fabric.all_reduce(parameter.grad, reduce_op="mean")  # type: ignore[assignment]
 
 
 def _over_processes(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:

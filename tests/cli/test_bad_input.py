@@ -289,6 +289,8 @@ def test_predict(regloss, trained, images, tmp_path):
         ((trained, tmp_path / "absent", "-o", tmp_path / "out"), "neither an image nor a folder"),
         ((trained, images / "images", "-o", tmp_path / "used"), "exists already"),
         ((trained, images / "images", "-o", tmp_path / "used", "--overwrite"), "also holds mine.txt"),
+        ((trained, images / "images", "-o", tmp_path / "out", "--solver", "dca"), "belong to --crf"),
+        ((trained, images / "images", "-o", tmp_path / "out", "--crf", "--regularizer", "denss-crf"), "dense-crf"),
     ):
         done = regloss("predict", *arguments)
         assert (done.code, done.out) == (2, "")

@@ -114,7 +114,7 @@ def test_one_regularizer_needs_no_array(given):
         ("sed=1", r"unknown key 'sed'. Did you mean 'seed'\? Allowed here: output, seed, data, network, layer"),
         ("training.epoch=3", r"'training.epoch'. Did you mean 'epochs'\? Allowed here: epochs, batch-size, optimizer"),
         ("data.augment.flp=true", r"'data.augment.flp'. Did you mean 'flip'\? Allowed here: flip, flip-vertical"),
-        ("evaluation.widths=[2]", r"'evaluation.widths'. Allowed here: trimap, energy, examples"),
+        ("evaluation.widths=[2]", r"'evaluation.widths'. Allowed here: trimap, hausdorff, energy, examples"),
         ("loss.outer-lop=1", r"'loss.outer-lop'. Did you mean 'outer-loop'\? Allowed here: data-term, regularizer"),
         ("data.rot=3", r"unknown key 'rot' for the dataset 'folder'. Did you mean 'root'\? Allowed here: .*\bcrop\b.*"),
         ("network.chanels=3", r"'chanels' for the network 'unet'. Did you mean 'channels'\? Allowed here: .*\blevels"),
@@ -260,6 +260,41 @@ def test_the_data_term_follows_the_supervision():
     assert type(build_loop(loss, "labels").data_term).__name__ == "CrossEntropy"
     named = parse(table("loss.data-term=cross-entropy")).loss
     assert type(build_loop(named, "scribbles").data_term).__name__ == "CrossEntropy"
+
+
+def test_several_data_terms():
+    terms = [{"name": "partial-cross-entropy"}, {"name": "size-bounds", "weight": 0.1, "upper": [1, 0.5]}]
+    content = with_loop(name="gradient-descent")
+    content["loss"]["data-term"] = ["partial-cross-entropy", terms[1]]
+    config = parse(content)
+    assert config.loss.data_term == terms
+    parts = build_loop(config.loss, "scribbles").data_term.parts
+    assert [(part.name, part.weight) for part in parts] == [("partial-cross-entropy", 1.0), ("size-bounds", 0.1)]
+    assert parts[1].term.upper == (1.0, 0.5)
+    assert parse(config.dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("term", "words"),
+    [
+        ({"name": "size-bound"}, "no data-term called 'size-bound'. Did you mean 'size-bounds'"),
+        ({"name": "entropy", "lower": [0.1]}, "'entropy' has no setting 'lower'"),
+        ({"weight": 2.0}, "data-term.* needs a name"),
+    ],
+)
+def test_data_terms_that_cannot_be_meant(term, words):
+    content = with_loop(name="gradient-descent")
+    content["loss"]["data-term"] = ["partial-cross-entropy", term]
+    with pytest.raises(UsageError, match=words):
+        parse(content)
+
+
+@pytest.mark.parametrize("weight", [-1.0, float("inf"), "much", True])
+def test_weights_of_data_terms(weight):
+    content = with_loop(name="gradient-descent")
+    content["loss"]["data-term"] = [{"name": "partial-cross-entropy", "weight": weight}]
+    with pytest.raises(UsageError, match="weight of a data term"):
+        build_loop(parse(content).loss, "scribbles")
 
 
 def test_every_experiment_file_is_valid():

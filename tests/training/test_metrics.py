@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regloss.errors import UsageError
-from regloss.training.metrics import Scores, boundary_density, boundary_distance, trimap
+from regloss.training.metrics import Scores, boundary_density, boundary_distance, hausdorff_distance, trimap
 
 NAMES = ("background", "a", "b", "c")
 
@@ -283,3 +283,54 @@ def test_bad_functions():
 def test_only_the_same_scores_merge(other):
     with pytest.raises(UsageError, match="same classes and trimap widths"):
         Scores(NAMES, [2]).merge(other.state())
+
+
+def boundary_places(mask):
+    """Pixels of the mask with a neighbour along an axis that is not in it; outside of the image nothing is."""
+    inside = {tuple(place) for place in mask.nonzero().tolist()}
+    steps = [
+        tuple(sign * (axis == other) for other in range(mask.ndim)) for axis in range(mask.ndim) for sign in (1, -1)
+    ]
+    return [
+        p for p in inside if any(tuple(a + b for a, b in zip(p, step, strict=True)) not in inside for step in steps)
+    ]
+
+
+@pytest.mark.parametrize("shape", [(13, 17), (5, 6, 7)])
+@pytest.mark.parametrize("percentile", [95, 100])
+def test_hausdorff_distance_is_that_of_a_search(shape, percentile):
+    prediction, label = random_maps(1, shape)
+    for k in range(4):
+        first, second = (boundary_places((of == k) & (label != 255)) for of in (prediction, label))
+        apart = torch.cdist(torch.tensor(first).double(), torch.tensor(second).double()).numpy()
+        expected = max(np.percentile(apart.min(1), percentile), np.percentile(apart.min(0), percentile))
+        assert hausdorff_distance(prediction, label, k, percentile) == pytest.approx(expected, abs=1e-7)
+
+
+def test_hausdorff_scores():
+    """Means over images with the class in both, then groups; the others are counted."""
+    label = torch.zeros(3, 6, dtype=torch.int64)
+    label[:, 2:4] = 1
+    moved, none = label.roll(1, 1), torch.zeros_like(label)
+    scores = Scores(("background", "a", "b"), hausdorff=True)
+    halves = [Scores(("background", "a", "b"), hausdorff=True) for _ in range(2)]
+    images = [
+        (label, label, "one"),
+        (moved, label, "one"),
+        (moved, label, "two"),
+        (none, label, "two"),
+        (none, none, "x"),
+    ]
+    for number, image in enumerate(images):
+        scores.update(*image)
+        halves[number % 2].update(*image)
+    found = scores.compute()
+    assert found["hd95"]["a"] == pytest.approx((0.5 + 1) / 2)
+    assert found["hd95"]["b"] is None
+    assert found["mean-foreground-hd95"] == pytest.approx(0.75)
+    assert found["unmatched"] == pytest.approx(1 / 4)
+    assert hausdorff_distance(none, label, 1) == math.inf
+    assert math.isnan(hausdorff_distance(none, none, 1))
+    halves[0].merge(halves[1].state())
+    assert halves[0].compute() == found
+    assert "hd95" not in scored(images, ("background", "a", "b"))

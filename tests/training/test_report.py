@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from regloss.errors import UsageError
-from regloss.training.metrics import Scores
+from regloss.training.metrics import ForegroundScores, Scores
 from regloss.training.report import IGNORE_COLOR, Example, overlay, save_label_png, write_report
 
 CLASSES = ("background", "cup & <saucer>", "a$x_{$b")
@@ -237,6 +237,36 @@ def test_with_parts_missing(tmp_path, changes, expected):
     path = write(tmp_path, **{**BARE, **changes})
     assert pictures(path) == expected
     assert Page(path).tags.count("img") == len(expected)
+
+
+def test_training_without_labels(tmp_path):
+    """Losses of further networks have a chart of their own; latent maps are shown, and their histograms by class."""
+    found = ForegroundScores(3)
+    found.update(torch.from_numpy(squares()), torch.from_numpy(squares()), "one")
+    rows = [{"step": n, "loss": 1.0, "region": 1.0, "encoder-loss": 0.1 * n} for n in range(5)]
+    latent = np.where(squares(2) == 1, 3.0, -3.0).astype(np.float32)
+    plain = {"scribble": None, "proposal": None}
+    changes = {
+        "steps": rows,
+        "scores": {"test": {"unsupervised": found.compute()}},
+        "examples": [example("one", **plain, numbers={"latent": latent}), example("two", **plain)],
+    }
+    path = write(tmp_path, **{**BARE, **changes})
+    assert pictures(path) == [
+        "example-01-one.png",
+        "example-02-two.png",
+        "further-losses.png",
+        "histogram-image.png",
+        "histogram-latent.png",
+        "loss.png",
+    ]
+    text = Page(path).text
+    assert "test: best match of each image100.0 %100.0 %100.0 %" in text
+    assert "test: less of the border100.0 %" in text
+    wide, narrow = (pixels(tmp_path / "report" / f"example-0{n}.png").shape[1] for n in ("1-one", "2-two"))
+    assert wide > narrow  # one panel more
+    with pytest.raises(UsageError, match="its latent must have the image's size"):
+        example("three", numbers={"latent": latent[1:]})
 
 
 @pytest.mark.parametrize("first", [15, 0])

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from regloss.errors import UsageError
-from regloss.training.scribbles import shorten
+from regloss.training.scribbles import shorten, simulate
 
 
 def scribbles(*rows):
@@ -88,3 +89,76 @@ def test_nothing_drawn_and_nothing_changed():
 def test_the_length_is_a_fraction(length):
     with pytest.raises(UsageError, match="fraction between 0 and 1"):
         shorten(STROKES, length)
+
+
+def regions():
+    """A bar, an L and a ring on a background, and a corner that is ignored."""
+    label = np.zeros((40, 50), dtype=np.uint8)
+    label[4:11, 5:30] = 1
+    label[15:38, 4:11], label[31:38, 4:25] = 2, 2
+    rows, columns = np.indices(label.shape)
+    radius = np.hypot(rows - 25, columns - 38)
+    label[(radius > 5) & (radius < 10)] = 3
+    label[:3, 45:] = 255
+    return label
+
+
+def test_simulated_strokes_lie_within_their_regions():
+    label = regions()
+    before = label.copy()
+    found = simulate(label)
+    drawn = found != 255
+    assert np.array_equal(label, before)
+    assert np.array_equal(found[drawn], label[drawn])
+    for k in range(4):
+        stroke, count = ndimage.label(found == k, structure=np.ones((3, 3)))
+        assert count == (2 if k == 0 else 1)  # the background is also within the ring
+        assert int(stroke.sum()) > 10
+        off = ndimage.distance_transform_edt(np.pad(label == k, 1))[1:-1, 1:-1]
+        # More than two pixels from the boundary but in the ring, which is five wide: half of that at least.
+        assert off[found == k].min() > (1.25 if k == 3 else 2)
+    assert np.array_equal(simulate(label), found)
+
+
+def test_a_simulated_stroke_runs_along_the_middle():
+    """From one end of the bar to the other, three rows from either side; the margin is left at the ends."""
+    found = simulate(regions())
+    rows, columns = np.nonzero(found == 1)
+    assert set(columns.tolist()) == set(range(7, 28))
+    assert int((rows == 7).sum()) >= 15
+
+
+@pytest.mark.parametrize("shape", [(1, 9), (2, 2), (1, 1)])
+def test_thin_regions_get_a_stroke_too(shape):
+    """A margin of two pixels would leave nothing of them."""
+    label = np.zeros((12, 12), dtype=np.uint8)
+    label[3 : 3 + shape[0], 2 : 2 + shape[1]] = 1
+    found = simulate(label)
+    assert 1 <= int((found == 1).sum()) <= max(shape)
+    assert np.all(label[found == 1] == 1)
+
+
+def test_small_regions_beside_a_larger_one_get_none():
+    label = np.zeros((20, 30), dtype=np.uint8)
+    label[2:8, 2:8], label[12:15, 20:23] = 1, 1
+    assert not (simulate(label)[12:15, 20:23] == 1).any()
+    assert (simulate(label, least=9)[12:15, 20:23] == 1).any()
+
+
+def test_volumes_are_drawn_in_too():
+    label = np.zeros((6, 14, 15), dtype=np.uint8)
+    label[1:5, 3:11, 3:13] = 1
+    found = simulate(label)
+    assert (found == 1).sum() >= 5
+    assert np.all(label[found == 1] == 1)
+
+
+def test_nothing_labelled_nothing_drawn():
+    blank = np.full((4, 4), 255, dtype=np.uint8)
+    assert np.array_equal(simulate(blank), blank)
+
+
+@pytest.mark.parametrize("settings", [{"margin": -1.0}, {"margin": float("nan")}, {"least": -1}])
+def test_settings_of_simulated_scribbles(settings):
+    with pytest.raises(UsageError, match="must not be negative"):
+        simulate(regions(), **settings)

@@ -36,38 +36,56 @@ class CrossEntropy(DataTerm):
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.class_weights is not None:
-            weights = tuple(float(value) for value in self.class_weights)
-            if not all(0 < value < float("inf") for value in weights):
-                raise UsageError(f"Class weights must be positive and finite; got {list(weights)}.")
-            object.__setattr__(self, "class_weights", weights)
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}.")
+        object.__setattr__(self, "class_weights", check_weighting(self.class_weights, self.label_smoothing))
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sums (B,) of the weighted loss and of the weights."""
-        check_logits(logits, batch)
-        classes = logits.shape[1]
-        if batch.labels is None:
-            raise UsageError("Cross entropy needs labels in the batch, and it has none.")
-        check_labels(batch.labels, batch.shape, classes)
+        labels, counts = given_labels(logits, batch, self.class_weights)
         logits = at_least_float32(logits)
-        weights = None
-        if self.class_weights is not None:
-            if len(self.class_weights) != classes:
-                raise UsageError(f"{len(self.class_weights)} class weights were given for K = {classes} classes.")
-            weights = logits.new_tensor(self.class_weights)
-        labelled = batch.labelled
-        labels = batch.labels.to(logits.device).masked_fill(~labelled, IGNORE).long()
+        weights = None if self.class_weights is None else logits.new_tensor(self.class_weights)
         losses = F.cross_entropy(
             logits,
-            labels,
+            labels.masked_fill(counts == 0, IGNORE),
             weight=weights,
             ignore_index=IGNORE,
             label_smoothing=self.label_smoothing,
             reduction="none",
         )
-        counts = labelled.to(logits.dtype)
-        if weights is not None:
-            counts = counts * weights[labels.masked_fill(~labelled, 0)]
         return losses.flatten(1).sum(1), counts.flatten(1).sum(1)
+
+
+def check_weighting(class_weights: Sequence[float] | None, label_smoothing: float) -> tuple[float, ...] | None:
+    """Class weights as a tuple.
+
+    Raises:
+        UsageError: weights that are not positive and finite, a smoothing outside [0, 1).
+    """
+    if not 0 <= label_smoothing < 1:
+        raise UsageError(f"label_smoothing must lie in [0, 1); got {label_smoothing}.")
+    if class_weights is None:
+        return None
+    weights = tuple(float(value) for value in class_weights)
+    if not all(0 < value < float("inf") for value in weights):
+        raise UsageError(f"Class weights must be positive and finite; got {list(weights)}.")
+    return weights
+
+
+def given_labels(logits: Tensor, batch: Batch, class_weights: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:
+    """Labels (B, *S) int64, 0 where there is none, and what each pixel counts (B, *S): its class's weight, or 0.
+
+    Raises:
+        UsageError: logits of another size, labels outside 0..K-1 and 255, none in the batch, weights that do not fit K.
+    """
+    check_logits(logits, batch)
+    classes = logits.shape[1]
+    if batch.labels is None:
+        raise UsageError("Cross entropy needs labels in the batch, and it has none.")
+    check_labels(batch.labels, batch.shape, classes)
+    labelled = batch.labelled.to(logits.device)
+    labels = batch.labels.to(logits.device).masked_fill(~labelled, 0).long()
+    counts = labelled.to(at_least_float32(logits).dtype)
+    if class_weights is not None:
+        if len(class_weights) != classes:
+            raise UsageError(f"{len(class_weights)} class weights were given for K = {classes} classes.")
+        counts = counts * counts.new_tensor(class_weights)[labels]
+    return labels, counts

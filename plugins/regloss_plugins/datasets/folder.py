@@ -44,6 +44,7 @@ from regloss.files import (
     read_toml,
     subset_ids,
 )
+from regloss.training.scribbles import simulate
 
 _DISJOINT = ("train", "val", "test")
 
@@ -72,6 +73,8 @@ class FolderDataset(Dataset):
         reduce: integer factor by which samples are reduced; 2 halves height and width (rounded up). Images by box
             mean; dense labels by majority, 255 only where it is more than half of the block; scribbles by the majority
             of the block's labelled pixels, so that thin strokes do not vanish (of classes that tie, the lowest).
+        simulate_scribbles: draw scribbles from the dense labels, one stroke a region of a class (see
+            `regloss.training.scribbles.simulate`), instead of reading them: for data sets without any.
         center: cut samples, after reduction, to this many pixels about the centre along each axis that is longer.
 
     Raises:
@@ -91,6 +94,7 @@ class FolderDataset(Dataset):
         group: str | None = None,
         grey: bool | None = None,
         reduce: int = 1,
+        simulate_scribbles: bool = False,
         center: int | None = None,
     ) -> None:
         self.root = find_root(root)
@@ -98,9 +102,10 @@ class FolderDataset(Dataset):
         if center is not None and (isinstance(center, bool) or not isinstance(center, int) or center < 1):
             raise UsageError(f"center is a number of pixels, at least 1, or absent; got {center!r}")
         self.center = center
+        self.simulate_scribbles = simulate_scribbles
         image_files = _image_files(self.root, images)
         label_files = _mates(self.root, labels, default="labels")
-        scribble_files = _mates(self.root, scribbles, default="scribbles")
+        scribble_files = {} if simulate_scribbles else _mates(self.root, scribbles, default="scribbles")
         groups = _groups(image_files, group)
         self.samples = {
             stem: SampleFiles(stem, path, label_files.get(stem), scribble_files.get(stem), groups[stem])
@@ -138,6 +143,8 @@ class FolderDataset(Dataset):
         """
         files = find_sample(self.samples, sample_id, str(self.root))
         sample = load_sample(files, classes=self.classes, channels=self.channels, reduce=self.reduce)
+        if self.simulate_scribbles and sample.label is not None:
+            sample = replace(sample, scribble=simulate(sample.label))
         return sample if self.center is None else _central(sample, self.center)
 
     def check(self, subset: str, need: Sequence[str] = ("scribble",), *, contents: bool = False) -> None:
@@ -152,6 +159,8 @@ class FolderDataset(Dataset):
             UsageError: images lack a part that is needed; label maps or scribbles have no image; sizes differ; or what
                 `load` would refuse, if ``contents``; then also scribbles that label nothing, or one class only.
         """
+        if self.simulate_scribbles:
+            need = tuple("label" if part == "scribble" else part for part in need)
         orphans = [
             f"{len(names)} files of {part}s have no image of that name in {self.root}: {listed(names)}"
             for part, names in self._orphans.items()

@@ -34,6 +34,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from . import maxflow
 from .push_relabel import (
+    LABELLED,
     MOST_ARCS,
     REACHED,
     Network,
@@ -41,6 +42,7 @@ from .push_relabel import (
     arc_steps,
     mask_type,
     min_cut,
+    min_cut_among,
     new_network,
     new_scratch,
 )
@@ -49,6 +51,8 @@ from .sums import add_compensated
 __all__ = ["Expansion", "expand_graph", "expand_grid"]
 
 FREE = -1  # entry of ``fixed`` at a pixel that may change
+NEVER = np.int64(-1)
+RINGS = 6  # of pixels about those that moves concern; more cost as much as a look at all
 
 
 @dataclass(frozen=True)
@@ -208,6 +212,31 @@ class Cells(NamedTuple):
     free: NDArray[np.bool_]  # (N,)
 
 
+class History(NamedTuple):
+    """Whom the moves since each label's last expansion concern."""
+
+    touched: NDArray[np.uint32]  # (N,) pixels that changed, and their neighbours, move by move
+    noted: NDArray[np.int64]  # (1,) how many they are
+    changes: NDArray[np.int64]  # (1,) how many moves have changed something
+    since: NDArray[np.int64]  # (choices,) how many were noted at each label's last expansion; NEVER = look at all
+    window: NDArray[np.uint32]  # (N,) pixels about those touched, and these first
+    core: NDArray[np.int64]  # (1,) how many of the window are touched
+    member: NDArray[np.bool_]  # (N,) whether a pixel is in the window
+
+
+@njit(nogil=True)
+def _new_history(pixels: int, choices: int) -> History:
+    return History(
+        touched=np.empty(pixels, np.uint32),
+        noted=np.zeros(1, np.int64),
+        changes=np.zeros(1, np.int64),
+        since=np.full(choices, NEVER),
+        window=np.empty(pixels, np.uint32),
+        core=np.zeros(1, np.int64),
+        member=np.zeros(pixels, np.bool_),
+    )
+
+
 @njit(nogil=True, cache=True)
 def _grid_cells(
     offsets: NDArray[np.int64],
@@ -266,8 +295,45 @@ def _grid_energy(unary: NDArray[Any], cells: Cells, labels: NDArray[np.int32], r
             weight = np.float64(cells.weight[p, k])
             if weight > 0.0 and labels[np.uint32(p + cells.step[k])] != label:
                 cut += weight
-        for term in (np.float64(unary[label, p]), cut):
-            total, lost = add_compensated(term, total, lost)
+        total, lost = add_compensated(np.float64(unary[label, p]), total, lost)
+        if cut > 0.0:  # at few pixels
+            total, lost = add_compensated(cut, total, lost)
+    return total + lost
+
+
+@njit(nogil=True)
+def _begin(
+    unary: NDArray[Any],
+    cells: Cells,
+    labels: NDArray[np.int32],
+    roi: NDArray[np.bool_],
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+) -> float:
+    """As :func:`_grid_energy`; fills ``keeping`` with the unaries of the labels and ``border``, given as zeros, too."""
+    forward = len(cells.step) // 2
+    free = cells.free
+    total, lost = 0.0, 0.0
+    for p in range(len(labels)):
+        label = labels[p]
+        keeping[p] = unary[label, p]
+        if not roi[p]:
+            continue
+        cut = 0.0
+        for k in range(forward):
+            weight = np.float64(cells.weight[p, k])
+            if weight > 0.0:
+                q = np.uint32(p + cells.step[k])
+                if labels[q] != label:
+                    cut += weight
+                    if free[p] and free[q]:
+                        border[p] += 0.5 * weight
+                        border[q] += 0.5 * weight
+                elif free[p] != free[q]:
+                    border[p if free[p] else q] -= weight
+        total, lost = add_compensated(np.float64(keeping[p]), total, lost)
+        if cut > 0.0:  # at few pixels
+            total, lost = add_compensated(cut, total, lost)
     return total + lost
 
 
@@ -360,9 +426,11 @@ def _take(
     network: Network,
     scratch: Scratch,
     size: int,
+    history: History,
 ) -> None:
-    """Give ``alpha`` to the pixels ``region[:size]``, marked as reached."""
+    """Give ``alpha`` to the pixels ``region[:size]``, marked as reached, and note whom it concerns."""
     done = REACHED + 1
+    touched = 0
     for i in range(size):
         p = scratch.region[i]
         network.labels[p] = alpha
@@ -372,12 +440,154 @@ def _take(
         if scratch.seen[p] != done:
             scratch.seen[p] = done
             border[p] = _border(cells, network.labels, p)
+            scratch.queue[touched] = p
+            touched += 1
         for k in range(len(cells.step)):
             if cells.weight[p, k] > 0.0:
                 q = np.uint32(p + cells.step[k])
                 if cells.free[q] and scratch.seen[q] != done:
                     scratch.seen[q] = done
                     border[q] = _border(cells, network.labels, q)
+                    scratch.queue[touched] = q
+                    touched += 1
+    history.changes[0] += 1
+    noted = history.noted[0]
+    if noted + touched > len(history.touched):
+        history.since[:] = NEVER
+        noted = 0
+    history.touched[noted : noted + touched] = scratch.queue[:touched]
+    history.noted[0] = noted + touched
+
+
+@njit(nogil=True)
+def _find_window(alpha: int, first: int, most: int, cells: Cells, network: Network, history: History) -> int:
+    """Collect the pixels touched since ``first`` and so many rings about them in ``window``, those that may take alpha.
+
+    Returns how many they are, or -1 if more than ``most``; ``history.core`` of them are those touched.
+    """
+    window, member, labels = history.window, history.member, network.labels
+    if history.noted[0] - first > most:
+        return -1
+    size = 0
+    for i in range(first, history.noted[0]):
+        p = history.touched[i]
+        if labels[p] != alpha and not member[p]:
+            member[p] = True
+            window[size] = p
+            size += 1
+    history.core[0] = size
+    begin = 0
+    for _ in range(RINGS):
+        end = size
+        if size > most:
+            break
+        while begin < end:
+            p = window[begin]
+            begin += 1
+            for k in range(len(cells.step)):
+                if cells.weight[p, k] > 0.0:
+                    q = np.uint32(p + cells.step[k])
+                    if cells.free[q] and labels[q] != alpha and not member[q]:
+                        member[q] = True
+                        window[size] = q
+                        size += 1
+    if size > most:
+        for i in range(size):
+            member[window[i]] = False
+        return -1
+    return size
+
+
+@njit(nogil=True)
+def _set_up_window(
+    alpha: int,
+    unary: NDArray[Any],
+    cells: Cells,
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+    network: Network,
+    history: History,
+    size: int,
+) -> None:
+    """As :func:`_set_up`, of the window alone, as if all about it that may take ``alpha`` did."""
+    labels = network.labels
+    for i in range(size):
+        p = history.window[i]
+        own = labels[p]
+        excess = (np.float64(keeping[p]) - np.float64(unary[alpha, p])) + border[p]
+        network.leaving[p] = 0
+        for k in range(len(cells.step)):
+            weight = np.float64(cells.weight[p, k])
+            if weight > 0.0:
+                q = np.uint32(p + cells.step[k])
+                if labels[q] == alpha:
+                    excess += 0.5 * weight if cells.free[q] else weight
+                elif history.member[q]:
+                    network.leaving[p] |= cells.bit[k]
+                elif cells.free[q]:
+                    excess += weight if labels[q] == own else 0.5 * weight
+        network.excess[p] = excess
+        network.entering[p] = network.leaving[p]
+        network.ready[p] = False
+
+
+@njit(nogil=True)
+def _connected(alpha: int, cells: Cells, network: Network, scratch: Scratch, history: History, size: int) -> int:
+    """Of the pixels ``region[:size]``, marked as reached, keep those that hang together with touched ones.
+
+    Returns how many they are, or -1 if some lie beside pixels outside the window that may take ``alpha`` too.
+    """
+    seen, region = scratch.seen, scratch.region
+    for i in range(size):
+        seen[region[i]] = LABELLED
+    kept = 0
+    for i in range(history.core[0]):
+        p = history.window[i]
+        if seen[p] == LABELLED:
+            seen[p] = REACHED
+            region[kept] = p
+            kept += 1
+    i = 0
+    while i < kept:
+        p = region[i]
+        i += 1
+        for k in range(len(cells.step)):
+            if cells.weight[p, k] > 0.0:
+                q = np.uint32(p + cells.step[k])
+                if seen[q] == LABELLED:
+                    seen[q] = REACHED
+                    region[kept] = q
+                    kept += 1
+                elif not history.member[q] and cells.free[q] and network.labels[q] != alpha:
+                    return -1
+    return kept
+
+
+@njit(nogil=True)
+def _cut_window(
+    alpha: int,
+    first: int,
+    unary: NDArray[Any],
+    cells: Cells,
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+    network: Network,
+    scratch: Scratch,
+    history: History,
+) -> int:
+    """The expansion of ``alpha``, whose last one came before the pixels touched since ``first`` and could not improve.
+
+    Returns the number of pixels that take ``alpha``, as :func:`min_cut` does, or -1 if a look at all pixels is needed.
+    """
+    size = _find_window(alpha, first, len(keeping) // 16, cells, network, history)
+    if size <= 0:
+        return size
+    _set_up_window(alpha, unary, cells, keeping, border, network, history, size)
+    found = min_cut_among(network, scratch, history.window[:size])
+    found = _connected(alpha, cells, network, scratch, history, found)
+    for i in range(size):
+        history.member[history.window[i]] = False
+    return found
 
 
 @njit(nogil=True, cache=True)
@@ -402,69 +612,74 @@ def _expand_cells(
         if roi[p]:
             labels[p] = given[p]
 
-    start_energy = energy = _grid_energy(unary, cells, labels, roi)
+    keeping = np.empty(len(labels), unary.dtype)
+    border = np.zeros(len(labels))
+    start_energy = energy = _begin(unary, cells, labels, roi, keeping, border)
     if len(choices) <= 1 or not free.any():
         return given, energy, start_energy, 0, True, energy
     if max_cycles <= 0:
         return given, energy, start_energy, 0, False, -np.inf
 
     binary = len(choices) == 2
-    keeping = np.empty(len(labels), unary.dtype)
-    border = np.zeros(len(labels))
     if binary:
         # From a constant labelling, one expansion of the other label reaches every labelling. Of the two ways round,
         # the one with less to push is the faster.
+        balance = 0.0
+        border[:] = 0.0
+        for p in range(len(labels)):
+            if free[p]:
+                balance += np.float64(unary[choices[0], p]) - np.float64(unary[choices[1], p])
+            elif roi[p] and (labels[p] == choices[0] or labels[p] == choices[1]):
+                for k in range(len(step)):
+                    q = np.uint32(p + step[k])
+                    if weight[p, k] > 0.0 and free[q]:
+                        balance += np.float64(weight[p, k]) * (1.0 if labels[p] == choices[1] else -1.0)
+        if balance > 0.0:
+            choices = choices[::-1].copy()
         for p in range(len(labels)):
             if free[p]:
                 labels[p] = choices[0]
-            elif roi[p]:
+                keeping[p] = unary[choices[0], p]
+            elif roi[p] and labels[p] == choices[0]:
                 for k in range(len(step)):
-                    if weight[p, k] > 0.0:
-                        q = np.uint32(p + step[k])
-                        border[q] += np.float64(weight[p, k]) * (
-                            np.float64(labels[p] == choices[1]) - np.float64(labels[p] == choices[0])
-                        )
-        balance = 0.0
-        for p in range(len(labels)):
-            if free[p]:
-                balance += np.float64(unary[choices[0], p]) - np.float64(unary[choices[1], p]) + border[p]
-        if balance > 0.0:
-            choices = choices[::-1].copy()
-            for p in range(len(labels)):
-                if free[p]:
-                    labels[p] = choices[0]
-    for p in range(len(labels)):
-        keeping[p] = unary[labels[p], p]
-        if free[p]:
-            border[p] = _border(cells, labels, p)
+                    q = np.uint32(p + step[k])
+                    if weight[p, k] > 0.0 and free[q]:
+                        border[q] -= np.float64(weight[p, k])
 
     network = new_network(step, bit, weight, labels, arcs)
     scratch = new_scratch(len(labels))
 
-    # A label need not be tried again until another label's expansion has changed something.
-    changes = 0
-    tried_at = np.full(len(choices), -1, np.int64)
+    # A label need not be tried again until another label's expansion has changed something, and then only about it.
+    history = _new_history(0 if binary else len(labels), len(choices))
+    tried_at = np.full(len(choices), NEVER)
     if binary:
-        tried_at[0] = changes
+        tried_at[0] = 0
     converged = False
     cycles = 0
     while cycles < max_cycles and not converged:
         cycles += 1
         for i in range(len(choices)):
-            if tried_at[i] == changes:
+            if tried_at[i] == history.changes[0]:
                 continue
-            _set_up(choices[i], unary, cells, keeping, border, network)
-            size = min_cut(network, scratch)
+            size = -1
+            if history.since[i] != NEVER:
+                size = _cut_window(
+                    choices[i], history.since[i], unary, cells, keeping, border, network, scratch, history
+                )
+            if size < 0:
+                _set_up(choices[i], unary, cells, keeping, border, network)
+                size = min_cut(network, scratch)
             if binary:
                 for j in range(size):
                     labels[scratch.region[j]] = choices[i]
             elif size > 0 and _gain(choices[i], unary, cells, keeping, network, scratch, size) < 0.0:
-                _take(choices[i], unary, cells, keeping, border, network, scratch, size)
-                changes += 1
-            tried_at[i] = changes
-        converged = binary or (tried_at == changes).all()
+                _take(choices[i], unary, cells, keeping, border, network, scratch, size, history)
+            tried_at[i] = history.changes[0]
+            history.since[i] = history.noted[0]
+        converged = binary or (tried_at == history.changes[0]).all()
 
-    energy = _grid_energy(unary, cells, labels, roi)
+    if binary or history.changes[0] > 0:
+        energy = _grid_energy(unary, cells, labels, roi)
     if energy > start_energy:  # only by rounding
         return given, start_energy, start_energy, cycles, converged, start_energy if binary else -np.inf
     for p in range(len(labels)):

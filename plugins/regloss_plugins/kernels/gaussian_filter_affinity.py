@@ -14,6 +14,7 @@ the image's own pixels, and energies of labels are cuts of a graph with weights 
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -49,6 +50,7 @@ class Affinity:
         inside: (B, 1, *S), 1 in the region of interest and 0 outside.
         pixels: (B,) how many count.
         counts: (B, 1, *R) pixels in each block of the reduced grid R.
+        means: (B, C, *R) colours of the blocks.
         filter: W of the blocks, whose weights are not divided by ``mass``, with 1 on its diagonal.
         degrees: (B, 1, *R) filtered counts.
         mass: (2 pi)^(D/2) sigma_xy^D.
@@ -72,13 +74,22 @@ class Affinity:
         self.mass = math.sqrt(2 * math.pi) ** ndim * sigma_xy**ndim
         self._blocks = None if scale == 1 else _Blocks(region, scale)
         self.counts = self.sums(torch.ones_like(self.inside))
-        means = image if self._blocks is None else self.sums(image) / self.counts.clamp(min=1)
+        self.means = image if self._blocks is None else self.sums(image) / self.counts.clamp(min=1)
         occupied = (self.counts > 0).squeeze(1)
         kept = None if bool(occupied.all()) else occupied
         self.filter: GaussianFilter = gaussian_filter(
-            means, sigma_xy * scale, sigma_rgb, kept, backend=backend, accuracy=accuracy
+            self.means, sigma_xy * scale, sigma_rgb, kept, backend=backend, accuracy=accuracy
         )
         self.degrees = self.filter(self.counts)
+
+    def select(self, images: Tensor) -> Affinity:
+        """The weights of the images with the indices ``images`` (M,) alone; nothing is computed anew."""
+        some = copy.copy(self)
+        some.inside, some.pixels = self.inside[images], self.pixels[images]
+        some.counts, some.degrees, some.means = self.counts[images], self.degrees[images], self.means[images]
+        some.filter = self.filter.select(images)
+        some._blocks = None if self._blocks is None else self._blocks.select(images)
+        return some
 
     def sums(self, values: Tensor) -> Tensor:
         """Sums (B, K, *R) of ``values`` (B, K, *S) over the pixels of each block that count; differentiable."""
@@ -184,6 +195,12 @@ class _Blocks:
         whole = abs(factor * scale - 1) < 1e-9 and self.shape == tuple(-(-length // factor) for length in self.size)
         return factor if whole and all(bool((block[:, 0] == 0).all()) for block in coordinates) else None
 
+    def select(self, images: Tensor) -> _Blocks:
+        """Those of some images alone."""
+        some = copy.copy(self)
+        some.index = self.index[images]
+        return some
+
     def sums(self, values: Tensor) -> Tensor:
         """(B, K, *S) to (B, K, *R)."""
         if self.factor is not None:
@@ -207,10 +224,10 @@ def check_affinity(name: str, sigma_xy: float, sigma_rgb: float, scale: float, b
     if not 0 < sigma_xy < math.inf:
         raise UsageError(f"sigma_xy of {name} must be finite and positive, in pixels; got {sigma_xy}.")
     # The largest difference that an RGB image in [0, 1] can have is sqrt(3); a larger bandwidth means bytes.
-    if not 0 < sigma_rgb <= 2:
+    if not (0 < sigma_rgb <= 2 or sigma_rgb == math.inf):
         raise UsageError(
-            f"sigma_rgb of {name} must lie in (0, 2], in units of image values in [0, 1]; got {sigma_rgb}. A bandwidth "
-            "given for bytes is divided by 255."
+            f"sigma_rgb of {name} must lie in (0, 2], in units of image values in [0, 1], or be inf, where colours do "
+            f"not matter; got {sigma_rgb}. A bandwidth given for bytes is divided by 255."
         )
     if not 0 < scale <= 1:
         raise UsageError(f"scale of {name} must lie in (0, 1], 1 being the image's own resolution; got {scale}.")

@@ -38,7 +38,7 @@ from numba import njit
 from numba.cpython.unsafe.numbers import trailing_zeros as numba_trailing_zeros
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Network", "Scratch", "min_cut", "new_network", "new_scratch", "solve_grid_cut"]
+__all__ = ["Network", "Scratch", "min_cut", "min_cut_among", "new_network", "new_scratch", "solve_grid_cut"]
 
 trailing_zeros: Any = numba_trailing_zeros  # mypy does not know that numba supplies its first argument
 
@@ -333,18 +333,44 @@ def min_cut(network: Network, scratch: Scratch) -> int:
     Returns the number of its nodes: they are ``scratch.region[:number]``, and have ``scratch.seen[v] == REACHED``. The
     network must be without flow (no node ready); afterwards it holds a maximum preflow.
     """
-    excess, seen, region = network.excess, scratch.seen, scratch.region
+    excess = network.excess
     scratch.level[:] = 0
     scratch.limit[:] = JUMP
-    seen[:] = UNSEEN
+    scratch.seen[:] = UNSEEN
     count = 0
     for v in range(len(excess)):
         if excess[v] > 0.0:
             scratch.stuck[count] = v
             count += 1
-    count = _cancel(network, scratch, count)
+    return _push_all(network, scratch, count, len(excess) // 4)
 
-    trapped_count, much = 0, len(excess) // 4
+
+@njit(nogil=True)
+def min_cut_among(network: Network, scratch: Scratch, nodes: NDArray[np.uint32]) -> int:
+    """As :func:`min_cut`, of a network that consists of ``nodes``: no arc may lead to others, which are not looked at.
+
+    They may be a quarter of all at most, so that no search looks everywhere.
+    """
+    scratch.seen[:] = UNSEEN
+    count = 0
+    for v in nodes:
+        scratch.level[v] = 0
+        scratch.limit[v] = JUMP
+        if network.excess[v] > 0.0:
+            scratch.stuck[count] = v
+            count += 1
+    return _push_all(network, scratch, count, 4 * len(scratch.seen))
+
+
+@njit(nogil=True)
+def _push_all(network: Network, scratch: Scratch, count: int, much: int) -> int:
+    """Push the excess of the ``stuck`` nodes as far as it gets, and find what it reaches then.
+
+    Searches do not look everywhere unless a quarter of ``much`` nodes are stuck, or what these reach has been most.
+    """
+    seen, region = scratch.seen, scratch.region
+    count = _cancel(network, scratch, count)
+    trapped_count = 0
     while count > 0:
         # What excess reaches is most of the grid, or likely to be: then it need not be found out first.
         if _search(network, scratch, count, 4 * count > much):

@@ -1,4 +1,4 @@
-"""Moves of whole regions of a labelling, and of single pixels, all over a batch at once.
+"""Moves of whole regions of a labelling, of single pixels, and along level sets, all over a batch at once.
 
     E(l) = sum over pixels of unary[l_p, p] + sum over pairs of w_pq [l_p != l_q],      w >= 0
 
@@ -11,8 +11,14 @@ and takes the cheapest if no neighbour gains more by a move of its own. Neighbou
 by the sum of the gains. Regions that agree afterwards are one region in the next round. This removes what no move of a
 single pixel can: specks, and patches between two regions. Single pixels move by the same rule.
 
-Everything is a fixed number of torch operations on whole batches, for each round; rounds end when nothing moves, which
-the host has to look up.
+Given probabilities s of the labels, a label k may also take one of its level sets {s^k > t}: pixels inside take k, and
+those outside that had it take the most probable other label. The energies of all t come from one histogram, as a pixel
+or pair changes its cost only where t passes the probabilities of its ends. If s minimises the linear relaxation for two
+labels, almost every level set is a minimum cut (coarea formula); the level 1/2 of an s that is only near a minimiser
+can be far from one while another level already is.
+
+Everything is a fixed number of torch operations on whole batches, for each round or label; rounds end when nothing
+moves, which the host has to look up.
 """
 
 from __future__ import annotations
@@ -22,7 +28,7 @@ from torch import Tensor
 
 from regloss import grid
 
-__all__ = ["connected_regions", "move_pixels", "move_regions"]
+__all__ = ["connected_regions", "move_levels", "move_pixels", "move_regions"]
 
 
 def connected_regions(labels: Tensor, offsets: tuple[grid.Offset, ...], connected: Tensor) -> Tensor:
@@ -163,6 +169,96 @@ def move_pixels(
             return labels
         labels = torch.where(moves, best.squeeze(1), labels)
     return labels
+
+
+def move_levels(
+    unary: Tensor,
+    offsets: tuple[grid.Offset, ...],
+    weights: Tensor,
+    labels: Tensor,
+    probabilities: Tensor,
+    levels: int = 64,
+) -> Tensor:
+    """Labels (B, *S) after each label in turn took its best level set, where that lowers E of an image.
+
+    Args:
+        unary: (B, K, *S).
+        offsets: of pairs.
+        weights: (B, n, *S), 0 where a pair leaves the grid.
+        labels: (B, *S) int64.
+        probabilities: (B, K, *S), in [0, 1]; negative where a label is not allowed.
+        levels: how many values of t are compared, 0, 1 / levels, .., >= 1.
+
+    The most probable labels cut two pairs; the level set {s^1 > 0.25} cuts none:
+
+    >>> unary, weights = torch.zeros(1, 2, 1, 4), torch.tensor([[[[1.0, 1.0, 1.0, 0.0]]]])
+    >>> unary[0, 0, 0, 0] = 9.0
+    >>> second = torch.tensor([[[0.9, 0.3, 0.6, 0.6]]])
+    >>> probabilities = torch.stack([1 - second, second], dim=1)
+    >>> move_levels(unary, ((0, 1),), weights, probabilities.argmax(1), probabilities)
+    tensor([[[1, 1, 1, 1]]])
+    """
+    classes = unary.shape[1]
+    if classes == 1:
+        return labels
+    likeliest, ranked = probabilities.topk(2, dim=1)
+    bound_to_one = likeliest[:, 1] < 0  # no second label is allowed
+    inner = ((probabilities > 0) & (probabilities < 1)).movedim(1, 0).flatten(1).any(1)
+    energy = _energy(unary, offsets, weights, labels)
+    for label in inner.nonzero().flatten().tolist():  # elsewhere all level sets are one
+        other = torch.where(ranked[:, 0] == label, ranked[:, 1], ranked[:, 0])
+        base = torch.where(labels == label, other, labels)
+        # Pixel p takes the label at the levels 0 .. reach_p - 1.
+        reach = (probabilities[:, label].clamp(0, 1) * levels).ceil().long()
+        reach = reach.masked_fill(bound_to_one & (labels == label), levels)
+        best = _level_energies(unary, offsets, weights, base, label, reach, levels).argmin(1)
+        candidate = torch.where(reach > grid.spread(best, reach), label, base)
+        found = _energy(unary, offsets, weights, candidate)
+        better = found < energy
+        energy = torch.where(better, found, energy)
+        labels = torch.where(grid.spread(better, labels), candidate, labels)
+    return labels
+
+
+def _level_energies(
+    unary: Tensor,
+    offsets: tuple[grid.Offset, ...],
+    weights: Tensor,
+    base: Tensor,
+    label: int,
+    reach: Tensor,
+    levels: int,
+) -> Tensor:
+    """E (B, levels), up to a constant, if pixels of reach > level take ``label`` and others keep ``base``, not it.
+
+    Entry r of the histogram is what the levels below r have more than those from r on. A pair costs nothing at levels
+    that both ends reach, its weight at those that one does, and beyond that what it costs in ``base``.
+    """
+    exact = _exact(unary)
+    width = levels + 1
+    rows = torch.arange(len(base), device=base.device) * width
+    place = reach + grid.spread(rows, reach)
+    histogram = torch.zeros(len(base) * width, dtype=exact, device=base.device)
+    change = unary[:, label] - unary.gather(1, base.unsqueeze(1)).squeeze(1)
+    histogram.index_add_(0, place.flatten(), change.flatten().to(exact))
+    for number, offset in enumerate(offsets):
+        first, second = grid.pair_slices(offset)
+        ends = grid.pick(place, first), grid.pick(place, second)
+        weight = grid.pick(weights[:, number], first)
+        uncut = weight * (grid.pick(base, first) == grid.pick(base, second))
+        histogram.index_add_(0, torch.maximum(*ends).flatten(), uncut.flatten().to(exact))
+        histogram.index_add_(0, torch.minimum(*ends).flatten(), -weight.flatten().to(exact))
+    return histogram.reshape(-1, width)[:, 1:].flip(1).cumsum(1).flip(1)
+
+
+def _energy(unary: Tensor, offsets: tuple[grid.Offset, ...], weights: Tensor, labels: Tensor) -> Tensor:
+    exact = _exact(unary)
+    total = unary.gather(1, labels.unsqueeze(1)).to(exact).flatten(1).sum(1)
+    for number, offset in enumerate(offsets):
+        first, second = grid.pair_slices(offset)
+        cut = grid.pick(labels, first) != grid.pick(labels, second)
+        total += (grid.pick(weights[:, number], first) * cut).to(exact).flatten(1).sum(1)
+    return total
 
 
 def _rounding(cost: Tensor) -> Tensor:

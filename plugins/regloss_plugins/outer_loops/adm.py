@@ -11,7 +11,7 @@ Source: Marin, Tang, Ben Ayed, Boykov, "Beyond gradient descent for regularized 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,13 +30,15 @@ class ADM(ProposalLoop):
     Args:
         regularizer: one or several (objects, names or tables).
         solver: an object, a name or a table.
-        data_term: an object, a name or a table.
+        data_term: one or several (objects, names or tables).
         coupling: gamma: weight of the divergence against the regularizer, in both steps; number or schedule.
         divergence: an object, a name or a table; its unaries enter the proposal step.
         proposal_weight: weight of the divergence in the network's step; None = gamma, which makes both steps minimise
             one energy. Scaling regularizer and coupling together changes nothing but this weight.
         seeded_only: restrict each image's proposal to the classes seeded in it.
         update_every: "step", or a number of epochs, with proposals kept between.
+        entropy: weight of <X, log X> / N in the proposal step, for solvers over probabilities (mean-field, dca), whose
+            argmax is proposed; "coupling" = gamma, which is KL(X || S) of a soft X. 0 = labellings.
 
     >>> ADM.preset("grid-crf-scribbles").update_every
     'step'
@@ -62,8 +64,9 @@ class ADM(ProposalLoop):
         proposal_weight: float | None = None,
         seeded_only: bool = False,
         update_every: Cadence = "step",
+        entropy: float | Literal["coupling"] = 0.0,
     ) -> None:
-        super().__init__(regularizer, solver, data_term, coupling, seeded_only, update_every)
+        super().__init__(regularizer, solver, data_term, coupling, seeded_only, update_every, entropy)
         self.divergence = resolve("divergence", divergence)
         check_proposal_weight(proposal_weight)
         self.proposal_weight = proposal_weight
@@ -78,4 +81,4 @@ class ADM(ProposalLoop):
         """Mean data term plus gamma times the divergence per pixel."""
         weight = self.coupling.at(self.progress) if self.proposal_weight is None else self.proposal_weight
         term = self.proposal_term(self.divergence, logits, batch, proposal)
-        return self.record(data=self.mean(*self.data_term(logits, batch)), proposal=weight * term)
+        return self.record(**self.data_addends(logits, batch), proposal=weight * term)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from regloss.batch import Batch
 from regloss.checks import at_least_float32
+from regloss.data_term import combine_data_terms
 from regloss.errors import UsageError
 from regloss.outer_loop import OuterLoop, Proposal, check_logits
-from regloss.registry import resolve
 from regloss.regularizer import combine
 from regloss.schedule import Schedule, as_schedule
 
@@ -26,7 +26,7 @@ class GradientDescent(OuterLoop):
 
     Args:
         regularizer: one or several (objects, names or tables); None trains with the data term alone.
-        data_term: an object, a name or a table.
+        data_term: one or several (objects, names or tables).
         strength: factor of the regularizer, a number or a schedule; its own weight is constant.
 
     >>> GradientDescent.preset("grid-crf-scribbles").regularizer.weight
@@ -36,6 +36,11 @@ class GradientDescent(OuterLoop):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         # Marin, Boykov, ICCV 2021: weight 100 on the mean over neighbour pairs; four pairs a pixel make it 25 a pair.
         "grid-crf-scribbles": {"regularizer": {"name": "grid-crf", "weight": 25.0, "relaxation": "bilinear"}},
+        # Tang et al., ECCV 2018: weight 2e-9 on the sum over ordered pairs of blocks of 2x2 pixels, crops of 513x513.
+        # As a mean over pixels of a sum over pairs of pixels, divided by 2 pi sigma^2: 2e-9 513^2 / 8 * 2 pi 100^2.
+        "dense-crf-scribbles": {
+            "regularizer": {"name": "dense-crf", "weight": 4.13, "sigma_xy": 100.0, "sigma_rgb": 15 / 255, "scale": 0.5}
+        },
     }
 
     def __init__(
@@ -46,7 +51,7 @@ class GradientDescent(OuterLoop):
     ) -> None:
         super().__init__("never")
         self.regularizer = combine(regularizer)
-        self.data_term = resolve("data-term", data_term)
+        self.data_term = combine_data_terms(data_term)
         self.strength = as_schedule(strength, "strength")
         if min(self.strength.start, self.strength.end) < 0:
             raise UsageError(f"strength must not be negative; got {strength!r}.")
@@ -58,7 +63,7 @@ class GradientDescent(OuterLoop):
     def objective(self, logits: Tensor, batch: Batch, proposal: Proposal | None = None) -> Tensor:
         """Mean data term plus regularizer per pixel."""
         check_logits(logits, batch)
-        addends = {"data": self.mean(*self.data_term(logits, batch))}
+        addends = self.data_addends(logits, batch)
         strength = self.strength.at(self.progress)
         if self.regularizer is not None and strength > 0:
             probabilities = at_least_float32(logits).softmax(1)

@@ -1,18 +1,22 @@
 """What ADM and trust region share: the proposal step.
 
-    X = argmin over labellings of  R(X; image) + coupling * D_proposal(X, logits)       seeds given
+    X = argmin over labellings of  R(X; image) + coupling * D_proposal(X, logits) + entropy * <X, log X>    seeds given
+
+With entropy = 0 that is a labelling; solvers over probabilities need an entropy, and of their X the argmax is proposed.
+With the divergence KL and entropy = coupling, the last two terms are coupling * KL(X || S) of a soft X: mean field.
 
 An approximate solver that starts at an earlier labelling never ends above it, so the split energy cannot rise.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from regloss.batch import Batch
+from regloss.data_term import combine_data_terms
 from regloss.dataset import IGNORE
 from regloss.divergence import Divergence
 from regloss.errors import UsageError
@@ -35,11 +39,12 @@ class ProposalLoop(OuterLoop):
     Args:
         regularizer: one or several (objects, names or tables).
         solver: an object, a name or a table; it must accept a form that the regularizer offers.
-        data_term: an object, a name or a table.
+        data_term: one or several (objects, names or tables).
         coupling: factor of the unaries in the proposal step, against the regularizer's weight; number or schedule.
         seeded_only: restrict each image's proposal to the classes that are seeded in it (to all classes if fewer than
             two are).
         update_every: see `OuterLoop`.
+        entropy: weight of the entropy in the proposal step, >= 0, or "coupling".
 
     Raises:
         MissingForm: the solver cannot serve the regularizer.
@@ -53,6 +58,7 @@ class ProposalLoop(OuterLoop):
         coupling: float | Schedule | dict[str, Any],
         seeded_only: bool,
         update_every: Cadence,
+        entropy: float | Literal["coupling"] = 0.0,
     ) -> None:
         super().__init__(update_every)
         combined = combine(regularizer)
@@ -61,11 +67,14 @@ class ProposalLoop(OuterLoop):
         self.regularizer: Regularizer = combined
         self.solver = resolve("solver", solver)
         negotiate(self.regularizer, self.solver)
-        self.data_term = resolve("data-term", data_term)
+        self.data_term = combine_data_terms(data_term)
         self.coupling = as_schedule(coupling, "coupling")
         if min(self.coupling.start, self.coupling.end) < 0:
             raise UsageError(f"coupling must not be negative; got {coupling!r}.")
         self.seeded_only = seeded_only
+        if entropy != "coupling" and not (isinstance(entropy, int | float) and 0 <= entropy < float("inf")):
+            raise UsageError(f'entropy must be finite and not negative, or "coupling"; got {entropy!r}.')
+        self.entropy = entropy
 
     def solve_proposal(self, logits: Tensor, batch: Batch, unaries: Divergence, start: Tensor) -> Proposal:
         """The proposal step, from the labels ``start`` (B, *S), seeds hard."""
@@ -73,13 +82,15 @@ class ProposalLoop(OuterLoop):
         with torch.no_grad():
             classes = logits.shape[1]
             seeds = seeds_of(batch, classes)
-            unary = self.coupling.at(self.progress) * unaries.unary(logits)
+            coupling = self.coupling.at(self.progress)
+            unary = coupling * unaries.unary(logits)
             # A seed's unary is a constant of the problem; 0 keeps energies comparable between images.
             unary = unary.masked_fill((seeds >= 0).unsqueeze(1), 0)
             allowed = seeded_labels(seeds, classes) if self.seeded_only else None
             term = self.regularizer.bind(batch.image, batch.roi)
             start = torch.where(seeds >= 0, seeds, start)
-            solution = solve(term, unary, self.solver, fixed=seeds, allowed=allowed, warm=start)
+            entropy = coupling if self.entropy == "coupling" else self.entropy
+            solution = solve(term, unary, self.solver, entropy=entropy, fixed=seeds, allowed=allowed, warm=start)
             labels = solution.labels
             if batch.roi is not None:
                 labels = labels.masked_fill(~batch.roi, IGNORE)

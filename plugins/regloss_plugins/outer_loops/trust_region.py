@@ -47,7 +47,7 @@ class TrustRegion(ProposalLoop):
     Args:
         regularizer: one or several (objects, names or tables).
         solver: an object, a name or a table.
-        data_term: an object, a name or a table.
+        data_term: one or several (objects, names or tables).
         coupling: lambda: factor of the unaries -log softmax in stage A, against the regularizer's weight; number or
             schedule.
         divergence: of stage B; an object, a name or a table.
@@ -118,4 +118,4 @@ class TrustRegion(ProposalLoop):
     def objective(self, logits: Tensor, batch: Batch, proposal: Proposal | None = None) -> Tensor:
         """Stage B: mean data term plus weighted divergence per pixel, off the seeds."""
         term = self.proposal_term(self.divergence, logits, batch, proposal)
-        return self.record(data=self.mean(*self.data_term(logits, batch)), proposal=self.proposal_weight * term)
+        return self.record(**self.data_addends(logits, batch), proposal=self.proposal_weight * term)

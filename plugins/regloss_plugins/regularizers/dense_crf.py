@@ -19,7 +19,12 @@ diagonal,
     R(S) = weight * (const - sum over classes k of <S_k, W S_k> / 2 + |S|^2 w_pp / 2),
 
 concave but for the last term, which the form's ``curvature`` accounts for: `DCA` lowers the energy in every step. With
-entropy = 1 and damping off, its step is the parallel mean-field update of Krähenbühl and Koltun.
+entropy = 1 and damping off, its step is the parallel mean-field update of Krähenbühl and Koltun; `MeanField` takes that
+step as long as the energy does not rise.
+
+Labels need not all be equally far from each other. With a ``compatibility`` C (K, K), a pair costs C[l_p, l_q] instead
+of [l_p != l_q], relaxed to <S_p, C S_q>; only the symmetric part of C counts, as a pair has no direction. C and both
+bandwidths may be tensors to be learnt, for which the form then gives derivatives (`regloss.DenseCRFLayer`).
 
 Source: Krähenbühl, Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", NeurIPS 2011
 (the model); Tang, Perazzi, Djelouah, Ben Ayed, Schroers, Boykov, "On regularized losses for weakly-supervised CNN
@@ -30,16 +35,19 @@ crops of 513x513 and sigma_xy = 100.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from regloss.errors import UsageError
 from regloss.regularizer import Concave, Form, Regularizer, Term, check_weight
 from regloss_plugins.kernels.gaussian_filter import Accuracy, Backend
 from regloss_plugins.kernels.gaussian_filter_affinity import Affinity, check_affinity
+from regloss_plugins.kernels.gaussian_filter_widths import filter_with_widths
 
 RELAXATIONS = ("bilinear", "quadratic", "normalized-quadratic")
 
@@ -51,11 +59,13 @@ class DenseCRF(Regularizer):
     Args:
         weight: factor of the whole energy, >= 0.
         sigma_xy: bandwidth of places in pixels, > 0.
-        sigma_rgb: bandwidth of image values, 0 < sigma_rgb <= 2.
+        sigma_rgb: bandwidth of image values, 0 < sigma_rgb <= 2; inf = colours do not matter, the smoothness kernel.
         scale: resolution at which places and colours are looked at, in (0, 1].
         backend: of the filter: "exact", "lattice", or "auto" (exact on GPUs and for few pixels).
         accuracy: of the lattice: "fast", "fine" or "finest".
         relaxation: energy of probabilities: "bilinear", "quadratic" or "normalized-quadratic".
+        compatibility: (K, K) floating-point tensor, what a pair of labels costs; None = 1 where they differ. Like the
+            bandwidths, which may be () tensors, it is for "bilinear" alone.
 
     Raises:
         UsageError: a setting outside its range.
@@ -73,21 +83,42 @@ class DenseCRF(Regularizer):
     """
 
     weight: float = 1.0
-    sigma_xy: float = 100.0
-    sigma_rgb: float = 0.06
+    sigma_xy: float | Tensor = 100.0
+    sigma_rgb: float | Tensor = 0.06
     scale: float = 0.5
     backend: Backend = "auto"
     accuracy: Accuracy = "fine"
     relaxation: Literal["bilinear", "quadratic", "normalized-quadratic"] = "bilinear"
+    compatibility: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_weight(self.weight, "dense-crf")
-        check_affinity("dense-crf", self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
+        for name in ("sigma_xy", "sigma_rgb"):
+            sigma = getattr(self, name)
+            if isinstance(sigma, Tensor) and (sigma.ndim != 0 or not sigma.is_floating_point()):
+                raise UsageError(
+                    f"{name} of dense-crf must be a number, or a floating-point tensor of shape (); got {sigma.dtype} "
+                    f"of shape {tuple(sigma.shape)}."
+                )
+        widths = (_number(self.sigma_xy), _number(self.sigma_rgb))
+        check_affinity("dense-crf", *widths, self.scale, self.backend, self.accuracy)
+        _check_compatibility(self.compatibility)
         if self.relaxation not in RELAXATIONS:
             raise UsageError(
                 f"relaxation of dense-crf must be one of {', '.join(RELAXATIONS)}, which filters can compute; got "
                 f"{self.relaxation!r}. The others take every pair by itself: use gated-crf or grid-crf."
             )
+        if self.general and self.relaxation != "bilinear":
+            raise UsageError(
+                "A compatibility, and bandwidths that are tensors, need the bilinear relaxation of dense-crf; got "
+                f"{self.relaxation!r}."
+            )
+
+    @property
+    def general(self) -> bool:
+        """Whether pairs of labels have costs of their own, or something is a tensor that may be learnt."""
+        tensors = (self.sigma_xy, self.sigma_rgb, self.compatibility)
+        return any(isinstance(value, Tensor) for value in tensors)
 
     @property
     def forms(self) -> tuple[type[Form], ...]:
@@ -96,8 +127,27 @@ class DenseCRF(Regularizer):
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Set up the filter."""
-        affinity = Affinity(image, roi, self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
-        return _DenseTerm(self, affinity, (image.shape[0], *image.shape[2:]), roi)
+        widths = (_number(self.sigma_xy), _number(self.sigma_rgb))
+        affinity = Affinity(image, roi, *widths, self.scale, self.backend, self.accuracy)
+        kind = _GeneralTerm if self.general else _DenseTerm
+        return kind(self, affinity, (image.shape[0], *image.shape[2:]), roi)
+
+
+def _number(value: float | Tensor) -> float:
+    return float(value.detach()) if isinstance(value, Tensor) else value
+
+
+def _check_compatibility(matrix: Tensor | None) -> None:
+    if matrix is None:
+        return
+    if not isinstance(matrix, Tensor) or not matrix.is_floating_point() or matrix.ndim != 2:
+        found = f"{matrix.dtype} of shape {tuple(matrix.shape)}" if isinstance(matrix, Tensor) else repr(matrix)
+        raise UsageError(f"compatibility of dense-crf must be a floating-point tensor (K, K); got {found}.")
+    if matrix.shape[0] != matrix.shape[1] or not bool(torch.isfinite(matrix.detach()).all()):
+        raise UsageError(
+            f"compatibility of dense-crf must be square (K, K) and finite; got {tuple(matrix.shape)}"
+            f"{', with values that are not finite' if matrix.shape[0] == matrix.shape[1] else ''}."
+        )
 
 
 class _DenseTerm(Term):
@@ -130,7 +180,15 @@ class _DenseTerm(Term):
             return {}
         # Without w_pp on the diagonal, W is no longer positive semidefinite, but then W + w_pp is.
         curvature = self.settings.weight / self.affinity.mass
-        return {Concave: lambda: Concave(self._bilinear, self._supergradient, curvature)}
+        return {
+            Concave: lambda: Concave(
+                self._bilinear, self._supergradient, curvature, select=self._select, quadratic=True
+            )
+        }
+
+    def _select(self, images: Tensor) -> Concave:
+        shape, roi = (len(images), *self.shape[1:]), None if self.roi is None else self.roi[images]
+        return _DenseTerm(self.settings, self.affinity.select(images), shape, roi).form(Concave)
 
     def _supergradient(self, s: Tensor) -> Tensor:
         affinity = self.affinity
@@ -139,3 +197,88 @@ class _DenseTerm(Term):
         pull = affinity.spread(affinity.filter(counts - 2 * affinity.sums(s)))
         own = (1 - 2 * s) * affinity.inside.to(s.dtype)
         return self.settings.weight / (2 * affinity.mass) * (pull - own)
+
+
+class _GeneralTerm(Term):
+    """Any compatibility, and widths that may be learnt; by filters of the blocks, as above.
+
+    R(s) = weight / (2 mass) * (<S, C W S> - sum over pixels of <s_p, C s_p>)
+    """
+
+    def __init__(self, regularizer: DenseCRF, affinity: Affinity, shape: tuple[int, ...], roi: Tensor | None) -> None:
+        super().__init__(regularizer, shape, roi)
+        self.settings = regularizer
+        self.affinity = affinity
+
+    def energy(self, probabilities: Tensor) -> Tensor:
+        return self._value(self.check(probabilities))
+
+    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
+        settings = self.settings
+        tensors = (settings.sigma_xy, settings.sigma_rgb, settings.compatibility)
+        parameters = tuple(value for value in tensors if isinstance(value, Tensor))
+
+        def build() -> Concave:
+            curvature = self._curvature()
+            return Concave(self._value, self._supergradient, curvature, parameters, select=self._select, quadratic=True)
+
+        return {Concave: build}
+
+    def _select(self, images: Tensor) -> Concave:
+        shape, roi = (len(images), *self.shape[1:]), None if self.roi is None else self.roi[images]
+        return _GeneralTerm(self.settings, self.affinity.select(images), shape, roi).form(Concave)
+
+    def _value(self, s: Tensor) -> Tensor:
+        affinity = self.affinity
+        sums = affinity.sums(s)
+        both = (sums * self._costs(self._filtered(sums))).flatten(1).sum(1)
+        own = (s * self._costs(s) * affinity.inside.to(s.dtype)).flatten(1).sum(1)
+        return self._factor(s) / 2 * (both - own)
+
+    def _supergradient(self, s: Tensor) -> Tensor:
+        affinity = self.affinity
+        pull = affinity.spread(self._filtered(affinity.sums(s)))
+        return self._factor(s) * self._costs(pull - s * affinity.inside.to(s.dtype))
+
+    def _factor(self, s: Tensor) -> float | Tensor:
+        """Weight / mass, computed anew so that every derivative has a graph of its own."""
+        sigma = self.settings.sigma_xy
+        if not isinstance(sigma, Tensor):
+            return self.settings.weight / self.affinity.mass
+        ndim = s.ndim - 2
+        mass: Tensor = (2 * math.pi) ** (ndim / 2) * sigma.to(s) ** ndim
+        return self.settings.weight / mass
+
+    def _filtered(self, sums: Tensor) -> Tensor:
+        affinity, settings = self.affinity, self.settings
+        widths = (settings.sigma_xy, settings.sigma_rgb)
+        if not any(isinstance(sigma, Tensor) for sigma in widths):
+            return affinity.filter(sums)
+        axes = [torch.arange(n, device=sums.device, dtype=sums.dtype) for n in sums.shape[2:]]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0) / settings.scale  # in pixels
+        sigma_xy, sigma_rgb = (torch.as_tensor(sigma, dtype=sums.dtype, device=sums.device) for sigma in widths)
+        return filter_with_widths(affinity.filter, sums, places, affinity.means, sigma_xy, sigma_rgb)
+
+    def _costs(self, s: Tensor) -> Tensor:
+        """C s (B, K, ...), with the symmetric part of C."""
+        given = self.settings.compatibility
+        if given is None:
+            return s.sum(1, keepdim=True) - s
+        if given.shape[0] != s.shape[1]:
+            raise UsageError(
+                f"The compatibility of dense-crf is for {given.shape[0]} classes, but there are {s.shape[1]}."
+            )
+        with torch.autocast(s.device.type, enabled=False):
+            return torch.einsum("kl,bl...->bk...", ((given + given.T) / 2).to(s), s)
+
+    def _curvature(self) -> float:
+        """The Hessian is C times W without its diagonal, whose eigenvalues lie in [-1, largest degree - 1]."""
+        given = self.settings.compatibility
+        low, high = -1.0, -1.0  # eigenvalues of C along differences of probabilities, which sum to 0
+        if given is not None:
+            matrix = ((given + given.T) / 2).detach().cpu().double()
+            matrix = matrix - matrix.mean(0) - matrix.mean(1, keepdim=True) + matrix.mean()
+            found = torch.linalg.eigvalsh(matrix)
+            low, high = float(found[0]), float(found[-1])
+        degree = float(self.affinity.degrees.max())
+        return self.settings.weight / self.affinity.mass * max(-low, high * (degree - 1), 0.0)

@@ -165,7 +165,9 @@ class _ThresholdDynamicsTerm(Term):
         sigma = self.settings.sigma
         learnt = (sigma,) if isinstance(sigma, Tensor) else ()
         return {
-            Concave: lambda: Concave(self._value, self._supergradient, self.curvature(), learnt, select=self._select)
+            Concave: lambda: Concave(
+                self._value, self._supergradient, self.curvature(), learnt, select=self._select, quadratic=True
+            )
         }
 
     def _select(self, images: Tensor) -> Concave:

@@ -134,36 +134,39 @@ def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansi
     single = unary.dtype == form.weights.dtype == torch.float32
     precision = np.float32 if single else np.float64
 
-    # Without a start, the cheapest label at every pixel is one; with seeds alone it is label 0 everywhere.
-    start = unary.argmin(1) if problem.warm is None else problem.warm
-    if not isinstance(start, Tensor):
+    if not (problem.warm is None or isinstance(problem.warm, Tensor)):
         raise UsageError(
-            f"Discrete solvers start from labels (B, *S); got the state of another solver, {type(start).__name__}. "
+            f"Discrete solvers start from labels (B, *S); got the state of another solver, {type(problem.warm).__name__}. "
             "Pass its solution.labels as warm."
         )
     fixed = torch.full(shape, -1) if problem.fixed is None else problem.fixed
     roi = torch.ones(shape, dtype=torch.bool) if problem.roi is None else problem.roi
     allowed = torch.ones(batch, classes, dtype=torch.bool) if problem.allowed is None else problem.allowed
-    start = start.masked_fill(~roi.to(start.device), 0)
-    images = [
-        ImageProblem(
-            i,
-            form,
-            array(unary[i], precision),
-            array(form.weights[i], precision),
-            array(start[i], np.int64),
-            array(fixed[i], np.int64),
-            array(roi[i], np.bool_),
-            array(allowed[i], np.bool_),
+
+    def solve_image(i: int) -> Expansion:
+        # All that an image needs is done in its thread. Without a start, the cheapest label at every pixel is one; with
+        # seeds alone it is label 0 everywhere. (min finds the place as argmin does, in a tenth of the time.)
+        start = unary[i].min(0).indices if problem.warm is None else problem.warm[i]
+        return solve_one(
+            ImageProblem(
+                i,
+                form,
+                array(unary[i], precision),
+                array(form.weights[i], precision),
+                array(start.masked_fill(~roi[i].to(start.device), 0), np.int64),
+                array(fixed[i], np.int64),
+                array(roi[i], np.bool_),
+                array(allowed[i], np.bool_),
+            )
         )
-        for i in range(batch)
-    ]
+
     threads = min(batch, workers or usable_cores())
     if threads > 1:
-        with ThreadPoolExecutor(threads) as pool:
-            found = list(pool.map(solve_one, images))
+        # torch keeps the number of its threads per thread, and a new one starts with all cores.
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            found = list(pool.map(solve_image, range(batch)))
     else:
-        found = [solve_one(image) for image in images]
+        found = [solve_image(i) for i in range(batch)]
 
     labels = torch.from_numpy(np.stack([result.labels.reshape(shape[1:]) for result in found])).to(unary.device)
 

@@ -49,6 +49,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from regloss.errors import UsageError
 from regloss.grid import spread
@@ -93,7 +94,8 @@ class DCA(DifferentiableSolver):
     a concave part, and always for single-loop.
 
     Unrolled, a nested step is differentiated implicitly in its convex problem, and only the sequence of steps is kept;
-    a single-loop step through all that it computes. The implicit gradient is that of the stationary point, and the same
+    a single-loop step through all that it computes; with ``checkpoint`` what lies between two steps is not kept either,
+    and each is taken again in the backward pass. The implicit gradient is that of the stationary point, and the same
     for both.
 
     Args:
@@ -105,6 +107,7 @@ class DCA(DifferentiableSolver):
         convex: nested: solver of the convex part, where there is one that is not a volume constraint: an object, a name
             or a table; it must accept saddle forms.
         method: "nested" or "single-loop".
+        checkpoint: unrolled, keep log s after each step only.
 
     Raises:
         UsageError: a setting outside its range, entropy = 0 with a convex part, volumes that seeds or allowed labels
@@ -124,6 +127,7 @@ class DCA(DifferentiableSolver):
     damped: bool = True
     convex: Any = "pdhg"
     method: Literal["nested", "single-loop"] = "nested"
+    checkpoint: bool = False
     accepts: ClassVar[tuple[type[Form], ...]] = (Concave, Mixed, Saddle)
 
     def __post_init__(self) -> None:
@@ -238,16 +242,25 @@ class DCA(DifferentiableSolver):
         gamma = torch.zeros_like(entropy)
         if self.damped and concave is not None:  # it depends on the entropy too
             gamma = ((concave.curvature - entropy) / 2).clamp(min=0)
-        for _ in range(self.max_steps):
-            slope, before = run.slope(log_s.exp()), log_s
-            if float(gamma.detach()) == 0 or self.method == "single-loop":
+        is_damped = float(gamma.detach()) > 0
+
+        def one(before: Tensor, convex: Any) -> tuple[Tensor, Any]:
+            slope, log_s = run.slope(before.exp()), before
+            if not is_damped or self.method == "single-loop":
                 log_s, convex = step.unroll(slope, entropy, convex, before)
-            if float(gamma.detach()) > 0:
+            if is_damped:
                 slope = slope - gamma * before.exp().clamp(min=torch.finfo(before.dtype).eps).log()
                 if self.method == "nested":
                     log_s, convex = step.unroll(slope, entropy + gamma, convex, before)
                 else:
                     log_s = step.log_probabilities(slope, entropy + gamma, convex)
+            return log_s, convex
+
+        for _ in range(self.max_steps):
+            if self.checkpoint and torch.is_grad_enabled():
+                log_s, convex = checkpoint(one, log_s, convex, use_reentrant=False)
+            else:
+                log_s, convex = one(log_s, convex)
         return log_s
 
     def pullback(
@@ -272,8 +285,16 @@ class DCA(DifferentiableSolver):
         if concave is None:
             return found
 
+        linear: Tensor | None = None
+        if concave.quadratic:
+            with torch.no_grad():
+                linear = concave.supergradient(torch.zeros_like(s))
+
         def bent(v: Tensor) -> Tensor:
-            return _hessian_product(concave, s, v)
+            if linear is None:
+                return _hessian_product(concave, s, v)
+            with torch.no_grad():  # what the supergradient is computed from may ask for a gradient, but not here
+                return concave.supergradient(v) - linear
 
         def step_derivative(g: Tensor) -> Tensor:
             return -through_step(s * g).unary

@@ -1,24 +1,32 @@
-"""Mean field: coordinate descent on the bilinear relaxation of a Potts model on a grid, smoothed by entropy.
+"""Mean field: the bilinear relaxation of a Potts model, smoothed by entropy, pixel by pixel.
 
     min over s in the simplex at every pixel of
         E(s) = <unary, s> + entropy * <s, log s> + sum over pairs of w_pq (1 - <s_p, s_q>),      entropy > 0
 
-With its neighbours held still, a pixel's minimiser is
+E is the free energy: with entropy = 1 and unaries -log softmax(logits), what the fully factorised distribution nearest
+to the model's minimises. With its neighbours held still, a pixel's minimiser is
 
     s_p = softmax(-(unary_p - sum over q of w_pq s_q) / entropy)
 
-Pixels whose coordinates agree in parity, axis by axis, are never neighbours on a grid, so all of such a colour class
-are updated at once and exactly; a step goes through all 2^D classes. E never rises, also with damping,
-s_p <- (1 - damping) * minimiser + damping * old: while the other classes hold still E is convex in this one, so between
-the old s and the minimiser it nowhere exceeds its value at the old s. What is reached is a point where no class alone
-can improve, in general not the minimum. (Updating all pixels at once, as is usual on dense graphs, can oscillate.)
+On a grid, coordinate descent. Pixels whose coordinates agree in parity, axis by axis, are never neighbours there, so
+all of such a colour class are updated at once and exactly; a step goes through all 2^D classes. E never rises, also
+with damping, s_p <- (1 - damping) * minimiser + damping * old: while the other classes hold still E is convex in this
+one, so between the old s and the minimiser it nowhere exceeds its value at the old s. What is reached is a point where
+no class alone can improve, in general not the minimum.
 
-An image is done when a step changes no probability of it by more than ``tolerance``; from then on it does not change.
-As entropy -> 0 this becomes iterated conditional modes, which stops early in poor labellings; for labels use
-alpha-expansion.
+On all pairs, parallel updates: with R in its concave form (`Concave`: dense CRFs, threshold dynamics) and its slope p,
+all pixels go to softmax(-(unary + p) / entropy) at once, with damping as above. That may cycle where R is not concave,
+so the free energy is watched: a step that would raise it is not taken, and the part of the old probabilities that the
+image keeps grows by half of what is left. It costs nothing where R is quadratic, as these are. See
+`regloss_plugins.solvers.conditional_gradient`; `DCA` with ``damped=False`` takes the same steps unwatched.
+
+An image is done when a step changes no probability of it by more than ``tolerance``, or, on all pairs, would change
+none without damping; from then on it does not change. As entropy -> 0 this becomes iterated conditional modes, which
+stops early in poor labellings; for labels use alpha-expansion.
 
 Source: Wainwright, Jordan, "Graphical models, exponential families, and variational inference", 2008, section 5.3
-(the updates); Marin, Tang, Ben Ayed, Boykov, CVPR 2019 (the relaxation).
+(the updates); Krähenbühl, Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", NeurIPS
+2011 (in parallel); Marin, Tang, Ben Ayed, Boykov, CVPR 2019 (the relaxation).
 """
 
 from __future__ import annotations
@@ -33,9 +41,10 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.regularizer import Form, GridGraph
-from regloss.solver import Problem, Solution, Solver, linear_energy, negative_entropy, one_hot, statuses
-from regloss_plugins.solvers.starts import allowed_cost, gibbs, seeds_inside, start_probabilities
+from regloss.regularizer import Concave, Form, GridGraph
+from regloss.solver import Look, Problem, Solution, Solver, linear_energy, negative_entropy, one_hot, statuses
+from regloss_plugins.solvers.conditional_gradient import concave_energy, descend
+from regloss_plugins.solvers.starts import allowed_cost, gibbs, seeded_cost, seeds_inside, start_probabilities
 
 
 @dataclass(frozen=True)
@@ -51,14 +60,15 @@ class MeanFieldState:
 
 @dataclass(frozen=True)
 class MeanField(Solver):
-    """Block-coordinate descent by colour classes; batched, on any device, in the unary's precision, in 1D to 3D.
+    """Descent by colour classes of a grid, or in parallel; batched, on any device, in the unary's precision, 1D to 3D.
 
-    Whatever relaxation the regularizer is set to, the bilinear one is minimised. The solution's bound leaves the pairs
-    out (they cost at least 0): it is valid, and loose unless the pairs are weak.
+    Whatever relaxation a graph's regularizer is set to, the bilinear one is minimised. The energy never rises. The
+    solution's bound on grids leaves the pairs out (they cost at least 0): it is valid, and loose unless the pairs are
+    weak; for concave forms it is -inf.
 
     Args:
-        max_steps: largest number of passes over all pixels, >= 1.
-        damping: part of the old probabilities that is kept, in [0, 1).
+        max_steps: largest number of passes over all pixels, >= 1; those that were not taken count.
+        damping: part of the old probabilities that is kept, in [0, 1); in parallel at first.
         tolerance: a step that changes no probability by more than this ends it, >= 0.
 
     Raises:
@@ -76,7 +86,7 @@ class MeanField(Solver):
     max_steps: int = 50
     damping: float = 0.0
     tolerance: float = 1e-6
-    accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph,)
+    accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph, Concave)
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
@@ -89,15 +99,19 @@ class MeanField(Solver):
     def minimise(self, problem: Problem) -> Solution:
         """Solve all images of the batch side by side."""
         form = problem.form
-        assert isinstance(form, GridGraph)
-        _refuse_pairs_within_a_colour(form)
-        unary = problem.unary.to(torch.promote_types(problem.unary.dtype, form.weights.dtype))
+        unary = problem.unary
+        if isinstance(form, GridGraph):
+            unary = unary.to(torch.promote_types(unary.dtype, form.weights.dtype))
         # An entropy that is 0 in the unary's precision would divide by 0 all the same.
         if not problem.entropy >= torch.finfo(unary.dtype).tiny:
+            others = "dca without one" if isinstance(form, Concave) else "a solver over labels (alpha-expansion)"
             raise UsageError(
-                f"mean-field needs an entropy weight > 0; got entropy = {problem.entropy}. "
-                "Give one, or use a solver over labels (alpha-expansion)."
+                f"mean-field needs an entropy weight > 0; got entropy = {problem.entropy}. Give one, or use {others}."
             )
+        if isinstance(form, Concave):
+            return self._in_parallel(problem, form)
+        assert isinstance(form, GridGraph)
+        _refuse_pairs_within_a_colour(form)
         ndim, (batch, classes) = unary.ndim - 2, unary.shape[:2]
         shape, device = (batch, *unary.shape[2:]), unary.device
 
@@ -124,6 +138,10 @@ class MeanField(Solver):
                 change = torch.maximum(change, (new - old).abs().flatten(1).amax(1))
                 old.copy_(new)
             steps += active
+            if problem.observe is not None:
+                energy = _energy(unary, problem, form, pixels.probabilities)[active]
+                rows, unknown = active.nonzero().squeeze(1), torch.full_like(energy, -float("inf"))
+                problem.observe(Look(int(steps.max()), rows, energy, unknown))
             active &= change > self.tolerance
             if not bool(active.any()):
                 break
@@ -141,6 +159,31 @@ class MeanField(Solver):
             status=statuses((~active).tolist()),
             start_energy=start_energy,
             state=MeanFieldState(probabilities),
+        )
+
+    def _in_parallel(self, problem: Problem, concave: Concave) -> Solution:
+        cost = seeded_cost(problem.unary, seeds_inside(problem), problem.allowed)
+        start = start_probabilities(problem, cost, MeanFieldState, "mean-field")
+        start = gibbs(cost, problem.entropy) if start is None else start
+        start_energy = concave_energy(problem, concave, start)
+        found = descend(
+            problem,
+            concave,
+            cost,
+            start,
+            length=1 - self.damping,
+            max_steps=self.max_steps,
+            tolerance=self.tolerance,
+        )
+        return Solution(
+            probabilities=found.probabilities,
+            labels=found.probabilities.argmax(1),
+            energy=concave_energy(problem, concave, found.probabilities),
+            bound=torch.full_like(start_energy, -float("inf")),
+            steps=found.steps,
+            status=statuses(found.done.tolist()),
+            start_energy=start_energy,
+            state=MeanFieldState(found.probabilities),
         )
 
 

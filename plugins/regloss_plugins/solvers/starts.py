@@ -36,7 +36,9 @@ def seeded_cost(unary: Tensor, seeds: Tensor, allowed: Tensor | None) -> Tensor:
 
 
 def gibbs(cost: Tensor, entropy: float) -> Tensor:
-    """Minimiser of <cost, s> + entropy <s, log s>, with s = 0 where the cost is inf."""
+    """Minimiser of <cost, s> + entropy <s, log s>, with s = 0 where the cost is inf; without entropy it is one-hot."""
+    if entropy == 0:
+        return one_hot(cost.argmin(1), cost.shape[1], cost.dtype)
     # The smallest cost is subtracted first: softmax does so too, but only after the quotient may have overflowed.
     return torch.softmax((cost.amin(1, keepdim=True) - cost) / entropy, dim=1)
 

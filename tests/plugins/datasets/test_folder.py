@@ -104,6 +104,25 @@ def test_labels_and_scribbles_may_be_absent(root: Path) -> None:
     assert FolderDataset(root, classes=2, labels="other", scribbles=None).load("p1_a").scribble is None
 
 
+def test_scribbles_simulated_from_labels(root: Path) -> None:
+    """For all images, whatever scribbles there are; without a label there is none, and `check` says so."""
+    data = FolderDataset(root, classes=NAMES, simulate_scribbles=True)
+    data.check("all", need=("scribble",))
+    for stem in STEMS:
+        sample = data.load(stem)
+        assert sample.scribble is not None
+        assert sample.label is not None
+        drawn = sample.scribble != IGNORE
+        assert 2 <= drawn.sum() < 20
+        assert np.array_equal(sample.scribble[drawn], sample.label[drawn])
+    assert not np.array_equal(data.load("p1_a").scribble, FolderDataset(root, classes=NAMES).load("p1_a").scribble)
+    (root / "labels" / "p2_a.png").unlink()
+    data = FolderDataset(root, classes=NAMES, simulate_scribbles=True)
+    assert data.load("p2_a").scribble is None
+    with pytest.raises(UsageError, match="p2_a"):
+        data.check("all", need=("scribble",))
+
+
 def test_lossy_labels_are_refused(root: Path) -> None:
     Image.new("L", (6, 5)).save(root / "labels" / "p9.jpg")
     with pytest.raises(UsageError, match=r"label maps are PNG.*p9\.jpg"):

@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from regloss import GridGraph, grid
-from regloss_plugins.kernels.regions import connected_regions, move_pixels, move_regions
+from regloss_plugins.kernels.regions import connected_regions, move_levels, move_pixels, move_regions
 
 SHAPES = [(13,), (11, 14), (5, 6, 7)]
 CONNECTIVITY = {1: 2, 2: 8, 3: 26}
@@ -98,3 +98,49 @@ def test_parts_split_regions() -> None:
     unary[0, 1, 0, :3] = 2.0
     assert torch.equal(move_regions(unary, ((0, 1),), weights, labels), labels)
     assert torch.equal(move_regions(unary, ((0, 1),), weights, labels, parts=parts), parts)
+
+
+def by_every_level(unary: Tensor, graph: GridGraph, labels: Tensor, probabilities: Tensor, levels: int) -> Tensor:
+    """What `move_levels` finds, one labelling at a time."""
+    for label in range(unary.shape[1]):
+        others = probabilities.clone()
+        others[:, label] = -1
+        base = torch.where(labels == label, others.argmax(1), labels)
+        for level in range(levels):
+            candidate = torch.where(probabilities[:, label] > level / levels, label, base)
+            better = energy(unary, graph, candidate) < energy(unary, graph, labels)
+            labels = torch.where(grid.spread(better, labels), candidate, labels)
+    return labels
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("classes", [2, 4])
+def test_moves_along_level_sets_are_the_best_ones(shape: tuple[int, ...], classes: int) -> None:
+    unary, graph, labels = random_problem(shape, classes)
+    random = torch.Generator().manual_seed(classes)
+    probabilities = (4 * torch.randn(unary.shape, generator=random)).softmax(1)
+    given = labels.clone()
+    found = move_levels(unary, graph.offsets, graph.weights, labels, probabilities, levels=16)
+    assert torch.equal(labels, given)
+    assert bool((energy(unary, graph, found) < energy(unary, graph, labels)).all())
+    assert torch.equal(found, by_every_level(unary, graph, labels, probabilities, 16))
+
+
+def test_level_sets_hold_no_label_that_is_not_allowed() -> None:
+    unary, graph, labels = random_problem((11, 14))
+    unary[:, 3] = -5.0  # would be taken everywhere
+    probabilities = torch.rand(unary.shape, generator=torch.Generator().manual_seed(3))
+    probabilities[:, 3] = -1.0
+    probabilities[1, :3] = torch.tensor([-1.0, 0.4, -1.0]).reshape(3, 1, 1)  # one label only
+    labels = labels.clamp(max=2)
+    labels[1] = 1
+    found = move_levels(unary, graph.offsets, graph.weights, labels, probabilities)
+    assert bool((found[0] < 3).all())
+    assert bool((found[0] != labels[0]).any())
+    assert torch.equal(found[1], labels[1])
+
+
+def test_one_label_has_no_level_sets() -> None:
+    unary, graph, _ = random_problem((13,), 1)
+    labels = torch.zeros(2, 13, dtype=torch.int64)
+    assert torch.equal(move_levels(unary, graph.offsets, graph.weights, labels, torch.ones(2, 1, 13)), labels)

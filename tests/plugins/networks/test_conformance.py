@@ -29,6 +29,22 @@ class TestSegNet(NetworkConformance):
         )
 
 
+class TestPlainCNN(NetworkConformance):
+    def make(self):
+        return regloss.create(
+            "network", "plain-cnn", in_channels=self.in_channels, classes=self.classes, channels=4, norm="instance"
+        )
+
+
+class TestPlainCNN3D(NetworkConformance):
+    sizes = ((5, 6, 7),)
+
+    def make(self):
+        return regloss.create(
+            "network", "plain-cnn", in_channels=self.in_channels, classes=self.classes, layers=2, channels=4, dims=3
+        )
+
+
 class TestDeepLabV3Plus(NetworkConformance):
     def make(self):
         return regloss.create("network", "deeplabv3plus", in_channels=self.in_channels, classes=self.classes)

@@ -8,9 +8,11 @@ import torch
 
 from regloss import (
     ADM,
+    DCA,
     KL,
     AlphaExpansion,
     Batch,
+    DenseCRF,
     GridCRF,
     MissingForm,
     PartialCrossEntropy,
@@ -51,6 +53,12 @@ class TestVolumes(OuterLoopConformance):
 
     def make(self):
         return ADM(GridCRF(weight=0.4), coupling=0.7)
+
+
+class TestMeanField(OuterLoopConformance):
+    def make(self):
+        crf = DenseCRF(weight=2.0, sigma_xy=3.0, sigma_rgb=0.3, scale=1.0, backend="exact")
+        return ADM(crf, DCA(max_steps=300, tolerance=1e-10), coupling=0.7, entropy="coupling")
 
 
 def test_oracle_proposal(oracles: Path):
@@ -168,3 +176,29 @@ def test_proposals_need_labels():
     batch = Batch(torch.rand(1, 1, 4, 4), None)
     with pytest.raises(UsageError, match="labels"):
         ADM("grid-crf").propose(torch.zeros(1, 2, 4, 4), batch)
+
+
+@pytest.mark.parametrize(("entropy", "weight"), [("coupling", 0.5), (0.2, 0.2)])
+def test_soft_proposal_step_is_mean_field(entropy, weight):
+    """Stationary: X_p is softmax of -(coupling * -log S_p + what its pairs cost) / entropy, seeds given."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 1, 5, 6, generator=generator, dtype=torch.float64)
+    logits = torch.randn(1, 3, 5, 6, generator=generator, dtype=torch.float64)
+    labels = torch.full((1, 5, 6), 255)
+    labels[0, 0, 0], labels[0, 4, 5] = 1, 2
+    crf = DenseCRF(weight=2.0, sigma_xy=2.0, sigma_rgb=0.3, scale=1.0, backend="exact")
+    loop = ADM(crf, DCA(max_steps=2000, tolerance=1e-12), coupling=0.5, entropy=entropy)
+    proposal = loop.propose(logits, Batch(image, labels))
+    x = proposal.solution.probabilities.requires_grad_()
+    (slope,) = torch.autograd.grad(crf.bind(image).energy(x).sum(), x)
+    expected = ((0.5 * logits.log_softmax(1) - slope) / weight).softmax(1)
+    free = (labels == 255).unsqueeze(1)
+    torch.testing.assert_close(torch.where(free, x.detach(), 0), torch.where(free, expected, 0), rtol=0, atol=1e-6)
+    assert torch.equal(proposal.labels, x.detach().argmax(1))
+    assert proposal.labels[0, 0, 0] == 1
+
+
+@pytest.mark.parametrize("entropy", [-1.0, float("nan"), float("inf"), "much"])
+def test_entropies_that_cannot_be_meant(entropy):
+    with pytest.raises(UsageError, match="entropy"):
+        ADM(GridCRF(), entropy=entropy)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from regloss import DenseCRF, GridCRF, MissingForm, UsageError, solve
+from regloss import Concave, DenseCRF, GridCRF, MissingForm, UsageError, solve
 from regloss.testing import RegularizerConformance
 
 
@@ -119,6 +119,50 @@ class TestQuadraticOnTheLattice(DenseConformance):
 
     def make(self):
         return DenseCRF(sigma_xy=3.0, sigma_rgb=0.4, relaxation="quadratic", backend="lattice")
+
+
+class TestSmoothness(DenseConformance):
+    """Places alone."""
+
+    spatial = (2,)
+
+    def make(self):
+        return DenseCRF(weight=1.3, sigma_xy=1.5, sigma_rgb=math.inf, scale=1.0)
+
+
+# Costs of pairs of labels; only the symmetric part counts, and neither sign is assumed.
+COSTS = torch.tensor([[0.1, 1.0, 0.3], [0.8, -0.2, -1.5], [0.5, 0.9, 0.4]], dtype=torch.float64)
+
+
+class TestCompatibility(RegularizerConformance):
+    symmetric = False
+    channels = 2
+
+    def make(self):
+        return DenseCRF(weight=1.7, sigma_xy=3.0, sigma_rgb=0.4, scale=1.0, compatibility=COSTS)
+
+    def discrete_energy(self, image, labels):
+        crf = self.make()
+        energies = []
+        for one, given in zip(image, labels.flatten(1), strict=True):
+            weights = weights_by_loops(one, crf.sigma_xy, crf.sigma_rgb, crf.scale)
+            energies.append(crf.weight / 2 * (weights * COSTS[given][:, given]).sum())
+        return torch.stack(energies)
+
+
+class TestCompatibilityAtHalfResolution(TestCompatibility):
+    spatial = (2,)
+
+    def make(self):
+        return DenseCRF(weight=0.7, sigma_xy=1.0, sigma_rgb=0.4, compatibility=COSTS)
+
+
+class TestLearnableWidths(DenseConformance):
+    spatial = (2,)
+
+    def make(self):
+        sigmas = torch.tensor([3.0, 0.4], dtype=torch.float64)
+        return DenseCRF(weight=1.7, sigma_xy=sigmas[0], sigma_rgb=sigmas[1], scale=0.5)
 
 
 class TestOracle:
@@ -247,6 +291,84 @@ def test_blocks_in_a_ragged_region_are_those_of_its_crop():
     torch.testing.assert_close(together, torch.cat([first, second]), rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("given", [None, COSTS])
+def test_derivatives_by_widths_and_costs(scale, given):
+    """Of the energy and of its slope, by finite differences; in a ragged region of interest."""
+    generator = torch.Generator().manual_seed(2)
+    image = torch.rand(2, 3, 7, 6, generator=generator, dtype=torch.float64)
+    s = torch.randn(2, 3, 7, 6, generator=generator, dtype=torch.float64).softmax(1).requires_grad_()
+    cotangent = torch.randn(s.shape, generator=generator, dtype=torch.float64)
+    cotangent = cotangent - cotangent.mean(1, keepdim=True)  # slopes are given up to a constant over the classes
+    region = torch.ones(2, 7, 6, dtype=torch.bool)
+    region[0, :2, 1:] = region[1, 5, 2] = False
+    widths = torch.tensor([2.0, 0.3], dtype=torch.float64, requires_grad=True)
+    costs = None if given is None else given.clone().requires_grad_()
+    learnt = [widths] if costs is None else [widths, costs]
+
+    def look(*tensors):
+        crf = DenseCRF(1.5, tensors[0][0], tensors[0][1], scale, "exact", compatibility=(*tensors, None)[1])
+        term = crf.bind(image, region)
+        slope = term.form(Concave).supergradient(tensors[-1] if tensors[-1].shape == s.shape else s)
+        return term.energy(s).sum() + (slope * cotangent).sum()
+
+    torch.autograd.gradcheck(look, learnt, atol=1e-7, rtol=1e-5)
+    found = torch.autograd.grad(look(*learnt), s)[0]
+    step = 1e-6 * cotangent
+    plain = DenseCRF(1.5, 2.0, 0.3, scale, "exact", compatibility=given).bind(image, region)
+
+    def value(at):
+        return plain.energy(at).sum() + (plain.form(Concave).supergradient(at) * cotangent).sum()
+
+    with torch.no_grad():
+        expected = float(value(s + step) - value(s - step)) / 2e-6
+    assert float((found * cotangent).sum()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_derivatives_by_widths_through_a_lattice():
+    """Near those of the exact filter, as its values are; in float32."""
+    image = torch.rand(1, 3, 30, 26, generator=torch.Generator().manual_seed(0))
+    s = torch.randn(1, 3, 30, 26, generator=torch.Generator().manual_seed(1)).softmax(1)
+    found = []
+    for backend in ("exact", "lattice"):
+        widths = torch.tensor([6.0, 0.3], requires_grad=True)
+        energy = DenseCRF(30.0, widths[0], widths[1], 1.0, backend).bind(image).energy(s)
+        found.append(torch.autograd.grad(energy.sum(), widths)[0])
+    torch.testing.assert_close(found[0], found[1], rtol=0.15, atol=0)
+
+
+def test_costs_of_one_where_labels_differ_are_the_potts_model():
+    generator = torch.Generator().manual_seed(2)
+    image = torch.rand(1, 3, 7, 6, generator=generator, dtype=torch.float64)
+    unary = torch.randn(1, 3, 7, 6, generator=generator, dtype=torch.float64)
+    potts = DenseCRF(20.0, 2.0, 0.3).bind(image)
+    general = DenseCRF(20.0, 2.0, 0.3, compatibility=1 - torch.eye(3)).bind(image)
+    assert general.form(Concave).curvature == pytest.approx(potts.form(Concave).curvature)
+    for solver in ("mean-field", "dca"):
+        first, second = (solve(term, unary, solver, entropy=0.4).probabilities for term in (potts, general))
+        torch.testing.assert_close(first, second, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", ["mean-field", "dca"])
+@pytest.mark.parametrize("seeded_only", [True, False])
+def test_adm_proposes_with_it(solver, seeded_only):
+    """Each image's classes are those that are seeded, whatever the others of the batch have; seeds stay."""
+    from regloss import ADM, Batch
+
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 12, 10, generator=generator)
+    logits = torch.randn(2, 4, 12, 10, generator=generator)
+    labels = torch.full((2, 12, 10), 255)
+    labels[0, 2, 2:5], labels[0, 8, 4:7] = 1, 3
+    labels[1, 4, 1:4], labels[1, 9, 6:8] = 0, 2
+    loop = ADM(DenseCRF(weight=20.0, sigma_xy=4.0), solver, seeded_only=seeded_only, entropy="coupling")
+    found = loop.propose(logits, Batch(image, labels)).labels
+    assert torch.equal(found[labels != 255], labels[labels != 255])
+    allowed = [{1, 3}, {0, 2}] if seeded_only else [set(range(4))] * 2
+    for one, classes in zip(found, allowed, strict=True):
+        assert set(one.unique().tolist()) <= classes
+
+
 class TestSolving:
     """The concave form serves dca: with damping off and entropy 1, its step is parallel mean field."""
 
@@ -294,7 +416,7 @@ class TestSolving:
 
     def test_a_graph_solver_is_refused_by_name(self):
         term, unary = self.problem("exact")
-        with pytest.raises(MissingForm, match="Solvers that can: dca"):
+        with pytest.raises(MissingForm, match=r"Solvers that can: dca, mean-field"):
             solve(term, unary, "alpha-expansion")
 
     def test_other_relaxations_offer_no_form(self):
@@ -317,6 +439,14 @@ class TestSolving:
         ({"backend": "permutohedral"}, "auto, exact, lattice"),
         ({"accuracy": "good"}, "fast, fine, finest"),
         ({"relaxation": "collision-cross-entropy"}, "gated-crf"),
+        ({"sigma_xy": torch.ones(2)}, r"shape \(\).*\(2,\)"),
+        ({"sigma_xy": torch.tensor(-1.0)}, "sigma_xy"),
+        ({"sigma_rgb": torch.tensor(15.0)}, "divided by 255"),
+        ({"sigma_rgb": torch.tensor(0.1), "relaxation": "quadratic"}, "need the bilinear relaxation"),
+        ({"compatibility": torch.ones(2, 3)}, r"square.*\(2, 3\)"),
+        ({"compatibility": torch.full((2, 2), math.nan)}, "not finite"),
+        ({"compatibility": [[0, 1], [1, 0]]}, r"floating-point tensor \(K, K\)"),
+        ({"compatibility": torch.eye(2), "relaxation": "quadratic"}, "need the bilinear relaxation"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(settings, words):

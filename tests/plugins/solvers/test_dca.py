@@ -655,9 +655,10 @@ def test_bad_settings_are_refused(settings):
         DCA(**settings)
 
 
-def test_it_needs_entropy():
-    term = ThresholdDynamics().bind(torch.zeros(1, 1, 3, 3))
-    for entropy in (0.0, 1e-60):
+def test_a_convex_part_needs_entropy():
+    concave = ThresholdDynamics()
+    for prior, entropy in ((concave + TotalVariation(), 0.0), (TotalVariation(), 0.0), (concave, 1e-60)):
+        term = prior.bind(torch.zeros(1, 1, 3, 3))
         with pytest.raises(UsageError, match="dca needs an entropy weight > 0"):
             solve(term, torch.zeros(1, 2, 3, 3), DCA(), entropy=entropy)
 

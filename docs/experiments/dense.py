@@ -1,0 +1,218 @@
+"""The ACDC comparison of dense priors and soft self-labeling, with boundary distances, and shortened scribbles.
+
+    python docs/experiments/dense.py train [--methods dense-gd ...] [--seeds 0 1 2]
+    python docs/experiments/dense.py train --lengths [--seeds 0]
+    python docs/experiments/dense.py camvid [--methods dense-gd ...] [--seeds 0]
+    python docs/experiments/dense.py table
+    python docs/experiments/dense.py plot
+
+Data, network, start and steps are those of acdc.py, whose runs are used where both name the same. `table` scores the
+trained models on the test patients, writes dense-methods.csv and dense-lengths.csv and prints them; `plot` draws Dice
+against the length of the scribbles. `camvid` trains and scores many classes, on scribbles simulated from dense labels,
+with the settings of each method that ACDC's files hold. Set REGLOSS_DATA first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import acdc
+import numpy as np
+import tomllib
+
+METHODS = ("pce", "dense-gd", "gated-crf", "dense-adm", "soft", "soft-dense", "gd", "trust-region", "full")
+OF_LENGTH = ("pce", "gd", "dense-gd", "trust-region")
+LENGTHS = {"click": 0.0, "short": 0.3, "half": 0.5, "most": 0.8, "full": 1.0}
+TITLES = {
+    "pce": "partial cross entropy",
+    "gd": "grid CRF, gradient descent",
+    "dense-gd": "dense CRF, gradient descent",
+    "trust-region": "grid CRF, trust region",
+}
+COLUMNS = ("method", "variant", "length", "seed", "dice", "hd95", "unmatched", "seconds", "solver-share")
+
+
+CAMVID = Path("runs/dense-camvid")
+# Another folder, and a split that means all of it.
+CAMVID_TEST = ("data.images=val/images", "data.labels=val/labels", 'data.split={test = ["*"]}', "data.test=test")
+
+
+def score(run: Path, changes: Sequence[str] = ()) -> dict[str, float]:
+    """Scores of a trained model on the test images; kept beside the runs, since they take seconds.
+
+    Args:
+        run: its folder.
+        changes: settings that replace the run's.
+    """
+    import torch
+
+    from regloss.registry import create
+    from regloss.training.metrics import Scores
+    from regloss.training.model import load_model, predict
+
+    kept = run.parent / "dense-scores.json"
+    known: dict[str, Any] = json.loads(kept.read_text()) if kept.is_file() else {}
+    if run.name not in known:
+        model = load_model(run, changes)
+        data = model.config.data
+        dataset = create("dataset", data.dataset, **data.component_settings())
+        scores = Scores(model.classes, hausdorff=True)
+        for sample_id in dataset.ids(data.test):
+            sample = dataset.load(sample_id)
+            prediction = predict(model.segmenter, torch.from_numpy(sample.image).unsqueeze(0)).argmax(1)[0]
+            scores.update(prediction, torch.from_numpy(sample.label.astype(np.int64)), sample.group)
+        found = scores.compute()
+        known[run.name] = {
+            "dice": 100 * found["mean-foreground-dice"],
+            "hd95": found["mean-foreground-hd95"],
+            "unmatched": 100 * found["unmatched"],
+            "mean-iou": 100 * found["mean-iou"],
+            "accuracy": 100 * found["accuracy"],
+        }
+        kept.write_text(json.dumps(known, indent=1))
+    return known[run.name]
+
+
+def read(variant: str, method: str, seed: int) -> dict[str, Any] | None:
+    """One row of the tables; None where the run is not finished."""
+    row = acdc.read(variant, method, seed)
+    if row is None:
+        return None
+    row |= {"length": LENGTHS[variant], **score(acdc.folder(variant, method, seed))}
+    return {column: row[column] for column in COLUMNS}
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    with (acdc.HERE / name).open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+
+
+def table(seeds: list[int]) -> None:
+    rows = [row for method in ("start", *METHODS) for seed in seeds if (row := read("full", method, seed)) is not None]
+    write("dense-methods.csv", rows)
+    print("| method | Dice, by seed | mean | HD95, by seed | mean | unmatched | seconds | solver share |")
+    print("|---|---|---|---|---|---|---|---|")
+    for method in ("start", *METHODS):
+        of = {row["seed"]: row for row in rows if row["method"] == method}
+        if not of:
+            continue
+        cells = [method]
+        for key in ("dice", "hd95"):
+            cells.append(" / ".join(f"{of[seed][key]:.1f}" if seed in of else "-" for seed in seeds))
+            cells.append(f"{mean(row[key] for row in of.values()):.1f}")
+        cells.append(f"{mean(row['unmatched'] for row in of.values()):.0f} %")
+        cells.append(f"{mean(row['seconds'] for row in of.values()):.0f}")
+        cells.append(f"{mean(row['solver-share'] for row in of.values()):.2f}")
+        print("| " + " | ".join(cells) + " |")
+
+    rows = [
+        row
+        for variant in LENGTHS
+        for method in ("start", *OF_LENGTH)
+        for seed in seeds
+        if (row := read(variant, method, seed)) is not None
+    ]
+    write("dense-lengths.csv", rows)
+    print("\n| method | " + " | ".join(f"{length:g}" for length in LENGTHS.values()) + " |")
+    print("|---|" + "---|" * len(LENGTHS))
+    for method in ("start", *OF_LENGTH):
+        cells = []
+        for variant in LENGTHS:
+            # One seed at all lengths: a mean over other seeds at another length would compare starts.
+            of = [row["dice"] for row in rows if (row["method"], row["variant"]) == (method, variant)][:1]
+            cells.append(f"{of[0]:.1f}" if of else "-")
+        print(f"| {method} | " + " | ".join(cells) + " |")
+
+
+def camvid(methods: list[str], seeds: list[int]) -> None:
+    """Train and score; 15 epochs of partial cross entropy, then 6 of each method."""
+    print("| method | seed | mean IoU | accuracy | HD95 | unmatched |\n|---|---|---|---|---|---|")
+    rows = []
+    for seed in seeds:
+        for method in ("start", *methods):
+            output = CAMVID / f"{method}-{seed}"
+            if not (output / "model.safetensors").is_file():
+                train_camvid(output, method, seed)
+            of = score(output, CAMVID_TEST)
+            rows.append({"method": method, "seed": seed, **{key: f"{value:.4f}" for key, value in of.items()}})
+            numbers = " | ".join(f"{of[key]:.1f}" for key in ("mean-iou", "accuracy", "hd95", "unmatched"))
+            print(f"| {method} | {seed} | {numbers} % |", flush=True)
+    with (acdc.HERE / "dense-camvid.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def train_camvid(output: Path, method: str, seed: int) -> None:
+    changes = [f"seed={seed}", f"output={output}"]
+    if method != "start":
+        settings = tomllib.loads((acdc.HERE / f"acdc-{method}.toml").read_text())
+        changes += [f"loss={toml(settings.get('loss', {}))}", 'training.schedule={name = "poly", power = 0.9}']
+        changes += ["training.epochs=6", f"training.start-from={CAMVID / f'start-{seed}'}"]
+        changes += ["data.supervision=labels"] if method == "full" else []
+    command = [sys.executable, "-m", "regloss_cli.main", "train", str(acdc.HERE / "dense-camvid.toml"), "--quiet"]
+    command += ["--resume"] if output.exists() else []
+    for change in changes:
+        command += ["--set", change]
+    subprocess.run(command, check=True)
+
+
+def toml(value: Any) -> str:
+    """As an inline TOML value."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    return json.dumps(value)
+
+
+def plot() -> None:
+    from matplotlib.figure import Figure
+
+    with (acdc.HERE / "dense-lengths.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["seed"] == "0"]
+    figure = Figure(figsize=(5.5, 4), layout="constrained")
+    axis = figure.subplots()
+    for method, marker in zip(OF_LENGTH, "osd^", strict=True):
+        points = sorted((float(row["length"]), float(row["dice"])) for row in rows if row["method"] == method)
+        axis.plot(*zip(*points, strict=True), marker=marker, label=TITLES[method])
+    axis.set_xlabel("fraction of each scribble's length that is kept")
+    axis.set_ylabel("Dice on test patients, percent")
+    axis.set_ylim(0, 100)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize="small")
+    figure.savefig(acdc.HERE / "dense-lengths.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "camvid", "table", "plot"))
+    parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--lengths", action="store_true", help="train on shortened scribbles")
+    chosen = parser.parse_args()
+    if chosen.what == "train" and chosen.lengths:
+        for variant in LENGTHS:
+            acdc.train(variant, list(chosen.methods or OF_LENGTH), chosen.seeds)
+    elif chosen.what == "train":
+        acdc.train("full", list(chosen.methods or METHODS), chosen.seeds)
+    elif chosen.what == "camvid":
+        camvid(list(chosen.methods or METHODS), chosen.seeds)
+    elif chosen.what == "table":
+        table(chosen.seeds)
+    else:
+        plot()
+
+
+if __name__ == "__main__":
+    main()

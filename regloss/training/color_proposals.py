@@ -1,0 +1,106 @@
+"""Full proposals from scribbles, as GrabCut makes them: a baseline, whose proposals no network has a say in.
+
+    min over labellings and statistics of  region force(labels, statistics; image) + R(labels; image)   seeds given
+
+solved for each training image by itself, before the training: `regloss.alternate`, begun with the statistics of the
+colours under the scribbles, with only those classes allowed that are scribbled. Trained on, proposals take the place of
+scribbles, and every pixel counts as labelled.
+
+Source: Rother, Kolmogorov, Blake, "GrabCut", SIGGRAPH 2004; as proposals, Khoreva et al., "Simple does it: weakly
+supervised instance and semantic segmentation", CVPR 2017.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from regloss.alternation import alternate
+from regloss.dataset import IGNORE, Sample
+from regloss.errors import UsageError
+from regloss.region_force import RegionForce
+from regloss.registry import name_of, resolve
+from regloss.regularizer import Regularizer, combine
+from regloss.solver import Solver, negotiate, one_hot
+
+LabelMap = npt.NDArray[np.uint8]
+
+
+class ColorProposals:
+    """Makes proposals, and keeps them compressed: each image is solved for once in a process.
+
+    Args:
+        region_force: an object, a name or a table.
+        regularizer: one or several (objects, names or tables).
+        solver: an object, a name or a table.
+        entropy: weight of the entropy, for solvers over probabilities.
+        rounds: how often labels are solved for at most, >= 1; statistics are fitted again between.
+
+    Raises:
+        MissingForm: the solver cannot serve the regularizer.
+        UsageError: a name or a setting that does not exist or cannot be meant.
+    """
+
+    def __init__(self, region_force: Any, regularizer: Any, solver: Any, entropy: float, rounds: int) -> None:
+        self.region_force: RegionForce = resolve("region-force", region_force)
+        combined = combine(regularizer)
+        if combined is None:
+            raise UsageError("Proposals from colours need a regularizer, grid-crf for example; got none.")
+        self.regularizer: Regularizer = combined
+        self.solver: Solver = resolve("solver", solver)
+        negotiate(self.regularizer, self.solver)
+        self.entropy = entropy
+        self.rounds = rounds
+        self._of: frozenset[str] = frozenset()
+        self._kept: dict[str, bytes] = {}
+
+    def only_of(self, ids: Iterable[str]) -> None:
+        """Say which samples get proposals: those that are trained on."""
+        self._of = frozenset(ids)
+
+    def __call__(self, sample: Sample) -> Sample:
+        """``sample`` with its proposal (*S) as scribbles.
+
+        As it is if it is not among those that get one, or if fewer than two classes are scribbled, so that colours
+        cannot tell them apart.
+        """
+        if sample.id not in self._of or sample.scribble is None:
+            return sample
+        if sample.id not in self._kept:
+            self._kept[sample.id] = zlib.compress(self.propose(sample).tobytes(), 1)
+        flat = np.frombuffer(zlib.decompress(self._kept[sample.id]), dtype=np.uint8)
+        labels = flat.reshape(sample.scribble.shape).copy()
+        return Sample(sample.id, sample.image, sample.label, labels, sample.group)
+
+    def propose(self, sample: Sample) -> LabelMap:
+        """Solve for one sample's proposal (*S)."""
+        assert sample.scribble is not None
+        scribble = sample.scribble
+        present = np.unique(scribble[scribble != IGNORE])
+        if present.size < 2:
+            return scribble
+        # Only classes that are scribbled take part, under numbers of their own.
+        numbers = np.full(IGNORE + 1, -1, dtype=np.int64)
+        numbers[present] = np.arange(present.size)
+        seeds = torch.from_numpy(numbers[scribble]).unsqueeze(0)
+        start = one_hot(seeds.clamp(min=0), present.size, torch.float32) * (seeds >= 0).unsqueeze(1)
+        try:
+            found = alternate(
+                self.region_force,
+                self.regularizer,
+                self.solver,
+                torch.from_numpy(sample.image).unsqueeze(0),
+                start,
+                entropy=self.entropy,
+                fixed=seeds,
+                max_rounds=self.rounds,
+            )
+        except UsageError as error:
+            raise type(error)(f"{sample.id}: no proposal by {name_of(self.region_force)}: {error}") from None
+        labels: LabelMap = present[found.labels[0].numpy()].astype(np.uint8)
+        return labels

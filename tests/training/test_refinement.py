@@ -1,0 +1,85 @@
+"""Refinement of predictions: what is solved, what is written, and what the command takes."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from regloss import DenseCRF, MeanField, MissingForm, Sum, UsageError, solve
+from regloss.files import read_image
+from regloss.solver import one_hot
+from regloss.training.inference import predict_files
+from regloss.training.model import load_model, predict
+from regloss.training.refinement import Refinement
+
+
+def test_by_default_it_is_mean_field_on_two_dense_crfs():
+    refinement = Refinement.parse()
+    assert isinstance(refinement.regularizer, Sum)
+    assert refinement.regularizer.parts == (
+        DenseCRF(10, sigma_xy=80, sigma_rgb=0.051, scale=1),
+        DenseCRF(3, sigma_xy=3, sigma_rgb=math.inf, scale=1),
+    )
+    assert refinement.solver == MeanField(max_steps=10, tolerance=1e-3)
+    assert refinement.entropy == 1
+
+
+def test_it_cleans_up_what_colours_contradict():
+    """Two flat halves: wrong predictions amid one colour go, those at the edge of the colours stay."""
+    truth = (torch.arange(60) >= 30).long().expand(1, 40, 60)
+    image = (0.2 + 0.6 * truth).unsqueeze(1).float().expand(1, 3, 40, 60)
+    logits = 2.0 * torch.nn.functional.one_hot(truth, 2).movedim(-1, 1)
+    logits[:, :, 10:14, 5:9] = logits[:, :, 10:14, 5:9].flip(1)
+    logits[:, :, 20:24, 40:44] = logits[:, :, 20:24, 40:44].flip(1)
+    assert not torch.equal(logits.argmax(1), truth)
+    refinement = Refinement.parse()
+    found = refinement(logits.to(torch.bfloat16), image)
+    assert torch.equal(found.labels, truth)
+    term = refinement.regularizer.bind(image)
+    same = solve(term, -torch.log_softmax(logits, 1), refinement.solver, entropy=1.0)
+    assert torch.allclose(found.probabilities, same.probabilities, atol=1e-3)
+
+
+def test_other_priors_and_solvers():
+    image = torch.rand(1, 3, 9, 8, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(1, 3, 9, 8, generator=torch.Generator().manual_seed(1))
+    weightless = Refinement.parse(["dense-crf:weight=0"])
+    assert torch.allclose(weightless(logits, image).probabilities, logits.softmax(1), atol=1e-6)
+    refinement = Refinement.parse(["grid-crf:weight=3"], "alpha-expansion", 0.0)
+    cut = refinement(logits, image)
+    own = one_hot(logits.argmax(1), 3, torch.float32)
+    before = refinement.regularizer.bind(image).energy(own) - torch.log_softmax(logits, 1).amax(1).sum()
+    assert float(cut.energy) < float(before)
+    with pytest.raises(UsageError, match="Use entropy=0"):
+        Refinement.parse(["grid-crf"], "alpha-expansion")(logits, image)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ((["grid-crfs"],), UsageError, "grid-crf"),
+        ((["dense-crf:sigma-rgb=13"],), UsageError, "divided by 255"),
+        ((None, "alpha-expansion"), MissingForm, "Solvers that can"),
+        ((None, None, -1.0), UsageError, "entropy"),
+        ((None, None, math.nan), UsageError, "entropy"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(given, error, words):
+    with pytest.raises(error, match=words):
+        Refinement.parse(*given)
+
+
+def test_predictions_are_refined_at_the_size_of_the_image(trained, images, tmp_path):
+    refine = Refinement.parse(["dense-crf:weight=20,sigma-xy=6,sigma-rgb=0.2"])
+    assert predict_files(trained, images / "images", tmp_path / "out", refine=refine) == 8
+    model, changed = load_model(trained), 0
+    for name in (f"i{n}" for n in range(8)):
+        image = torch.from_numpy(read_image(images / "images" / f"{name}.png")).unsqueeze(0)
+        logits = predict(model.segmenter, image)
+        with Image.open(tmp_path / "out" / "labels" / f"{name}.png") as picture:
+            found = np.asarray(picture)
+        np.testing.assert_array_equal(found, refine(logits, image).labels[0])
+        changed += int((found != logits.argmax(1)[0].numpy()).sum())
+    assert changed > 0
