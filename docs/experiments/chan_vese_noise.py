@@ -74,7 +74,7 @@ def pictures() -> dict[str, tuple[Grey, Mask]]:
     found["head"] = (head, head > 0.1)
     for name, photograph in (("coins", skimage.data.coins()[20:250, 150:380]), ("cell", skimage.data.cell())):
         small = reduced(photograph / 255)
-        found[name] = (small, METHODS["chan-vese 0.1"](tensor(small), k_means(small))[0].numpy() == 1)
+        found[name] = (small, classic(0.1)(tensor(small), k_means(small))[0].numpy() == 1)
     return found
 
 

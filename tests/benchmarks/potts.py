@@ -1,10 +1,15 @@
 """Potts solvers on photographs, volumes and real scribbles: CPU seconds, energy, bound and memory, all in one run.
 
     python tests/benchmarks/potts.py [--full] [--repeats 3] [--solvers ...] [--only "trust region"] [--plot potts.png]
+                                     [--recorded FOLDER]
 
 Regimes: "strong" (unaries decide most pixels), "weak" (noisy unaries, strong pairs) and "trust region" (scribbles as
 hard seeds, unaries .05 x -log p, pairs of weight 25; needs REGLOSS_DATA with iseg or acdc, images enlarged to 560
-pixels). Times are medians of CPU seconds on one thread, of a whole call, children included; "time" is in parts of the
+pixels). With --recorded, in its place, problems of a training that tests/benchmarks/record_unaries.py has saved: they
+are solved twice, as they are ("cold") and from the solution of the epoch before; "warm" is the second time in parts of
+the first, and "warm energy" its energy in parts of the first.
+
+Times are medians of CPU seconds on one thread, of a whole call, children included; "time" is in parts of the
 fastest rival's. Energies are relative to the best of the problem, gaps to the best bound that any solver proved. Memory
 is the peak of resident memory above that before the call, of the process and its largest child; every problem and
 solver has a process of its own for that. Solvers that are not installed are skipped by name; ortools takes part in
@@ -30,6 +35,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from PIL import Image
+from record_unaries import read
 from torch import Tensor
 
 import regloss
@@ -82,12 +88,14 @@ class Ortools(Solver):
 
 @dataclass(frozen=True)
 class Case:
-    """One problem: regime and size in words, the bound term, unaries, seeds."""
+    """One problem: regime and size in words, the bound term, unaries, seeds, allowed labels, unaries an epoch ago."""
 
     name: str
     term: Term
     unary: Tensor
     fixed: Tensor | None
+    allowed: Tensor | None = None
+    before: Tensor | None = None
 
 
 def photograph(height: int, width: int) -> Tensor:
@@ -156,6 +164,14 @@ def cases(full: bool) -> Iterator[Case]:
             print(f"trust region: skipped, REGLOSS_DATA does not name a folder with {folder}")
 
 
+def recorded(folder: Path) -> Iterator[Case]:
+    """Problems of a training, with those of the epoch before."""
+    for record in read(folder):
+        term, (before, unary), seeds, allowed = record.problems()
+        classes = unary.shape[1] if allowed is None else int(allowed.sum())
+        yield Case(f"{record.name} K={classes}", term, unary, seeds, allowed, before)
+
+
 @dataclass(frozen=True)
 class Row:
     """What one solver did on one problem; a message instead where it failed or is absent."""
@@ -165,6 +181,8 @@ class Row:
     bound: float = 0.0
     cycles: int = 0
     memory: float = 0.0
+    warm_seconds: float = 0.0
+    warm_energy: float = 0.0
     skipped: str = ""
     absent: bool = False
 
@@ -218,18 +236,27 @@ def measure(name: str, case: Case, repeats: int, pipe: Any) -> None:
     regloss.solve(same_kind, case.unary[(slice(None), slice(None), *corner)], solver)
     forget_peak()
     before = peak_megabytes()
-    times = []
-    for _ in range(repeats):
-        began = cpu_seconds()
-        try:
-            solution = regloss.solve(case.term, case.unary, solver, fixed=case.fixed)
-        except regloss.ReglossError as error:
-            pipe.send(Row(skipped=str(error)))
-            return
-        times.append(cpu_seconds() - began)
+    constraints = {"fixed": case.fixed, "allowed": case.allowed}
+    times, warm_times, warm_energy = [], [], 0.0
+    try:
+        for _ in range(repeats):
+            began = cpu_seconds()
+            solution = regloss.solve(case.term, case.unary, solver, **constraints)
+            times.append(cpu_seconds() - began)
+        if case.before is not None:
+            earlier = regloss.solve(case.term, case.before, solver, **constraints)
+            for _ in range(repeats):
+                began = cpu_seconds()
+                again = regloss.solve(case.term, case.unary, solver, warm=earlier, **constraints)
+                warm_times.append(cpu_seconds() - began)
+            warm_energy = float(again.energy[0])
+    except regloss.ReglossError as error:
+        pipe.send(Row(skipped=str(error)))
+        return
     memory = peak_megabytes() - before
     energy, bound = float(solution.energy[0]), float(solution.bound[0])
-    pipe.send(Row(median(times), energy, bound, int(solution.steps[0]), memory))
+    warm_seconds = median(warm_times) if warm_times else 0.0
+    pipe.send(Row(median(times), energy, bound, int(solution.steps[0]), memory, warm_seconds, warm_energy))
 
 
 def plot(results: dict[str, dict[str, Row]], path: Path) -> None:
@@ -264,6 +291,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--solvers", nargs="+", default=["alpha-expansion", "pymaxflow", "gco", "ortools"])
     parser.add_argument("--full", action="store_true", help="all sizes, volumes, more images")
+    parser.add_argument("--recorded", type=Path, help="folder of problems that record_unaries.py has written")
     parser.add_argument("--only", default="", help="problems whose name contains this")
     parser.add_argument("--plot", type=Path, help="PNG of energy against time")
     chosen = parser.parse_args()
@@ -272,8 +300,10 @@ def main() -> None:
     absent: set[str] = set()
     results: dict[str, dict[str, Row]] = {}
     head = f"{'CPU s':>8} {'energy / best':>14} {'gap':>9} {'cycles':>6} {'MB':>6} {'time':>6}"
+    if chosen.recorded is not None:
+        head += f" {'warm':>6} {'warm energy':>14}"
     print(f"{'problem':48} {'solver':16} {head}")
-    for case in cases(chosen.full):
+    for case in cases(chosen.full) if chosen.recorded is None else recorded(chosen.recorded):
         if chosen.only not in case.name:
             continue
         rows: dict[str, Row] = {}
@@ -303,9 +333,12 @@ def main() -> None:
         for name, row in rows.items():
             gap = f"{(row.energy - bound) / abs(row.energy):9.1e}" if np.isfinite(bound) else f"{'-':>9}"
             ratio = f"{row.seconds / min(rivals):6.2f}" if rivals else f"{'-':>6}"
+            warm = ""
+            if case.before is not None:
+                warm = f" {row.warm_seconds / row.seconds:6.2f} {row.warm_energy / row.energy:14.8f}"
             print(
                 f"{case.name:48} {name:16} {row.seconds:8.3f} {row.energy / best:14.8f} {gap} {row.cycles:6d} "
-                f"{row.memory:6.0f} {ratio}",
+                f"{row.memory:6.0f} {ratio}{warm}",
                 flush=True,
             )
     if chosen.plot is not None:

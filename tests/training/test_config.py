@@ -132,7 +132,7 @@ def test_one_regularizer_needs_no_array(given):
         ("training.epochs=many", r"training.epochs: .*integer.*; got 'many'"),
         ("training=3", r"training: .*; got 3"),
         ("data.augment.scale=[2, 1]", r"data.augment.scale: .*0 < smallest <= largest"),
-        ("data.supervision=boxes", r"data.supervision: .*'scribbles' or 'labels'"),
+        ("data.supervision=boxes", r"data.supervision: .*'scribbles', 'labels' or 'none'"),
         ('training.optimizer={name = "adam"}', r"training.optimizer: .*learning rate lr > 0"),
         ('training.optimizer={name = "lion", lr = 1}', r"'?adam'?.*sgd"),
         ('training.schedule={name = "step"}', r"constant.*poly.*cosine"),
@@ -237,6 +237,13 @@ def test_presets_carry_published_settings():
     loop = build_loop(config.loss, "scribbles")
     assert (loop.divergence.epsilon, loop.update_every, loop.solver.max_cycles) == (0.944, 5, 5)
     assert parse(config.dump()) == config  # expanded, not repeated
+
+
+def test_the_dense_preset():
+    config = parse(with_loop(name="gradient-descent", preset="dense-crf-scribbles"))
+    regularizer = build_loop(config.loss, "scribbles").regularizer
+    assert (regularizer.weight, regularizer.sigma_xy, regularizer.scale) == (4.13, 100.0, 0.5)
+    assert parse(config.dump()) == config
 
 
 def test_what_the_file_says_wins_over_its_preset():

@@ -64,7 +64,7 @@ class ELBO(DataTerm):
         encoder: a network from C channels to d; an object, a name, or a table without ``in_channels`` and ``classes``.
             Where the variance is learnt it gives 2 d channels: means, then logarithms of the variances.
         decoder: a network from d channels to C, likewise.
-        means: (K, d) latent means; their number is the number of phases.
+        means: (K, d) latent means, one row a phase. None = 10 and -10, for two phases in one dimension.
         covariances: Sigma_i: one number (times the identity), or (K, d, d) symmetric positive definite matrices.
         variance: V: a number, d numbers (one for each latent channel), or "learned".
         samples: noises drawn for each image and call, at least 1; or 0, for a decoder that sees the mean itself.
@@ -94,7 +94,7 @@ class ELBO(DataTerm):
         self,
         encoder: nn.Module | str | Mapping[str, Any] = "unet",
         decoder: nn.Module | str | Mapping[str, Any] = "unet",
-        means: Tensor | Sequence[Sequence[float]] = ((10.0,), (-10.0,)),
+        means: Tensor | Sequence[Sequence[float]] | None = None,
         covariances: Tensor | float | Sequence[Sequence[Sequence[float]]] = 1.0,
         variance: float | Sequence[float] | Literal["learned"] = 1.0,
         samples: int = 1,
@@ -104,7 +104,7 @@ class ELBO(DataTerm):
         channels: int = 3,
         noise_seed: int | None = None,
     ) -> None:
-        self.means = torch.as_tensor(means, dtype=torch.float64)
+        self.means = torch.as_tensor([[10.0], [-10.0]] if means is None else means, dtype=torch.float64)
         if self.means.ndim != 2 or self.means.shape[0] < 2 or not bool(torch.isfinite(self.means).all()):
             raise UsageError(
                 f"means must be finite numbers (K, d), one row for each of at least two phases; got {means!r}."

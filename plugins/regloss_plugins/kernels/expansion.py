@@ -17,7 +17,11 @@ move from the constant labelling reaches every labelling, so its cut is the mini
 Source: Boykov, Veksler and Zabih, PAMI 2001 (moves, bound); Kolmogorov and Zabih, PAMI 2004 (the cut's construction).
 
 On grids a move costs little where little can change: which pixels gain anything by taking alpha is seen from sums that
-are kept up to date, and the cut looks at these and at what their excess reaches. General graphs, and grids with more
+are kept up to date, and the cut looks at these and at what their excess reaches. A label whose last expansion could not
+improve is tried again only about what has changed since: each connected part of an improving move must hold a pixel
+that changed, or its neighbour, or it would have improved before. So the cut of a window about these is enough, made as
+if all pixels around it took alpha (which favours taking inside): if no part of it that holds such a pixel reaches the
+window's rim, that is the move; otherwise all pixels are looked at. General graphs, and grids with more
 than 16 offsets, have their cuts by incremental breadth-first search.
 
 The compiled functions hold no lock, so threads over images scale. Numba's on-disk cache looks at the file of a function

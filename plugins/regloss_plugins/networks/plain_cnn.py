@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from regloss.errors import UsageError
-from regloss_plugins.networks.unet import check_settings, convolution
+from regloss_plugins.networks.unet import check_image, check_settings, convolution
 
 
 class PlainCNN(nn.Module):
@@ -69,11 +69,7 @@ class PlainCNN(nn.Module):
         Raises:
             UsageError: the image has another number of dimensions or channels than the network.
         """
-        if image.ndim != self.dims + 2 or image.shape[1] != self.in_channels:
-            raise UsageError(
-                f"plain-cnn: expected an image (batch, {self.in_channels}, *size) with {self.dims} spatial dimensions, "
-                f"not one of shape {tuple(image.shape)}; set in_channels and dims to match"
-            )
+        check_image("plain-cnn", image, self.in_channels, self.dims)
         logits: Tensor = self.classifier(self.features(image))
         return logits
 

@@ -110,11 +110,7 @@ class UNet(nn.Module):
         Raises:
             UsageError: the image has another number of dimensions or channels than the network.
         """
-        if image.ndim != self.dims + 2 or image.shape[1] != self.in_channels:
-            raise UsageError(
-                f"unet: expected an image (batch, {self.in_channels}, *size) with {self.dims} spatial dimensions, "
-                f"not one of shape {tuple(image.shape)}; set in_channels and dims to match"
-            )
+        check_image("unet", image, self.in_channels, self.dims)
         size = image.shape[2:]
         # clone, because contiguous() takes a one-channel image for channels_last already and leaves its strides alone.
         features = self._pad(image).clone(memory_format=_CHANNELS_LAST[self.dims])
@@ -161,6 +157,15 @@ def check_settings(
         raise UsageError(f"{network}: max_channels must be at least channels ({channels}), not {max_channels}")
     if norm not in NORMS:
         raise UsageError(f"{network}: norm must be one of {', '.join(NORMS)}, not {norm!r}")
+
+
+def check_image(network: str, image: Tensor, in_channels: int, dims: int) -> None:
+    """Raise `UsageError`, in the name of ``network``, unless an image is (B, C, *S) with the channels and axes it takes."""
+    if image.ndim != dims + 2 or image.shape[1] != in_channels:
+        raise UsageError(
+            f"{network}: expected an image (batch, {in_channels}, *size) with {dims} spatial dimensions, not one of "
+            f"shape {tuple(image.shape)}; set in_channels and dims to match"
+        )
 
 
 class _DecoderStage(nn.Module):

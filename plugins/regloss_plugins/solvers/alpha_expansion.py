@@ -136,8 +136,8 @@ def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansi
 
     if not (problem.warm is None or isinstance(problem.warm, Tensor)):
         raise UsageError(
-            f"Discrete solvers start from labels (B, *S); got the state of another solver, {type(problem.warm).__name__}. "
-            "Pass its solution.labels as warm."
+            "Discrete solvers start from labels (B, *S); got the state of another solver, "
+            f"{type(problem.warm).__name__}. Pass its solution.labels as warm."
         )
     fixed = torch.full(shape, -1) if problem.fixed is None else problem.fixed
     roi = torch.ones(shape, dtype=torch.bool) if problem.roi is None else problem.roi

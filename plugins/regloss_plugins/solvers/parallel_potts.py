@@ -179,6 +179,8 @@ class _FreeProblem:
         assert isinstance(form, GridGraph)
         batch, classes = unary.shape[:2]
         shape, device = (batch, *unary.shape[2:]), unary.device
+        if not bool(((form.weights >= 0) & form.weights.isfinite()).all()):
+            raise ValueError("expected finite weights >= 0, got negative, infinite or NaN ones")
         self.problem, self.form, self.offsets = problem, form, form.offsets
         inside = grid.full_roi(problem.roi, shape, device)
         fixed = torch.full(shape, -1, device=device) if problem.fixed is None else problem.fixed.to(device)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from regloss_plugins.kernels import expansion
 from regloss_plugins.kernels.expansion import Expansion, expand_graph, expand_grid
 
 EIGHT = [[0, 1], [1, -1], [1, 0], [1, 1]]
@@ -419,3 +420,72 @@ def test_moves_on_a_grid_are_those_on_its_graph(strength: float) -> None:
     on_graph = expand_graph(p["unary"].reshape(5, -1), pairs, weights, **flat, max_cycles=p["max_cycles"])
     np.testing.assert_array_equal(on_grid.labels.ravel(), on_graph.labels)
     assert on_grid.energy == pytest.approx(on_graph.energy, rel=1e-12)
+
+
+@pytest.mark.parametrize("strength", [0.1, 0.5, 2.0])
+def test_a_start_near_the_end_gives_the_moves_of_a_general_graph(strength: float) -> None:
+    """After few pixels changed, a move looks about them only; it must find what a look at all pixels finds."""
+    rng = np.random.default_rng(13)
+    p = image_problem((70, 80), 5, strength)
+    pairs, weights = edge_list(p["offsets"], p["weights"])
+    p["labels"] = expand_grid(**p).labels
+    cycles = 0
+    for _ in range(4):
+        p["unary"] = p["unary"] + 3 * strength * rng.normal(size=p["unary"].shape) * (rng.random((70, 80)) < 0.05)
+        flat = {name: p[name].ravel() for name in ("labels", "fixed", "roi", "allowed")}
+        on_graph = expand_graph(p["unary"].reshape(5, -1), pairs, weights, **flat, max_cycles=p["max_cycles"])
+        on_grid = expand_grid(**p)
+        np.testing.assert_array_equal(on_grid.labels.ravel(), on_graph.labels)
+        assert on_grid.cycles == on_graph.cycles
+        assert on_grid.converged
+        cycles += on_grid.cycles
+    assert cycles > 4
+
+
+def moves(p: dict[str, Any]) -> Any:
+    """Labels, cells and memory of a grid problem as the moves use them, before the first one."""
+    shape = (1, *p["roi"].shape)
+    steps = np.concatenate([np.zeros((len(p["offsets"]), 1), np.int64), p["offsets"]], axis=1)
+    bit = (1 << np.arange(2 * len(steps))).astype(expansion.mask_type(2 * len(steps)))
+    arcs, free = np.zeros(p["roi"].size, bit.dtype), (p["fixed"] < 0).ravel()
+    _, weight = expansion._grid_cells(
+        steps, p["weights"].reshape(-1, *shape), p["roi"].reshape(shape), free.reshape(shape), bit, arcs
+    )
+    cells = expansion.Cells(expansion.arc_steps(steps, shape), bit, weight, arcs, free)
+    labels = np.where(free, p["labels"].ravel(), p["fixed"].ravel()).astype(np.int32)
+    return cells, expansion.new_network(cells.step, bit, weight, labels, arcs), expansion.new_scratch(len(labels))
+
+
+def test_moves_near_what_changed_are_taken_and_are_those_of_all_pixels() -> None:
+    """The local search answers most questions here, and never otherwise than the search of everything."""
+    rng = np.random.default_rng(14)
+    answered = moved = 0
+    for trial in range(10):
+        p = image_problem((60, 70), 4, [1.0, 2.0][trial % 2])
+        p["labels"] = expand_grid(**p).labels
+        cells, network, scratch = moves(p)
+        unary, size = p["unary"].reshape(4, -1), network.labels.size
+        keeping, border = np.empty(size), np.zeros(size)
+        expansion._begin(unary, cells, network.labels, p["roi"].ravel(), keeping, border)
+        history = expansion._new_history(size, 4)
+        # Another label is given to a small square, as a move would have done.
+        square = (rng.integers(5, 50) + np.arange(3))[:, None] * 70 + rng.integers(5, 60) + np.arange(3)
+        square = square.ravel()[cells.free[square.ravel()]]
+        other = int(network.labels[square[0]] + 1) % 4
+        scratch.seen[:], scratch.seen[square] = 0, expansion.REACHED
+        scratch.region[: len(square)] = square
+        expansion._take(other, unary, cells, keeping, border, network, scratch, len(square), history)
+        for alpha in range(4):
+            if alpha == other:
+                continue
+            local = expansion._cut_window(alpha, 0, unary, cells, keeping, border, network, scratch, history)
+            found = sorted(scratch.region[: max(local, 0)].tolist())
+            assert not history.member.any()
+            expansion._set_up(alpha, unary, cells, keeping, border, network)
+            everything = expansion.min_cut(network, scratch)
+            if local >= 0:
+                answered += 1
+                moved += local > 0
+                assert found == sorted(scratch.region[:everything].tolist())
+    assert answered >= 15
+    assert moved >= 3

@@ -8,7 +8,15 @@ import pytest
 from numpy.typing import NDArray
 
 from regloss_plugins.kernels.maxflow import solve_min_cut
-from regloss_plugins.kernels.push_relabel import solve_grid_cut
+from regloss_plugins.kernels.push_relabel import (
+    REACHED,
+    arc_steps,
+    mask_type,
+    min_cut_among,
+    new_network,
+    new_scratch,
+    solve_grid_cut,
+)
 
 FOUR = [[0, 1], [1, 0]]
 EIGHT = [[0, 1], [1, -1], [1, 0], [1, 1]]
@@ -157,3 +165,24 @@ def test_bad_arguments_are_refused() -> None:
         solve_grid_cut([1.0, 2.0], [[1]], [[1.0]])
     with pytest.raises(ValueError, match="at most 16 offsets, got 17"):
         solve_grid_cut(np.ones(20), [[k] for k in range(1, 18)], np.ones((17, 20)))
+
+
+def test_a_cut_among_some_nodes_is_that_of_their_grid() -> None:
+    """What other nodes hold is neither looked at nor changed."""
+    shape, rows = (20, 30), 4
+    random = np.random.default_rng(2)
+    terminal, capacities = random.normal(size=shape), random.random((len(FOUR), *shape))
+    step, bit = arc_steps(np.array(FOUR), shape), (1 << np.arange(4)).astype(mask_type(4))
+    weight = np.zeros((20, 30, 4))
+    weight[:, :-1, 0] = weight[:, 1:, 3] = capacities[0, :, :-1]
+    weight[:-1, :, 1] = weight[1:, :, 2] = capacities[1, :-1]
+    weight[rows - 1, :, 1] = weight[rows, :, 2] = 0  # the first rows are on their own
+    weight = weight.reshape(-1, 4)
+    network = new_network(step, bit, weight, np.zeros(600, np.int32), ((weight > 0) * bit).sum(1, dtype=bit.dtype))
+    network.excess[:] = terminal.ravel()
+    scratch = new_scratch(600)
+    size = min_cut_among(network, scratch, np.arange(30 * rows, dtype=np.uint32))
+    _, expected = solve_grid_cut(terminal[:rows], FOUR, capacities[:, :rows])
+    np.testing.assert_array_equal((scratch.seen == REACHED)[: 30 * rows].reshape(rows, 30), expected)
+    assert sorted(scratch.region[:size].tolist()) == np.flatnonzero(expected.ravel()).tolist()
+    np.testing.assert_array_equal(network.excess[30 * rows :], terminal.ravel()[30 * rows :])

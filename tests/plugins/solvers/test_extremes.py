@@ -59,12 +59,12 @@ def test_unaries_that_are_not_finite_are_refused(solver: Solver, bad: float) -> 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
 def test_bad_weights_are_refused(bad: float) -> None:
-    """By the regularizer, for all solvers; by those that check what strangers' regularizers give them, once more."""
+    """By the regularizer, and once more by solvers, since strangers' regularizers give them weights too."""
     with pytest.raises(UsageError, match="weight"):
         GridCRF(weight=bad)
     weights = torch.ones(1, 1, 3, 4)
     weights[0, 0, 1, 1] = bad
-    for name in ("alpha-expansion", "dual-chains"):
+    for name in SOLVERS:
         with pytest.raises(ValueError, match="finite weights >= 0"):
             regloss.create("solver", name).minimise(Problem(GridGraph((RIGHT,), weights), torch.zeros(1, 2, 3, 4)))
 
