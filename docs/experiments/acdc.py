@@ -17,6 +17,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -110,7 +111,7 @@ def table(seeds: list[int]) -> None:
             )
 
 
-def picture(seed: int) -> None:
+def picture(seed: int, methods: Sequence[str] = METHODS, name: str = "acdc.png") -> None:
     import torch
     from matplotlib.figure import Figure
 
@@ -118,12 +119,12 @@ def picture(seed: int) -> None:
     from regloss.training.model import load_model, predict
     from regloss.training.report import outlined
 
-    models = {method: load_model(folder("full", method, seed)) for method in METHODS}
-    config = models["pce"].config
+    models = {method: load_model(folder("full", method, seed)) for method in methods}
+    config = models[methods[0]].config
     dataset = create("dataset", config.data.dataset, **config.data.component_settings())
     ids = dataset.ids("test")
     chosen = [ids[len(ids) * place // 8] for place in (1, 3, 5, 7)]
-    titles = ["image", *METHODS, "truth"]
+    titles = ["image", *methods, "truth"]
     figure = Figure(figsize=(2 * len(titles), 2.2 * len(chosen)), layout="constrained")
     axes = figure.subplots(len(chosen), len(titles))
     for row, sample_id in zip(axes, chosen, strict=True):
@@ -137,7 +138,7 @@ def picture(seed: int) -> None:
             axis.set_axis_off()
             if sample_id == chosen[0]:
                 axis.set_title(title)
-    figure.savefig(HERE / "acdc.png", dpi=90)
+    figure.savefig(HERE / name, dpi=90)
 
 
 def main() -> None:

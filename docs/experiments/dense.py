@@ -8,7 +8,7 @@
 
 Data, network, start and steps are those of acdc.py, whose runs are used where both name the same. `table` scores the
 trained models on the test patients, writes dense-methods.csv and dense-lengths.csv and prints them; `plot` draws Dice
-against the length of the scribbles. `camvid` trains and scores many classes, on scribbles simulated from dense labels,
+against the length of the scribbles, and test predictions. `camvid` trains and scores many classes, on scribbles simulated from dense labels,
 with the settings of each method that ACDC's files hold. Set REGLOSS_DATA first.
 """
 
@@ -192,6 +192,7 @@ def plot() -> None:
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
     figure.savefig(acdc.HERE / "dense-lengths.png", dpi=110)
+    acdc.picture(0, ("gd", "dense-gd", "dense-adm", "soft", "trust-region", "full"), "dense.png")
 
 
 def main() -> None:

@@ -160,7 +160,7 @@ def check_settings(
 
 
 def check_image(network: str, image: Tensor, in_channels: int, dims: int) -> None:
-    """Raise `UsageError`, in the name of ``network``, unless an image is (B, C, *S) with the channels and axes it takes."""
+    """Raise `UsageError`, in the name of ``network``, unless an image is (B, C, *S) with the axes that it takes."""
     if image.ndim != dims + 2 or image.shape[1] != in_channels:
         raise UsageError(
             f"{network}: expected an image (batch, {in_channels}, *size) with {dims} spatial dimensions, not one of "
