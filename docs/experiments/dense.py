@@ -8,8 +8,8 @@
 
 Data, network, start and steps are those of acdc.py, whose runs are used where both name the same. `table` scores the
 trained models on the test patients, writes dense-methods.csv and dense-lengths.csv and prints them; `plot` draws Dice
-against the length of the scribbles, and test predictions. `camvid` trains and scores many classes, on scribbles simulated from dense labels,
-with the settings of each method that ACDC's files hold. Set REGLOSS_DATA first.
+against the length of the scribbles, and test predictions. `camvid` trains and scores many classes, on scribbles
+simulated from dense labels, with the settings of each method that ACDC's files hold. Set REGLOSS_DATA first.
 """
 
 from __future__ import annotations

@@ -132,7 +132,7 @@ def table(runs: Path) -> None:
 
 
 def picture(runs: Path, count: int = 12) -> None:
-    """Evenly spaced test images, ordered by the IoU of the full method."""
+    """Evenly spaced test images, by every method."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
