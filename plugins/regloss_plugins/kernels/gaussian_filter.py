@@ -8,7 +8,7 @@ backend, and the energies built on a filter are exact for *its* W. The backends:
 
     "exact"    the sum itself, tile by tile; time grows with the square of the pixels, memory does not
     "lattice"  splines on a lattice (`regloss_plugins.kernels.lattice`), on the CPU; time grows with the pixels
-    "auto"     "exact" on a GPU, for at most 4096 pixels, and for more than 3 channels; otherwise "lattice"
+    "auto"     "exact" on a GPU, for at most 1024 pixels, and for more than 3 channels; otherwise "lattice"
 
 How near the lattice comes is a matter of ``accuracy``. Relative error (root of the mean square) of filtered class
 probabilities on a photograph of 500x375 pixels, by sigma_xy and 255 sigma_rgb:
@@ -48,7 +48,7 @@ _ACCURACIES: dict[str, tuple[Splines, Splines]] = {
 ACCURACIES = tuple(_ACCURACIES)
 
 # Up to here the exact sum takes about as long as building a lattice and filtering twice.
-_EXACT_PIXELS = 4096
+_EXACT_PIXELS = 1024
 _LATTICE_CHANNELS = 3
 _TILE = {"cpu": 2048, "cuda": 8192}
 
