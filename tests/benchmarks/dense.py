@@ -213,10 +213,11 @@ def busy(repeats: int) -> None:
     times: dict[bool, list[float]] = {False: [], True: []}
     os.sched_setaffinity(0, {cores[0]})
     for turn in range(2 * repeats + 2):
-        spinner = context.Process(target=_spin, args=(cores[1],), daemon=True)
+        ready = context.Event()
+        spinner = context.Process(target=_spin, args=(cores[1], ready), daemon=True)
         if turn % 2:
             spinner.start()
-            time.sleep(2)
+            ready.wait()  # its imports run on this process's core
         began = time.perf_counter()
         gaussian_filter(image, 80, 13 / 255, backend="lattice", accuracy="fast")(values)
         if turn > 1:  # the first ones compile
@@ -229,8 +230,9 @@ def busy(repeats: int) -> None:
     print(f"second core idle {1e3 * idle:.1f} ms, busy {1e3 * loaded:.1f} ms: {loaded / idle:.2f} x (80, 13, fast)")
 
 
-def _spin(core: int) -> None:
+def _spin(core: int, ready: Any) -> None:
     os.sched_setaffinity(0, {core})
+    ready.set()
     while True:
         pass
 
