@@ -214,7 +214,7 @@ def table() -> None:
 
 def picture(names: Sequence[str], masks: Path, each: int = 3) -> None:
     """Images on which the deep form is best, in the middle and worst, by every method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    import drawing
     from matplotlib.figure import Figure
 
     found = rows()
@@ -228,7 +228,6 @@ def picture(names: Sequence[str], masks: Path, each: int = 3) -> None:
     methods = [method for method in METHODS if any(row["method"] == method for row in found)]
     scored = {(row["data-set"], row["image"], row["method"]): float(row["best-foreground-iou"]) for row in found}
     figure = Figure(figsize=(1.5 * (2 + len(methods)), 1.25 * len(shown)), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(len(shown), 2 + len(methods), squeeze=False)
     for line, (name, stem) in zip(grid, shown, strict=True):
         (path,) = (Path(os.environ["REGLOSS_DATA"]) / name / "images").glob(f"{stem}.*")
@@ -247,7 +246,7 @@ def picture(names: Sequence[str], masks: Path, each: int = 3) -> None:
     for axes, title in zip(grid[0], ["image", "truth", *methods], strict=True):
         axes.set_title(title.replace("skimage ", "skimage\n"), fontsize=7)
     target = TABLE.with_suffix(".png")
-    figure.savefig(target, dpi=110)
+    drawing.save(figure, target, dpi=80)
     print(f"wrote {target}")
 
 

@@ -165,6 +165,7 @@ def table() -> None:
 
 def picture(sigmas: Sequence[int]) -> None:
     """chan_vese_noise.png: noisy pictures, and regions by the best weight of classic Chan-Vese and by the deep form."""
+    import drawing
     import matplotlib.pyplot as plt
 
     best = {
@@ -190,7 +191,7 @@ def picture(sigmas: Sequence[int]) -> None:
                 axis.axis("off")
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
-    figure.savefig(HERE / "chan-vese-noise.png", dpi=90)
+    drawing.save(figure, HERE / "chan-vese-noise.png", dpi=90)
 
 
 def main() -> None:

@@ -14,18 +14,16 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 
+import chan_vese
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from regloss.dataset import Sample
 from regloss.registry import create
@@ -44,16 +42,6 @@ VARIANTS = {
 }
 SINGLE = ("start", "chan-vese", "statistical", "skimage chan_vese", "skimage morphological")
 SCORES = ("accuracy", "foreground-iou", "f-measure")
-
-
-def single_image_methods() -> ModuleType:
-    """chan_vese.py, whose methods run here too."""
-    spec = importlib.util.spec_from_file_location("chan_vese_experiment", HERE / "chan_vese.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def train(runs: Path, variants: Sequence[str]) -> None:
@@ -88,7 +76,7 @@ def by_network(run: Path, samples: Sequence[Sample]) -> tuple[list[NDArray[np.in
 
 def by_method(name: str, samples: Sequence[Sample]) -> tuple[list[NDArray[np.int64]], float]:
     """Likewise for a method on single images, from the saliency mask."""
-    run = single_image_methods().METHODS[name]
+    run = chan_vese.METHODS[name]
     pictures = [sample.image.transpose(1, 2, 0).astype(np.float64) for sample in samples]
     starts = [phases_by_saliency(torch.from_numpy(sample.image).unsqueeze(0))[0].numpy() for sample in samples]
     run(pictures[0], starts[0])
@@ -133,14 +121,13 @@ def table(runs: Path) -> None:
 
 def picture(runs: Path, count: int = 12) -> None:
     """Evenly spaced test images, by every method."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    import drawing
     from matplotlib.figure import Figure
 
     samples = test_samples()
     samples = [samples[place] for place in np.linspace(0, len(samples) - 1, count).round().astype(int)]
     found = everything(runs, samples)
     figure = Figure(figsize=(1.15 * (2 + len(found)), 1.15 * count), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(count, 2 + len(found), squeeze=False)
     for number, (line, sample) in enumerate(zip(grid, samples, strict=True)):
         line[0].imshow(sample.image.transpose(1, 2, 0))
@@ -152,8 +139,8 @@ def picture(runs: Path, count: int = 12) -> None:
         axes.set_yticks([])
     for axes, title in zip(grid[0], ["image", "truth", *found], strict=True):
         axes.set_title(title.replace(", ", ",\n").replace("skimage ", "skimage\n"), fontsize=6)
-    figure.savefig(TABLE.with_suffix(".png"), dpi=120)
-    print(f"wrote {TABLE.with_suffix('.png')}; {Image.open(TABLE.with_suffix('.png')).size}")
+    drawing.save(figure, TABLE.with_suffix(".png"), dpi=100)
+    print(f"wrote {TABLE.with_suffix('.png')}")
 
 
 def main() -> None:

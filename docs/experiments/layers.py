@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import io
 import json
 import re
 import subprocess
@@ -31,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from scipy import ndimage, signal
 
 from regloss.layer import RegularizedSoftmax
@@ -485,6 +483,7 @@ def print_counts(name: str, columns: Sequence[str], rows: Sequence[dict[str, Any
 
 def picture(runs: Path, name: str, seed: int) -> None:
     """Four test images, the last two of them noisy if there is noise: image, labels, and all methods' predictions."""
+    import drawing
     from matplotlib.figure import Figure
 
     from regloss.training.report import outlined
@@ -514,10 +513,7 @@ def picture(runs: Path, name: str, seed: int) -> None:
                 axis.set_title(title, fontsize=10)
         if EXPERIMENTS[name].noise:
             row[0].set_ylabel("no noise" if kind == "none" else kind, fontsize=10)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, dpi=80)
-    # 256 colours: a third of the size, and no difference that the eye can see.
-    Image.open(drawn).convert("RGB").quantize(256).save(HERE / f"layers-{name}.png", optimize=True)
+    drawing.save(figure, HERE / f"layers-{name}.png", dpi=80)
 
 
 def choose(runs: Path, name: str) -> None:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
-
-EXPERIMENTS = Path(__file__).parents[2] / "docs" / "experiments"
+from experiment_scripts import script_module
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
+def script() -> Iterator[ModuleType]:
     pytest.importorskip("skimage")
-    spec = importlib.util.spec_from_file_location("chan_vese_noise", EXPERIMENTS / "chan_vese_noise.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with script_module("chan_vese_noise") as module:
+        yield module
 
 
 def test_five_pictures_with_two_regions_each(script: ModuleType) -> None:

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from experiment_scripts import EXPERIMENTS, script_module
 from PIL import Image
 
 from regloss.training.config import build_loop, read
 
 pytest.importorskip("skimage.graph", reason="scikit-image is not installed")
 
-EXPERIMENTS = Path(__file__).parents[2] / "docs" / "experiments"
 QUICK = ("start", "chan-vese", "statistical", "skimage chan_vese", "skimage morphological", "skimage normalized cut")
 
 
 @pytest.fixture
 def script() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("chan_vese_script", EXPERIMENTS / "chan_vese.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
+    with script_module("chan_vese") as module:
         yield module
-    finally:
-        del sys.modules[spec.name]
 
 
 @pytest.fixture

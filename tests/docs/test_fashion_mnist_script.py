@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import struct
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -13,26 +11,20 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from experiment_scripts import EXPERIMENTS, script_module
 
 import regloss
 
-EXPERIMENTS = Path(__file__).parents[2] / "docs" / "experiments"
 TRAIN, TEST = 300, 50
 
 
 @pytest.fixture(scope="module")
 def script() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("fashion_mnist_script", EXPERIMENTS / "fashion_mnist.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # typing.NamedTuple looks its module up
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    spec.loader.exec_module(module)
-    yield module
+    with script_module("fashion_mnist") as module:
+        yield module
     torch.set_num_threads(threads)
-    del sys.modules[spec.name]
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:

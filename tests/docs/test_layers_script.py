@@ -2,35 +2,23 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+from experiment_scripts import EXPERIMENTS, script_module
 from numpy.typing import NDArray
 
 from regloss.training.config import build_layer, read, toml_value
-
-EXPERIMENTS = Path(__file__).parents[2] / "docs" / "experiments"
 
 
 @pytest.fixture(scope="module")
 def layers() -> Iterator[ModuleType]:
     """docs/experiments/layers.py as a module; dataclasses look it up by its name."""
-    spec = importlib.util.spec_from_file_location("layers_experiment", EXPERIMENTS / "layers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
+    with script_module("layers") as module:
         yield module
-    finally:
-        del sys.modules[spec.name]
 
 
 def disc(radius: float, center: tuple[int, int] = (20, 24)) -> NDArray[np.bool_]:
