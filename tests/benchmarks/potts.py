@@ -1,13 +1,14 @@
 """Potts solvers on photographs, volumes and real scribbles: CPU seconds, energy, bound and memory, all in one run.
 
     python tests/benchmarks/potts.py [--full] [--repeats 3] [--solvers ...] [--only "trust region"] [--plot potts.png]
-                                     [--recorded FOLDER]
+                                     [--recorded FOLDER] [--threads 2]
 
 Regimes: "strong" (unaries decide most pixels), "weak" (noisy unaries, strong pairs) and "trust region" (scribbles as
 hard seeds, unaries .05 x -log p, pairs of weight 25; needs REGLOSS_DATA with iseg or acdc, images enlarged to 560
 pixels). With --recorded, in its place, problems of a training that tests/benchmarks/record_unaries.py has saved: they
 are solved twice, as they are ("cold") and from the solution of the epoch before; "warm" is the second time in parts of
-the first, and "warm energy" its energy in parts of the first.
+the first, and "warm energy" its energy in parts of the first. With --threads, in its place, a batch of eight images by
+one thread and by several in turn, as wall time: on an idle machine only.
 
 Times are medians of CPU seconds on one thread, of a whole call, children included; "time" is in parts of the
 fastest rival's. Energies are relative to the best of the problem, gaps to the best bound that any solver proved. Memory
@@ -25,6 +26,7 @@ import multiprocessing
 import os
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -187,6 +189,31 @@ class Row:
     absent: bool = False
 
 
+def threads(count: int, repeats: int, only: str) -> None:
+    """Wall time of eight equal images by one thread and by ``count``, in turn; medians, the first round left out."""
+    print(f"{'eight of':28} {'1 thread, s':>12} {f'{count} threads, s':>12} {'ratio':>6} {'rounds':>10}")
+    photos = photograph(375, 500).expand(8, -1, -1, -1).contiguous()
+    for classes in (2, 4, 21):
+        for regime in ("strong", "weak"):
+            case = noisy(regime, photos, classes)
+            if only not in case.name:
+                continue
+            unary = case.unary.expand(8, -1, -1, -1).contiguous()
+            seconds: dict[int, list[float]] = {1: [], count: []}
+            for _ in range(1 + repeats):
+                for workers, times in seconds.items():
+                    solver = regloss.create("solver", "alpha-expansion", workers=workers)
+                    began = time.perf_counter()
+                    regloss.solve(case.term, unary, solver)
+                    times.append(time.perf_counter() - began)
+            one, several = (median(times[1:]) for times in seconds.values())
+            rounds = [first / second for first, second in zip(*seconds.values(), strict=True)][1:]
+            print(
+                f"{case.name:28} {one:12.3f} {several:12.3f} {one / several:6.2f} {min(rounds):5.2f}-{max(rounds):.2f}",
+                flush=True,
+            )
+
+
 def cpu_seconds() -> float:
     """CPU time of this process and of those it has waited for."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
@@ -292,10 +319,14 @@ def main() -> None:
     parser.add_argument("--solvers", nargs="+", default=["alpha-expansion", "pymaxflow", "gco", "ortools"])
     parser.add_argument("--full", action="store_true", help="all sizes, volumes, more images")
     parser.add_argument("--recorded", type=Path, help="folder of problems that record_unaries.py has written")
+    parser.add_argument("--threads", type=int, help="so many threads against one, on a batch of eight images")
     parser.add_argument("--only", default="", help="problems whose name contains this")
     parser.add_argument("--plot", type=Path, help="PNG of energy against time")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    if chosen.threads is not None:
+        threads(chosen.threads, chosen.repeats, chosen.only)
+        return
     fork = multiprocessing.get_context("fork")
     absent: set[str] = set()
     results: dict[str, dict[str, Row]] = {}

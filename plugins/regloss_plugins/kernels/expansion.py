@@ -249,14 +249,14 @@ def _grid_cells(
     free: NDArray[np.bool_],
     bit: NDArray[Any],
     arcs: NDArray[Any],
-) -> tuple[bool, NDArray[Any]]:
+    weight: NDArray[Any],
+) -> bool:
     """Weights (N, D) of all arcs from those (n, Z, Y, X) towards the pixels at offsets (n, 3), inside ``roi``.
 
-    Returns whether the weights are finite and >= 0, and fills ``arcs``, given as zeros.
+    Fills ``weight`` and ``arcs``, given as zeros; returns whether the weights are finite and >= 0.
     """
     depth, height, width = roi.shape
     neighbors = len(offsets)
-    weight = np.zeros((roi.size, 2 * neighbors), weights.dtype)
     inside, movable = roi.ravel(), free.ravel()
     valid = True
     for n in range(neighbors):
@@ -279,7 +279,7 @@ def _grid_cells(
                     if movable[p] and movable[q] and value > 0.0:
                         arcs[p] |= bit[n]
                         arcs[q] |= bit[back]
-    return valid, weight
+    return valid
 
 
 @njit(nogil=True)
@@ -606,8 +606,9 @@ def _expand_cells(
     roi: NDArray[np.bool_],
     allowed: NDArray[np.bool_],
     max_cycles: int,
+    residual: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], float, float, int, bool, float]:
-    """All moves on a grid; the fields of :class:`Expansion`."""
+    """All moves on a grid; the fields of :class:`Expansion`. ``residual`` (N, D) is memory to work in."""
     given, free = _admissible(unary, start, fixed, roi, allowed)
     cells = Cells(step, bit, weight, arcs, free)
     choices = np.flatnonzero(allowed)
@@ -650,7 +651,7 @@ def _expand_cells(
                     if weight[p, k] > 0.0 and free[q]:
                         border[q] -= np.float64(weight[p, k])
 
-    network = new_network(step, bit, weight, labels, arcs)
+    network = new_network(step, bit, weight, labels, arcs, residual)
     scratch = new_scratch(len(labels))
 
     # A label need not be tried again until another label's expansion has changed something, and then only about it.
@@ -862,7 +863,11 @@ def _solve(
         raise ValueError("expected finite unaries of all labels that a pixel may take, got infinite or NaN ones")
     if isinstance(edges, Cells):
         step, bit, weight, arcs, _ = edges
-        return Expansion(*_expand_cells(unary, step, bit, weight, arcs, labels, fixed, roi, allowed, max_cycles))
+        # The largest arrays are NumPy's: it asks the system for huge pages, and small ones are a quarter of the time
+        # of an easy cut.
+        residual = np.empty(weight.shape)
+        found = _expand_cells(unary, step, bit, weight, arcs, labels, fixed, roi, allowed, max_cycles, residual)
+        return Expansion(*found)
     first, head, sister, weight = edges
     return Expansion(*_expand(unary, first, head, sister, weight, labels, fixed, roi, allowed, max_cycles))
 
@@ -937,7 +942,8 @@ def expand_grid(
         bit = (1 << np.arange(2 * neighbors)).astype(mask_type(2 * neighbors))
         step = arc_steps(steps, volume)
         arcs = np.zeros(dense_roi.size, bit.dtype)
-        valid, weight = _grid_cells(steps, dense_weights, dense_roi.reshape(volume), free.reshape(volume), bit, arcs)
+        weight = np.zeros((dense_roi.size, 2 * neighbors), dense_weights.dtype)
+        valid = _grid_cells(steps, dense_weights, dense_roi.reshape(volume), free.reshape(volume), bit, arcs, weight)
         edges = Cells(step, bit, weight, arcs, free.ravel())
     else:
         dense_unary, dense_weights = dense_unary.astype(np.float64), dense_weights.astype(np.float64)

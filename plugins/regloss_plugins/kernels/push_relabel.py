@@ -93,8 +93,12 @@ def new_network(
     weight: NDArray[Any],
     labels: NDArray[np.int32],
     arcs: NDArray[Any],
+    residual: NDArray[np.float64],
 ) -> Network:
-    """A network without excess over nodes whose arcs are the bits of ``arcs`` (N,); labels and weights are shared."""
+    """A network without excess over nodes whose arcs are the bits of ``arcs`` (N,).
+
+    Labels, weights and ``residual`` (N, D), which need not be set, are shared.
+    """
     nodes = len(weight)
     return Network(
         step,
@@ -102,7 +106,7 @@ def new_network(
         weight,
         labels,
         np.zeros(nodes),
-        np.empty(weight.shape),
+        residual,
         arcs.copy(),
         arcs.copy(),
         np.zeros(nodes, np.bool_),
@@ -418,7 +422,7 @@ def _solve(
     terminal: NDArray[np.float64],
 ) -> tuple[float, NDArray[np.bool_]]:
     nodes = len(terminal)
-    network = new_network(step, bit, weight, np.zeros(nodes, np.int32), arcs)
+    network = new_network(step, bit, weight, np.zeros(nodes, np.int32), arcs, np.empty(weight.shape))
     network.excess[:] = terminal
     scratch = new_scratch(nodes)
     min_cut(network, scratch)

@@ -448,12 +448,14 @@ def moves(p: dict[str, Any]) -> Any:
     steps = np.concatenate([np.zeros((len(p["offsets"]), 1), np.int64), p["offsets"]], axis=1)
     bit = (1 << np.arange(2 * len(steps))).astype(expansion.mask_type(2 * len(steps)))
     arcs, free = np.zeros(p["roi"].size, bit.dtype), (p["fixed"] < 0).ravel()
-    _, weight = expansion._grid_cells(
-        steps, p["weights"].reshape(-1, *shape), p["roi"].reshape(shape), free.reshape(shape), bit, arcs
+    weight = np.zeros((p["roi"].size, len(bit)))
+    expansion._grid_cells(
+        steps, p["weights"].reshape(-1, *shape), p["roi"].reshape(shape), free.reshape(shape), bit, arcs, weight
     )
     cells = expansion.Cells(expansion.arc_steps(steps, shape), bit, weight, arcs, free)
     labels = np.where(free, p["labels"].ravel(), p["fixed"].ravel()).astype(np.int32)
-    return cells, expansion.new_network(cells.step, bit, weight, labels, arcs), expansion.new_scratch(len(labels))
+    network = expansion.new_network(cells.step, bit, weight, labels, arcs, np.empty(weight.shape))
+    return cells, network, expansion.new_scratch(len(labels))
 
 
 def test_moves_near_what_changed_are_taken_and_are_those_of_all_pixels() -> None:

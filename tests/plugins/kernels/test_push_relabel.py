@@ -178,7 +178,8 @@ def test_a_cut_among_some_nodes_is_that_of_their_grid() -> None:
     weight[:-1, :, 1] = weight[1:, :, 2] = capacities[1, :-1]
     weight[rows - 1, :, 1] = weight[rows, :, 2] = 0  # the first rows are on their own
     weight = weight.reshape(-1, 4)
-    network = new_network(step, bit, weight, np.zeros(600, np.int32), ((weight > 0) * bit).sum(1, dtype=bit.dtype))
+    arcs = ((weight > 0) * bit).sum(1, dtype=bit.dtype)
+    network = new_network(step, bit, weight, np.zeros(600, np.int32), arcs, np.empty(weight.shape))
     network.excess[:] = terminal.ravel()
     scratch = new_scratch(600)
     size = min_cut_among(network, scratch, np.arange(30 * rows, dtype=np.uint32))
