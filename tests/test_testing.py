@@ -28,6 +28,8 @@ from regloss import (
     testing,
 )
 from regloss.regularizer import Concave, Face, GridGraph, Saddle
+from regloss.solver import one_hot
+from regloss.testing.suite import gradient_of_sum
 
 pytest_plugins = ["pytester"]
 
@@ -140,7 +142,7 @@ class FaultyTerm(Term):
         return term.form(Saddle).blocks[0].compiled(ascent)
 
     def gradient(self, probabilities):
-        return testing._gradient(self.energy, probabilities)
+        return gradient_of_sum(self.energy, probabilities)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ class FaultySolver(AlphaExpansion):
                 return replace(solution, labels=(solution.labels + 1) % problem.unary.shape[1])
             case "lazy":
                 labels = torch.zeros_like(solution.labels)
-                return replace(solution, labels=labels, probabilities=testing.one_hot(labels, 3, torch.float64))
+                return replace(solution, labels=labels, probabilities=one_hot(labels, 3, torch.float64))
             case "half precision":
                 return replace(solution, energy=solution.energy.half())
         return solution

@@ -10,7 +10,8 @@ import torch
 
 from regloss import Projection, UsageError
 from regloss.solver import one_hot
-from regloss.testing import SIZES, RegularizerConformance
+from regloss.testing import RegularizerConformance
+from regloss.testing.suite import SIZES
 from regloss_plugins.regularizers.convex import ConvexShape, dents, fill
 
 RADII = (1.5, 3, 5, 9, 15)

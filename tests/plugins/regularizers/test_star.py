@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from regloss import Batch, MissingForm, Saddle, TotalVariation, UsageError, create, solve, testing
+from regloss import Batch, MissingForm, Saddle, TotalVariation, UsageError, create, solve
 from regloss.solver import one_hot
-from regloss.testing import SIZES, RegularizerConformance
+from regloss.testing import RegularizerConformance
+from regloss.testing.suite import SIZES, box_region, irregular_region
 from regloss_plugins.regularizers.star import StarShape
 
 
@@ -46,7 +47,7 @@ class TestCenterOfThePrediction(RegularizerConformance):
         return labels
 
     def probabilities(self, ndim):
-        inside = testing._irregular_region(2, SIZES[ndim]).all(0) & testing._box_region(1, SIZES[ndim])[0]
+        inside = irregular_region(2, SIZES[ndim]).all(0) & box_region(1, SIZES[ndim])[0]
         center = inside.nonzero()[0].tolist()
         s = falling(SIZES[ndim], center, drop=0.02, label=2)
         # Elsewhere below 1/3, so that the centre alone is the most probable one.
