@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from regloss import create
 from regloss.training.metrics import Scores
 from regloss.training.model import Model, load_model, predict
-from regloss.training.report import outlined, overlay
+from regloss.training.pictures import outlined, overlay
 
 METHODS = {"partial-cross-entropy": "partial cross entropy", "trust-region": "trust region"}
 SHOWN = ("coins-bottom-right", "tissue-centre", "coffee-bottom-left")

@@ -22,7 +22,7 @@ from regloss.errors import UsageError
 from regloss.files import FloatImage, LabelMap, class_colors, read_image, read_scribble_map
 from regloss.guided import guided_filter
 from regloss.training.inference import check_new_folder, make_new_folder
-from regloss.training.report import outlined, save_label_png
+from regloss.training.pictures import outlined, save_label_png
 
 NAME = "deep-chan-vese"
 REFINEMENTS = ("guided",)

@@ -16,12 +16,12 @@ from regloss.data_term import DataTerm
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer
 from regloss.solver import Status, one_hot
+from regloss.training.charts import Example
 from regloss.training.config import Config
 from regloss.training.data import SampleCache, same_size_groups, supervision_of, whole_batch
 from regloss.training.metrics import ForegroundScores, Scores
 from regloss.training.model import Segmenter, describe_layer, predict
 from regloss.training.noise import Noise
-from regloss.training.report import Example
 
 
 def evaluate_samples(

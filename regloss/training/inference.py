@@ -24,7 +24,7 @@ from regloss.training.data import SampleCache
 from regloss.training.evaluation import evaluate_samples
 from regloss.training.model import load_model, predict
 from regloss.training.noise import Noise
-from regloss.training.report import outlined, save_label_png
+from regloss.training.pictures import outlined, save_label_png
 
 _PREDICTIONS = ("labels", "overlays")  # what predict_files leaves in its folder
 

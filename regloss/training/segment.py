@@ -35,7 +35,7 @@ from regloss.training.convergence import Convergence
 from regloss.training.deep_segment import NAME as DEEP
 from regloss.training.deep_segment import DeepSegmentation, deep_segment_file
 from regloss.training.inference import check_new_folder, make_new_folder
-from regloss.training.report import outlined, save_label_png
+from regloss.training.pictures import outlined, save_label_png
 
 MAX_ROUNDS = 50
 

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from regloss.errors import UsageError
+from regloss.training.charts import Example
 from regloss.training.metrics import ForegroundScores, Scores
-from regloss.training.report import IGNORE_COLOR, Example, overlay, save_label_png, write_report
+from regloss.training.pictures import IGNORE_COLOR, overlay, save_label_png
+from regloss.training.report import write_report
 
 CLASSES = ("background", "cup & <saucer>", "a$x_{$b")
 COLORS = ((0, 0, 0), (230, 40, 40), (40, 90, 250))
@@ -413,7 +415,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("regloss.training.report.os.replace", fail)
+    monkeypatch.setattr("regloss.training.pictures.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_label_png(path, squares(3), COLORS)
     assert path.read_bytes() == before
