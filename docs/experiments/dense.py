@@ -28,7 +28,7 @@ import acdc
 import numpy as np
 import tomllib
 
-METHODS = ("pce", "dense-gd", "gated-crf", "dense-adm", "soft", "soft-dense", "gd", "trust-region", "full")
+METHODS = ("pce", "grabcut", "dense-gd", "gated-crf", "dense-adm", "soft", "soft-dense", "gd", "trust-region", "full")
 OF_LENGTH = ("pce", "gd", "dense-gd", "trust-region")
 LENGTHS = {"click": 0.0, "short": 0.3, "half": 0.5, "most": 0.8, "full": 1.0}
 TITLES = {
@@ -153,13 +153,17 @@ def camvid(methods: list[str], seeds: list[int]) -> None:
         writer.writerows(rows)
 
 
+# Settings of [data] in which ACDC's files differ.
+OF_DATA = ("supervision", "proposals")
+
+
 def train_camvid(output: Path, method: str, seed: int) -> None:
     changes = [f"seed={seed}", f"output={output}"]
     if method != "start":
         settings = tomllib.loads((acdc.HERE / f"acdc-{method}.toml").read_text())
         changes += [f"loss={toml(settings.get('loss', {}))}", 'training.schedule={name = "poly", power = 0.9}']
         changes += ["training.epochs=6", f"training.start-from={CAMVID / f'start-{seed}'}"]
-        changes += ["data.supervision=labels"] if method == "full" else []
+        changes += [f"data.{key}={toml(settings['data'][key])}" for key in OF_DATA if key in settings["data"]]
     command = [sys.executable, "-m", "regloss_cli.main", "train", str(acdc.HERE / "dense-camvid.toml"), "--quiet"]
     command += ["--resume"] if output.exists() else []
     for change in changes:
