@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from regloss.errors import UsageError
-from regloss.layer import RegularizedSoftmax
+from regloss.layer import RegularizedLayer, RegularizedSoftmax
 from regloss.registry import create
 from regloss.regularizer import Regularizer, Sum, Term
 from regloss.solver import Solution
@@ -44,7 +44,7 @@ from regloss.solver import Solution
 LEARNABLE = ("weights", "sigma_xy", "sigma_rgb", "compatibility", "entropy")
 
 
-class DenseCRFLayer(nn.Module):
+class DenseCRFLayer(RegularizedLayer):
     """Logits and image to probabilities by mean field on a dense CRF with learnable settings.
 
     What is learnt is kept as ``log_weights`` (M,), ``log_sigma_xy`` (M,), ``log_sigma_rgb`` (as many as are finite) and
@@ -92,7 +92,7 @@ class DenseCRFLayer(nn.Module):
         *,
         weights: Sequence[float] = (10.0, 3.0),
         sigma_xy: Sequence[float] = (80.0, 3.0),
-        sigma_rgb: Sequence[float] = (13 / 255, math.inf),
+        sigma_rgb: Sequence[float] = (0.051, math.inf),
         compatibility: Tensor | None = None,
         entropy: float = 1.0,
         scale: float = 1.0,
@@ -183,8 +183,35 @@ class DenseCRFLayer(nn.Module):
 
     @property
     def solution(self) -> Solution | None:
-        """What the solver reported of the last call."""
+        """What the solver reported of the last call; may be set to None, to forget it."""
         return self.softmax.solution
+
+    @solution.setter
+    def solution(self, value: Solution | None) -> None:
+        self.softmax.solution = value
+
+    def learnt(self) -> dict[str, nn.Parameter]:
+        """Logarithms of weights, widths and entropy, and the label costs themselves, by the names in ``learn``."""
+        own = {name.removeprefix("log_"): value for name, value in self.named_parameters(recurse=False)}
+        return {**own, **self.softmax.learnt()}
+
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Weights and widths, one a kernel and numbered like them, costs of labels, and the entropy.
+
+        Of widths of image values those that are finite; of the label costs C the least and the most of
+        C_kl - (C_kk + C_ll) / 2, what it costs that two pixels differ instead of agreeing: 1 for all pairs at first.
+        """
+        costs = (self._tensor("compatibility") + self._tensor("compatibility").T).detach() / 2
+        own = costs.diagonal()
+        apart = (costs - (own[:, None] + own) / 2)[~torch.eye(self.classes, dtype=torch.bool, device=costs.device)]
+        colours = self.sigma_rgb.tolist()
+        return {
+            "weights": {f"weight-{number}": weight for number, weight in enumerate(self.weights.tolist())},
+            "sigma_xy": {f"sigma-xy-{number}": sigma for number, sigma in enumerate(self.sigma_xy.tolist())},
+            "sigma_rgb": {f"sigma-rgb-{number}": colours[number] for number in self._finite},
+            "compatibility": {"cost-least": float(apart.min()), "cost-most": float(apart.max())},
+            "entropy": {"entropy": self.entropy.item()},
+        }
 
     def extra_repr(self) -> str:
         """Settings for ``print(layer)``."""
@@ -215,7 +242,13 @@ class DenseCRFLayer(nn.Module):
             raise UsageError(
                 f"A dense CRF layer for {self.classes} classes got logits {tuple(logits.shape)} (B, K, *S)."
             )
-        return self._regularizer().bind(image, roi)
+        try:
+            regularizer = self._regularizer()
+        except UsageError as error:  # settings that were given have been checked
+            raise type(error)(
+                f"{error} Learning has driven it there: lower the learning rate, or leave it out of learn."
+            ) from error
+        return regularizer.bind(image, roi)
 
     def _regularizer(self) -> Regularizer:
         # Only what is learnt goes as a tensor, since what needs no derivative is filtered faster.

@@ -23,8 +23,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,15 +36,56 @@ from regloss.registry import name_of, resolve
 from regloss.regularizer import Form, Regularizer, Sum, Term, combine, join_all, part_form, scaled
 from regloss.solver import DifferentiableSolver, Problem, Solution, negotiate
 
-if TYPE_CHECKING:
-    from regloss.dense_crf_layer import DenseCRFLayer
-    from regloss.sigmoid_layer import RegularizedSigmoid
-
 BACKWARD = ("implicit", "unrolled", "one-step")
 LEARNABLE = ("weight", "entropy")
 
 
-class RegularizedSoftmax(nn.Module):
+class RegularizedLayer(nn.Module, ABC):
+    """Logits and image to probabilities with a prior inside: what `attach` and a training put behind a network.
+
+    What is learnt are its parameters, and they alone are saved with a trained model: everything else follows from the
+    settings that it was made with.
+
+    Attributes:
+        solution: what the solver reported of the last call; None before, after an unrolled pass, and if it is set so to
+            be forgotten.
+    """
+
+    solution: Solution | None
+
+    # ---- what must be defined
+
+    @abstractmethod
+    def log_probabilities(self, logits: Tensor, image: Tensor, roi: Tensor | None = None, warm: Any = None) -> Tensor:
+        """Log-probabilities (B, K, *S), which serve as logits.
+
+        Args:
+            logits: (B, K, *S), finite.
+            image: (B, C, *S) in [0, 1].
+            roi: (B, *S) bool, outside of which nothing is regularised; None = everywhere.
+            warm: an earlier solution for the same images, or its state, to start from.
+        """
+
+    @abstractmethod
+    def learnt(self) -> Mapping[str, nn.Parameter]:
+        """The parameters, by the names of the settings that they stand for."""
+
+    @abstractmethod
+    def numbers(self) -> Mapping[str, Mapping[str, float]]:
+        """What may be learnt as it stands now, for logs: numbers by their names, and these by those of the settings.
+
+        Of a setting of many numbers they may be a few that tell what matters.
+        """
+
+
+def name_weights(regularizers: Sequence[Regularizer], weights: Tensor) -> dict[str, float]:
+    """``weights`` (regularizers,) by "weight-tv", say; two of one kind are told apart by their place, "weight-tv-0"."""
+    names = [name_of(part) for part in regularizers]
+    names = [name if names.count(name) == 1 else f"{name}-{place}" for place, name in enumerate(names)]
+    return {f"weight-{name}": weight for name, weight in zip(names, weights.tolist(), strict=True)}
+
+
+class RegularizedSoftmax(RegularizedLayer):
     """Logits and image to probabilities that minimise an energy with a regularizer.
 
     Computes in float32 at least, whatever autocast says; probabilities have the logits' type. After each call the
@@ -73,8 +115,6 @@ class RegularizedSoftmax(nn.Module):
     >>> layer(logits, torch.zeros(1, 1, 1, 3)).argmax(1)
     tensor([[[0, 0, 0]]])
     """
-
-    solution: Solution | None
 
     def __init__(
         self,
@@ -141,6 +181,16 @@ class RegularizedSoftmax(nn.Module):
         if self.log_weight is not None:
             return self.log_weight.exp()
         return torch.tensor([part.weight for part in self._parts(self.regularizer)])
+
+    def learnt(self) -> dict[str, nn.Parameter]:
+        """Logarithms of weights and entropy, by "weight" and "entropy"."""
+        logarithms = {"weight": self.log_weight, "entropy": self.log_entropy}
+        return {name: value for name, value in logarithms.items() if value is not None}
+
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Weights, by "weight-" and the regularizer's name, and the entropy."""
+        weights = name_weights(self._parts(self.regularizer), self.weight)
+        return {"weight": weights, "entropy": {"entropy": self.entropy.item()}}
 
     def extra_repr(self) -> str:
         """Settings for ``print(layer)``."""
@@ -286,18 +336,18 @@ class Bound:
             raise UsageError(f"logits {tuple(logits.shape)} do not fit the images, with (B, *S) = {shape}.")
 
 
-def attach(network: nn.Module, layer: RegularizedSoftmax | RegularizedSigmoid | DenseCRFLayer) -> RegularizedNetwork:
+def attach(network: nn.Module, layer: RegularizedLayer) -> RegularizedNetwork:
     """``network`` with ``layer`` behind it, to be used wherever ``network`` was.
 
     Args:
         network: image (B, C, *S) to logits (B, K, *S).
-        layer: shared if given to several networks.
+        layer: a `RegularizedSoftmax`, `RegularizedSigmoid` or `DenseCRFLayer`; shared if given to several networks.
     """
     return RegularizedNetwork(network, layer)
 
 
 class RegularizedNetwork(nn.Module):
-    """A network that ends in a `RegularizedSoftmax`, a `RegularizedSigmoid` or a `DenseCRFLayer`.
+    """A network that ends in a layer with a prior inside.
 
     Its output are the logarithms of the layer's probabilities. They serve as logits wherever those of ``network`` did,
     in losses, in argmax and in softmax, since softmax(log p) = p; and they do not underflow where p would.
@@ -307,7 +357,7 @@ class RegularizedNetwork(nn.Module):
         layer: what comes after.
     """
 
-    def __init__(self, network: nn.Module, layer: RegularizedSoftmax | RegularizedSigmoid | DenseCRFLayer) -> None:
+    def __init__(self, network: nn.Module, layer: RegularizedLayer) -> None:
         super().__init__()
         self.network = network
         self.layer = layer

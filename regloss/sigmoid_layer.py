@@ -55,7 +55,7 @@ from torch import Tensor, nn
 
 from regloss.checks import at_least_float32, check_finite, check_scores
 from regloss.errors import UsageError
-from regloss.layer import RegularizedSoftmax
+from regloss.layer import RegularizedLayer, RegularizedSoftmax, name_weights
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Projection, Regularizer, Sum, Term, combine
 from regloss.solver import Solution, Status
@@ -65,7 +65,7 @@ _CERTAIN = 1e-7  # from 0 and 1, of what a projection says for sure, so that its
 _TIE = 1e-6  # difference of log-odds below which two sets are the same
 
 
-class RegularizedSigmoid(nn.Module):
+class RegularizedSigmoid(RegularizedLayer):
     """Logits and image to probabilities of nested sets, or to those of the classes that they divide the image into.
 
     Its call gives the sets' probabilities (B, L, *S), the smallest set first; `log_probabilities` gives those of the
@@ -101,8 +101,6 @@ class RegularizedSigmoid(nn.Module):
     >>> layer(cup_and_disc, torch.zeros(1, 1, 1, 1)).flatten()
     tensor([0.8176, 0.8176])
     """
-
-    solution: Solution | None
 
     def __init__(
         self,
@@ -191,6 +189,16 @@ class RegularizedSigmoid(nn.Module):
         return torch.stack(
             [next(learnt) if self._is_solved(part) else solved.new_tensor(part.weight) for part in parts]
         )
+
+    def learnt(self) -> dict[str, nn.Parameter]:
+        """As of `RegularizedSoftmax`."""
+        logarithms = {"weight": self.log_weight, "entropy": self.log_entropy}
+        return {name: value for name, value in logarithms.items() if value is not None}
+
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """As of `RegularizedSoftmax`, with the weights of the regularizers that are not solved for."""
+        weights = name_weights(_flat(self.regularizer), self.weight)
+        return {"weight": weights, "entropy": {"entropy": self.entropy.item()}}
 
     def extra_repr(self) -> str:
         """Settings for ``print(layer)``."""

@@ -229,6 +229,42 @@ def test_it_can_be_copied_and_pickled():
         assert not torch.allclose(other(logits, image), layer(logits, image))
 
 
+def test_what_is_learnt_and_reported():
+    _, _, _, costs = problem()
+    layer = small(costs)
+    assert set(layer.learnt()) == set(EVERYTHING) == set(layer.numbers())
+    assert {id(value) for value in layer.learnt().values()} == {id(value) for value in layer.parameters()}
+    assert list(small(costs, learn=("sigma_xy", "entropy")).learnt()) == ["sigma_xy", "entropy"]
+    found = layer.numbers()
+    assert found["weights"] == pytest.approx({"weight-0": 2.0, "weight-1": 1.0})
+    assert found["sigma_xy"] == pytest.approx({"sigma-xy-0": 3.0, "sigma-xy-1": 1.5})
+    assert found["sigma_rgb"] == pytest.approx({"sigma-rgb-0": 0.4})
+    assert found["entropy"] == {"entropy": 1.0}
+
+
+def test_reported_label_costs_are_those_of_disagreeing():
+    """By brute force: half of what a pair costs in both orders, less the mean of what its labels cost alone."""
+    _, _, _, costs = problem(classes=4)
+    apart = [
+        float(costs[k, other] + costs[other, k] - costs[k, k] - costs[other, other]) / 2
+        for k in range(4)
+        for other in range(k)
+    ]
+    found = small(costs).numbers()["compatibility"]
+    assert found == pytest.approx({"cost-least": min(apart), "cost-most": max(apart)}, rel=1e-6)
+    assert small(1 - torch.eye(4)).numbers()["compatibility"] == {"cost-least": 1.0, "cost-most": 1.0}
+
+
+def test_the_solution_can_be_forgotten():
+    image, logits, _, costs = problem()
+    layer = small(costs, backward="implicit", max_steps=50)
+    layer(logits, image)
+    assert layer.solution.steps.shape == (1,)
+    layer.solution = None
+    assert layer.solution is None
+    assert layer.softmax.solution is None
+
+
 def test_behind_a_network():
     network = torch.nn.Conv2d(3, 2, 1)
     whole = regloss.attach(network, DenseCRFLayer(2, sigma_xy=(5.0, 2.0)))
@@ -296,5 +332,5 @@ def test_bad_calls_are_refused():
         layer(logits * math.nan, image)
     with torch.no_grad():
         layer.log_sigma_rgb += 5
-    with pytest.raises(UsageError, match="sigma_rgb of dense-crf"):
+    with pytest.raises(UsageError, match=r"sigma_rgb of dense-crf.* Learning has driven it there: lower the"):
         layer(logits, image)

@@ -421,6 +421,14 @@ def test_settings_are_learnt_and_stored() -> None:
     assert not list(RegularizedSoftmax("tv").parameters())
 
 
+def test_it_tells_what_is_learnt() -> None:
+    layer = RegularizedSoftmax([{"name": "tv", "weight": 2.0}, "nltv"], entropy=0.25, learn=("entropy",))
+    assert layer.learnt() == {"entropy": layer.log_entropy}
+    assert layer.numbers() == {"weight": {"weight-tv": 2, "weight-nltv": 1}, "entropy": {"entropy": 0.25}}
+    assert list(RegularizedSoftmax("tv", learn=("weight", "entropy")).learnt()) == ["weight", "entropy"]
+    assert RegularizedSoftmax("tv").learnt() == {}
+
+
 def test_attached_networks_give_log_probabilities() -> None:
     network = nn.Conv2d(3, 2, 3, padding=1)
     image = image_of(2, 3, 7, 6).float()

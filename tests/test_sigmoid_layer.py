@@ -404,6 +404,18 @@ def test_it_takes_the_settings_of_the_softmax(backward: Any) -> None:
     torch.testing.assert_close(layer.weight.detach(), torch.tensor([3.0, 1.0, 1.0]))
 
 
+def test_it_tells_what_is_learnt() -> None:
+    """Sums in sums come with their weights multiplied; what is not solved for has a weight, too, but learns none."""
+    layer = RegularizedSigmoid(
+        Sum([Sum([ThresholdDynamics(weight=3.0, sigma=1.5)], weight=2.0), Ordered()]), "dca", 0.25, learn=("weight",)
+    )
+    weights = {"weight-threshold-dynamics": pytest.approx(6.0), "weight-ordered": 1}
+    assert layer.numbers() == {"weight": weights, "entropy": {"entropy": 0.25}}
+    assert layer.learnt() == {"weight": layer.log_weight}
+    unsolved = RegularizedSigmoid("ordered", learn=("entropy",))
+    assert unsolved.learnt() == {"entropy": unsolved.temperature}
+
+
 def test_solutions_are_summed_and_warm_starts_are_faster() -> None:
     logits = noisy_logits(discs(count=2, size=20))
     layer = RegularizedSigmoid([TotalVariation(0.5), "ordered"], PDHG(3000, 1e-7), 0.5)

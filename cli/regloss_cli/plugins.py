@@ -1,8 +1,10 @@
-"""``regloss plugins``: what is installed, what it is, and whether it works."""
+"""``regloss plugins``: what is installed, what it is, whether it works; and the beginning of a new one."""
 
 from __future__ import annotations
 
 import inspect
+import shlex
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,7 +13,9 @@ from regloss.errors import ReglossError
 from regloss.registry import KINDS, Component, components, load, settings
 
 app = typer.Typer(
-    help="List, describe and check the installed components.", no_args_is_help=True, rich_markup_mode=None
+    help="List, describe and check the installed components, or begin one of your own.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 KindOption = Annotated[str | None, typer.Option(help="Only this kind: " + ", ".join(KINDS) + ".")]
@@ -66,3 +70,27 @@ def check(kind: KindOption = None) -> None:
         typer.echo(f"{component.kind:13} {component.qualified:32} {verdict}")
     if broken:
         raise typer.Exit(1)
+
+
+@app.command()
+def new(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help="One of " + ", ".join(KINDS) + ".")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the component, in kebab-case: my-prior, say.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Folder to make; must not exist yet. [default: regloss-NAME]"),
+    ] = None,
+    author: Annotated[
+        list[str] | None,
+        typer.Option(metavar="AUTHOR", help='For the metadata: "NAME" or "NAME <EMAIL>"; may be repeated.'),
+    ] = None,
+) -> None:
+    """Write a new plugin: a component that works, its tests, and an example, as a package to install."""
+    from regloss_cli.scaffold import write_plugin
+
+    plugin, folder = write_plugin(kind, name, output, author or ())
+    place = shlex.quote(str(folder))
+    typer.echo(f"The {plugin.kind} {plugin.name} and its tests are in {folder}; see its README.md. Next:\n")
+    typer.echo(f"pip install -e {place}")
+    typer.echo(f"regloss plugins show {plugin.name}")
+    typer.echo(f"python -m pytest {shlex.quote(str(folder / 'tests'))}")

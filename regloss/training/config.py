@@ -7,15 +7,18 @@ optimizer) also take that component's own settings; everything is checked before
 from __future__ import annotations
 
 import difflib
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+import torch
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
+from regloss.dense_crf_layer import DenseCRFLayer
 from regloss.errors import UsageError
-from regloss.layer import RegularizedSoftmax
+from regloss.layer import RegularizedLayer, RegularizedSoftmax
 from regloss.registry import check_settings, create, find, get, settings
 from regloss.sigmoid_layer import RegularizedSigmoid
 from regloss.training.color_proposals import ColorProposals
@@ -35,13 +38,16 @@ def _underscores(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, alias_generator=_hyphens, populate_by_name=True)
+    # Dumped infinities stay such: a bandwidth of inf is one, and None is none.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, alias_generator=_hyphens, populate_by_name=True, ser_json_inf_nan="constants"
+    )
 
 
 class _ComponentSection(_Section):
     """A table that holds a component's own settings beside those declared here."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, alias_generator=_hyphens, populate_by_name=True)
+    model_config = ConfigDict(extra="allow")
 
     def component_settings(self) -> dict[str, Any]:
         """The component's own settings."""
@@ -173,6 +179,63 @@ class Layer(_Section):
         return _several(value)
 
 
+class DenseCRF(_Section):
+    """A layer of kind "dense-crf", `regloss.DenseCRFLayer`: mean field on Gaussian kernels of place and colour.
+
+    weights, sigma-xy, sigma-rgb: one number a kernel; weights > 0 in units of the logits, bandwidths in pixels and in
+    image values, inf = colours do not matter. compatibility: a row of K costs for each of K classes, to begin with;
+    absent = 1 where labels differ. entropy: temperature of the softmax, > 0. scale, backend, accuracy: of the filters.
+    steps, tolerance: of mean field. damped: shorten steps as far as the energy needs it. backward: "unrolled",
+    "implicit" or "one-step". checkpoint: unrolled, take steps again instead of keeping what they computed. learn: what
+    is trained with the network. backward-steps, backward-tolerance: of the implicit gradient's linear system.
+    """
+
+    kind: Literal["dense-crf"]
+    weights: tuple[float, ...] = (10.0, 3.0)
+    sigma_xy: tuple[float, ...] = (80.0, 3.0)
+    sigma_rgb: tuple[float, ...] = (0.051, math.inf)
+    compatibility: tuple[tuple[float, ...], ...] | None = None
+    entropy: float = 1.0
+    scale: float = 1.0
+    backend: Literal["auto", "exact", "lattice"] = "auto"
+    accuracy: Literal["fast", "fine", "finest"] = "fine"
+    steps: int = 5
+    tolerance: float = 1e-5
+    damped: bool = True
+    backward: Literal["unrolled", "implicit", "one-step"] = "unrolled"
+    checkpoint: bool = True
+    learn: tuple[Literal["weights", "sigma-xy", "sigma-rgb", "compatibility", "entropy"], ...] = (
+        "weights",
+        "sigma-xy",
+        "sigma-rgb",
+        "compatibility",
+    )
+    backward_steps: int = 100
+    backward_tolerance: float = 1e-6
+
+    @field_validator("compatibility")
+    @classmethod
+    def _square(cls, value: tuple[tuple[float, ...], ...] | None) -> tuple[tuple[float, ...], ...] | None:
+        if value is not None and not all(len(row) == len(value) for row in value):
+            raise ValueError("needs as many numbers in each row as there are rows, one for each class")
+        return value
+
+
+LAYERS: dict[str, type[_Section]] = {"softmax": Layer, "sigmoid": Layer, "dense-crf": DenseCRF}
+"""The section that describes a layer, by its kind."""
+
+
+def _kind_of_layer(section: Any) -> Any:
+    """What decides which section [layer] is, of a table or of the section itself."""
+    return section.get("kind", "softmax") if isinstance(section, Mapping) else getattr(section, "kind", "softmax")
+
+
+AnyLayer = Annotated[
+    Annotated[Layer, Tag("softmax")] | Annotated[Layer, Tag("sigmoid")] | Annotated[DenseCRF, Tag("dense-crf")],
+    Discriminator(_kind_of_layer),
+]
+
+
 class Loss(_Section):
     """Data terms, regularizers and outer loop; or a preset, whose settings the rest overrides."""
 
@@ -202,8 +265,9 @@ class Training(_Section):
     epochs: passes over the training images. batch-size: images a step on each process. optimizer: {name = "adam" |
     "adamw" | "sgd", lr, ...}; every other key is torch's. schedule: {name = "constant" | "poly" | "cosine"} with power
     (poly) and warmup (fraction of the training). head-lr: factor of the learning rate for the parameters that the
-    network calls its head. start-from: run folder or .safetensors file whose weights the network starts with.
-    checkpoint-every: optimizer steps between checkpoints; absent = at the end of every epoch.
+    network calls its head. layer-lr: likewise, for what [layer] learns. start-from: run folder or .safetensors file
+    whose weights the network starts with. checkpoint-every: optimizer steps between checkpoints; absent = at the end of
+    every epoch.
     """
 
     epochs: int = Field(ge=1)
@@ -211,6 +275,7 @@ class Training(_Section):
     optimizer: dict[str, Any] = {"name": "adam", "lr": 1e-3}
     schedule: dict[str, Any] = {"name": "constant"}
     head_lr: float = Field(default=1.0, gt=0)
+    layer_lr: float = Field(default=1.0, gt=0)
     clip_gradient: float | None = Field(default=None, gt=0)
     start_from: str | None = None
     accelerator: str = "auto"
@@ -271,7 +336,7 @@ class Config(_Section):
     seed: int = Field(default=0, ge=0)
     data: Data
     network: Network
-    layer: Layer | None = None
+    layer: AnyLayer | None = None
     loss: Loss = Loss()
     training: Training
     evaluation: Evaluation = Evaluation()
@@ -389,7 +454,10 @@ def _expand_preset(table: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(error: Any) -> str:
     where = [str(part) for part in error["loc"]]
-    key = ".".join(where)
+    # What is wrong within [layer] is located by its kind too, which is no key of the file.
+    key = ".".join(part for place, part in enumerate(where) if not (place == 1 and where[0] == "layer"))
+    if error["type"] == "union_tag_invalid":
+        return f"{key}.kind should be {error['ctx']['expected_tags']}; got {error['ctx']['tag']!r}"
     if error["type"] == "extra_forbidden":
         allowed = _allowed_keys(where[:-1])
         near = difflib.get_close_matches(where[-1], allowed, n=1)
@@ -403,6 +471,9 @@ def _explain(error: Any) -> str:
 def _allowed_keys(where: Sequence[str]) -> list[str]:
     model: Any = Config
     for part in where:
+        if where[0] == "layer" and part in LAYERS:
+            model = LAYERS[part]
+            continue
         model = model.model_fields[part.replace("-", "_")].annotation
         model = next((kind for kind in get_args(model) if kind is not type(None)), model)  # of an optional section
     return [_hyphens(name) for name in model.model_fields]
@@ -494,16 +565,23 @@ def build_proposals(proposals: Proposals | None) -> ColorProposals | None:
         raise type(error)(f"[data.proposals]: {error}") from None
 
 
-def build_layer(layer: Layer | None) -> RegularizedSoftmax | RegularizedSigmoid | None:
+def build_layer(layer: Layer | DenseCRF | None, classes: int | None = None) -> RegularizedLayer | None:
     """The layer of a configuration; None where there is none.
 
+    Args:
+        layer: the section.
+        classes: K; None = not known yet, to check what does not depend on it. Only label costs do.
+
     Raises:
-        UsageError: a setting that does not exist or cannot be meant; a solver that cannot be differentiated.
+        UsageError: a setting that does not exist or cannot be meant; a solver that cannot be differentiated; label
+            costs for another number of classes.
         MissingForm: a solver that cannot use the regularizer.
     """
     if layer is None:
         return None
     try:
+        if isinstance(layer, DenseCRF):
+            return _build_dense_crf(layer, classes)
         kind = RegularizedSoftmax if layer.kind == "softmax" else RegularizedSigmoid
         return kind(
             layer.regularizer,
@@ -520,3 +598,28 @@ def build_layer(layer: Layer | None) -> RegularizedSoftmax | RegularizedSigmoid 
         )
     except UsageError as error:
         raise type(error)(f"[layer]: {error}") from None
+
+
+def _build_dense_crf(layer: DenseCRF, classes: int | None) -> DenseCRFLayer:
+    costs = None if layer.compatibility is None else torch.tensor(layer.compatibility, dtype=torch.float32)
+    if classes is None:
+        classes = 2 if costs is None else len(costs)
+    return DenseCRFLayer(
+        classes,
+        weights=layer.weights,
+        sigma_xy=layer.sigma_xy,
+        sigma_rgb=layer.sigma_rgb,
+        compatibility=costs,
+        entropy=layer.entropy,
+        scale=layer.scale,
+        backend=layer.backend,
+        accuracy=layer.accuracy,
+        max_steps=layer.steps,
+        tolerance=layer.tolerance,
+        damped=layer.damped,
+        backward=layer.backward,
+        checkpoint=layer.checkpoint,
+        learn=[name.replace("-", "_") for name in layer.learn],
+        backward_steps=layer.backward_steps,
+        backward_tolerance=layer.backward_tolerance,
+    )

@@ -1,14 +1,15 @@
 """The network of a run with its input normalisation and the layer behind it, and how they are saved for later use.
 
 Weights files hold the network's weights under its own names, so that they fit a run without a layer as well; what a
-layer has learnt stands beside them, as "layer:log_weight" and "layer:log_entropy".
+layer has learnt stands beside them, as "layer:log_weight" and "layer:log_entropy", say. What it has not learnt follows
+from the configuration, and is not saved.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,8 @@ from torch import Tensor, nn
 import regloss
 from regloss.dataset import Dataset
 from regloss.errors import ReglossError, UsageError
-from regloss.layer import RegularizedSoftmax
-from regloss.registry import create, name_of
-from regloss.regularizer import Sum
-from regloss.sigmoid_layer import RegularizedSigmoid
+from regloss.layer import RegularizedLayer
+from regloss.registry import create
 from regloss.solver import Solution
 from regloss.training.checkpoints import load_network, read_weights, save_network, write_json
 from regloss.training.config import Config, apply_change, build_layer, parse
@@ -57,7 +56,7 @@ class Segmenter(nn.Module):
         network: nn.Module,
         normalize: str,
         smallest: int | tuple[int, ...] | None = None,
-        layer: RegularizedSoftmax | RegularizedSigmoid | None = None,
+        layer: RegularizedLayer | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -130,8 +129,8 @@ class Segmenter(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """All that is saved, by name."""
-        own = {} if self.layer is None else self.layer.state_dict()
-        return {**self.network.state_dict(), **{_LAYER + name: value for name, value in own.items()}}
+        own = {} if self.layer is None else dict(self.layer.named_parameters())
+        return {**self.network.state_dict(), **{_LAYER + name: value.detach() for name, value in own.items()}}
 
     def load_weights(self, weights: Mapping[str, Tensor], source: str, *, start: bool = False) -> None:
         """Put in what `weights` gave; what another layer has learnt, and this one does not learn, is left out.
@@ -150,7 +149,7 @@ class Segmenter(nn.Module):
         if self.layer is None:
             return
         own = self.layer.state_dict()
-        for name in own:
+        for name, _ in self.layer.named_parameters():
             given = weights.get(_LAYER + name)
             if given is None and start:
                 continue
@@ -164,18 +163,14 @@ class Segmenter(nn.Module):
         self.layer.load_state_dict(own)
 
 
-def describe_layer(layer: RegularizedSoftmax | RegularizedSigmoid) -> dict[str, float]:
-    """Weights of a layer's regularizers and its entropy, by name: "layer-weight-tv", "layer-entropy"."""
-    chosen = layer.regularizer
-    parts = chosen.parts if isinstance(chosen, Sum) else [] if chosen is None else [chosen]
-    weights, entropy = layer.weight.tolist(), layer.entropy.item()
-    names = [name_of(part) for part in parts]
-    # Two of one kind are told apart by their place.
-    names = [name if names.count(name) == 1 else f"{name}-{place}" for place, name in enumerate(names)]
-    return {**{f"layer-weight-{name}": w for name, w in zip(names, weights, strict=True)}, "layer-entropy": entropy}
+def describe_layer(layer: RegularizedLayer, settings: Collection[str] | None = None) -> dict[str, float]:
+    """Numbers of a layer's settings by name, "layer-weight-tv", "layer-entropy"; of some ``settings``, or of all."""
+    found = layer.numbers()
+    chosen = [numbers for setting, numbers in found.items() if settings is None or setting in settings]
+    return {f"layer-{name}": value for numbers in chosen for name, value in numbers.items()}
 
 
-def layer_report(layer: RegularizedSoftmax | RegularizedSigmoid | None, pixels: Tensor) -> dict[str, float]:
+def layer_report(layer: RegularizedLayer | None, pixels: Tensor) -> dict[str, float]:
     """What the layer's solver reported of its last call, and the settings that are learnt.
 
     Args:
@@ -184,7 +179,7 @@ def layer_report(layer: RegularizedSoftmax | RegularizedSigmoid | None, pixels: 
 
     Returns:
         "layer-gap" per pixel (absent where the solver knows no bound) and "layer-steps" (both absent after an unrolled
-        call), means over the images; then learnt weights and the learnt entropy.
+        call), means over the images; then the numbers of the settings that are learnt.
     """
     if layer is None:
         return {}
@@ -195,10 +190,7 @@ def layer_report(layer: RegularizedSoftmax | RegularizedSigmoid | None, pixels: 
         if math.isfinite(gap):
             found["layer-gap"] = gap
         found["layer-steps"] = float(solution.steps.double().mean())
-    numbers = describe_layer(layer)
-    entropy = numbers.pop("layer-entropy")
-    found |= {} if layer.log_weight is None else numbers
-    return found if layer.log_entropy is None else {**found, "layer-entropy": entropy}
+    return {**found, **describe_layer(layer, layer.learnt())}
 
 
 def build_segmenter(config: Config, channels: int, classes: int, *, trained: bool = False) -> Segmenter:
@@ -229,7 +221,7 @@ def build_segmenter(config: Config, channels: int, classes: int, *, trained: boo
             f"The network {config.network.name!r} normalises its input itself, so data.normalize = "
             f'{config.data.normalize!r} would do it twice. Use normalize = "none".'
         )
-    return Segmenter(network, config.data.normalize, config.data.crop, build_layer(config.layer))
+    return Segmenter(network, config.data.normalize, config.data.crop, build_layer(config.layer, classes))
 
 
 @dataclass(frozen=True)
@@ -285,7 +277,7 @@ def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
         for change in changes:
             apply_change(table, change)
         before, config = config, parse(table, f"{folder} with the given changes")
-        _check_learnt(before, config)
+        _check_learnt(before, config, len(card["classes"]))
     segmenter = build_segmenter(config, card["channels"], len(card["classes"]), trained=True)
     segmenter.load_weights(read_weights(folder), str(folder))
     colors: Sequence[Any] = card["colors"]
@@ -294,19 +286,17 @@ def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
     )
 
 
-def _check_learnt(before: Config, after: Config) -> None:
+def _check_learnt(before: Config, after: Config, classes: int) -> None:
     """A number that was learnt would replace one that is given: the latter would count for nothing."""
-    old, new = build_layer(before.layer), build_layer(after.layer)
+    old, new = build_layer(before.layer, classes), build_layer(after.layer, classes)
     if old is None or new is None:
         return
-    for name, first, second, learnt in (
-        ("weight", old.weight, new.weight, new.log_weight),
-        ("entropy", old.entropy, new.entropy, new.log_entropy),
-    ):
-        if learnt is not None and not torch.equal(first, second):
+    was = old.learnt()
+    for name, value in new.learnt().items():
+        if name in was and not torch.equal(was[name], value):
             raise UsageError(
-                f"The layer's {name} was learnt, so giving another one changes nothing. Give layer.learn=[] too, to "
-                "use the numbers of the configuration instead of those that were learnt."
+                f"The layer's {name.replace('_', '-')} was learnt, so giving another one changes nothing. Give "
+                "layer.learn=[] too, to use the numbers of the configuration instead of those that were learnt."
             )
 
 

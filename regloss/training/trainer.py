@@ -376,7 +376,7 @@ def learning_rate_factor(schedule: Mapping[str, Any], progress: float) -> float:
 
 
 def build_optimizer(config: Config, segmenter: Segmenter) -> torch.optim.Optimizer:
-    """The configured optimizer, with the head's own learning rate.
+    """The configured optimizer, with the learning rates of head and layer.
 
     Raises:
         UsageError: torch's optimizer has no such setting.
@@ -388,7 +388,7 @@ def build_optimizer(config: Config, segmenter: Segmenter) -> torch.optim.Optimiz
     ]
     if segmenter.learnt():
         # Decay would pull the logarithms to 0, and so what is learnt to 1.
-        groups.append({"params": segmenter.learnt(), "lr": rate, "weight_decay": 0.0})
+        groups.append({"params": segmenter.learnt(), "lr": rate * config.training.layer_lr, "weight_decay": 0.0})
     return _optimizer(config, groups)
 
 

@@ -29,10 +29,18 @@ def run(*arguments):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--help",), ("--version",), ("train", "--help"), ("plugins", "--help"), ("plugins", "list")],
+    [
+        ("--help",),
+        ("--version",),
+        ("train", "--help"),
+        ("plugins", "--help"),
+        ("plugins", "list"),
+        ("plugins", "new", "network", "my-net"),
+    ],
     ids=" ".join,
 )
-def test_nothing_heavy_is_imported(arguments):
+def test_nothing_heavy_is_imported(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     _, modules, out = run(*arguments)
     assert out
     assert modules.isdisjoint(HEAVY), sorted(modules & set(HEAVY))

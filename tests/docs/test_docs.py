@@ -258,36 +258,36 @@ def plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
-    """The model of a subsection, which may be optional."""
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
+def models(annotation: Any) -> dict[type[BaseModel], None]:
+    """The models of a subsection, which may be optional and of several kinds; in their order."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {annotation: None}
+    return {model: None for part in get_args(annotation) for model in models(part)}
 
 
 def fields(model: type[BaseModel]) -> dict[str, Any]:
     """Settings of a section, without its subsections."""
     found = {}
     for name, field in model.model_fields.items():
-        if section_of(field.annotation) is None:
+        if not models(field.annotation):
             found[name.replace("_", "-")] = plain(field.get_default(call_default_factory=True))
     return found
 
 
 def sections(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Each section by its heading; of one that is of several kinds the further ones are told apart by theirs."""
     for name, field in model.model_fields.items():
-        subsection = section_of(field.annotation)
-        if subsection is not None:
-            full = f"{prefix}{name.replace('_', '-')}"
-            yield full, subsection
+        full = f"{prefix}{name.replace('_', '-')}"
+        for place, subsection in enumerate(models(field.annotation)):
+            kinds = get_args(subsection.model_fields["kind"].annotation) if place else ()
+            yield f"`[{full}]`" + "".join(f" of kind `{kind}`" for kind in kinds), subsection
             yield from sections(subsection, f"{full}.")
 
 
 def test_every_configuration_key_is_in_the_guide_with_its_default() -> None:
     check_rows(section(COMMAND_LINE, "Top level"), fields(Config), "the top level")
     for name, model in sections():
-        check_rows(section(COMMAND_LINE, f"`[{name}]`"), fields(model), f"[{name}]")
+        check_rows(section(COMMAND_LINE, name), fields(model), name)
 
 
 COMPONENTS = ROOT / "docs" / "guide" / "components.md"

@@ -182,6 +182,24 @@ def test_the_plugins_own_tests_pass(environment: Environment) -> None:
     assert re.search(r"\b2\d passed", printed), printed
 
 
+def test_a_new_plugin_is_written_and_installed(environment: Environment) -> None:
+    """`regloss plugins new` finds its templates in the wheel, and what it says to do next works."""
+    printed = environment.regloss("plugins", "new", "divergence", "fresh-distance")
+    install, show, test = (line.split() for line in printed.splitlines()[-3:])
+    assert install == ["pip", "install", "-e", "regloss-fresh-distance"]
+    environment.pip("--no-deps", "--no-build-isolation", str(environment.work / install[-1]))  # from no index
+    shown = environment.regloss(*show[1:])
+    assert "divergence regloss-fresh-distance:fresh-distance (regloss_fresh_distance.fresh_distance:Fresh" in shown
+    printed = environment.call(str(environment.python), *test[1:], "-q", "-p", "no:cacheprovider")
+    assert re.search(r"\b3\d passed", printed), printed
+    environment.run(
+        "from pathlib import Path\n"
+        "from regloss.registry import KINDS\n"
+        "from regloss_cli.scaffold import write_plugin\n"
+        "for kind in KINDS: write_plugin(kind, f'any-{kind}', Path('any') / kind)"
+    )
+
+
 def test_the_readmes_loop_runs(environment: Environment) -> None:
     check_readme_loop(environment)
 

@@ -1,5 +1,7 @@
 """Configurations: what they mean, and what is said of those that cannot be meant."""
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,18 @@ def test_the_dump_is_complete_and_reads_back():
     assert parse(dumped) == config
     assert {"batch-size", "checkpoint-every", "head-lr", "log-every"} <= set(dumped["training"])
     assert not any("_" in key for section in ("data", "training", "evaluation", "loss") for key in dumped[section])
+
+
+def test_an_infinite_bandwidth_is_dumped_as_such():
+    """As a bandwidth None would be something else, and models are read back from dumped configurations."""
+    changes = ["loss.regularizer={name = 'dense-crf', sigma-rgb = inf}", "layer.kind=dense-crf"]
+    table = tomllib.loads(TEXT)
+    for change in changes:
+        apply_change(table, change)
+    config = parse(table)
+    dumped = json.loads(json.dumps(config.dump()))
+    assert dumped["loss"]["regularizer"][0]["sigma-rgb"] == dumped["layer"]["sigma-rgb"][1] == math.inf
+    assert parse(dumped) == config
 
 
 def test_hyphens_and_underscores_mean_the_same():

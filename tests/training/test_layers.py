@@ -1,21 +1,24 @@
-"""Training with a regularized softmax behind the network."""
+"""Training with a layer behind the network."""
 
 import csv
+import inspect
 import json
 import math
 
+import numpy as np
 import pytest
 import small_data
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
 import regloss
-from regloss import RegularizedSoftmax
+from regloss import DenseCRFLayer, RegularizedSoftmax
 from regloss.errors import MissingForm, ReglossError, UsageError
 from regloss.files import read_image
 from regloss.training import checkpoints
-from regloss.training.config import build_layer, parse
+from regloss.training.config import DenseCRF, build_layer, parse
 from regloss.training.inference import evaluate_run, predict_files
 from regloss.training.model import Segmenter, describe_layer, layer_report, load_model, predict
 from regloss.training.trainer import build_optimizer, train
@@ -115,6 +118,133 @@ def test_nested_classes(regularizer, own, layered, images, tmp_path):
     assert evaluate_run(run, "test", ['layer.kind="sigmoid"', "layer.steps=20"])["images"] == 2
 
 
+@pytest.fixture(scope="module")
+def dense(images, tmp_path_factory):
+    """The output folder of a training with a dense CRF that learns everything, and what was told; not to be changed."""
+    output, told = tmp_path_factory.mktemp("runs") / "dense", []
+    learn = '["weights", "sigma-xy", "sigma-rgb", "compatibility", "entropy"]'
+    layer = f'layer={{kind = "dense-crf", sigma-xy = [8.0, 2.0], steps = 3, learn = {learn}}}'
+    train(parse(small_data.settings(images, output, layer, *SHORT, loop="gradient-descent")), tell=told.append)
+    return output, told
+
+
+def test_a_dense_crf_is_trained_saved_and_applied(dense, images, tmp_path):
+    run, told = dense
+    names = {"log_weights", "log_sigma_xy", "log_sigma_rgb", "compatibility", "softmax.log_entropy"}
+    values = {name.removeprefix("layer:"): value for name, value in learnt(run).items()}
+    assert values.keys() == names
+    config = load_model(run).config
+    start = build_layer(config.layer, 3).state_dict()
+    for name, value in values.items():
+        assert float((value - start[name]).abs().max()) > 1e-3, name
+    assert rows(run)[-1]["loss"] < rows(run)[0]["loss"]
+    assert evaluate_run(run, "test") == json.loads((run / "scores.json").read_text())["test"]
+
+    # What is learnt is in the log of steps and of epochs, in the scores, and is told.
+    shown = {"weight-0", "weight-1", "sigma-xy-0", "sigma-xy-1", "sigma-rgb-0", "cost-least", "cost-most", "entropy"}
+    columns = {f"layer-{name}" for name in shown}
+    last = rows(run)[-1]
+    assert {key for key in last if key.startswith("layer-")} == columns <= rows(run, "epochs")[-1].keys()
+    scores = json.loads((run / "scores.json").read_text())["test"]["layer"]
+    assert scores == pytest.approx({key: last[key] for key in columns}, rel=1e-6)
+    assert scores["layer-sigma-xy-1"] == pytest.approx(float(values["log_sigma_xy"][1].exp()), rel=1e-6)
+    (message,) = (text for text in told if text.startswith("Layer after training: "))
+    assert f"sigma-xy-1 {scores['layer-sigma-xy-1']:.4g}" in message
+
+    # The whole is the network with the layer behind it, by hand; labels come out as files.
+    segmenter = load_model(run).segmenter
+    by_hand = DenseCRFLayer(
+        3,
+        weights=values["log_weights"].exp().tolist(),
+        sigma_xy=values["log_sigma_xy"].exp().tolist(),
+        sigma_rgb=[float(values["log_sigma_rgb"].exp()), math.inf],
+        compatibility=values["compatibility"],
+        entropy=float(values["softmax.log_entropy"].exp()),
+        max_steps=3,
+    )
+    predict_files(run, images / "images" / "i6.png", tmp_path / "out")
+    image = torch.from_numpy(read_image(images / "images" / "i6.png")).unsqueeze(0)
+    with torch.no_grad():
+        expected = by_hand(segmenter.network(image), image)
+    torch.testing.assert_close(predict(segmenter, image).exp(), expected, rtol=1e-4, atol=1e-6)
+    labels = torch.from_numpy(np.array(Image.open(tmp_path / "out" / "labels" / "i6.png")))
+    assert float((labels == expected[0].argmax(0)).float().mean()) > 0.99
+
+
+def test_other_settings_of_a_trained_dense_crf(dense, trained):
+    """What was learnt cannot be given anew; what was not learnt follows the configuration, as it was not saved."""
+    run, _ = dense
+    for change, name in (
+        ("layer.sigma-xy=[9.0, 2.0]", "sigma-xy"),
+        ("layer.weights=[9.0, 3.0]", "weights"),
+        ("layer.compatibility=[[0, 2, 1], [2, 0, 1], [1, 1, 0]]", "compatibility"),
+        ("layer.entropy=2.0", "entropy"),
+    ):
+        with pytest.raises(UsageError, match=rf"The layer's {name} was learnt.*Give layer.learn=\[\] too"):
+            load_model(run, [change])
+    given = load_model(run, ["layer.learn=[]", "layer.sigma-xy=[9.0, 4.0]", "layer.steps=7"]).segmenter.layer
+    assert given.sigma_xy.tolist() == pytest.approx([9.0, 4.0])
+    assert given.weights.tolist() == pytest.approx([10.0, 3.0])
+    assert given.softmax.solver.max_steps == 7
+    behind_a_plain_run = ["layer.kind=dense-crf", "layer.learn=[]", "layer.sigma-xy=[8.0, 2.0]"]
+    smoothed = evaluate_run(trained, "test", behind_a_plain_run)
+    assert smoothed["boundary-density"] < evaluate_run(trained, "test")["boundary-density"]
+    with pytest.raises(UsageError, match=r"learns log_weights, 2 in number, but .* holds no such numbers"):
+        load_model(trained, ["layer.kind=dense-crf"])
+
+
+def test_a_dense_crf_in_the_configuration_is_that_of_python():
+    """Every setting is there, with the same default."""
+    own = inspect.signature(DenseCRFLayer).parameters
+    names = {"steps": "max_steps"}
+    section = DenseCRF(kind="dense-crf").model_dump(exclude={"kind"})
+    defaults = {names.get(name, name): value for name, value in section.items()}
+    defaults["learn"] = tuple(name.replace("-", "_") for name in defaults["learn"])
+    assert defaults == {name: parameter.default for name, parameter in own.items() if name != "classes"}
+    given = {
+        "weights": (1.0,),
+        "sigma-xy": (4.0,),
+        "sigma-rgb": (0.2,),
+        "compatibility": ((0.0, 2.0), (2.0, 0.0)),
+        "entropy": 2.0,
+        "scale": 0.5,
+        "backend": "exact",
+        "accuracy": "fast",
+        "steps": 7,
+        "tolerance": 1e-3,
+        "damped": False,
+        "backward": "implicit",
+        "checkpoint": False,
+        "learn": ("sigma-rgb",),
+        "backward-steps": 8,
+        "backward-tolerance": 1e-2,
+    }
+    layer = build_layer(DenseCRF.model_validate({"kind": "dense-crf", **given}), 2)
+    softmax, solver = layer.softmax, layer.softmax.solver
+    assert (layer.weights.tolist(), layer.compatibility.tolist()) == ([1.0], [[0.0, 2.0], [2.0, 0.0]])
+    assert (layer.sigma_xy.item(), layer.sigma_rgb.item()) == pytest.approx((4.0, 0.2))
+    part = softmax.regularizer
+    assert (part.scale, part.backend, part.accuracy) == (0.5, "exact", "fast")
+    assert (solver.max_steps, solver.tolerance, solver.damped, solver.checkpoint) == (7, 1e-3, False, False)
+    assert (softmax.backward, softmax.backward_steps, softmax.backward_tolerance) == ("implicit", 8, 1e-2)
+    assert (list(layer.learnt()), float(layer.entropy)) == (["sigma_rgb"], 2.0)
+
+
+def test_a_width_that_learning_drives_out_of_its_range_ends_the_training(layered):
+    """Adam's first step moves its logarithm by 1000, up or down."""
+    parsed = layered('{kind = "dense-crf", sigma-xy = [8.0, 2.0], learn = ["sigma-xy"]}', "training.layer-lr=1e5")
+    with pytest.raises(UsageError, match=r"sigma_xy of dense-crf .*Learning has driven it there: lower the learning"):
+        train(parsed)
+
+
+def test_label_costs_of_another_number_of_classes(layered, tmp_path):
+    """Seen as soon as K is known, before anything is written."""
+    parsed = layered('{kind = "dense-crf", compatibility = [[0, 1], [1, 0]]}')
+    with pytest.raises(UsageError, match=r"\[layer\]: compatibility must be \(K, K\) = \(3, 3\); got shape \(2, 2\)"):
+        train(parsed)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(("name", "columns"), [
     ("tv", {"layer-gap", "layer-steps", "layer-weight-tv", "layer-entropy"}),
     ("threshold-dynamics", {"layer-steps", "layer-weight-threshold-dynamics"}),  # dca has no bound, so no gap
@@ -153,11 +283,12 @@ def test_several_of_one_kind_are_told_apart():
     }
 
 
-def test_weights_of_the_layer_do_not_decay(layered, images, tmp_path):
-    parsed = layered(LAYERS["tv"], "training.optimizer.weight-decay=0.5", "training.head-lr=3")
+def test_weights_of_the_layer_do_not_decay_and_have_a_learning_rate(layered, images, tmp_path):
+    rates = ("training.head-lr=3", "training.layer-lr=10")
+    parsed = layered(LAYERS["tv"], "training.optimizer.weight-decay=0.5", *rates)
     segmenter = Segmenter(nn.Conv2d(1, 3, 1), "none", None, build_layer(parsed.layer))
     network, layer = build_optimizer(parsed, segmenter).param_groups
-    assert (network["weight_decay"], layer["weight_decay"], layer["lr"]) == (0.5, 0.0, 0.01)
+    assert (network["weight_decay"], layer["weight_decay"], network["lr"], layer["lr"]) == (0.5, 0.0, 0.01, 0.1)
     assert layer["params"] == [segmenter.layer.log_entropy, segmenter.layer.log_weight]
 
 
@@ -320,6 +451,26 @@ def test_changes_of_the_network_are_refused(run):
         ('{regularizer = "tv", backward-steps = 0}', r"backward_steps must be at least 1"),
         ('{regularizer = "tv", backward-tolerance = 1.0}', r"backward_tolerance in \[0, 1\)"),
         ('{regularizer = "tv", backward = "unrolled", refine = 1e-6}', r"refine belongs to backward = \"implicit\""),
+        ('{kind = "crf"}', r"layer.kind should be 'softmax', 'sigmoid', 'dense-crf'; got 'crf'"),
+        ('{kind = "dense-crf", step = 3}', r"unknown key 'layer.step'. Did you mean 'steps'\? Allowed here: kind"),
+        ('{kind = "dense-crf", regularizer = "tv"}', r"unknown key 'layer.regularizer'. Allowed here: kind, weights"),
+        ('{kind = "sigmoid", sigma-xy = [3.0]}', r"unknown key 'layer.sigma-xy'. Allowed here: kind, regularizer"),
+        ('{kind = "dense-crf", weights = 3.0}', r"layer.weights: .*tuple; got 3.0"),
+        ('{kind = "dense-crf", weights = [3.0]}', r"\[layer\]: Each kernel needs a .*got 1 weights, 2 sigma_xy"),
+        ('{kind = "dense-crf", weights = [3.0, -1.0]}', r"weights of a dense CRF layer must be finite and positive"),
+        ('{kind = "dense-crf", weights = ["much", 1.0]}', r"layer.weights.0: .*number.*got 'much'"),
+        ('{kind = "dense-crf", sigma-xy = [0.0, 1.0]}', r"\[layer\]: sigma_xy of dense-crf must be .*got 0"),
+        ('{kind = "dense-crf", sigma-rgb = [13.0, inf]}', r"\[layer\]: sigma_rgb of dense-crf .*got 13"),
+        ('{kind = "dense-crf", compatibility = [[0, 1], [1]]}', r"layer.compatibility: .*as many numbers in each row"),
+        ('{kind = "dense-crf", compatibility = [[0, inf], [1, 0]]}', r"compatibility of dense-crf must be .*finite"),
+        ('{kind = "dense-crf", learn = ["sigma_xz"]}', r"layer.learn.0: .*'sigma-xy', 'sigma-rgb'.*got 'sigma_xz'"),
+        ('{kind = "dense-crf", backend = "fast"}', r"layer.backend: .*'auto', 'exact' or 'lattice'; got 'fast'"),
+        ('{kind = "dense-crf", backward = "exact"}', r"layer.backward: .*'unrolled', 'implicit' or 'one-step'"),
+        ('{kind = "dense-crf", steps = 0}', r"max_steps must be at least 1; got 0"),
+        ('{kind = "dense-crf", entropy = 0}', r"entropy must be finite and positive; got 0"),
+        ('{kind = "dense-crf", scale = 2.0}', r"\[layer\]: scale of dense-crf"),
+        ('{kind = "dense-crf", tolerance = -1.0}', r"tolerance must be .*; got -1"),
+        ('{kind = "dense-crf", backward-steps = 0}', r"backward_steps must be at least 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_named(layer, expected, images, tmp_path):

@@ -1,0 +1,82 @@
+"""Quadratic smoothness: neighbours of similar colour should have similar probabilities.
+
+    R(S) = weight * sum over pairs pq of nearest neighbours of w_pq |S_p - S_q|^2 / 2
+    w_pq = exp(-|I_p - I_q|^2 / (2 sigma^2))
+
+|S_p - S_q|^2 / 2 is 1 for two one-hot vectors that differ. So R of labels is a Potts model, which solvers on graphs
+minimise, and R of probabilities its convex relaxation, for gradient descent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regloss import grid
+from regloss.errors import UsageError
+from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term, check_weight
+
+
+@dataclass(frozen=True)
+class MyComponent(Regularizer):
+    """Quadratic smoothness of probabilities, less across edges of the image; in 1D to 3D.
+
+    Args:
+        weight: factor of the energy, >= 0.
+        sigma: difference of colours at which a pair still counts 0.6, in image values, > 0.
+
+    Raises:
+        UsageError: a setting outside its range.
+    """
+
+    weight: float = 1.0
+    sigma: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, "my-component")
+        if not 0 < self.sigma < math.inf:
+            raise UsageError(f"sigma must be positive, in image values (which lie in [0, 1]); got {self.sigma}.")
+
+    @property
+    def forms(self) -> tuple[type[Form], ...]:
+        """What solvers can have: graphs, for alpha-expansion and mean-field among others."""
+        return (GridGraph, Graph)
+
+    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+        """The weights of all pairs of ``image`` (B, C, *S), once for a batch."""
+        ndim, shape = image.ndim - 2, (len(image), *image.shape[2:])
+        offsets = grid.neighbor_offsets(ndim, 2 * ndim)
+        region = grid.full_roi(roi, shape, image.device)
+        weights = image.new_zeros(shape[0], len(offsets), *shape[1:])
+        for number, offset in enumerate(offsets):
+            first, second = grid.pair_slices(offset)
+            distance = (grid.pick(image, first) - grid.pick(image, second)).square().sum(1)
+            grid.pick(weights[:, number], first).copy_(torch.exp(-distance / (2 * self.sigma**2)))
+            weights[:, number] *= grid.pairs_inside(region, offset)  # no pair may leave the region of interest
+        return SmoothnessTerm(self, GridGraph(offsets, self.weight * weights), shape, roi)
+
+
+class SmoothnessTerm(Term):
+    """`MyComponent` bound to images: the pairs and their weights, the regularizer's weight included."""
+
+    def __init__(self, regularizer: Regularizer, pairs: GridGraph, shape: tuple[int, ...], roi: Tensor | None) -> None:
+        super().__init__(regularizer, shape, roi)
+        self.pairs = pairs
+
+    def energy(self, probabilities: Tensor) -> Tensor:
+        """R (B,) at ``probabilities`` (B, K, *S), differentiable."""
+        probabilities = self.check(probabilities)  # refuses what does not fit the images; float32 at least
+        energy = probabilities.new_zeros(len(probabilities))
+        for number, offset in enumerate(self.pairs.offsets):
+            first, second = grid.pair_slices(offset)
+            distance = (grid.pick(probabilities, first) - grid.pick(probabilities, second)).square().sum(1) / 2
+            energy = energy + (grid.pick(self.pairs.weights[:, number], first) * distance).flatten(1).sum(1)
+        return energy
+
+    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
+        """How each of the regularizer's ``forms`` is made."""
+        return {GridGraph: lambda: self.pairs, Graph: self.pairs.graph}
