@@ -6,8 +6,11 @@ over the pixels of the region of interest, w_pp = 1 included. W is symmetric, so
 forward and backward passes alike; it is positive semidefinite; its entries are not negative. That holds for every
 backend, and the energies built on a filter are exact for *its* W. The backends:
 
-    "exact"    the sum itself, tile by tile; time grows with the square of the pixels, memory does not
-    "lattice"  splines on a lattice (`regloss_plugins.kernels.lattice`), on the CPU; time grows with the pixels
+    "exact"    the sum itself, tile by tile; time grows with the square of the pixels, memory does not; on any device
+    "lattice"  splines on a lattice (`regloss_plugins.kernels.lattice`), whose time and memory grow with the pixels. It
+               is built on the CPU, by compiled code, which also filters values that are there; values on a CUDA device
+               stay there (`regloss_plugins.kernels.lattice_matrices`); those on any other, MPS for one, which has no
+               products with sparse rows, go to the CPU and back
     "auto"     "exact" on a GPU, for at most 1024 pixels, and for more than 3 channels; otherwise "lattice"
 
 How near the lattice comes is a matter of ``accuracy``. Relative error (root of the mean square) of filtered class
@@ -34,6 +37,7 @@ from torch import Tensor
 from regloss.checks import at_least_float32, check_finite, check_roi
 from regloss.errors import UsageError
 from regloss_plugins.kernels.lattice import SplineLattice, Splines
+from regloss_plugins.kernels.lattice_matrices import LatticeMatrices, filters_on
 
 Backend = Literal["auto", "exact", "lattice"]
 BACKENDS: tuple[Backend, ...] = ("auto", "exact", "lattice")
@@ -173,9 +177,11 @@ def _augmented(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class LatticeFilter(GaussianFilter):
-    """Splines on a lattice, an approximation; on the CPU, images in parallel if torch has several threads.
+    """Splines on a lattice, an approximation.
 
-    Values on another device are taken to the CPU and back.
+    The lattice is built on the CPU. Values on the CPU are filtered by compiled code, images in parallel if torch has
+    several threads; values on a CUDA device by sparse matrices, which are built there when first asked for and kept,
+    image after image; values on any other device are taken to the CPU and back.
 
     Args:
         features: (B, C, *S), already over their bandwidths, float32 or float64.
@@ -189,7 +195,9 @@ class LatticeFilter(GaussianFilter):
         size = tuple(features.shape[2:])
         flat = features.detach().cpu().flatten(2).numpy()
         colours, grid = _ACCURACIES[accuracy]
-        self._lattices = []
+        self._lattices: list[SplineLattice] = []
+        self._matrices: list[dict[tuple[torch.device, torch.dtype], LatticeMatrices]] = [{} for _ in flat]
+        self._dtype = features.dtype
         for image, chosen in enumerate(flat):
             inside = np.ones(size, np.bool_) if roi is None else roi[image].cpu().numpy()
             pixels = np.flatnonzero(inside)
@@ -201,10 +209,13 @@ class LatticeFilter(GaussianFilter):
         some = copy.copy(self)
         some.shape = (len(images), *self.shape[1:])
         some._lattices = [self._lattices[image] for image in images.tolist()]
+        some._matrices = [self._matrices[image] for image in images.tolist()]
         return some
 
     def filtered(self, values: Tensor) -> Tensor:
         """One image after the other, or several at once."""
+        if filters_on(values.device):
+            return self._by_matrices(values)
         flat = values.detach().cpu().flatten(2).numpy()
         workers = min(len(flat), torch.get_num_threads())
         if workers > 1:
@@ -214,6 +225,16 @@ class LatticeFilter(GaussianFilter):
             results = [lattice(given) for lattice, given in zip(self._lattices, flat, strict=True)]
         stacked = torch.from_numpy(results[0][None] if len(results) == 1 else np.stack(results))
         return stacked.reshape(values.shape).to(values)
+
+    def _by_matrices(self, values: Tensor) -> Tensor:
+        # In the greater of both precisions, as the compiled code computes.
+        key = values.device, torch.promote_types(values.dtype, self._dtype)
+        results = []
+        for lattice, kept, given in zip(self._lattices, self._matrices, values.detach().flatten(2), strict=True):
+            if key not in kept:
+                kept[key] = LatticeMatrices(lattice, given.shape[1], *key)
+            results.append(kept[key](given.to(key[1])))
+        return torch.stack(results).reshape(values.shape).to(values.dtype)
 
 
 def gaussian_filter(

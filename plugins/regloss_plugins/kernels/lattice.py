@@ -141,6 +141,8 @@ class _Colours(NamedTuple):
     pointers: NDArray[np.int64]  # (M + 1,) where each node's neighbours begin
     neighbors: NDArray[np.int32]
     blur: Floats  # one number for each neighbour
+    keys: NDArray[np.int64]  # (M,) sorted; neighbours along an axis differ by its stride
+    strides: NDArray[np.int64]  # (axes,)
 
 
 class _Places(NamedTuple):
@@ -153,6 +155,7 @@ class _Places(NamedTuple):
     weights: Floats  # (T, number of consecutive nodes) along the last
     own: Floats  # (T,) b^T G b
     sizes: tuple[int, ...]  # nodes along each axis
+    splines: tuple[tuple[NDArray[np.int64], Floats], ...]  # each axis: first nodes of its blocks, and their weights
 
 
 def _lookup(keys: NDArray[np.int64], bound: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
@@ -228,6 +231,8 @@ def _colours(features: Floats, splines: Splines) -> _Colours:
         pointers=_pointers(source, len(nodes)),
         neighbors=np.concatenate(targets)[order].astype(np.int32),
         blur=np.concatenate(values)[order],
+        keys=nodes,
+        strides=strides,
     )
 
 
@@ -243,6 +248,7 @@ def _places(places: NDArray[np.int64], sigma: float, splines: Splines) -> _Place
             np.ones((1, 1)),
             np.ones(1),
             (1,),
+            (),
         )
     length = max(1, math.floor(sigma * splines.step / splines.shares))
     low = [int(column.min()) for column in places.T]
@@ -274,6 +280,7 @@ def _places(places: NDArray[np.int64], sigma: float, splines: Splines) -> _Place
         weights=np.tile(weights[-1], (len(factors), 1)),
         own=reduce(np.multiply.outer, own).ravel(),
         sizes=tuple(sizes),
+        splines=tuple(zip(firsts, weights, strict=True)),
     )
 
 
@@ -699,7 +706,7 @@ class SplineLattice:
         different = _unique(keys, bound)
         chosen = _lookup(different, bound)(keys)
         found = _colours(np.stack(np.unravel_index(different, sizes), 1) * (colours.step / colours.shares), colours)
-        self.sizes = space.sizes
+        self.sizes, self.splines = space.sizes, space.splines
         self.places = math.prod(space.sizes)
         self.nodes = len(found.pointers) - 1
         if self.places * self.nodes > _MOST_NUMBERS // WIDTHS[0]:
@@ -721,21 +728,14 @@ class SplineLattice:
         self.held_rows = _first_rows(held, self.touched, self.touched_nodes, space.rows)
         self.seen_rows = _first_rows(numbers, self.touched, self.touched_nodes, space.rows)
         self.neighbor_pointers, self.neighbors = found.pointers, found.neighbors
+        self.node_keys, self.node_strides = found.keys, found.strides
         own = _own_weight(found.weights, colours).prod(1)[chosen] * np.repeat(space.own, np.diff(self.points))
         tap = blur(grid)
-        self._floats = {
-            features.dtype: tuple(
-                np.ascontiguousarray(array, dtype=features.dtype)
-                for array in (
-                    1 / np.sqrt(own),
-                    found.weights,
-                    space.factors,
-                    space.weights,
-                    found.blur,
-                    [*tap[:0:-1], *tap],
-                )
-            )
-        }
+        self.scale = (1 / np.sqrt(own)).astype(features.dtype)
+        self.weights = np.ascontiguousarray(found.weights, dtype=features.dtype)
+        others = (space.factors, space.weights, found.blur, [*tap[:0:-1], *tap])
+        rest = (np.ascontiguousarray(array, dtype=features.dtype) for array in others)
+        self._floats = {features.dtype: (self.scale, self.weights, *rest)}
         self._exact = features.dtype
 
     def __call__(self, values: Floats) -> Floats:
