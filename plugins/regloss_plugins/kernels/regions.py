@@ -117,8 +117,8 @@ def move_regions(
                 cost.view(-1).index_add_(0, end * classes + label[other], -weight)
                 ends.append(end)
                 others.append(other)
-        best = cost.argmin(1, keepdim=True)
-        gain = (cost.gather(1, label.unsqueeze(1)) - cost.gather(1, best)).squeeze(1)
+        least, best = cost.min(1)
+        gain = cost.gather(1, label.unsqueeze(1)).squeeze(1) - least
         # A rank settles ties, by the region's number; regions that gain nothing have none and stand in nobody's way.
         rank = torch.empty_like(label)
         rank[gain.argsort(stable=True)] = torch.arange(count, device=label.device)
@@ -129,7 +129,7 @@ def move_regions(
         moves &= rank > highest
         if not bool(moves.any()):
             return labels
-        labels = torch.where(moves, best.squeeze(1), label)[region]
+        labels = torch.where(moves, best, label)[region]
     return labels
 
 
@@ -153,8 +153,8 @@ def move_pixels(
             weight = grid.pick(weights[:, number], first).unsqueeze(1)
             for end, other in ((first, second), (second, first)):
                 grid.pick(cost, end).scatter_add_(1, grid.pick(labels, other).unsqueeze(1), -weight)
-        best = cost.argmin(1, keepdim=True)
-        gain = (cost.gather(1, labels.unsqueeze(1)) - cost.gather(1, best)).squeeze(1)
+        least, best = cost.min(1)  # on a CPU several times faster than argmin
+        gain = cost.gather(1, labels.unsqueeze(1)).squeeze(1) - least
         gain = gain.masked_fill(gain <= _rounding(cost.movedim(1, -1)), 0.0)
         moves = gain > 0
         for number, offset in enumerate(offsets):
@@ -167,7 +167,7 @@ def move_pixels(
             grid.pick(moves, second).logical_and_(~wins | ~joined)
         if not bool(moves.any()):
             return labels
-        labels = torch.where(moves, best.squeeze(1), labels)
+        labels = torch.where(moves, best, labels)
     return labels
 
 

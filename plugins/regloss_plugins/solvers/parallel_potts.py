@@ -17,19 +17,22 @@ Information moves by one pixel in a step, so the iteration begins on coarser gri
 each axis, and goes on from their s and z; pairs within a block get a z that levels unary + D^T z among its pixels.
 After every ``check_every`` steps
 
-    bound  = sum over p of min over k of (unary + D^T z)_p^k                                  is at most every E, and
+    bound  = sum over p of min over k of (unary + D^T clamp(z, -1, 1))_p^k                    is at most every E, and
     labels = argmax of s^, and the best level sets of each s^k over that, then moves of connected regions and of pixels,
 
 and the best labelling is kept, the start included. (See `regloss_plugins.kernels.regions` for the moves.)
 
 Level sets matter where pairs outweigh the unaries by far, as between a few seeds: s^ then converges slowly, its argmax
 swings from one side to the other (on 16 photographs it cost 9 percent more than the least energy after 300 steps, 33 at
-worst, with other moves included), while some level set is a minimum cut long before. Where two labellings that differ
-in a large part of the image cost almost the same, none need be: 2 of those 16 ended at 3.5 percent.
+worst, with other moves included), while some level set is a minimum cut long before. With two labels the relaxation is
+tight, so that some number of steps always leads there; where labellings that differ in a large part of the image cost
+almost the same, it is large (two of those 16 were at 3.5 percent after 300 steps, and done after 600 and 700). Two
+labels have one channel, as s^0 = 1 - s^1 and z^0 = -z^1, and the projection is a clamp; so their steps are cheap.
 
-Cost of a step at one level: about 14 + 7 n + 5 m operations on arrays (B, K, *S), with n offsets and m = 2 Newton steps
-of the projection: 57 kernel launches with 8 neighbours, and no synchronisation. A look at the labels launches a hundred
-times as many, mostly on arrays (B, *S), and has the host wait some 60 times. Memory: n + 7 arrays (B, K, *S).
+Cost of a step at one level: about 11 + 7 n + 5 m operations on arrays (B, K, *S), with n offsets and m = 2 Newton steps
+of the projection: 49 with 8 neighbours, each one kernel launch, and no synchronisation; 5 + 7 n on arrays (B, *S) with
+two labels. A look at the labels launches a hundred times as many, mostly on arrays (B, *S), and has the host wait some
+60 times. Memory: n + 7 arrays (B, K, *S) during steps; n + 15 at the peak, in a look, with 21 labels.
 
 Source: Lellmann, Schnoerr, "Continuous multiclass labeling approaches and algorithms", SIAM J. Imaging Sci. 2011 (the
 relaxation); Pock, Chambolle, "Diagonal preconditioning for first order primal-dual algorithms", ICCV 2011 (steps);
@@ -56,6 +59,7 @@ from regloss_plugins.kernels.regions import move_levels, move_pixels, move_regio
 from regloss_plugins.solvers.alpha_expansion import refuse_entropy
 
 RELAXATION = 1.9  # of the iteration; below 2 it converges, and less is slower
+STEPS, STEPS_OF_TWO_LABELS = 300, 1000  # at most, if nothing else is said
 NEWTON_STEPS = 2  # of the projection, which goes on from the last threshold
 LEVELLING_ROUNDS = 2  # of z within blocks; more help no further
 TINY = 1e-30  # below every weight that matters
@@ -70,7 +74,7 @@ class ParallelPotts(Solver):
     relaxation is not tight, a gap remains whatever the number of steps.
 
     Args:
-        max_steps: largest number of steps on the grid itself, >= 1.
+        max_steps: largest number of steps on the grid itself, >= 1. None: 1000 with two labels, else 300.
         coarse_steps: number of steps on each coarser grid, >= 0; 0 = no coarser grids.
         check_every: steps between two looks at bound and labels, >= 1.
         balance: c above, > 0: large values move probabilities, small ones dual variables.
@@ -88,15 +92,15 @@ class ParallelPotts(Solver):
     (True, True)
     """
 
-    max_steps: int = 300
+    max_steps: int | None = None
     coarse_steps: int = 200
-    check_every: int = 50
+    check_every: int = 100
     balance: float = 1.0
     tolerance: float = 1e-6
     accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph,)
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1 or self.check_every < 1:
+        if (self.max_steps is not None and self.max_steps < 1) or self.check_every < 1:
             raise UsageError(
                 f"max_steps and check_every must be at least 1; got {self.max_steps} and {self.check_every}."
             )
@@ -118,14 +122,18 @@ class ParallelPotts(Solver):
         steps = torch.zeros(batch, dtype=torch.int64, device=labels.device)
         active = torch.ones(batch, dtype=torch.bool, device=labels.device)
 
-        iteration = self._iteration(free.unary, free.offsets, free.weights)
-        while bool(active.any()) and iteration.steps < self.max_steps:
-            iteration.run(min(self.check_every, self.max_steps - iteration.steps))
+        two_labels = free.unary.shape[1] == 2
+        max_steps = self.max_steps or (STEPS_OF_TWO_LABELS if two_labels else STEPS)
+        unary, weights = _one_channel(free.unary, free.weights) if two_labels else (free.unary, free.weights)
+        iteration = self._iteration(unary, free.offsets, weights, two_labels)
+        while bool(active.any()) and iteration.steps < max_steps:
+            iteration.run(min(self.check_every, max_steps - iteration.steps))
             steps = torch.where(active, iteration.steps, steps)
             # An image that is done stays as it is, whatever else is in the batch.
-            bound = torch.where(active, torch.maximum(bound, free.bound(iteration.dual)), bound)
-            rounded = _moved(free, free.rounded(iteration.probabilities))
-            swept = _moved(free, free.swept(rounded, iteration.probabilities))
+            bound = torch.where(active, torch.maximum(bound, free.bound(iteration.dual_of_labels())), bound)
+            probabilities = iteration.probabilities()
+            rounded = _moved(free, free.rounded(probabilities))
+            swept = _moved(free, free.swept(rounded, probabilities))
             # Regions in which the new labels and the best ones differ may change sides one by one.
             joint = move_regions(free.unary, free.offsets, free.weights, labels, parts=swept)
             for candidate in (rounded, swept, _moved(free, joint)):
@@ -146,21 +154,32 @@ class ParallelPotts(Solver):
             state=labels,
         )
 
-    def _iteration(self, unary: Tensor, offsets: tuple[grid.Offset, ...], weights: Tensor) -> _Iteration:
+    def _iteration(
+        self, unary: Tensor, offsets: tuple[grid.Offset, ...], weights: Tensor, two_labels: bool
+    ) -> _Iteration:
         """The iteration on a grid, begun where that on the coarser grid ended."""
         size = unary.shape[2:]
         if self.coarse_steps == 0 or max(size) <= SMALLEST:
-            cheapest = one_hot(unary.argmin(1), unary.shape[1], unary.dtype)
-            return _Iteration(unary, offsets, weights, self.balance, cheapest, None)
-        coarse = self._iteration(_pooled(unary), offsets, _joined(offsets, weights))
+            cheapest = (
+                (unary < 0).to(unary.dtype) if two_labels else one_hot(unary.argmin(1), unary.shape[1], unary.dtype)
+            )
+            return _Iteration(unary, offsets, weights, self.balance, cheapest, None, two_labels)
+        coarse = self._iteration(_pooled(unary), offsets, _joined(offsets, weights), two_labels)
         coarse.run(self.coarse_steps)
         dual = _refined_dual(coarse.dual, unary, offsets, weights)
-        return _Iteration(unary, offsets, weights, self.balance, _refined(coarse.probabilities, size), dual)
+        return _Iteration(unary, offsets, weights, self.balance, _refined(coarse.channels, size), dual, two_labels)
 
 
 def _moved(free: _FreeProblem, labels: Tensor) -> Tensor:
-    for move in (move_regions, move_pixels, move_regions, move_pixels):
-        labels = move(free.unary, free.offsets, free.weights, labels)
+    """Labels (B, *S) after moves of regions and of pixels, and both once more in images where a pixel moved."""
+    settled = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    for _ in range(2):
+        regions = move_regions(free.unary, free.offsets, free.weights, labels)
+        pixels = move_pixels(free.unary, free.offsets, free.weights, regions)
+        labels = torch.where(grid.spread(settled, labels), labels, pixels)
+        settled |= (pixels == regions).flatten(1).all(1)
+        if bool(settled.all()):
+            break
     return labels
 
 
@@ -230,7 +249,7 @@ class _FreeProblem:
 
     def rounded(self, probabilities: Tensor) -> Tensor:
         """Labels (B, *S) that are most probable and allowed, and the start's where nothing is free."""
-        chosen = probabilities.masked_fill(self.forbidden, -math.inf).argmax(1)
+        chosen = probabilities.masked_fill(self.forbidden, -math.inf).max(1).indices
         return torch.where(self.free, chosen, self.labels)
 
     def swept(self, labels: Tensor, probabilities: Tensor) -> Tensor:
@@ -253,20 +272,23 @@ class _FreeProblem:
         return total.flatten(1).sum(1) + cut
 
     def bound(self, dual: Tensor) -> Tensor:
-        """Lower bound (B,) on E from z (B, n, K, *S), |z| <= 1: it is valid whatever rounding did to z."""
+        """Lower bound (B,) on E from any z (B, n, K, *S): valid as |z| <= 1 is seen to here, in spite of rounding."""
         exact = _exact(dual)
-        bounds = []
-        for image in range(len(dual)):  # one by one, as all costs in double precision would need much memory
-            part = slice(image, image + 1)
-            weights = self.weights[part].to(exact)
-            costs = _reduced_costs(self.unary[part].to(exact), self.offsets, weights.unsqueeze(2) / 2, dual[part])
-            bounds.append((costs.amin(1) * self.free[part]).sum())
-        return torch.stack(bounds) + self.constant
+        half = self.weights.unsqueeze(2).to(exact) / 2
+        least = torch.full_like(self.unary[:, :1], math.inf, dtype=exact)
+        for label in range(dual.shape[2]):  # one by one, as all costs in double precision would need much memory
+            part = slice(label, label + 1)
+            feasible = dual[:, :, part].clamp(-1, 1)  # over-relaxation leads beyond, where bounds would exceed minima
+            costs = _reduced_costs(self.unary[:, part].to(exact), self.offsets, half, feasible)
+            least = torch.minimum(least, costs)
+        return (least.squeeze(1) * self.free).flatten(1).sum(1) + self.constant
 
 
-def _reduced_costs(unary: Tensor, offsets: tuple[grid.Offset, ...], half: Tensor, dual: Tensor) -> Tensor:
-    """Unary + D^T z (B, K, *S)."""
-    costs = unary.clone()
+def _reduced_costs(
+    unary: Tensor, offsets: tuple[grid.Offset, ...], half: Tensor, dual: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """Unary + D^T z (B, K, *S), written to ``out`` if given."""
+    costs = unary.clone() if out is None else out.copy_(unary)
     for number, offset in enumerate(offsets):
         first, second = grid.pair_slices(offset)
         flow = grid.pick(dual[:, number], first), grid.pick(half[:, number], first)
@@ -280,7 +302,13 @@ def _exact(values: Tensor) -> torch.dtype:
 
 
 class _Iteration:
-    """The primal-dual iteration on one grid."""
+    """The primal-dual iteration on one grid, with a channel for each label, or one for two labels: see `_one_channel`.
+
+    Attributes:
+        channels: (B, C, *S) the probabilities s^, nearly in the simplex, or in [0, 1] for two labels.
+        dual: (B, n, C, *S) the z, which over-relaxation may take beyond [-1, 1].
+        steps: number of steps taken.
+    """
 
     def __init__(
         self,
@@ -288,12 +316,13 @@ class _Iteration:
         offsets: tuple[grid.Offset, ...],
         weights: Tensor,
         balance: float,
-        probabilities: Tensor,
+        channels: Tensor,
         dual: Tensor | None,
+        two_labels: bool,
     ) -> None:
-        self.unary, self.offsets, self.balance = unary, offsets, balance
+        self.unary, self.offsets, self.balance, self.two_labels = unary, offsets, balance, two_labels
         self.half = weights.unsqueeze(2) / 2  # (B, n, 1, *S)
-        self.primal = self.probabilities = probabilities
+        self.primal, self.channels = channels.clone(), channels
         shape = (unary.shape[0], len(offsets), *unary.shape[1:])
         self.dual = unary.new_zeros(shape) if dual is None else dual
         incident = torch.zeros_like(unary[:, :1])
@@ -308,24 +337,47 @@ class _Iteration:
 
     def run(self, steps: int) -> None:
         """Take ``steps`` steps."""
+        # Written again and again: on a CPU, new pages for each result would take longer than what they are for.
+        buffer, moved = torch.empty_like(self.unary), torch.empty_like(self.unary)
         for _ in range(steps):
-            costs = _reduced_costs(self.unary, self.offsets, self.half, self.dual)
-            costs -= costs.amin(1, keepdim=True)
-            # Labels whose cost exceeds the cheapest by so much get no probability in any case.
-            target = self.primal - costs.mul_(self.step).clamp_(max=8.0)
-            self.probabilities, self.threshold = _simplex_projection(target, self.threshold)
-            ahead = 2 * self.probabilities - self.primal
+            costs = _reduced_costs(self.unary, self.offsets, self.half, self.dual, out=buffer)
+            if self.two_labels:
+                torch.addcmul(self.primal, costs, self.step, value=-1, out=self.channels).clamp_(0, 1)
+            else:
+                costs -= costs.amin(1, keepdim=True)
+                # Labels whose cost exceeds the cheapest by so much get no probability in any case.
+                target = torch.sub(self.primal, costs.mul_(self.step).clamp_(max=8.0), out=buffer)
+                self.threshold = _simplex_projection(target, self.threshold, out=self.channels)
+            ahead = torch.lerp(self.primal, self.channels, 2.0, out=buffer)
             for number, offset in enumerate(self.offsets):
                 first, second = grid.pair_slices(offset)
                 dual = grid.pick(self.dual[:, number], first)
-                moved = grid.pick(ahead, first) - grid.pick(ahead, second)
-                dual.lerp_(torch.add(dual, moved, alpha=1 / (2 * self.balance)).clamp_(-1, 1), RELAXATION)
-            self.primal = torch.lerp(self.primal, self.probabilities, RELAXATION)
+                change = torch.sub(grid.pick(ahead, first), grid.pick(ahead, second), out=grid.pick(moved, first))
+                change.mul_(1 / (2 * self.balance)).add_(dual).clamp_(-1, 1)
+                dual.lerp_(change, RELAXATION)
+            self.primal.lerp_(self.channels, RELAXATION)
         self.steps += steps
 
+    def probabilities(self) -> Tensor:
+        """s^ (B, K, *S)."""
+        return torch.cat([1 - self.channels, self.channels], 1) if self.two_labels else self.channels
 
-def _simplex_projection(values: Tensor, threshold: Tensor | None) -> tuple[Tensor, Tensor]:
-    """``values`` (B, K, *S) projected onto the simplex over K, nearly, and the threshold (B, 1, *S) that was found.
+    def dual_of_labels(self) -> Tensor:
+        """The z (B, n, K, *S) of all labels; |z| > 1 is possible."""
+        return torch.cat([-self.dual, self.dual], 2) if self.two_labels else self.dual
+
+
+def _one_channel(unary: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Unaries (B, 1, *S) and weights (B, n, *S) for the probability of the second of two labels alone.
+
+    From z = 0 on, s^0 = 1 - s^1 and z^0 = -z^1 in all steps, so that one of each is enough: the cost of s^1 is
+    unary^1 - unary^0, and both labels' pairs count for it. The steps are the same, for less than half the work.
+    """
+    return unary[:, 1:] - unary[:, :1], 2 * weights
+
+
+def _simplex_projection(values: Tensor, threshold: Tensor | None, out: Tensor) -> Tensor:
+    """``values`` (B, K, *S) projected onto the simplex over K, nearly, as ``out``; the threshold (B, 1, *S) found.
 
     The projection is max(values - t, 0) with t where this sums to 1. The sum is convex in t, so that Newton's method is
     monotone after its first step, and exact as soon as the set of positive entries is right.
@@ -335,10 +387,12 @@ def _simplex_projection(values: Tensor, threshold: Tensor | None) -> tuple[Tenso
     low, high = largest - 1, largest - 1 / classes
     threshold = low if threshold is None else torch.clamp(threshold, low, high)
     for _ in range(NEWTON_STEPS):
-        above = (values - threshold).clamp_(min=0)
-        count = (above > 0).sum(1, keepdim=True)
-        threshold = torch.clamp(threshold + (above.sum(1, keepdim=True) - 1) / count, low, high)
-    return (values - threshold).clamp_(min=0), threshold
+        above = torch.sub(values, threshold, out=out).clamp_(min=0)
+        total = above.sum(1, keepdim=True)
+        count = above.sign_().sum(1, keepdim=True)  # much faster than to count booleans
+        threshold = torch.clamp(threshold + (total - 1) / count, low, high)
+    torch.sub(values, threshold, out=out).clamp_(min=0)
+    return threshold
 
 
 def _halves(values: Tensor, ndim: int) -> dict[tuple[int, ...], Tensor]:
