@@ -148,6 +148,23 @@ def test_two_labels_take_the_steps_of_the_simplex() -> None:
     assert 0.1 < one.probabilities().std().item() < 0.5
 
 
+def test_only_an_open_gap_takes_more_steps() -> None:
+    """Three pixels in a triangle, two labels each: two of the three pairs must be cut, and half of each is, relaxed."""
+    unary = torch.full((2, 3, 2, 2), 9.0)
+    for pixel, labels in {(0, 0): (0, 1), (0, 1): (0, 2), (1, 0): (1, 2)}.items():
+        unary[(0, list(labels), *pixel)] = 0
+    unary[1, 0] = 0  # an easy image
+    roi = torch.tensor([[True, True], [True, False]]).expand(2, -1, -1)
+    term = GridCRF(weight=1.0, connectivity=8).bind(torch.zeros(2, 1, 2, 2), roi)
+    solution = solve(term, unary, "parallel-potts")
+    diagonal = 2**-0.5
+    torch.testing.assert_close(solution.energy, torch.tensor([1 + diagonal, 0.0]), check_dtype=False)
+    torch.testing.assert_close(solution.bound, torch.tensor([(2 + diagonal) / 2, 0.0]), check_dtype=False)
+    assert solution.steps.tolist() == [1000, 100]
+    assert solution.status == (Status.MAX_STEPS, Status.OPTIMAL)
+    assert solve(term, unary, ParallelPotts(max_steps=150)).steps.tolist() == [150, 100]
+
+
 def test_seeds_allowed_labels_roi_and_start_together() -> None:
     """In double precision, with three different images; the start holds what is not allowed, and is not modified."""
     image = photographs(step=10)
