@@ -17,12 +17,23 @@ and no regularizer, the best u is softmax(-KL). Setting ``entropy`` = 1 adds it.
 
 KL is linear in u, so that logits which nothing holds run to +-infinity: bound them, or let them decay.
 
+Means and covariances are given, and the same for all images. With a finite ``prior_pixels`` = c every image has its own
+instead, as in Chan-Vese, whose means follow the labels, and shares pi_i of the pixels beside them; KL_ix - ln (K pi_i)
+stands for KL_ix. For given u and G they minimise the sum over x and i of u_ix times that, and over i of
+c KL( given phase i || N(mu_i, Sigma_i) ) - c ln (K pi_i): with n_i = sum_x u_ix,
+
+    mu_i = (c given mean + sum_x u_ix G(I)_x) / (c + n_i)        pi_i = (c + n_i) / sum_j (c + n_j)
+
+and Sigma_i the covariance of the same c + n_i pixels, with V. What is given counts as c more pixels of each phase, so
+that one without pixels falls back on it, and c = infinity is the formula above.
+
 An encoder that has just begun puts all pixels nearest to the phase that has most of them, and where u follows it the
 others are gone. With ``balance`` every phase counts the same in the gradient of the networks, but for phases with less
 than a tenth of the pixels; the value and the gradient of the logits stay what they are.
 
 Source: Zheng, Bao, Shi, Ling, Ma, "Unsupervised deep learning meets Chan-Vese model". Differs from it in: 1. fidelity,
-the inverse variance of the decoder's noise, as image values lie in [0, 1] here; 2. V may be learnt.
+the inverse variance of the decoder's noise, as image values lie in [0, 1] here; 2. V may be learnt; 3. phases may be
+each image's own.
 """
 
 from __future__ import annotations
@@ -57,6 +68,20 @@ class Latent(NamedTuple):
     variance: Tensor
 
 
+class Phases(NamedTuple):
+    """The Gaussians of the phases; B = 1 where they are the same for all images.
+
+    Attributes:
+        means: (B, K, d).
+        covariances: (B, K, d, d).
+        shares: (B, K), of the pixels; they sum to 1.
+    """
+
+    means: Tensor
+    covariances: Tensor
+    shares: Tensor
+
+
 class ELBO(DataTerm):
     """Minus the evidence lower bound, per pixel of the region of interest; it reads no labels and trains two networks.
 
@@ -71,6 +96,8 @@ class ELBO(DataTerm):
         fidelity: factor of the reconstruction, > 0: one over the variance of the decoder's noise, in image values.
         entropy: factor of sum u ln u, >= 0; see above.
         balance: whether every phase counts the same in the gradient of the networks; see above.
+        prior_pixels: c > 0, the pixels that given means and covariances count as in the phases of each image;
+            infinity = the given phases are those of all images. See above.
         channels: C of the images, where a network is to be made.
         noise_seed: None draws new noise in each call; a number draws the same, always and for each image, which makes
             the energy a function that can be compared between calls.
@@ -101,6 +128,7 @@ class ELBO(DataTerm):
         fidelity: float = 1.0,
         entropy: float = 0.0,
         balance: bool = False,
+        prior_pixels: float = math.inf,
         channels: int = 3,
         noise_seed: int | None = None,
     ) -> None:
@@ -119,7 +147,9 @@ class ELBO(DataTerm):
         if not 0 <= entropy < math.inf:
             raise UsageError(f"entropy must be finite and not negative; got {entropy!r}.")
         self.samples, self.fidelity, self.entropy, self.noise_seed = samples, fidelity, entropy, noise_seed
-        self.balance = balance
+        if not prior_pixels > 0:
+            raise UsageError(f"prior_pixels must be positive, or infinity for fixed phases; got {prior_pixels!r}.")
+        self.balance, self.prior_pixels = balance, prior_pixels
         outputs = self.dimensions * (2 if self.variance is None else 1)
         self.encoder = _network(encoder, channels, outputs)
         self.decoder = _network(decoder, self.dimensions, channels)
@@ -159,22 +189,86 @@ class ELBO(DataTerm):
         mean, logarithm = output.chunk(2, dim=1)
         return Latent(mean, logarithm.clamp(-_MAX_LOG_VARIANCE, _MAX_LOG_VARIANCE).exp())
 
-    def divergences_of(self, latent: Latent) -> Tensor:
-        """KL (B, K, *S) of a latent distribution to each phase, in nats; >= 0."""
+    def phases_of(self, latent: Latent, u: Tensor | None, roi: Tensor | None = None) -> Phases:
+        """The phases of each image; no gradient.
+
+        Args:
+            latent: see `latent`.
+            u: (B, K, *S) probabilities of the phases; None = the given phases, which fixed ones are in any case.
+            roi: (B, *S) bool; outside nothing counts.
+
+        Raises:
+            UsageError: phases are each image's own, and there is no ``u``.
+        """
+        means, covariances = self.means.to(latent.mean).unsqueeze(0), self.covariances.to(latent.mean).unsqueeze(0)
+        if math.isinf(self.prior_pixels):
+            return Phases(means, covariances, torch.full_like(means[..., 0], 1 / self.phases))
+        if u is None:
+            raise UsageError(
+                f"With prior_pixels = {self.prior_pixels:g} the phases are each image's own, so their "
+                "probabilities 'u' are needed. Give them, or leave prior_pixels at infinity."
+            )
+        given = self.prior_pixels
+        weights = (u if roi is None else u * roi.unsqueeze(1)).detach().to(latent.mean).flatten(2)
+        position, variance = latent.mean.detach().flatten(2), latent.variance.detach().flatten(2)
+        counts = given + weights.sum(2)
+        centres = (given * means + torch.einsum("bkp,bip->bki", weights, position)) / counts.unsqueeze(2)
+        # About the mean, not by differences of squares, which would lose the digits of a narrow phase.
+        offsets, moved = position.unsqueeze(1) - centres.unsqueeze(3), means - centres
+        spread = torch.einsum("bkp,bkip,bkjp->bkij", weights, offsets, offsets)
+        within = torch.einsum("bkp,bip->bki", weights, variance.expand_as(position))
+        spread = spread + torch.diag_embed(within) + given * (covariances + moved.unsqueeze(3) * moved.unsqueeze(2))
+        return Phases(centres, spread / counts[..., None, None], counts / counts.sum(1, keepdim=True))
+
+    def prior_cost(self, phases: Phases) -> Tensor:
+        """What the given phases ask of an image's own, (B,) or (1,): sum of c KL(given || own) - c ln (K pi_i)."""
+        means, covariances = self.means.to(phases.means), self.covariances.to(phases.means)
+        if math.isinf(self.prior_pixels):
+            return means.new_zeros(1)
+        precisions = torch.linalg.inv(phases.covariances)
+        offsets = means - phases.means
+        distances = torch.einsum("bki,bkij,bkj->bk", offsets, precisions, offsets)
+        traces = torch.einsum("bkij,kij->bk", precisions, covariances)
+        log_ratio = torch.linalg.slogdet(phases.covariances).logabsdet - torch.linalg.slogdet(covariances).logabsdet
+        of_phase = 0.5 * (log_ratio - self.dimensions + traces + distances) - (self.phases * phases.shares).log()
+        cost: Tensor = self.prior_pixels * of_phase.sum(1)
+        return cost
+
+    def divergences_of(self, latent: Latent, phases: Phases | None = None) -> Tensor:
+        """KL (B, K, *S) of a latent distribution to each phase, in nats; >= 0.
+
+        Of phases that are each image's own less ln (K pi_i), and then it may be negative.
+
+        Args:
+            latent: see `latent`.
+            phases: of `phases_of`; None = the given ones.
+
+        Raises:
+            UsageError: phases are each image's own, and not given.
+        """
         mean, variance = latent
-        means, covariances = self.means.to(mean), self.covariances.to(mean)
-        precisions = torch.linalg.inv(covariances)
-        log_dets = torch.linalg.slogdet(covariances).logabsdet
-        offsets = mean.unsqueeze(1) - means.reshape(1, self.phases, self.dimensions, *[1] * (mean.ndim - 2))
-        distances = torch.einsum("bki...,kij,bkj...->bk...", offsets, precisions, offsets)
-        traces = torch.einsum("kii,bi...->bk...", precisions, variance)
-        of_phase = log_dets.reshape(1, -1, *[1] * (mean.ndim - 2)) - self.dimensions
+        phases = self.phases_of(latent, None) if phases is None else phases
+        axes = [1] * (mean.ndim - 2)
+        precisions = torch.linalg.inv(phases.covariances)
+        offsets = mean.unsqueeze(1) - phases.means.reshape(*phases.means.shape, *axes)
+        distances = torch.einsum("bki...,bkij,bkj...->bk...", offsets, precisions, offsets)
+        traces = torch.einsum("bkii,bi...->bk...", precisions, variance)
+        of_phase = torch.linalg.slogdet(phases.covariances).logabsdet - self.dimensions
+        of_phase = of_phase - 2 * (self.phases * phases.shares).log()
+        of_phase = of_phase.reshape(*of_phase.shape, *axes)
         divergences: Tensor = 0.5 * (of_phase - variance.log().sum(1, keepdim=True) + traces + distances)
         return divergences
 
-    def divergences(self, image: Tensor, roi: Tensor | None = None) -> Tensor:
-        """KL (B, K, *S) of every pixel's latent distribution to each phase: the deep region force."""
-        return self.divergences_of(self.latent(image, roi))
+    def divergences(self, image: Tensor, roi: Tensor | None = None, u: Tensor | None = None) -> Tensor:
+        """KL (B, K, *S) of every pixel's latent distribution to each phase: the deep region force.
+
+        Args:
+            image: (B, C, *S) in [0, 1].
+            roi: (B, *S) bool.
+            u: see `phases_of`; needed where phases are each image's own.
+        """
+        latent = self.latent(image, roi)
+        return self.divergences_of(latent, self.phases_of(latent, u, roi))
 
     def reconstruction(self, image: Tensor, roi: Tensor | None = None) -> Tensor:
         """F(G(I)) (B, C, *S): what the decoder makes of the latent means."""
@@ -228,6 +322,8 @@ class ELBO(DataTerm):
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sums (B,) of the two terms over the region of interest, and its numbers of pixels.
 
+        Phases of an image's own are the best ones for it, so that the gradient is exact although none passes by them.
+
         Raises:
             UsageError: logits of another size than the image, or of another number of classes than there are phases.
         """
@@ -241,8 +337,9 @@ class ELBO(DataTerm):
         image = at_least_float32(batch.image)
         latent = self.latent(image, batch.roi)
         log_u = logits.log_softmax(1)
-        divergences = self.divergences_of(latent).to(logits)
         u = log_u.exp()
+        phases = self.phases_of(latent, u, batch.roi)
+        divergences = self.divergences_of(latent, phases).to(logits)
         if self.balance:
             weighted = self.balanced(u.detach(), batch.roi) * divergences
             # The second addend is 0, and has the networks' gradient.
@@ -254,7 +351,8 @@ class ELBO(DataTerm):
         if batch.roi is not None:
             costs = costs * batch.roi
         error = self.reconstruction_error(latent, image, batch.roi).to(logits)
-        return 0.5 * self.fidelity * error + costs.flatten(1).sum(1), batch.pixels.to(logits)
+        costs = costs.flatten(1).sum(1) + self.prior_cost(phases).to(logits)
+        return 0.5 * self.fidelity * error + costs, batch.pixels.to(logits)
 
 
 def _network(given: nn.Module | str | Mapping[str, Any], inputs: int, outputs: int) -> nn.Module:

@@ -21,15 +21,17 @@ D gives logits, and all logarithms are taken of them (softplus). Nothing here kn
 pixels in one phase" is a fixed point of the first two updates; the network is therefore first taught a saliency map,
 for the fraction ``start_fraction`` of the training, in which G, F and D see that map in place of u. From then on U
 follows G and G follows U, and what holds them is F: without a balance of the phases (see `ELBO`) the smaller one, which
-an encoder in doubt takes for the larger, shrinks from step to step.
+an encoder in doubt takes for the larger, shrinks from step to step. With ``start_weight`` = s > 0 the map holds them as
+well: s times the cross entropy with it remains in U's loss, as if it were a prior of the labels.
 
 Source: Zheng, Bao, Shi, Ling, Ma, "Unsupervised deep learning meets Chan-Vese model", sec. 4.3 and Algorithm 3. Differs
 from it in: 1. the sign of the second logarithm of AuI, without which it has no minimum; 2. D's loss, which does not
-depend on U, is no part of U's; 3. the start, which there is a saliency network's; 4. fidelity, as in `ELBO`.
+depend on U, is no part of U's; 3. the start, which there is a saliency network's, and its weight; 4. what `ELBO` lists.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -46,7 +48,7 @@ from regloss.registry import resolve
 from regloss.regularizer import Regularizer, combine
 from regloss.saliency import SALIENCIES, otsu_threshold
 from regloss.solver import one_hot
-from regloss_plugins.data_terms.elbo import ELBO
+from regloss_plugins.data_terms.elbo import ELBO, Latent, Phases
 
 # As for single images: networks that know a pixel by its surroundings, not by its place, and a fidelity of half of what
 # a pixel in the middle of another phase costs.
@@ -72,6 +74,7 @@ class DeepChanVeseTraining(OuterLoop):
         detach: whether a = O(U(I)) is a target that has no gradient itself.
         start: the saliency that the network is taught first, a name in `regloss.saliency.SALIENCIES`.
         start_fraction: of the training, in [0, 1): how long.
+        start_weight: s >= 0, factor of the cross entropy with the saliency map from then on; 0 as published.
 
     Raises:
         UsageError: a setting outside its range; a data term other than an elbo.
@@ -93,6 +96,7 @@ class DeepChanVeseTraining(OuterLoop):
         detach: bool = True,
         start: str = "border-contrast",
         start_fraction: float = 0.7,
+        start_weight: float = 0.0,
     ) -> None:
         super().__init__("never")
         # 0.4 times what a pixel in the middle of another phase costs, as for single images, half of it for each side.
@@ -109,6 +113,7 @@ class DeepChanVeseTraining(OuterLoop):
             ("conservation", conservation, float("inf")),
             ("jitter", jitter, 1.0),
             ("start_fraction", start_fraction, 1.0),
+            ("start_weight", start_weight, float("inf")),
         ):
             if not 0 <= value < most:
                 raise UsageError(f"{name} must be a number in [0, {most:g}); got {value!r}.")
@@ -116,7 +121,7 @@ class DeepChanVeseTraining(OuterLoop):
             raise UsageError(f"There is no saliency called {start!r}. Known: {', '.join(SALIENCIES)}.")
         self.invariance, self.conservation = invariance, conservation
         self.flip, self.jitter, self.detach = flip, jitter, detach
-        self.start, self.start_fraction = start, start_fraction
+        self.start, self.start_fraction, self.start_weight = start, start_fraction, start_weight
         self.discriminator = discriminator
         if discriminator is None and conservation > 0:
             self.discriminator = Discriminator(_channels_of(elbo.encoder))
@@ -132,8 +137,7 @@ class DeepChanVeseTraining(OuterLoop):
 
     def objective(self, logits: Tensor, batch: Batch, proposal: Proposal | None = None) -> Tensor:
         """U's loss without AuI, which takes the network itself; see `updates`. While starting, against the saliency."""
-        taught = self._phases_at_start(batch) if self.starting else None
-        return self.record(**self._addends_of_network(logits, batch, taught))
+        return self.record(**self._addends_of_network(logits, batch, self._taught(batch)))
 
     def updates(
         self,
@@ -143,8 +147,8 @@ class DeepChanVeseTraining(OuterLoop):
         network: Callable[[Tensor, Tensor | None], Tensor],
     ) -> Iterator[Update]:
         """The updates of U, of G and F, and of D."""
-        taught = self._phases_at_start(batch) if self.starting else None
-        u = at_least_float32(logits).softmax(1) if taught is None else taught
+        taught = self._taught(batch)
+        u = taught if taught is not None and self.starting else at_least_float32(logits).softmax(1)
         addends = self._addends_of_network(logits, batch, taught)
         if self.invariance > 0:
             view = self.augment(batch)
@@ -156,7 +160,7 @@ class DeepChanVeseTraining(OuterLoop):
         elbo, image, u = self.data_term, at_least_float32(batch.image), u.detach()
         latent = elbo.latent(image, batch.roi)
         weights = elbo.balanced(u, batch.roi) if elbo.balance else u
-        region = self.mean(_inside(weights * elbo.divergences_of(latent).to(u), batch.roi), batch.pixels)
+        region = self.mean(self._region(weights, latent, elbo.phases_of(latent, u, batch.roi), batch), batch.pixels)
         error = elbo.reconstruction_error(latent, image, batch.roi)
         reconstruction = 0.5 * elbo.fidelity * self.mean(error, batch.pixels)
         self.note(reconstruction_loss=reconstruction, encoder_loss=region + reconstruction)
@@ -164,7 +168,10 @@ class DeepChanVeseTraining(OuterLoop):
 
         if self.discriminator is not None:
             with torch.no_grad():
-                fakes = [self._decoded(torch.eye(elbo.phases)[phase], batch) for phase in range(elbo.phases)]
+                if not math.isinf(elbo.prior_pixels):  # phases are each image's own, of the encoder as it is now
+                    latent = elbo.latent(image, batch.roi)
+                phases = elbo.phases_of(latent, u, batch.roi)
+                fakes = [self._decoded(weight, phases, batch) for weight in torch.eye(elbo.phases)]
             judged = discriminator_loss(self._judged(_masked(image, batch.roi)), [self._judged(fake) for fake in fakes])
             loss = judged.mean()
             self.note(discriminator_loss=loss)
@@ -189,7 +196,7 @@ class DeepChanVeseTraining(OuterLoop):
         return View(Batch(image.flip(axes), None, None if roi is None else roi.flip(axes), batch.ids), axes)
 
     def _addends_of_network(self, logits: Tensor, batch: Batch, taught: Tensor | None) -> dict[str, Tensor]:
-        """U's loss but for AuI; ``taught`` (B, K, *S) are the phases to learn while starting."""
+        """U's loss but for AuI; ``taught`` (B, K, *S) are the phases of the saliency map, where it still counts."""
         check_logits(logits, batch)
         elbo = self.data_term
         if logits.shape[1] != elbo.phases:
@@ -198,19 +205,33 @@ class DeepChanVeseTraining(OuterLoop):
                 "classes. Give as many means as there are classes."
             )
         logits = at_least_float32(logits)
-        if taught is not None:
-            return {"start": self.mean(invariance_loss(taught, logits, batch.roi), batch.pixels)}
+        to_learn = None if taught is None else self.mean(invariance_loss(taught, logits, batch.roi), batch.pixels)
+        if to_learn is not None and self.starting:
+            return {"start": to_learn}
         u = logits.softmax(1)
         with torch.no_grad():
-            costs = elbo.divergences(at_least_float32(batch.image), batch.roi).to(u)
-        addends = {"region": self.mean(_inside(u * costs, batch.roi), batch.pixels)}
+            latent = elbo.latent(at_least_float32(batch.image), batch.roi)
+            phases = elbo.phases_of(latent, u, batch.roi)
+        addends = {"region": self.mean(self._region(u, latent, phases, batch), batch.pixels)}
+        if to_learn is not None:
+            addends["start"] = self.start_weight * to_learn
         addends["regularizer"] = self.mean(self.regularizer.bind(batch.image, batch.roi).penalty(u), batch.pixels)
         if self.discriminator is not None and self.conservation > 0:
             # F and D are looked through, not taught: their own updates come next.
             with _frozen(elbo.decoder), _frozen(self.discriminator):
-                judged = self._judged(self._decoded(u, batch))
+                judged = self._judged(self._decoded(u, phases, batch))
             addends["conservation"] = self.conservation * self.mean(conservation_loss(judged), torch.ones(len(u)).to(u))
         return addends
+
+    def _region(self, weights: Tensor, latent: Latent, phases: Phases, batch: Batch) -> Tensor:
+        """(B,) sums of ``weights`` (B, K, *S) times the divergences, and what phases of an image's own cost."""
+        elbo = self.data_term
+        divergences = elbo.divergences_of(latent, phases).to(weights)
+        return _inside(weights * divergences, batch.roi) + elbo.prior_cost(phases).to(weights)
+
+    def _taught(self, batch: Batch) -> Tensor | None:
+        """`_phases_at_start` as long as they count."""
+        return self._phases_at_start(batch) if self.starting or self.start_weight > 0 else None
 
     def _phases_at_start(self, batch: Batch) -> Tensor:
         """(B, K, *S): 1 on salient pixels for the last phase, on the others for the first.
@@ -231,15 +252,15 @@ class DeepChanVeseTraining(OuterLoop):
         judged: Tensor = at_least_float32(self.discriminator(image.to(own)))
         return judged
 
-    def _decoded(self, weights: Tensor, batch: Batch) -> Tensor:
+    def _decoded(self, weights: Tensor, phases: Phases, batch: Batch) -> Tensor:
         """F(sum of w_i Z_i), Z_i ~ N(mu_i, Sigma_i) at every pixel; ``weights`` (B, K, *S) or (K,), 0 outside."""
         elbo, image = self.data_term, batch.image
         shape = (image.shape[0], elbo.phases, elbo.dimensions, *image.shape[2:])
         ones = [1] * (image.ndim - 2)
-        roots = torch.linalg.cholesky(elbo.covariances).to(image)
+        roots = torch.linalg.cholesky(phases.covariances).to(image)
         noise = torch.randn(shape, dtype=image.dtype, device=image.device)
-        latent = torch.einsum("kij,bkj...->bki...", roots, noise)
-        latent = latent + elbo.means.to(image).reshape(1, elbo.phases, elbo.dimensions, *ones)
+        latent = torch.einsum("bkij,bkj...->bki...", roots, noise)
+        latent = latent + phases.means.to(image).reshape(*phases.means.shape, *ones)
         weights = weights.to(image).reshape(1, -1, *ones) if weights.ndim == 1 else weights
         return _masked(elbo.decode((weights.unsqueeze(2) * latent).sum(1)), batch.roi)
 

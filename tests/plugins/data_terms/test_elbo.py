@@ -11,6 +11,7 @@ from torch import nn
 
 from regloss import ELBO, Batch, UsageError
 from regloss.testing import DataTermConformance
+from regloss_plugins.data_terms.elbo import Phases
 
 
 class Identity(nn.Module):
@@ -61,6 +62,15 @@ class TestELBO(DataTermConformance):
 class TestLearnedVariance(TestELBO):
     variance = "learned"
     entropy = 1.0
+
+
+class TestPhasesOfEachImage(TestELBO):
+    """Gradients are compared with differences of the value, phases found anew."""
+
+    def make(self):
+        elbo = super().make()
+        elbo.prior_pixels = 3.0
+        return elbo
 
 
 class TestVolumes(DataTermConformance):
@@ -213,6 +223,88 @@ def test_balance_changes_the_gradient_of_the_networks_alone():
         assert not torch.allclose(found, of_plain, rtol=1e-3)
 
 
+def adaptive(prior_pixels, variance=0.3):
+    """Two phases in two dimensions, which are each image's own; the latent image is that given."""
+    covariances = [[[1.0, 0.2], [0.2, 0.8]], [[0.5, 0.0], [0.0, 1.5]]]
+    settings = {"means": [[1.0, 0.0], [0.0, 2.0]], "covariances": covariances, "variance": variance, "channels": 2}
+    return ELBO(Identity(), Identity(), prior_pixels=prior_pixels, **settings)
+
+
+def latent_image(seed=0):
+    """Two images with probabilities of two phases, and a region of interest."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(2, 2, 5, 6, generator=generator, dtype=torch.float64)
+    u = torch.randn(2, 2, 5, 6, generator=generator, dtype=torch.float64).softmax(1)
+    return image, u, torch.rand(2, 5, 6, generator=generator) < 0.7
+
+
+def test_own_phases_are_weighted_statistics():
+    """With hardly any prior those of numpy, the variance of the encoder added."""
+    image, u, roi = latent_image()
+    elbo = adaptive(1e-12)
+    phases = elbo.phases_of(elbo.latent(image, roi), u, roi)
+    for number in range(2):
+        inside = roi[number]
+        values, weights = image[number][:, inside].numpy(), u[number][:, inside].numpy()
+        for phase in range(2):
+            mean = np.average(values, axis=1, weights=weights[phase])
+            covariance = np.cov(values, aweights=weights[phase], ddof=0) + 0.3 * np.eye(2)
+            np.testing.assert_allclose(phases.means[number, phase], mean, rtol=1e-7)
+            np.testing.assert_allclose(phases.covariances[number, phase], covariance, rtol=1e-7, atol=1e-12)
+        np.testing.assert_allclose(phases.shares[number], weights.sum(1) / weights.sum(), rtol=1e-7)
+
+
+def test_own_phases_are_the_best():
+    """The value is stationary in means, covariances and shares, and higher for any others."""
+    image, u, roi = latent_image()
+    elbo = adaptive(2.5)
+    latent = elbo.latent(image, roi)
+
+    def value(phases):
+        costs = (u * elbo.divergences_of(latent, phases)).sum(1) * roi
+        return (costs.flatten(1).sum(1) + elbo.prior_cost(phases)).sum()
+
+    best = elbo.phases_of(latent, u, roi)
+    means, covariances, shares = (part.clone().requires_grad_() for part in best)
+    gradients = torch.autograd.grad(value(Phases(means, covariances, shares)), [means, covariances, shares])
+    assert float(gradients[0].abs().max()) < 1e-11
+    assert float(gradients[1].abs().max()) < 1e-11
+    # Shares sum to 1, so their gradient is constant over the phases.
+    assert float(gradients[2].diff(dim=1).abs().max()) < 1e-10
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        root = torch.linalg.cholesky(best.covariances)
+        root = root + 0.1 * torch.randn(root.shape, generator=generator, dtype=torch.float64).tril()
+        shares = (best.shares.log() + 0.2 * torch.randn(2, 2, generator=generator, dtype=torch.float64)).softmax(1)
+        means = best.means + 0.1 * torch.randn(2, 2, 2, generator=generator, dtype=torch.float64)
+        assert float(value(Phases(means, root @ root.mT, shares))) > float(value(best))
+
+
+def test_a_firm_prior_is_the_published_bound():
+    image, u, _ = latent_image()
+    fixed, firm = adaptive(math.inf), adaptive(1e12)
+    expected = fixed.divergences(image)
+    torch.testing.assert_close(firm.divergences(image, None, u), expected, rtol=1e-8, atol=1e-8)
+    assert torch.equal(fixed.divergences(image, None, u), expected)
+    assert torch.equal(fixed.prior_cost(fixed.phases_of(fixed.latent(image), u)), torch.zeros(1, dtype=torch.float64))
+
+
+def test_an_empty_phase_is_the_given_one():
+    image, _, _ = latent_image()
+    none = torch.zeros(2, 2, 5, 6, dtype=torch.float64)
+    elbo = adaptive(1.0)
+    phases = elbo.phases_of(elbo.latent(image), none)
+    torch.testing.assert_close(phases.means, elbo.means.expand(2, -1, -1))
+    torch.testing.assert_close(phases.covariances, elbo.covariances.expand(2, -1, -1, -1))
+    torch.testing.assert_close(phases.shares, torch.full((2, 2), 0.5, dtype=torch.float64))
+
+
+def test_own_phases_need_probabilities():
+    image, _, _ = latent_image()
+    with pytest.raises(UsageError, match="each image's own"):
+        adaptive(1.0).divergences(image)
+
+
 def test_gradients_reach_both_networks():
     for variance in (1.0, "learned"):
         torch.manual_seed(0)
@@ -241,6 +333,8 @@ def test_gradients_reach_both_networks():
         ({"samples": -1}, "samples"),
         ({"fidelity": 0.0}, "fidelity"),
         ({"entropy": -1.0}, "entropy"),
+        ({"prior_pixels": 0.0}, "prior_pixels"),
+        ({"prior_pixels": math.nan}, "prior_pixels"),
         ({"encoder": {"layers": 2}}, "needs a name"),
         ({"encoder": {"name": "plain-cnn", "layer": 2}}, "layers"),
     ],

@@ -51,6 +51,20 @@ class TestStarting(OuterLoopConformance):
         pytest.skip("the saliency of a crop is another one")
 
 
+class TestOwnPhases(OuterLoopConformance):
+    """Phases that are each image's own, and a start that keeps its weight."""
+
+    def make(self):
+        data = elbo(3)
+        data.prior_pixels = 2.0
+        return DeepChanVeseTraining(
+            TotalVariation(0.3), data, conservation=0.0, invariance=0.0, start_fraction=0.0, start_weight=0.5
+        )
+
+    def test_region_of_interest_is_a_crop(self):
+        pytest.skip("the saliency of a crop is another one")
+
+
 def bernoulli(probability):
     """(1, 2, N) of a phase and the other."""
     probability = torch.as_tensor(probability, dtype=torch.float64).reshape(1, 1, -1)
@@ -183,6 +197,59 @@ def test_the_start_is_the_saliency_map():
     assert set(loop.parts) == {"region", "regularizer", "conservation"}
 
 
+def test_the_start_keeps_its_weight():
+    """Afterwards the other addends are what they are without it."""
+    network, batch = example((16, 18))
+    logits = network(batch.image).detach()
+    loops = [
+        DeepChanVeseTraining(None, elbo(), conservation=0.0, start_fraction=0.4, start_weight=weight)
+        for weight in (0.0, 0.5)
+    ]
+    for loop in loops:
+        loop.objective(logits, batch)
+        assert list(loop.parts) == ["start"]
+    assert loops[0].parts == loops[1].parts
+    taught = loops[0].parts["start"]
+    for loop in loops:
+        loop.set_progress(0.4)
+    assert float(loops[1].objective(logits, batch)) - float(loops[0].objective(logits, batch)) == pytest.approx(
+        0.5 * taught, rel=1e-10
+    )
+    assert set(loops[1].parts) - set(loops[0].parts) == {"start"}
+
+
+def test_encoder_follows_the_network_although_the_start_has_weight():
+    """What it sees is u, not the saliency map."""
+    network, batch = example((16, 18))
+    losses = []
+    for weight in (0.0, 0.5):
+        settings = {"conservation": 0.0, "invariance": 0.0, "start_fraction": 0.0, "start_weight": weight}
+        loop = DeepChanVeseTraining(None, elbo(), **settings)
+        torch.manual_seed(0)
+        list(loop.updates(network(batch.image), batch, None, lambda image, roi: network(image)))
+        losses.append(loop.measures["encoder-loss"])
+    assert losses[0] == losses[1]
+
+
+def test_decoded_phases_are_those_of_each_image():
+    """An image of one colour is what the decoder makes of its phases; the given means are far away."""
+    data = ELBO(nn.Identity(), nn.Identity(), [[7.0], [-7.0]], variance=1e-8, channels=1, prior_pixels=1e-9)
+    shown = []
+
+    class Camera(nn.Module):
+        def forward(self, image):
+            shown.append(image.detach())
+            return image.flatten(1).mean(1)
+
+    image = torch.full((2, 1, 4, 4), 0.3, dtype=torch.float64)
+    image[1], image[:, :, :2] = 0.8, 0.6
+    logits = torch.zeros(2, 2, 4, 4, dtype=torch.float64)
+    logits[:, 1, :2], logits[:, 0, 2:] = 40.0, 40.0
+    loop = DeepChanVeseTraining(None, data, discriminator=Camera(), start_fraction=0.0)
+    loop.objective(logits, Batch(image, None))
+    torch.testing.assert_close(shown[0], image, atol=1e-3, rtol=0)
+
+
 def test_nothing_salient_teaches_nothing():
     logits = torch.randn(1, 2, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     flat = Batch(torch.full((1, 3, 6, 7), 0.5, dtype=torch.float64), None)
@@ -241,6 +308,7 @@ def test_one_phase_everywhere_does_not_pass_for_a_photograph():
         ({"conservation": float("inf")}, "conservation must be"),
         ({"jitter": 1.0}, r"jitter must be a number in \[0, 1\)"),
         ({"start_fraction": 1.0}, "start_fraction must be"),
+        ({"start_weight": -0.1}, "start_weight must be"),
         ({"start": "nothing"}, "no saliency called 'nothing'"),
         ({"data_term": "cross-entropy"}, 'needs the data term "elbo"'),
     ],
