@@ -267,6 +267,7 @@ def measure(name: str, case: Case, repeats: int, pipe: Any) -> None:
     times, warm_times, warm_energy = [], [], 0.0
     try:
         for _ in range(repeats):
+            solution = None  # the last one's memory is not the solver's
             began = cpu_seconds()
             solution = regloss.solve(case.term, case.unary, solver, **constraints)
             times.append(cpu_seconds() - began)

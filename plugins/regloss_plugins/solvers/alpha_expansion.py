@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -160,15 +161,21 @@ def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansi
             )
         )
 
-    threads = min(batch, workers or usable_cores())
-    if threads > 1:
-        # torch keeps the number of its threads per thread, and a new one starts with all cores.
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            found = list(pool.map(solve_image, range(batch)))
-    else:
-        found = [solve_image(i) for i in range(batch)]
+    def collect_image(i: int) -> None:
+        labels[i] = torch.from_numpy(found[i].labels.reshape(shape[1:]))
+        # In place: by way of integers, as torch makes one-hot codes, this would be the largest array of all.
+        probabilities[i].zero_().scatter_(0, labels[i].unsqueeze(0), 1)
 
-    labels = torch.from_numpy(np.stack([result.labels.reshape(shape[1:]) for result in found])).to(unary.device)
+    threads = min(batch, workers or usable_cores())
+    # torch keeps the number of its threads per thread, and a new one starts with all cores.
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) if threads > 1 else None
+    with pool or nullcontext():
+        each = map if pool is None else pool.map
+        found = list(each(solve_image, range(batch)))
+        # Only now, when the memory that solving takes is free.
+        labels = torch.empty(shape, dtype=torch.int64, device=unary.device)
+        probabilities = torch.empty_like(unary)
+        list(each(collect_image, range(batch)))
 
     def numbers(values: list[float]) -> Tensor:
         exact = torch.float32 if unary.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
@@ -176,8 +183,7 @@ def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansi
 
     bounds = [result.bound for result in found]
     return Solution(
-        # In place: by way of integers, as torch makes one-hot codes, this would be the largest array of all.
-        probabilities=torch.zeros_like(unary).scatter_(1, labels.unsqueeze(1), 1),
+        probabilities=probabilities,
         labels=labels,
         energy=numbers([result.energy for result in found]),
         bound=numbers(bounds),
