@@ -43,7 +43,7 @@ from regloss.hooks import manager
 from regloss.outer_loop import OuterLoop, Proposal
 from regloss.registry import create, resolve
 from regloss.training import checkpoints
-from regloss.training.config import Config, build_loop, build_proposals
+from regloss.training.config import Config, build_loop, build_proposals, parse
 from regloss.training.data import (
     EpochOrder,
     Prepared,
@@ -291,9 +291,11 @@ def check_output(folder: Path, config: Config, *, resume: bool, overwrite: bool)
             "Choose another output."
         )
     if used and resume:
+        # Read anew, settings that a later version has added have their defaults.
+        begun = parse(before, str(folder / "config.json")).dump()
         differing = [
             f"{key} (was {was!r}, is {now!r})"
-            for key, was, now in _differences(before, config.dump())
+            for key, was, now in _differences(begun, config.dump())
             if key not in _FREE
         ]
         if differing:

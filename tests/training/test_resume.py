@@ -162,6 +162,17 @@ def test_other_settings_are_refused_with_their_names(config, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+def test_settings_that_have_come_since_have_their_defaults(config, tmp_path):
+    train(config("training.epochs=1"))
+    path = tmp_path / "run" / "config.json"
+    begun = json.loads(path.read_text())
+    del begun["training"]["layer-lr"], begun["data"]["scribble-length"]
+    path.write_text(json.dumps(begun))
+    train(config("training.epochs=1"), resume=True)
+    with pytest.raises(UsageError, match=r"training.layer-lr \(was 1.0, is 2.0\)"):
+        train(config("training.epochs=1", "training.layer-lr=2.0"), resume=True)
+
+
 def test_a_run_may_be_moved_and_read_by_more_processes(config, tmp_path):
     """Neither changes what comes out."""
     train(config("training.epochs=1", "training.checkpoint-every=2"))
