@@ -242,15 +242,27 @@ class DenseCRFLayer(RegularizedLayer):
             raise UsageError(
                 f"A dense CRF layer for {self.classes} classes got logits {tuple(logits.shape)} (B, K, *S)."
             )
+        return self._learnt_regularizer().bind(image, roi)
+
+    def check(self) -> None:
+        """Raise `UsageError` where learning has driven a weight or a width out of its range."""
+        self._learnt_regularizer()
+
+    def _learnt_regularizer(self) -> Regularizer:
         try:
-            regularizer = self._regularizer()
+            return self._regularizer()
         except UsageError as error:  # settings that were given have been checked
             raise type(error)(
                 f"{error} Learning has driven it there: lower the learning rate, or leave it out of learn."
             ) from error
-        return regularizer.bind(image, roi)
 
     def _regularizer(self) -> Regularizer:
+        # In single precision an exponential becomes 0 or inf, and that of a width would mean that it does not matter.
+        for name, values in (("weights", self.weights), ("sigma_rgb", self._tensor("log_sigma_rgb").exp())):
+            if not bool(((values > 0) & values.isfinite()).all()):
+                raise UsageError(
+                    f"{name} of a dense CRF layer must be finite and not 0 in its precision; got {values.tolist()}."
+                )
         # Only what is learnt goes as a tensor, since what needs no derivative is filtered faster.
         xy = self._widths("log_sigma_xy", "sigma_xy")
         rgb: list[Any] = [math.inf] * len(xy)

@@ -77,6 +77,11 @@ class RegularizedLayer(nn.Module, ABC):
         Of a setting of many numbers they may be a few that tell what matters.
         """
 
+    # ---- what might be defined
+
+    def check(self) -> None:
+        """Raise `UsageError` if what has been learnt cannot be used; called before a training saves it."""
+
 
 def name_weights(regularizers: Sequence[Regularizer], weights: Tensor) -> dict[str, float]:
     """``weights`` (regularizers,) by "weight-tv", say; two of one kind are told apart by their place, "weight-tv-0"."""

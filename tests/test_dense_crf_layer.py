@@ -334,3 +334,9 @@ def test_bad_calls_are_refused():
         layer.log_sigma_rgb += 5
     with pytest.raises(UsageError, match=r"sigma_rgb of dense-crf.* Learning has driven it there: lower the"):
         layer(logits, image)
+    with torch.no_grad():
+        layer.log_sigma_rgb += 1000
+    with pytest.raises(UsageError, match=r"sigma_rgb of a dense CRF layer must be finite .* Learning has driven it"):
+        layer(logits, image)
+    with pytest.raises(UsageError, match=r"weights of a dense CRF layer must be finite .* got \[inf, 1.0\]\.$"):
+        DenseCRFLayer(3, weights=[1e40, 1.0])

@@ -275,7 +275,7 @@ class Training(_Section):
     optimizer: dict[str, Any] = {"name": "adam", "lr": 1e-3}
     schedule: dict[str, Any] = {"name": "constant"}
     head_lr: float = Field(default=1.0, gt=0)
-    layer_lr: float = Field(default=1.0, gt=0)
+    layer_lr: float = Field(default=1.0, gt=0, le=1e6)
     clip_gradient: float | None = Field(default=None, gt=0)
     start_from: str | None = None
     accelerator: str = "auto"

@@ -291,9 +291,10 @@ def _check_learnt(before: Config, after: Config, classes: int) -> None:
     old, new = build_layer(before.layer, classes), build_layer(after.layer, classes)
     if old is None or new is None:
         return
-    was = old.learnt()
+    was, numbers = old.learnt(), old.numbers()
     for name, value in new.learnt().items():
-        if name in was and not torch.equal(was[name], value):
+        # The numbers too, as they know which kernel or regularizer is meant.
+        if name in was and not (torch.equal(was[name], value) and numbers[name] == new.numbers()[name]):
             raise UsageError(
                 f"The layer's {name.replace('_', '-')} was learnt, so giving another one changes nothing. Give "
                 "layer.learn=[] too, to use the numbers of the configuration instead of those that were learnt."

@@ -538,6 +538,8 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                     for name in ("loss", *loop.measures):
                         if not math.isfinite(values[name]):
                             raise _diverged(f"The {name} became {values[name]}", step, batch)
+                    if segmenter.layer is not None:
+                        segmenter.layer.check()
                 if logged:
                     if main:
                         row = {"learning-rate": optimizer.param_groups[0]["lr"], **values}

@@ -237,6 +237,15 @@ def test_a_width_that_learning_drives_out_of_its_range_ends_the_training(layered
         train(parsed)
 
 
+def test_a_width_that_the_last_step_drives_out_of_its_range_is_not_saved(layered, tmp_path):
+    learnt = '{kind = "dense-crf", sigma-xy = [8.0, 2.0], learn = ["sigma-xy"]}'
+    parsed = layered(learnt, "training.layer-lr=1e5", "training.batch-size=6", "training.epochs=1")
+    with pytest.raises(UsageError, match="Learning has driven it there"):
+        train(parsed)
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+    assert (tmp_path / "run").is_dir()
+
+
 def test_label_costs_of_another_number_of_classes(layered, tmp_path):
     """Seen as soon as K is known, before anything is written."""
     parsed = layered('{kind = "dense-crf", compatibility = [[0, 1], [1, 0]]}')

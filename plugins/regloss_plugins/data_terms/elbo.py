@@ -53,6 +53,7 @@ from regloss.outer_loop import check_logits
 from regloss.registry import create
 
 _MAX_LOG_VARIANCE = 10.0
+_LEAST_PRIOR, _MOST_PRIOR = 1e-6, 1e6
 _SMALLEST_SHARE = 0.1  # of the pixels: a smaller phase is not given the weight of a larger one
 
 
@@ -96,8 +97,8 @@ class ELBO(DataTerm):
         fidelity: factor of the reconstruction, > 0: one over the variance of the decoder's noise, in image values.
         entropy: factor of sum u ln u, >= 0; see above.
         balance: whether every phase counts the same in the gradient of the networks; see above.
-        prior_pixels: c > 0, the pixels that given means and covariances count as in the phases of each image;
-            infinity = the given phases are those of all images. See above.
+        prior_pixels: c in [1e-6, 1e6], the pixels that given means and covariances count as in the phases of each
+            image; infinity = the given phases are those of all images. See above.
         channels: C of the images, where a network is to be made.
         noise_seed: None draws new noise in each call; a number draws the same, always and for each image, which makes
             the energy a function that can be compared between calls.
@@ -147,8 +148,12 @@ class ELBO(DataTerm):
         if not 0 <= entropy < math.inf:
             raise UsageError(f"entropy must be finite and not negative; got {entropy!r}.")
         self.samples, self.fidelity, self.entropy, self.noise_seed = samples, fidelity, entropy, noise_seed
-        if not prior_pixels > 0:
-            raise UsageError(f"prior_pixels must be positive, or infinity for fixed phases; got {prior_pixels!r}.")
+        # Beyond, single precision would not tell the phases of an image from the given ones, or those from nothing.
+        if not (_LEAST_PRIOR <= prior_pixels <= _MOST_PRIOR or prior_pixels == math.inf):
+            raise UsageError(
+                f"prior_pixels must lie in [{_LEAST_PRIOR:g}, {_MOST_PRIOR:g}], or be infinity for fixed phases; got "
+                f"{prior_pixels!r}."
+            )
         self.balance, self.prior_pixels = balance, prior_pixels
         outputs = self.dimensions * (2 if self.variance is None else 1)
         self.encoder = _network(encoder, channels, outputs)
@@ -211,13 +216,14 @@ class ELBO(DataTerm):
         given = self.prior_pixels
         weights = (u if roi is None else u * roi.unsqueeze(1)).detach().to(latent.mean).flatten(2)
         position, variance = latent.mean.detach().flatten(2), latent.variance.detach().flatten(2)
-        counts = given + weights.sum(2)
-        centres = (given * means + torch.einsum("bkp,bip->bki", weights, position)) / counts.unsqueeze(2)
-        # About the mean, not by differences of squares, which would lose the digits of a narrow phase.
-        offsets, moved = position.unsqueeze(1) - centres.unsqueeze(3), means - centres
-        spread = torch.einsum("bkp,bkip,bkjp->bkij", weights, offsets, offsets)
-        within = torch.einsum("bkp,bip->bki", weights, variance.expand_as(position))
-        spread = spread + torch.diag_embed(within) + given * (covariances + moved.unsqueeze(3) * moved.unsqueeze(2))
+        with torch.autocast(latent.mean.device.type, enabled=False):
+            counts = given + weights.sum(2)
+            centres = (given * means + torch.einsum("bkp,bip->bki", weights, position)) / counts.unsqueeze(2)
+            # About the mean, not by differences of squares, which would lose the digits of a narrow phase.
+            offsets, moved = position.unsqueeze(1) - centres.unsqueeze(3), means - centres
+            spread = torch.einsum("bkp,bkip,bkjp->bkij", weights, offsets, offsets)
+            within = torch.einsum("bkp,bip->bki", weights, variance.expand_as(position))
+            spread = spread + torch.diag_embed(within) + given * (covariances + moved.unsqueeze(3) * moved.unsqueeze(2))
         return Phases(centres, spread / counts[..., None, None], counts / counts.sum(1, keepdim=True))
 
     def prior_cost(self, phases: Phases) -> Tensor:
@@ -227,8 +233,9 @@ class ELBO(DataTerm):
             return means.new_zeros(1)
         precisions = torch.linalg.inv(phases.covariances)
         offsets = means - phases.means
-        distances = torch.einsum("bki,bkij,bkj->bk", offsets, precisions, offsets)
-        traces = torch.einsum("bkij,kij->bk", precisions, covariances)
+        with torch.autocast(means.device.type, enabled=False):
+            distances = torch.einsum("bki,bkij,bkj->bk", offsets, precisions, offsets)
+            traces = torch.einsum("bkij,kij->bk", precisions, covariances)
         log_ratio = torch.linalg.slogdet(phases.covariances).logabsdet - torch.linalg.slogdet(covariances).logabsdet
         of_phase = 0.5 * (log_ratio - self.dimensions + traces + distances) - (self.phases * phases.shares).log()
         cost: Tensor = self.prior_pixels * of_phase.sum(1)
@@ -251,8 +258,9 @@ class ELBO(DataTerm):
         axes = [1] * (mean.ndim - 2)
         precisions = torch.linalg.inv(phases.covariances)
         offsets = mean.unsqueeze(1) - phases.means.reshape(*phases.means.shape, *axes)
-        distances = torch.einsum("bki...,bkij,bkj...->bk...", offsets, precisions, offsets)
-        traces = torch.einsum("bkii,bi...->bk...", precisions, variance)
+        with torch.autocast(mean.device.type, enabled=False):
+            distances = torch.einsum("bki...,bkij,bkj...->bk...", offsets, precisions, offsets)
+            traces = torch.einsum("bkii,bi...->bk...", precisions, variance)
         of_phase = torch.linalg.slogdet(phases.covariances).logabsdet - self.dimensions
         of_phase = of_phase - 2 * (self.phases * phases.shares).log()
         of_phase = of_phase.reshape(*of_phase.shape, *axes)

@@ -161,10 +161,13 @@ def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansi
             )
         )
 
+    inference = torch.is_inference_mode_enabled()
+
     def collect_image(i: int) -> None:
-        labels[i] = torch.from_numpy(found[i].labels.reshape(shape[1:]))
-        # In place: by way of integers, as torch makes one-hot codes, this would be the largest array of all.
-        probabilities[i].zero_().scatter_(0, labels[i].unsqueeze(0), 1)
+        with torch.inference_mode(inference):  # each thread has a mode of its own
+            labels[i] = torch.from_numpy(found[i].labels.reshape(shape[1:]))
+            # In place: by way of integers, as torch makes one-hot codes, this would be the largest array of all.
+            probabilities[i].zero_().scatter_(0, labels[i].unsqueeze(0), 1)
 
     threads = min(batch, workers or usable_cores())
     # torch keeps the number of its threads per thread, and a new one starts with all cores.

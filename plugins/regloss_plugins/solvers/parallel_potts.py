@@ -59,8 +59,8 @@ from regloss_plugins.kernels.regions import move_levels, move_pixels, move_regio
 from regloss_plugins.solvers.alpha_expansion import refuse_entropy
 
 RELAXATION = 1.9  # of the iteration; below 2 it converges, and less is slower
-# If nothing else is said: of all images with more than two labels, and of those where the bound leaves open more than
-# this part of the energy, or which have two labels.
+# If nothing else is said: of all images with more than two labels; of those with two, or where the bound leaves open
+# more than this part of the energy, which is counted from that of every pixel's cheapest label.
 STEPS, MOST_STEPS, OPEN = 300, 1000, 0.05
 NEWTON_STEPS = 2  # of the projection, which goes on from the last threshold
 LEVELLING_ROUNDS = 2  # of z within blocks; more help no further
@@ -77,7 +77,7 @@ class ParallelPotts(Solver):
 
     Args:
         max_steps: largest number of steps on the grid itself, >= 1. None: 1000, but 300 where these leave a gap of at
-            most 5 percent of the energy, and there are more than two labels.
+            most 5 percent of the energy above that of every pixel's cheapest label, and there are more than two.
         coarse_steps: number of steps on each coarser grid, >= 0; 0 = no coarser grids.
         check_every: steps between two looks at bound and labels, >= 1.
         balance: c above, > 0: large values move probabilities, small ones dual variables.
@@ -130,7 +130,8 @@ class ParallelPotts(Solver):
         unary, weights = _one_channel(free.unary, free.weights) if two_labels else (free.unary, free.weights)
         iteration = self._iteration(unary, free.offsets, weights, two_labels)
         while bool(active.any()) and iteration.steps < max_steps:
-            iteration.run(min(self.check_every, max_steps - iteration.steps))
+            stop = STEPS if self.max_steps is None and iteration.steps < STEPS else max_steps
+            iteration.run(min(self.check_every, stop - iteration.steps))
             steps = torch.where(active, iteration.steps, steps)
             # An image that is done stays as it is, whatever else is in the batch.
             bound = torch.where(active, torch.maximum(bound, free.bound(iteration.dual_of_labels())), bound)
@@ -146,7 +147,7 @@ class ParallelPotts(Solver):
                 labels = torch.where(grid.spread(better, labels), candidate, labels)
             active &= energy - bound > self.tolerance * pixels
             if self.max_steps is None and not two_labels and iteration.steps >= STEPS:
-                active &= energy - bound > OPEN * energy.abs()
+                active &= energy - bound > OPEN * (energy - free.least)
 
         unproven = energy - bound > self.tolerance * pixels
         return Solution(
@@ -212,7 +213,22 @@ class _FreeProblem:
         self.fixed = fixed.masked_fill(~inside, -1)
         self.inside, self.free = inside, inside & (self.fixed < 0)
 
-        cost = unary.to(torch.float32) * self.free.unsqueeze(1)
+        allowed = torch.ones(batch, classes, dtype=torch.bool, device=device)
+        if problem.allowed is not None:
+            allowed = problem.allowed.to(device)
+        self.forbidden = ~allowed.reshape(batch, classes, *[1] * (len(shape) - 1)) & self.free.unsqueeze(1)
+        # What all labels of a pixel have in common would cost single precision its digits. What is lost all the same is
+        # added up, for the bounds.
+        least = unary.masked_fill(self.forbidden, math.inf).amin(1, keepdim=True)
+        cost = torch.zeros_like(unary, dtype=torch.float32)
+        rounding = torch.zeros_like(least, dtype=_exact(unary))
+        for label in range(classes):  # one by one, as all costs in double precision would need much memory
+            part = slice(label, label + 1)
+            above = unary[:, part].to(rounding) - least
+            cost[:, part] = above * self.free.unsqueeze(1)
+            lost = (above - above.to(torch.float32)).abs().masked_fill(self.forbidden[:, part], 0)
+            rounding = torch.maximum(rounding, lost)
+        self.rounding = (rounding.squeeze(1) * self.free).flatten(1).sum(1)
         weights, incident = torch.zeros_like(form.weights, dtype=torch.float32), torch.zeros(shape, device=device)
         for number, offset in enumerate(self.offsets):
             first, second = grid.pair_slices(offset)
@@ -225,17 +241,16 @@ class _FreeProblem:
                 # The seed's own label is cheaper, which is the same as all others dearer, up to a constant.
                 grid.pick(cost, end).scatter_add_(1, seed.clamp(min=0).unsqueeze(1), -drawn.unsqueeze(1))
                 grid.pick(incident, end).add_(weight)
-        allowed = torch.ones(batch, classes, dtype=torch.bool, device=device)
-        if problem.allowed is not None:
-            allowed = problem.allowed.to(device)
-        self.forbidden = ~allowed.reshape(batch, classes, *[1] * (len(shape) - 1)) & self.free.unsqueeze(1)
         # No minimiser takes a label that costs more than another one with all pairs cut.
-        dear = cost.amax(1, keepdim=True) + 2 * incident.unsqueeze(1) + 1
+        dear = cost.masked_fill(self.forbidden, -math.inf).amax(1, keepdim=True) + 2 * incident.unsqueeze(1) + 1
         self.unary = torch.where(self.forbidden, dear, cost)
         self.weights = weights
         self.labels = self._start()
         # What E holds besides the free part: seeds, and what was left out of their neighbours' unaries.
         self.constant = self.energy(self.labels) - self._free_energy(self.labels)
+        # E of the cheapest labels that are allowed, without pairs.
+        cheapest = torch.where(self.free, least.squeeze(1), _of(unary, self.labels)).to(_exact(unary))
+        self.least = (cheapest * self.inside).flatten(1).sum(1)
 
     def _start(self) -> Tensor:
         cheapest = self.unary.argmin(1)
@@ -268,12 +283,11 @@ class _FreeProblem:
         """E (B,) of the whole problem, in double precision."""
         unary = self.problem.unary
         exact = _exact(unary)
-        total = unary.gather(1, labels.unsqueeze(1)).squeeze(1).to(exact)
-        total = (total * self.inside).flatten(1).sum(1)
+        total = (_of(unary, labels).to(exact) * self.inside).flatten(1).sum(1)
         return total + GridGraph(self.offsets, self.form.weights.to(exact)).cut(labels)
 
     def _free_energy(self, labels: Tensor) -> Tensor:
-        total = self.unary.gather(1, labels.unsqueeze(1)).squeeze(1).to(_exact(self.unary)) * self.free
+        total = _of(self.unary, labels).to(_exact(self.unary)) * self.free
         cut = GridGraph(self.offsets, self.weights.to(_exact(self.weights))).cut(labels)
         return total.flatten(1).sum(1) + cut
 
@@ -287,7 +301,7 @@ class _FreeProblem:
             feasible = dual[:, :, part].clamp(-1, 1)  # over-relaxation leads beyond, where bounds would exceed minima
             costs = _reduced_costs(self.unary[:, part].to(exact), self.offsets, half, feasible)
             least = torch.minimum(least, costs)
-        return (least.squeeze(1) * self.free).flatten(1).sum(1) + self.constant
+        return (least.squeeze(1) * self.free).flatten(1).sum(1) + self.constant - self.rounding
 
 
 def _reduced_costs(
@@ -301,6 +315,11 @@ def _reduced_costs(
         grid.pick(costs, first).addcmul_(*flow)
         grid.pick(costs, second).addcmul_(*flow, value=-1)
     return costs
+
+
+def _of(values: Tensor, labels: Tensor) -> Tensor:
+    """Entries (B, *S) of ``values`` (B, K, *S) at ``labels``."""
+    return values.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 def _exact(values: Tensor) -> torch.dtype:

@@ -227,7 +227,9 @@ def adaptive(prior_pixels, variance=0.3):
     """Two phases in two dimensions, which are each image's own; the latent image is that given."""
     covariances = [[[1.0, 0.2], [0.2, 0.8]], [[0.5, 0.0], [0.0, 1.5]]]
     settings = {"means": [[1.0, 0.0], [0.0, 2.0]], "covariances": covariances, "variance": variance, "channels": 2}
-    return ELBO(Identity(), Identity(), prior_pixels=prior_pixels, **settings)
+    elbo = ELBO(Identity(), Identity(), prior_pixels=1.0, **settings)
+    elbo.prior_pixels = prior_pixels  # the limits of the setting are those of single precision
+    return elbo
 
 
 def latent_image(seed=0):
@@ -289,6 +291,21 @@ def test_a_firm_prior_is_the_published_bound():
     assert torch.equal(fixed.prior_cost(fixed.phases_of(fixed.latent(image), u)), torch.zeros(1, dtype=torch.float64))
 
 
+def test_own_phases_keep_their_digits_under_autocast():
+    """A latent image far from 0, as a mean of 10 is."""
+    image, u, roi = latent_image()
+    elbo = adaptive(1.0)
+    latent = elbo.latent(image.float() + 100, roi)
+    expected = elbo.phases_of(latent, u.float(), roi)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        phases = elbo.phases_of(latent, u.float(), roi)
+        costs, prior = elbo.divergences_of(latent, phases), elbo.prior_cost(phases)
+    for found, wanted in zip(phases, expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(costs, elbo.divergences_of(latent, expected))
+    torch.testing.assert_close(prior, elbo.prior_cost(expected))
+
+
 def test_an_empty_phase_is_the_given_one():
     image, _, _ = latent_image()
     none = torch.zeros(2, 2, 5, 6, dtype=torch.float64)
@@ -335,6 +352,7 @@ def test_gradients_reach_both_networks():
         ({"entropy": -1.0}, "entropy"),
         ({"prior_pixels": 0.0}, "prior_pixels"),
         ({"prior_pixels": math.nan}, "prior_pixels"),
+        ({"prior_pixels": 1e7}, "prior_pixels"),
         ({"encoder": {"layers": 2}}, "needs a name"),
         ({"encoder": {"name": "plain-cnn", "layer": 2}}, "layers"),
     ],

@@ -233,7 +233,8 @@ def test_encoder_follows_the_network_although_the_start_has_weight():
 
 def test_decoded_phases_are_those_of_each_image():
     """An image of one colour is what the decoder makes of its phases; the given means are far away."""
-    data = ELBO(nn.Identity(), nn.Identity(), [[7.0], [-7.0]], variance=1e-8, channels=1, prior_pixels=1e-9)
+    data = ELBO(nn.Identity(), nn.Identity(), [[7.0], [-7.0]], variance=1e-8, channels=1, prior_pixels=1.0)
+    data.prior_pixels = 1e-9  # the limits of the setting are those of single precision
     shown = []
 
     class Camera(nn.Module):

@@ -130,3 +130,15 @@ def test_bound_needs_a_grid_and_steps() -> None:
         AlphaExpansion(bound_steps=5).minimise(Problem(ring(1, 8), unary))
     with pytest.raises(UsageError, match="bound_steps must not be negative; got -1"):
         AlphaExpansion(bound_steps=-1)
+
+
+@pytest.mark.parametrize("solver", ["alpha-expansion", "dual-chains"])
+def test_threads_work_in_inference_mode(solver: str) -> None:
+    """The mode is each thread's own, and forbids others to write to what it makes."""
+    image = torch.rand(3, 1, 6, 7, generator=torch.Generator().manual_seed(0))
+    unary = torch.rand(3, 3, 6, 7, generator=torch.Generator().manual_seed(1))
+    plain = solve(GridCRF(weight=0.3).bind(image), unary, regloss.create("solver", solver, workers=2))
+    with torch.inference_mode():
+        found = solve(GridCRF(weight=0.3).bind(image), unary, regloss.create("solver", solver, workers=2))
+    assert torch.equal(found.labels, plain.labels)
+    assert torch.equal(found.probabilities, plain.probabilities)

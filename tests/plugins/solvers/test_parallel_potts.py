@@ -163,6 +163,32 @@ def test_only_an_open_gap_takes_more_steps() -> None:
     assert solution.steps.tolist() == [1000, 100]
     assert solution.status == (Status.MAX_STEPS, Status.OPTIMAL)
     assert solve(term, unary, ParallelPotts(max_steps=150)).steps.tolist() == [150, 100]
+    # What all labels have in common is no part of the gap, and the look at 300 steps is always taken.
+    assert solve(term, unary + 100, "parallel-potts").steps.tolist() == [1000, 100]
+    assert solve(term, unary, ParallelPotts(check_every=200, tolerance=0)).steps.tolist() == [1000, 200]
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6, 1e8])
+@pytest.mark.parametrize("classes", [2, 3])
+def test_what_labels_have_in_common_costs_no_digits(offset: float, classes: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    unary = torch.rand(1, classes, 24, 24, generator=generator, dtype=torch.float64)
+    term = GridCRF(weight=0.3).bind(torch.rand(1, 1, 24, 24, generator=generator, dtype=torch.float64))
+    plain, moved = solve(term, unary, "parallel-potts"), solve(term, unary + offset, "parallel-potts")
+    exact = solve(term, unary, "alpha-expansion")
+    torch.testing.assert_close(moved.energy - offset * 24 * 24, plain.energy, rtol=0, atol=1e-4)
+    assert float(moved.bound - offset * 24 * 24) <= float(exact.energy) + 1e-4
+    if classes == 2:
+        torch.testing.assert_close(plain.energy, exact.energy)
+
+
+def test_a_label_that_is_not_allowed_may_be_cheaper_by_any_amount() -> None:
+    unary = torch.zeros(1, 2, 4, 4)
+    unary[:, 1] = 1e9
+    term = GridCRF(weight=0.3).bind(torch.zeros(1, 1, 4, 4))
+    solution = solve(term, unary, "parallel-potts", allowed=torch.tensor([[False, True]]))
+    assert bool((solution.labels == 1).all())
+    assert float(solution.energy) == pytest.approx(16e9)
 
 
 def test_seeds_allowed_labels_roi_and_start_together() -> None:
