@@ -52,6 +52,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from regloss import grid
+from regloss.divergence import gather_labels
 from regloss.errors import UsageError
 from regloss.regularizer import Form, GridGraph
 from regloss.solver import Problem, Solution, Solver, Status, one_hot
@@ -217,18 +218,11 @@ class _FreeProblem:
         if problem.allowed is not None:
             allowed = problem.allowed.to(device)
         self.forbidden = ~allowed.reshape(batch, classes, *[1] * (len(shape) - 1)) & self.free.unsqueeze(1)
-        # What all labels of a pixel have in common would cost single precision its digits. What is lost all the same is
-        # added up, for the bounds.
-        least = unary.masked_fill(self.forbidden, math.inf).amin(1, keepdim=True)
+        # What all labels of a pixel have in common would cost single precision its digits.
+        self.cheapest = unary.masked_fill(self.forbidden, math.inf).amin(1)
         cost = torch.zeros_like(unary, dtype=torch.float32)
-        rounding = torch.zeros_like(least, dtype=_exact(unary))
         for label in range(classes):  # one by one, as all costs in double precision would need much memory
-            part = slice(label, label + 1)
-            above = unary[:, part].to(rounding) - least
-            cost[:, part] = above * self.free.unsqueeze(1)
-            lost = (above - above.to(torch.float32)).abs().masked_fill(self.forbidden[:, part], 0)
-            rounding = torch.maximum(rounding, lost)
-        self.rounding = (rounding.squeeze(1) * self.free).flatten(1).sum(1)
+            cost[:, label] = self._above(unary[:, label]) * self.free
         weights, incident = torch.zeros_like(form.weights, dtype=torch.float32), torch.zeros(shape, device=device)
         for number, offset in enumerate(self.offsets):
             first, second = grid.pair_slices(offset)
@@ -249,8 +243,18 @@ class _FreeProblem:
         # What E holds besides the free part: seeds, and what was left out of their neighbours' unaries.
         self.constant = self.energy(self.labels) - self._free_energy(self.labels)
         # E of the cheapest labels that are allowed, without pairs.
-        cheapest = torch.where(self.free, least.squeeze(1), _of(unary, self.labels)).to(_exact(unary))
+        cheapest = torch.where(self.free, self.cheapest, gather_labels(unary, self.labels)).to(_exact(unary))
         self.least = (cheapest * self.inside).flatten(1).sum(1)
+
+    def _above(self, unary: Tensor) -> Tensor:
+        """By how much costs (B, *S) exceed the cheapest ones of their pixels, in double precision."""
+        exact = _exact(unary)
+        return unary.to(exact) - self.cheapest.to(exact)
+
+    def _lost(self, unary: Tensor) -> Tensor:
+        """What single precision leaves out of that (B, *S), 0 where nothing is free."""
+        above = self._above(unary)
+        return (above - above.to(torch.float32)) * self.free
 
     def _start(self) -> Tensor:
         cheapest = self.unary.argmin(1)
@@ -259,7 +263,7 @@ class _FreeProblem:
             start = cheapest
         elif isinstance(warm, Tensor):
             start = warm.to(cheapest.device).masked_fill(~self.inside, 0)
-            not_allowed = self.forbidden.gather(1, start.unsqueeze(1)).squeeze(1)
+            not_allowed = gather_labels(self.forbidden, start)
             start = torch.where(not_allowed, cheapest, start)
         else:
             raise UsageError(
@@ -283,11 +287,11 @@ class _FreeProblem:
         """E (B,) of the whole problem, in double precision."""
         unary = self.problem.unary
         exact = _exact(unary)
-        total = (_of(unary, labels).to(exact) * self.inside).flatten(1).sum(1)
+        total = (gather_labels(unary, labels).to(exact) * self.inside).flatten(1).sum(1)
         return total + GridGraph(self.offsets, self.form.weights.to(exact)).cut(labels)
 
     def _free_energy(self, labels: Tensor) -> Tensor:
-        total = _of(self.unary, labels).to(_exact(self.unary)) * self.free
+        total = gather_labels(self.unary, labels) * self.free + self._lost(gather_labels(self.problem.unary, labels))
         cut = GridGraph(self.offsets, self.weights.to(_exact(self.weights))).cut(labels)
         return total.flatten(1).sum(1) + cut
 
@@ -299,9 +303,10 @@ class _FreeProblem:
         for label in range(dual.shape[2]):  # one by one, as all costs in double precision would need much memory
             part = slice(label, label + 1)
             feasible = dual[:, :, part].clamp(-1, 1)  # over-relaxation leads beyond, where bounds would exceed minima
-            costs = _reduced_costs(self.unary[:, part].to(exact), self.offsets, half, feasible)
+            lost = self._lost(self.problem.unary[:, label]).masked_fill(self.forbidden[:, label], 0)
+            costs = _reduced_costs(self.unary[:, part] + lost.unsqueeze(1), self.offsets, half, feasible)
             least = torch.minimum(least, costs)
-        return (least.squeeze(1) * self.free).flatten(1).sum(1) + self.constant - self.rounding
+        return (least.squeeze(1) * self.free).flatten(1).sum(1) + self.constant
 
 
 def _reduced_costs(
@@ -315,11 +320,6 @@ def _reduced_costs(
         grid.pick(costs, first).addcmul_(*flow)
         grid.pick(costs, second).addcmul_(*flow, value=-1)
     return costs
-
-
-def _of(values: Tensor, labels: Tensor) -> Tensor:
-    """Entries (B, *S) of ``values`` (B, K, *S) at ``labels``."""
-    return values.gather(1, labels.unsqueeze(1)).squeeze(1)
 
 
 def _exact(values: Tensor) -> torch.dtype:
