@@ -5,7 +5,7 @@ EXTRAS ?= sample,tensorboard,pymaxflow,gco,dev
 # One thread a process: two busy threads on two busy cores can be several times slower than one.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow lint format bench wheel clean
+.PHONY: demo test test-slow lint format stub bench wheel clean
 
 .venv/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -34,6 +34,9 @@ lint: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+stub: .venv/.dev
+	$(BIN)/python tests/public_stub.py
 
 bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/training_step.py

@@ -22,6 +22,10 @@ Class = TypeVar("Class", bound=type)
 
 OWN_DISTRIBUTION = "regloss"
 
+FUNCTIONS = "regloss.functions"
+"""Entry-point group of what is public and no component: ``guided_filter = "module:guided_filter"`` makes it
+``regloss.guided_filter``."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -342,11 +346,49 @@ def name_of(component: object) -> str:
     return cls.__qualname__
 
 
-def public_classes() -> dict[str, Component]:
-    """Built-in components by class name, so that ``regloss.GridCRF`` can be looked up without importing the others."""
+def _public_components() -> dict[str, Component]:
+    """Built-in components by the name of their class."""
     return {
         component.target.partition(":")[2]: component
         for kind in KINDS
         for component in components(kind)
         if component.distribution == OWN_DISTRIBUTION
     }
+
+
+def _public_functions() -> dict[str, str]:
+    """``module:name`` of what the group `FUNCTIONS` of this distribution names, by its name."""
+    return {
+        name: target
+        for name, distribution, target, _ in _installed(FUNCTIONS, os.environ.get("REGLOSS_PLUGINS"))
+        if distribution == OWN_DISTRIBUTION
+    }
+
+
+def public_targets() -> dict[str, str]:
+    """``module:name`` of every built-in method by its public name (``GridCRF``, say); none is imported.
+
+    Components go by the name of their class; functions, and classes that are no component, are those that the
+    entry-point group `FUNCTIONS` names.
+
+    >>> public_targets()["GridCRF"]
+    'regloss_plugins.regularizers.grid_crf:GridCRF'
+    """
+    return {name: component.target for name, component in _public_components().items()} | _public_functions()
+
+
+def load_public(name: str) -> Any:
+    """The built-in method that ``regloss.NAME`` means, imported now.
+
+    Raises:
+        AttributeError: there is none of that name.
+        BrokenPlugin, MissingDependency: see `load`.
+    """
+    target = _public_functions().get(name)
+    if target is not None:
+        module, _, attribute = target.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+    component = _public_components().get(name)
+    if component is None:
+        raise AttributeError(f"module 'regloss' has no attribute {name!r}")
+    return load(component)
