@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class ReglossError(Exception):
     """Base of every error that regloss raises on purpose."""
@@ -29,3 +31,14 @@ class MissingDependency(UsageError, ImportError):
 
 class MissingForm(UsageError, TypeError):
     """A term does not offer a form that a solver can use; the message names both sides."""
+
+
+def listed(names: Iterable[object], limit: int = 10) -> str:
+    """The first ``limit`` names, and how many more there are.
+
+    >>> listed(["a", "b", "c"], limit=2)
+    'a, b and 1 more'
+    """
+    items = [str(name) for name in names]
+    shown = ", ".join(items[:limit])
+    return shown if len(items) <= limit else f"{shown} and {len(items) - limit} more"

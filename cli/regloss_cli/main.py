@@ -85,7 +85,8 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
 ) -> None:
     """Score a trained model on a subset of its data set."""
-    from regloss.training.inference import check_new_file, evaluate_noisy, write_new
+    from regloss.io.outputs import check_new_file, write_new
+    from regloss.training.inference import evaluate_noisy
 
     if output is not None:
         check_new_file(output)

@@ -22,18 +22,10 @@ from matplotlib.ticker import MaxNLocator
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
-from regloss.training.pictures import (
-    IGNORE_COLOR,
-    Color,
-    Colors,
-    Labels,
-    Picture,
-    class_indices,
-    outlined,
-    overlay,
-    scribble_panel,
-    shades,
-)
+from regloss.io.labels import class_indices
+from regloss.io.palettes import IGNORE_COLOR, Color, Colors
+from regloss.io.types import LabelMap
+from regloss.training.pictures import Picture, outlined, overlay, scribble_panel, shades
 
 _INK, _MUTED = "#1f2937", "#6b7280"
 _LINES = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#be185d", "#65a30d")
@@ -59,10 +51,10 @@ class Example:
 
     id: str
     image: npt.NDArray[np.float32]
-    scribble: Labels | None
-    proposal: Labels | None
-    prediction: Labels
-    label: Labels | None
+    scribble: LabelMap | None
+    proposal: LabelMap | None
+    prediction: LabelMap
+    label: LabelMap | None
     numbers: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -75,7 +67,7 @@ class Example:
                     f"got {labels.shape}."
                 )
 
-    def maps(self) -> dict[str, Labels | None]:
+    def maps(self) -> dict[str, LabelMap | None]:
         """The labellings by name, in the order in which they are shown."""
         return {
             "scribble": self.scribble,

@@ -19,11 +19,11 @@ from regloss.batch import Batch
 from regloss.dataset import IGNORE, Sample
 from regloss.dataset import Dataset as SampleSource
 from regloss.errors import UsageError
+from regloss.io.scribbles import shorten
 from regloss.training.augment import Replay, photometric, sample_geometry
 from regloss.training.color_proposals import ColorProposals
 from regloss.training.config import Data
 from regloss.training.proposals import ProposalStore
-from regloss.training.scribbles import shorten
 
 CACHE_LIMIT = 2 * 1024**3  # bytes of decoded samples kept in memory by each process
 

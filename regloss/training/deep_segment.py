@@ -19,10 +19,13 @@ from torch import Tensor
 from regloss.dataset import IGNORE
 from regloss.deep_segmentation import STARTS, DeepChanVese, Look, deep_chan_vese, start_labels
 from regloss.errors import UsageError
-from regloss.files import FloatImage, LabelMap, class_colors, read_image, read_scribble_map
 from regloss.guided import guided_filter
-from regloss.training.inference import check_new_folder, make_new_folder
-from regloss.training.pictures import outlined, save_label_png
+from regloss.io.images import read_image
+from regloss.io.labels import read_scribble_map, save_label_png
+from regloss.io.outputs import check_new_folder, make_new_folder
+from regloss.io.palettes import class_colors
+from regloss.io.types import FloatImage, LabelMap
+from regloss.training.pictures import outlined
 
 NAME = "deep-chan-vese"
 REFINEMENTS = ("guided",)

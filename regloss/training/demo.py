@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from regloss.io.outputs import check_new_folder, make_new_folder
 from regloss.training.config import Config, parse
-from regloss.training.inference import check_new_folder, make_new_folder
 from regloss.training.trainer import train
 
 _CONFIG: dict[str, Any] = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from regloss.errors import UsageError
-from regloss.files import index_folder, read_image, reduce_image
+from regloss.io.folders import index_folder
+from regloss.io.images import read_image
+from regloss.io.labels import save_label_png
+from regloss.io.outputs import check_new_folder, make_new_folder
+from regloss.io.reduction import reduce_image
 from regloss.registry import create
 from regloss.solver import Solution
 from regloss.training.config import Config
@@ -24,7 +26,7 @@ from regloss.training.data import SampleCache
 from regloss.training.evaluation import evaluate_samples
 from regloss.training.model import load_model, predict
 from regloss.training.noise import Noise
-from regloss.training.pictures import outlined, save_label_png
+from regloss.training.pictures import outlined
 
 _PREDICTIONS = ("labels", "overlays")  # what predict_files leaves in its folder
 
@@ -140,72 +142,3 @@ def predict_files(
         save_label_png(output / "labels" / f"{path.stem}.png", labels, model.colors)
         Image.fromarray(outlined(image, labels, model.colors)).save(output / "overlays" / f"{path.stem}.png")
     return len(files)
-
-
-def check_new_folder(folder: Path, expected: Sequence[str], *, overwrite: bool) -> None:
-    """Make sure that ``folder`` may be written; nothing is changed.
-
-    It may if it is new or empty, or if ``overwrite`` is set and it holds only ``expected`` entries.
-
-    Raises:
-        UsageError: it is in use, or holds something that no call of regloss has put there.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"The output {folder} is a file; a folder is needed.")
-    present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    if present and not overwrite:
-        raise UsageError(f"The output {folder} exists already. Replace it with --overwrite, or choose another.")
-    foreign = [name for name in present if name not in expected]
-    if foreign:
-        raise UsageError(
-            f"The output {folder} also holds {', '.join(foreign[:5])}, so it is left alone. Choose another."
-        )
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
-    if not os.access(parent, os.W_OK) or not parent.is_dir():
-        raise UsageError(f"The output {folder} cannot be made: {parent} is not a folder that can be written to.")
-
-
-def make_new_folder(folder: Path, expected: Sequence[str]) -> None:
-    """Make ``folder``, without the ``expected`` entries that an earlier call may have left in it.
-
-    Raises:
-        UsageError: it cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in [folder / name for name in expected]:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except OSError as cause:
-        raise UsageError(f"The output {folder} cannot be written: {cause}") from cause
-
-
-def check_new_file(path: Path) -> None:
-    """Make sure that ``path`` may be written; nothing is changed.
-
-    Raises:
-        UsageError: it exists already, or its folder does not.
-    """
-    if path.exists():
-        raise UsageError(f"{path} exists already. Choose another name.")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}.")
-
-
-def write_new(path: Path, text: str) -> None:
-    """Write a new text file.
-
-    Raises:
-        UsageError: it exists already, or cannot be written.
-    """
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as cause:
-        raise UsageError(f"{path} exists already. Choose another name.") from cause
-    except OSError as cause:
-        raise UsageError(f"{path} cannot be written: {cause}") from cause

@@ -1,27 +1,21 @@
-"""Labels as pictures: blended with an image, outlined on it, as scribbles, as indexed PNG files."""
+"""Labels over images: blended, outlined, as scribbles; and maps of numbers as shades of grey."""
 
 from __future__ import annotations
 
-import io
-import os
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from scipy import ndimage
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
+from regloss.io.labels import class_indices
+from regloss.io.palettes import IGNORE_COLOR, Colors
+from regloss.io.types import LabelMap
 
-Color = tuple[int, int, int]
-Colors = Sequence[Color]
-Labels = npt.NDArray[np.uint8]
-Picture = npt.NDArray[np.uint8]
-IGNORE_COLOR: Color = (224, 224, 192)
-"""What 255 looks like where it has to be shown: PASCAL VOC's colour for it."""
+Picture: TypeAlias = npt.NDArray[np.uint8]
+"""(H, W, 3) RGB, 0..255."""
 
 
 def overlay(
@@ -61,57 +55,7 @@ def overlay(
     return rounded
 
 
-def save_label_png(path: Path, labels: npt.NDArray[Any], colors: Colors) -> None:
-    """Write a label map as a palette PNG: read as numbers it is the class indices, looked at it is their colours.
-
-    The file appears complete or not at all; missing folders are made.
-
-    Args:
-        path: ends in .png; an existing file is replaced.
-        labels: (H, W) integer class indices, or 255.
-        colors: one RGB triple of 0..255 for each class.
-
-    Raises:
-        UsageError: the path does not end in .png, the labels are not (H, W), or a value is neither a class nor 255.
-    """
-    if path.suffix.lower() != ".png":
-        raise UsageError(f"A label map is written as PNG, so its name must end in .png; got {path.name!r}.")
-    if labels.ndim != 2 or labels.size == 0:
-        raise UsageError(f"A label PNG holds one map (H, W); got {labels.shape}. Write a volume slice by slice.")
-    indices = class_indices(labels, colors)
-    palette = np.zeros((256, 3), dtype=np.uint8)
-    palette[: len(colors)] = colors
-    palette[IGNORE] = IGNORE_COLOR
-    picture = Image.frombytes("P", (indices.shape[1], indices.shape[0]), indices.tobytes())
-    picture.putpalette(palette.tobytes())
-    buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, buffer.getvalue())
-
-
-def class_indices(labels: npt.NDArray[Any], colors: Colors) -> Labels:
-    """Labels as uint8, once it is checked that each has a colour or is 255."""
-    if labels.dtype.kind not in "iu":
-        raise UsageError(f"A label map must hold integers; got {labels.dtype}. Of probabilities take the argmax.")
-    wrong = (labels != IGNORE) & ((labels < 0) | (labels >= len(colors)))
-    if wrong.any():
-        values = np.unique(labels[wrong]).tolist()[:10]
-        raise UsageError(f"Labels must be 0 to {len(colors) - 1} (one colour each), or 255; found also {values}.")
-    return np.ascontiguousarray(labels, dtype=np.uint8)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is either all there or as before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def outlined(image: npt.NDArray[np.float32], labels: Labels, colors: Colors) -> Picture:
+def outlined(image: npt.NDArray[np.float32], labels: LabelMap, colors: Colors) -> Picture:
     """Dense labels (H, W) over an image (C, H, W): transparent fill with opaque outlines.
 
     A black background stays image, since black paint only darkens.
@@ -138,7 +82,7 @@ def shades(numbers: npt.NDArray[np.float32]) -> Picture:
     return np.repeat(shades[..., None], 3, axis=2)
 
 
-def scribble_panel(image: npt.NDArray[np.float32], labels: Labels, colors: Colors) -> Picture:
+def scribble_panel(image: npt.NDArray[np.float32], labels: LabelMap, colors: Colors) -> Picture:
     """Scribbles opaque, with a thin white rim: a black scribble on a dark image would not be seen."""
     drawn = labels != IGNORE
     rim = ndimage.binary_dilation(drawn, iterations=1 + _thickness(labels)) & ~drawn
@@ -147,7 +91,7 @@ def scribble_panel(image: npt.NDArray[np.float32], labels: Labels, colors: Color
     return picture
 
 
-def _thickness(labels: Labels) -> int:
+def _thickness(labels: LabelMap) -> int:
     """Pixels by which lines are thickened, so that they survive when a large image is shown small."""
     longest: int = max(labels.shape)
     return longest // 400

@@ -17,6 +17,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from regloss.errors import UsageError
+from regloss.io.outputs import replace_file
+from regloss.io.palettes import Color, Colors
 from regloss.training.charts import (
     DPI,
     Example,
@@ -38,7 +40,6 @@ from regloss.training.charts import (
     time_parts,
     trimap_chart,
 )
-from regloss.training.pictures import Color, Colors, replace_file
 
 _MOST_GROUPS = 200  # rows; a table of every image of a large set would be most of the page
 

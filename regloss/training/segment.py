@@ -25,7 +25,11 @@ from regloss.alternation import Alternation, HalfStep, alternate
 from regloss.dataset import IGNORE
 from regloss.deep_segmentation import STARTS, deep_chan_vese, start_labels
 from regloss.errors import UsageError
-from regloss.files import FloatImage, LabelMap, class_colors, read_image, read_scribble_map
+from regloss.io.images import read_image
+from regloss.io.labels import read_scribble_map, save_label_png
+from regloss.io.outputs import check_new_folder, make_new_folder
+from regloss.io.palettes import class_colors
+from regloss.io.types import FloatImage, LabelMap
 from regloss.region_force import RegionForce, phases_by_color
 from regloss.registry import check_settings, name_of, resolve
 from regloss.regularizer import Regularizer, combine
@@ -34,8 +38,7 @@ from regloss.training.config import toml_value
 from regloss.training.convergence import Convergence
 from regloss.training.deep_segment import NAME as DEEP
 from regloss.training.deep_segment import DeepSegmentation, deep_segment_file
-from regloss.training.inference import check_new_folder, make_new_folder
-from regloss.training.pictures import outlined, save_label_png
+from regloss.training.pictures import outlined
 
 MAX_ROUNDS = 50
 

@@ -43,7 +43,7 @@ from skimage.segmentation import chan_vese, morphological_chan_vese
 from torch import Tensor
 
 import regloss
-from regloss.files import read_image
+from regloss.io.images import read_image
 from regloss.regularizer import Term
 
 Grey = npt.NDArray[np.float64]

@@ -12,9 +12,11 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from regloss.errors import UsageError
-from regloss.files import read_image, reduce_image
+from regloss.io.images import read_image
+from regloss.io.outputs import check_new_folder, make_new_folder, write_new
+from regloss.io.reduction import reduce_image
 from regloss.training.config import parse
-from regloss.training.inference import check_new_folder, evaluate_run, make_new_folder, predict_files, write_new
+from regloss.training.inference import evaluate_run, predict_files
 from regloss.training.model import Segmenter, build_segmenter, load_model, predict
 from regloss.training.trainer import train
 from regloss_plugins.networks.encoders.mobilenetv2 import MobileNetV2

@@ -16,7 +16,7 @@ from torch import nn
 import regloss
 from regloss import DenseCRFLayer, RegularizedSoftmax
 from regloss.errors import MissingForm, ReglossError, UsageError
-from regloss.files import read_image
+from regloss.io.images import read_image
 from regloss.training import checkpoints
 from regloss.training.config import DenseCRF, build_layer, parse
 from regloss.training.inference import evaluate_run, predict_files

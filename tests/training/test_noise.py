@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from regloss.errors import UsageError
-from regloss.files import read_image
+from regloss.io.images import read_image
 from regloss.training.inference import evaluate_noisy, evaluate_run
 from regloss.training.metrics import Scores
 from regloss.training.model import load_model, predict

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from regloss import DenseCRF, MeanField, MissingForm, Sum, UsageError, solve
-from regloss.files import read_image
+from regloss.io.images import read_image
 from regloss.solver import one_hot
 from regloss.training.inference import predict_files
 from regloss.training.model import load_model, predict

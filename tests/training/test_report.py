@@ -10,9 +10,11 @@ import torch
 from PIL import Image
 
 from regloss.errors import UsageError
+from regloss.io.labels import save_label_png
+from regloss.io.palettes import IGNORE_COLOR
 from regloss.training.charts import Example
 from regloss.training.metrics import ForegroundScores, Scores
-from regloss.training.pictures import IGNORE_COLOR, overlay, save_label_png
+from regloss.training.pictures import overlay
 from regloss.training.report import write_report
 
 CLASSES = ("background", "cup & <saucer>", "a$x_{$b")
@@ -415,7 +417,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
 
-    monkeypatch.setattr("regloss.training.pictures.os.replace", fail)
+    monkeypatch.setattr("regloss.io.outputs.os.replace", fail)
     with pytest.raises(OSError, match="disk full"):
         save_label_png(path, squares(3), COLORS)
     assert path.read_bytes() == before

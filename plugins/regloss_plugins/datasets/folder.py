@@ -22,29 +22,16 @@ from typing import Any
 import numpy as np
 
 from regloss.dataset import Dataset, Sample
-from regloss.errors import UsageError
-from regloss.files import (
-    IMAGE_SUFFIXES,
-    MAX_CLASSES,
-    Color,
-    PathLike,
-    SampleFiles,
-    check_reduce,
-    check_samples,
-    class_colors,
-    common_channels,
-    find_file,
-    find_root,
-    find_sample,
-    index_folder,
-    index_label_folder,
-    label_values,
-    listed,
-    load_sample,
-    read_toml,
-    subset_ids,
-)
-from regloss.training.scribbles import simulate
+from regloss.errors import UsageError, listed
+from regloss.io.classes import MAX_CLASSES, read_classes
+from regloss.io.folders import find_file, find_root, index_folder, index_label_folder, read_toml
+from regloss.io.images import IMAGE_SUFFIXES, common_channels
+from regloss.io.labels import label_values
+from regloss.io.palettes import Color, class_colors
+from regloss.io.reduction import check_reduce
+from regloss.io.samples import SampleFiles, check_samples, find_sample, load_sample, subset_ids
+from regloss.io.scribbles import simulate
+from regloss.io.types import PathLike
 
 _DISJOINT = ("train", "val", "test")
 
@@ -74,7 +61,7 @@ class FolderDataset(Dataset):
             mean; dense labels by majority, 255 only where it is more than half of the block; scribbles by the majority
             of the block's labelled pixels, so that thin strokes do not vanish (of classes that tie, the lowest).
         simulate_scribbles: draw scribbles from the dense labels, one stroke a region of a class (see
-            `regloss.training.scribbles.simulate`), instead of reading them: for data sets without any.
+            `regloss.io.scribbles.simulate`), instead of reading them: for data sets without any.
         center: cut samples, after reduction, to this many pixels about the centre along each axis that is longer.
 
     Raises:
@@ -233,9 +220,9 @@ def _classes(
         path = root / "classes.toml"
         if not path.is_file():
             raise UsageError(_no_classes(root, label_files))
-        names, colors = _read_classes(path)
+        names, colors = read_classes(path)
     elif isinstance(classes, str | os.PathLike):
-        names, colors = _read_classes(find_file(classes, root, "class file"))
+        names, colors = read_classes(find_file(classes, root, "class file"))
     elif isinstance(classes, int) and not isinstance(classes, bool):
         names = ("background", *(f"class {index}" for index in range(1, classes)))[: max(classes, 0)]
         colors = class_colors(len(names))
@@ -260,30 +247,6 @@ def _no_classes(root: Path, label_files: Sequence[Path]) -> str:
         '    [[class]]\n    name = "background"\n    color = [0, 0, 0]\n\n'
         f'or give the names: classes = ["background", ...].{found}'
     )
-
-
-def _read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Color, ...]]:
-    content = read_toml(path)
-    entries = content.get("class")
-    if set(content) != {"class"} or not isinstance(entries, list) or not all(isinstance(e, dict) for e in entries):
-        raise UsageError(f"{path} must hold entries [[class]] and nothing else, but its keys are {listed(content)}")
-    defaults = class_colors(len(entries))
-    names: list[str] = []
-    colors: list[Color] = []
-    for index, entry in enumerate(entries):
-        name, color = entry.get("name"), entry.get("color", list(defaults[index]))
-        if not isinstance(name, str) or not set(entry) <= {"name", "color"}:
-            raise UsageError(f'{path}, class {index}: expected name = "..." and color = [r, g, b], got {entry}')
-        names.append(name)
-        colors.append(_color(color, f"{path}, class {index} ({name})"))
-    return tuple(names), tuple(colors)
-
-
-def _color(value: Any, where: str) -> Color:
-    if isinstance(value, list) and len(value) == 3 and all(type(part) is int and 0 <= part <= 255 for part in value):
-        red, green, blue = value
-        return red, green, blue
-    raise UsageError(f"{where}: color = {value!r} must be three whole numbers of 0..255")
 
 
 # -- Subsets -----------------------------------------------------------------------------------------------------------

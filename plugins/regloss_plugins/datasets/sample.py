@@ -16,16 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from regloss.dataset import Dataset, Sample
-from regloss.errors import MissingDependency, UsageError
-from regloss.files import (
-    FloatImage,
-    LabelMap,
-    listed,
-    read_image,
-    read_label_map,
-    read_toml,
-    subset_ids,
-)
+from regloss.errors import MissingDependency, UsageError, listed
+from regloss.io.folders import read_toml
+from regloss.io.images import read_image
+from regloss.io.labels import read_label_map
+from regloss.io.samples import subset_ids
+from regloss.io.types import FloatImage, LabelMap
 
 _DATA = Path(__file__).with_name("sample_data")
 _NAME = "the data set 'sample'"

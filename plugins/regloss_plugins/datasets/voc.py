@@ -25,24 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 from regloss.dataset import IGNORE, Dataset, Sample
-from regloss.errors import UsageError
-from regloss.files import (
-    LabelMap,
-    PathLike,
-    SampleFiles,
-    Size,
-    check_reduce,
-    check_samples,
-    class_colors,
-    find_root,
-    find_sample,
-    index_folder,
-    index_label_folder,
-    listed,
-    load_sample,
-    read_label_map,
-    subset_ids,
-)
+from regloss.errors import UsageError, listed
+from regloss.io.folders import find_root, index_folder, index_label_folder
+from regloss.io.labels import read_label_map
+from regloss.io.palettes import class_colors
+from regloss.io.reduction import check_reduce
+from regloss.io.samples import SampleFiles, check_samples, find_sample, load_sample, subset_ids
+from regloss.io.types import LabelMap, PathLike, Size
 
 VOC_CLASSES = (
     "background",

@@ -12,7 +12,7 @@ from PIL import Image
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
-from regloss.files import class_colors
+from regloss.io.palettes import class_colors
 from regloss_plugins.datasets.voc import VOC_CLASSES, VOCDataset, draw_stroke, read_scribble_xml
 
 SIZE = (12, 16)

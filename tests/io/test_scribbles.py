@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from regloss.errors import UsageError
-from regloss.training.scribbles import shorten, simulate
+from regloss.io.scribbles import shorten, simulate
 
 
 def scribbles(*rows):

@@ -1,0 +1,16 @@
+"""Files: reading and writing of images, label maps, scribbles and the folders that hold them.
+
+    types       FloatImage, LabelMap, Header: what is read and written
+    images      images of any format, by a table of readers
+    labels      label maps of any format, likewise, and writing them
+    raster      PNG, JPEG and TIFF files, for both
+    palettes    colours of classes
+    classes     names and colours of a data set's classes: classes.toml
+    reduction   images by box mean, labels and scribbles by majority
+    scribbles   shortened, or simulated from dense labels
+    folders     files by stem, roots of data sets, TOML files
+    samples     image, label map and scribbles that belong together: read, checked, reduced
+    outputs     files that are complete or absent, folders that are new or known
+
+Nothing here knows networks or training. The layouts of data sets are plugins (`regloss_plugins.datasets`).
+"""

@@ -1,0 +1,103 @@
+"""Finding files in folders, and the small text files beside them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from regloss.errors import UsageError, listed
+from regloss.io.images import IMAGE_SUFFIXES
+from regloss.io.labels import LABEL_SUFFIXES
+from regloss.io.types import PathLike
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def index_folder(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+    """Files of a folder by their stem (name without ending), in the order of the stems.
+
+    Hidden files and files of other endings are left out.
+
+    Args:
+        folder: where to look; its subfolders are not searched.
+        suffixes: the endings that count, in lower case, ".png" or ".nii.gz"; files may write them in any case.
+
+    Raises:
+        UsageError: two files have one stem, or ``folder`` is no folder.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"there is no folder {folder}")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), None)
+        if suffix is not None and not path.name.startswith(".") and path.is_file():
+            found.setdefault(path.name[: -len(suffix)], []).append(path)
+    double = [" and ".join(path.name for path in paths) for paths in found.values() if len(paths) > 1]
+    if double:
+        raise UsageError(f"files of {folder} share a name, so that it is not clear which is meant: {listed(double)}")
+    return {stem: found[stem][0] for stem in sorted(found)}
+
+
+def index_label_folder(folder: Path) -> dict[str, Path]:
+    """The PNG files of a folder of label maps by stem, refusing pictures in other formats.
+
+    Raises:
+        UsageError: as `index_folder`; or the folder holds pictures that are not PNG.
+    """
+    found = index_folder(folder)
+    wrong = [path.name for path in found.values() if not path.name.lower().endswith(LABEL_SUFFIXES)]
+    if wrong:
+        raise UsageError(
+            f"label maps are PNG files holding class indices, but {folder} holds {listed(wrong)}; save them as PNG "
+            "from their source (JPEG compression changes the indices, so converting a JPEG does not bring them back)"
+        )
+    return found
+
+
+def find_root(path: PathLike) -> Path:
+    """A data set's folder: as given, or below the folder that the environment variable ``REGLOSS_DATA`` names.
+
+    Raises:
+        UsageError: it is in neither place.
+    """
+    given = Path(path).expanduser()
+    places = [given]
+    if not given.is_absolute() and os.environ.get("REGLOSS_DATA"):
+        places.append(Path(os.environ["REGLOSS_DATA"]) / given)
+    for place in places:
+        if place.is_dir():
+            return place
+    hint = "" if len(places) > 1 else "; set REGLOSS_DATA to the folder that holds data sets, or give a full path"
+    raise UsageError(f"there is no folder {' or '.join(repr(str(place)) for place in places)}{hint}")
+
+
+def find_file(path: PathLike, root: Path, purpose: str) -> Path:
+    """A file given by the user: looked up in ``root`` first, then in the current folder.
+
+    Raises:
+        UsageError: it is in neither.
+    """
+    given = Path(path).expanduser()
+    places = [given] if given.is_absolute() else [root / given, Path.cwd() / given]
+    for place in places:
+        if place.is_file():
+            return place
+    raise UsageError(f"there is no {purpose} {os.fspath(path)!r}; looked for {' and '.join(map(str, places))}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The contents of a TOML file.
+
+    Raises:
+        UsageError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as TOML: {error}") from error

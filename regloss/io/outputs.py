@@ -1,0 +1,89 @@
+"""Writing results: files that are complete or absent, folders that are new or whose contents are known."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from regloss.errors import UsageError
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that it is either all there or as before."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_new_folder(folder: Path, expected: Sequence[str], *, overwrite: bool) -> None:
+    """Make sure that ``folder`` may be written; nothing is changed.
+
+    It may if it is new or empty, or if ``overwrite`` is set and it holds only ``expected`` entries.
+
+    Raises:
+        UsageError: it is in use, or holds something that no call of regloss has put there.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"The output {folder} is a file; a folder is needed.")
+    present = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if present and not overwrite:
+        raise UsageError(f"The output {folder} exists already. Replace it with --overwrite, or choose another.")
+    foreign = [name for name in present if name not in expected]
+    if foreign:
+        raise UsageError(
+            f"The output {folder} also holds {', '.join(foreign[:5])}, so it is left alone. Choose another."
+        )
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK) or not parent.is_dir():
+        raise UsageError(f"The output {folder} cannot be made: {parent} is not a folder that can be written to.")
+
+
+def make_new_folder(folder: Path, expected: Sequence[str]) -> None:
+    """Make ``folder``, without the ``expected`` entries that an earlier call may have left in it.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in [folder / name for name in expected]:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+    except OSError as cause:
+        raise UsageError(f"The output {folder} cannot be written: {cause}") from cause
+
+
+def check_new_file(path: Path) -> None:
+    """Make sure that ``path`` may be written; nothing is changed.
+
+    Raises:
+        UsageError: it exists already, or its folder does not.
+    """
+    if path.exists():
+        raise UsageError(f"{path} exists already. Choose another name.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}.")
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a new text file.
+
+    Raises:
+        UsageError: it exists already, or cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as cause:
+        raise UsageError(f"{path} exists already. Choose another name.") from cause
+    except OSError as cause:
+        raise UsageError(f"{path} cannot be written: {cause}") from cause

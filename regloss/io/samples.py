@@ -1,0 +1,202 @@
+"""Samples from files: image, label map and scribbles that belong together, read, checked and reduced.
+
+Every function takes what it needs as arguments and knows no folder layout; the layouts are the data sets' business.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+
+from regloss.dataset import IGNORE, Sample
+from regloss.errors import UsageError, listed
+from regloss.io.images import read_header, read_image
+from regloss.io.labels import LABEL_SUFFIXES, read_label_map, read_label_size, read_scribble_map
+from regloss.io.reduction import reduce_image, reduce_labels, reduce_scribbles
+from regloss.io.types import LabelMap, Size
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """Where the parts of one sample lie.
+
+    Attributes:
+        id: the sample's name.
+        image: the image file.
+        label: the dense label map, or None.
+        scribble: the scribbles, or None.
+        group: the unit that scores are averaged over.
+    """
+
+    id: str
+    image: Path
+    label: Path | None
+    scribble: Path | None
+    group: str
+
+
+ScribbleReader: TypeAlias = Callable[[Path, Sequence[str], Size], LabelMap]
+"""Reads scribbles: file, class names, the image's (H, W) -> (H, W) uint8. `read_scribble_map` is the usual one."""
+
+
+def subset_ids(subsets: Mapping[str, Sequence[str]], subset: str, where: str) -> tuple[str, ...]:
+    """The ids of one subset.
+
+    Args:
+        subsets: ids by the subset's name.
+        subset: the one that is asked for.
+        where: what the subsets belong to, for the message.
+
+    Raises:
+        UsageError: there is no such subset, or it is empty.
+    """
+    if subset not in subsets:
+        raise UsageError(f"{where} has no subset {subset!r}; there are {listed(map(repr, subsets))}")
+    if not subsets[subset]:
+        raise UsageError(f"subset {subset!r} of {where} is empty")
+    return tuple(subsets[subset])
+
+
+def find_sample(samples: Mapping[str, SampleFiles], sample_id: str, where: str) -> SampleFiles:
+    """The files of one sample.
+
+    Raises:
+        UsageError: there is no such id; the message offers similar ones.
+    """
+    if sample_id not in samples:
+        near = difflib.get_close_matches(str(sample_id), samples, n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"ids look like {next(iter(samples))!r}"
+        raise UsageError(f"{where} has no image {sample_id!r}; {hint}")
+    return samples[sample_id]
+
+
+def load_sample(
+    files: SampleFiles,
+    *,
+    classes: Sequence[str],
+    channels: int,
+    reduce: int = 1,
+    read_scribble: ScribbleReader = read_scribble_map,
+) -> Sample:
+    """Read, check and reduce one sample.
+
+    Args:
+        files: where it lies.
+        classes: the K class names.
+        channels: 1 or 3; images of the other kind are converted.
+        reduce: integer factor of `reduce_image`, `reduce_labels` and `reduce_scribbles`.
+        read_scribble: how scribble files are read.
+
+    Raises:
+        UsageError: a file cannot be read or is invalid, or the sizes differ.
+    """
+    image = read_image(files.image, channels)
+    size = (image.shape[1], image.shape[2])
+    label = scribble = None
+    if files.label is not None:
+        label = read_label_map(files.label, classes)
+        _same_size(files.image, size, files.label, (label.shape[0], label.shape[1]))
+    if files.scribble is not None:
+        scribble = read_scribble(files.scribble, classes, size)
+        _same_size(files.image, size, files.scribble, (scribble.shape[0], scribble.shape[1]))
+    if reduce > 1:
+        image = reduce_image(image, reduce)
+        label = None if label is None else reduce_labels(label, reduce)
+        scribble = None if scribble is None else reduce_scribbles(scribble, reduce)
+    return Sample(files.id, image, label, scribble, files.group)
+
+
+def _same_size(image: Path, image_size: Size, other: Path, other_size: Size) -> None:
+    if image_size != other_size:
+        raise UsageError(
+            f"{other} is {other_size[0]} pixels high and {other_size[1]} wide, "
+            f"but {image} is {image_size[0]} high and {image_size[1]} wide"
+        )
+
+
+def check_samples(
+    samples: Sequence[SampleFiles],
+    need: Iterable[str],
+    *,
+    load: Callable[[str], Sample] | None = None,
+    folders: Mapping[str, str] | None = None,
+    complaints: Sequence[str] = (),
+) -> None:
+    """Look for what would stop a training run, and report all of it at once.
+
+    Verified from the headers: that each sample has the parts in ``need``, that image, label and scribble have one
+    size, that label maps are of the right kind. With ``load`` all samples are read too: label values, NaN, and, where
+    scribbles are needed, that each image has some and that they name at least two classes.
+
+    Args:
+        samples: the samples of one subset.
+        need: "label" and "scribble", those that must be there.
+        load: reads a sample by id; None reads headers only.
+        folders: where each part is expected, for the message.
+        complaints: what the caller found by itself, to be reported along.
+
+    Raises:
+        UsageError: something is wrong; each line lists the first ten cases and counts the rest.
+    """
+    wanted = tuple(need)
+    unknown = [part for part in wanted if part not in ("label", "scribble")]
+    if unknown:
+        raise UsageError(f"need holds {listed(map(repr, unknown))}; it may hold 'label' and 'scribble'")
+    problems = list(complaints)
+    for part in wanted:
+        missing = [files.id for files in samples if getattr(files, part) is None]
+        if missing:
+            where = f" in {folders[part]}" if folders else ""
+            problems.append(f"{len(missing)} of {len(samples)} images have no {part} file{where}: {listed(missing)}")
+    broken = _collect(_check_header, samples)
+    if broken:
+        problems.append(f"{len(broken)} of {len(samples)} samples have unusable files: {listed(broken)}")
+    if load is not None and not problems:
+        problems += _check_contents(samples, load, scribbles="scribble" in wanted)
+    if problems:
+        raise UsageError("\n".join(problems))
+
+
+def _collect(check: Callable[[SampleFiles], object], samples: Sequence[SampleFiles]) -> list[str]:
+    """The messages of all samples that a check refuses."""
+    messages = []
+    for files in samples:
+        try:
+            check(files)
+        except UsageError as error:
+            messages.append(str(error))
+    return messages
+
+
+def _check_header(files: SampleFiles) -> None:
+    size = read_header(files.image).size
+    for path in (files.label, files.scribble):
+        if path is not None and path.name.lower().endswith(LABEL_SUFFIXES):
+            _same_size(files.image, size, path, read_label_size(path))
+
+
+def _check_contents(samples: Sequence[SampleFiles], load: Callable[[str], Sample], *, scribbles: bool) -> Iterator[str]:
+    seeded: Counter[int] = Counter()
+    empty: list[str] = []
+
+    def read(files: SampleFiles) -> None:
+        scribble = load(files.id).scribble
+        if scribble is not None:
+            values = np.unique(scribble[scribble != IGNORE])
+            seeded.update(int(value) for value in values)
+            if not values.size:
+                empty.append(files.id)
+
+    broken = _collect(read, samples)
+    if broken:
+        yield f"{len(broken)} of {len(samples)} samples cannot be used: {listed(broken)}"
+    if scribbles and empty:
+        yield f"{len(empty)} of {len(samples)} scribble files label no pixel at all: {listed(empty)}"
+    if scribbles and not broken and len(seeded) == 1:
+        yield f"all scribbles are of class {next(iter(seeded))}; training needs at least two classes with scribbles"
