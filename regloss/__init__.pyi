@@ -74,9 +74,9 @@ from regloss_plugins.networks.unet import UNet as UNet
 from regloss_plugins.outer_loops.adm import ADM as ADM
 from regloss_plugins.outer_loops.deep_chan_vese import DeepChanVeseTraining as DeepChanVeseTraining
 from regloss_plugins.outer_loops.gradient_descent import GradientDescent as GradientDescent
+from regloss_plugins.outer_loops.quadratic_splitting import Splitting as Splitting
 from regloss_plugins.outer_loops.soft_self_labeling import SoftSelfLabeling as SoftSelfLabeling
 from regloss_plugins.outer_loops.trust_region import TrustRegion as TrustRegion
-from regloss_plugins.outer_loops.variable_splitting import Splitting as Splitting
 from regloss_plugins.region_forces.chan_vese import ChanVese as ChanVese
 from regloss_plugins.region_forces.gaussian import GaussianForce as GaussianForce
 from regloss_plugins.region_forces.histogram import HistogramForce as HistogramForce

@@ -11,7 +11,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -112,6 +112,13 @@ class Solver(ABC):
     @abstractmethod
     def minimise(self, problem: Problem) -> Solution:
         """Solve ``problem``; never modify it."""
+
+    def entropies(self, form: type[Form]) -> Literal["any", "zero", "positive"]:
+        """Which entropy weights `minimise` takes for problems in ``form``; any, unless it says so.
+
+        Outer loops ask when they are made, so that an entropy that will not do is refused before the training begins.
+        """
+        return "any"
 
 
 @dataclass(frozen=True)

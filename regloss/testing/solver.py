@@ -162,6 +162,19 @@ class SolverConformance(Suite):
             solution.energy, self._energy(term, unary, expected), self.tolerance, "energy without a regularizer"
         )
 
+    def test_entropies_it_does_not_take_are_refused(self) -> None:
+        """What `entropies` leaves out raises; the entropy of these checks is one that it takes."""
+        solver, ndim = self.make(), self.spatial[0]
+        regularizer = self.regularizer(0.3)
+        taken = solver.entropies(negotiate(regularizer, solver))
+        assert taken in ("any", "zero", "positive")
+        assert taken != ("zero" if self.entropy > 0 else "positive"), "entropies() leaves out that of these checks"
+        if taken == "any":
+            return
+        term = regularizer.bind(self._image(ndim))
+        with pytest.raises(UsageError, match="entropy"):
+            solve(term, self._unary(ndim), solver, entropy=0.5 if taken == "zero" else 0.0)
+
     def test_no_labelling_is_better_than_claimed(self, classes: int, weight: float) -> None:
         """All labellings of 3x3 images, free and with seeds: no bound above, no discrete energy below their best."""
         batch, size = 3, (3, 3)

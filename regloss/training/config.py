@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -500,7 +501,23 @@ def _check_components(config: Config, source: str) -> None:
             if key in ("regularizer", "data-term"):
                 raise UsageError(f"{key!r} belongs to [loss], not to [loss.outer-loop].")
     except UsageError as error:
-        raise type(error)(f"{source}: {error}") from None
+        raise type(error)(f"{source}: {_as_written(str(error))}") from None
+
+
+# Words such as proposal_weight, but not within quotes, paths and names of attributes; and quoted ones that are none.
+_SETTING = re.compile(r"(?<![\w'\"/\\.])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w'\"/\\(]|\.\w)")
+_NO_SETTING = re.compile(r"has no setting '\w+'\.(?: Did you mean '\w+'\?)?")
+
+
+def _as_written(message: str) -> str:
+    """A component's ``message`` with its settings as a configuration spells them, with hyphens.
+
+    >>> _as_written("max_cycles must be at least 1; got 'a_b'.")
+    "max-cycles must be at least 1; got 'a_b'."
+    """
+    for pattern in (_NO_SETTING, _SETTING):
+        message = pattern.sub(lambda found: _hyphens(found[0]), message)
+    return message
 
 
 def _check_named(kind: str, table: Mapping[str, Any], where: str) -> None:
@@ -538,7 +555,10 @@ def build_loop(loss: Loss, supervision: str) -> Any:
         table["data_term"] = loss.data_term
     elif supervision != "none":
         table["data_term"] = "cross-entropy" if supervision == "labels" else "partial-cross-entropy"
-    loop = create("outer-loop", name, regularizer=loss.regularizer, **table)
+    try:
+        loop = create("outer-loop", name, regularizer=loss.regularizer, **table)
+    except UsageError as error:
+        raise type(error)(f"[loss]: {_as_written(str(error))}") from error
     if supervision == "none" and (loop.data_term is None or loop.data_term.needs_labels):
         given = "has none" if loop.data_term is None else f"is {loss.data_term or 'partial-cross-entropy'!r}"
         raise UsageError(

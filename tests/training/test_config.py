@@ -134,7 +134,11 @@ def test_one_regularizer_needs_no_array(given):
         ("network.chanels=3", r"'chanels' for the network 'unet'. Did you mean 'channels'\? Allowed here: .*\blevels"),
         ("network.classes=3", r"unknown key 'classes' for the network 'unet'"),
         ("loss.regularizer.1.wieght=3", r"'tv' has no setting 'wieght'. Did you mean 'weight'\? Its settings are"),
-        ("loss.outer-loop.coupling-=3", r"'trust-region' has no setting 'coupling_'. Did you mean 'coupling'\?"),
+        ("loss.outer-loop.coupling-=3", r"'trust-region' has no setting 'coupling-'. Did you mean 'coupling'\?"),
+        (
+            "loss.outer-loop.proposal-wieght=3",
+            r"no setting 'proposal-wieght'. Did you mean 'proposal-weight'\? .*, proposal-divergence, entropy\.",
+        ),
         ("data.dataset=foldr", r"no dataset called 'foldr'. Did you mean 'folder'\? Known: folder, sample, voc"),
         ("network.name=unett", r"no network called 'unett'. Did you mean 'unet'"),
         ("loss.regularizer.0.name=grid-crv", r"no regularizer called 'grid-crv'. Did you mean 'grid-crf'"),
@@ -158,6 +162,28 @@ def test_one_regularizer_needs_no_array(given):
 def test_what_cannot_be_meant_is_named(change, expected):
     with pytest.raises(UsageError, match=r"here\.toml: .*" + expected):
         parse(table(change), "here.toml")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ('solver="pdhg"', r"Cannot use pdhg with Sum: it offers"),
+        ("proposal-weight=-1", r"proposal-weight must be finite"),
+        ("update-every=-1", r"update-every must be"),
+        ("entropy=0.5", r"alpha-expansion proposes labellings.*Leave entropy out"),
+        ('solver={name="mean-field", max-steps=0}', r"max-steps must be at least 1"),
+        ('solver={name="alpha-expansion", bound-steps=-1}', r"bound-steps must not be negative"),
+        ('solver={name="alpha-expansion", max-cycle=1}', r"no setting 'max-cycle'. Did you mean 'max-cycles'"),
+        ('divergence={name="robust-kl", noise-matrix=3}', r"noise-matrix"),
+        ('proposal-divergence="kll"', r"no divergence called 'kll'"),
+    ],
+)
+def test_settings_of_the_outer_loop_are_named_as_they_are_written(change, expected):
+    """With hyphens, whatever the component itself calls them."""
+    config = parse(table(f"loss.outer-loop.{change}"))
+    with pytest.raises(UsageError, match=r"\[loss\]: .*" + expected) as found:
+        build_loop(config.loss, "scribbles")
+    assert "_" not in str(found.value)
 
 
 def test_several_problems_are_reported_at_once():

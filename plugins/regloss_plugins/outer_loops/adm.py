@@ -21,7 +21,7 @@ from regloss.dataset import IGNORE
 from regloss.outer_loop import Cadence, Proposal
 from regloss.registry import resolve
 from regloss.schedule import Schedule
-from regloss_plugins.outer_loops.splitting import ProposalLoop, check_proposal_weight
+from regloss_plugins.outer_loops.proposal_loop import ProposalLoop, check_proposal_weight
 
 
 class ADM(ProposalLoop):
@@ -37,8 +37,13 @@ class ADM(ProposalLoop):
             one energy. Scaling regularizer and coupling together changes nothing but this weight.
         seeded_only: restrict each image's proposal to the classes seeded in it.
         update_every: "step", or a number of epochs, with proposals kept between.
-        entropy: weight of <X, log X> / N in the proposal step, for solvers over probabilities (mean-field, dca), whose
-            argmax is proposed; "coupling" = gamma, which is KL(X || S) of a soft X. 0 = labellings.
+        entropy: weight of <X, log X> in the proposal step, >= 0, for solvers over probabilities (mean-field, pdhg,
+            dca), whose argmax is proposed; "coupling" = gamma, which with KL is gamma KL(X || S) of a soft X. None = 0,
+            which is labellings, or "coupling" with a solver that takes positive ones only.
+
+    Raises:
+        MissingForm: the solver cannot serve the regularizer.
+        UsageError: an entropy that the solver does not take; a setting outside its range.
 
     >>> ADM.preset("grid-crf-scribbles").update_every
     'step'
@@ -64,7 +69,7 @@ class ADM(ProposalLoop):
         proposal_weight: float | None = None,
         seeded_only: bool = False,
         update_every: Cadence = "step",
-        entropy: float | Literal["coupling"] = 0.0,
+        entropy: float | Literal["coupling"] | None = None,
     ) -> None:
         super().__init__(regularizer, solver, data_term, coupling, seeded_only, update_every, entropy)
         self.divergence = resolve("divergence", divergence)

@@ -42,7 +42,7 @@ from regloss.regularizer import Regularizer, Term, combine
 from regloss.schedule import Schedule, as_schedule
 from regloss.solver import Solution, one_hot, statuses
 from regloss_plugins.data_terms.collision_cross_entropy import collision_cross_entropy
-from regloss_plugins.outer_loops.splitting import check_proposal_weight
+from regloss_plugins.outer_loops.proposal_loop import check_proposal_weight
 
 _SMALLEST_STEP = 1e-6  # of the descent; a step below it has met rounding
 

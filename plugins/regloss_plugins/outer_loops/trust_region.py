@@ -1,11 +1,12 @@
 """Robust trust region.
 
-Stage A, every few epochs on whole images:   X = argmin R(X; image) + coupling * sum of -log S_p(X_p), seeds hard,
-starting at the last proposal (at first: background), over the classes that are seeded in the image.
+Stage A, every few epochs on whole images:   X = argmin R(X; image) + coupling * D_A(X, S), seeds hard, starting at the
+last proposal (at first: background), over the classes that are seeded in the image.
 Stage B, in between:   data(S, Y) + weight * D(X, S) / N, D the robust divergence, by the network's optimizer.
 
 A small coupling is a large trust region: at 0 the proposals do not depend on the network at all; towards infinity they
-are its argmax. The unaries of stage A are -log S, not robust.
+are its argmax. D_A is KL, not robust: its unaries are -log S. Solvers over probabilities have entropy * <X, log X> in
+stage A beside it, and the argmax of their X is learnt.
 
 Source: Marin, Boykov, "Robust trust region for weakly supervised segmentation", ICCV 2021. Its published weight is 100
 on the mean over neighbour pairs; with four pairs a pixel that is 25 a pair in the unit used here.
@@ -14,7 +15,7 @@ on the mean over neighbour pairs; with four pairs a pixel that is 25 a pair in t
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +27,7 @@ from regloss.errors import UsageError
 from regloss.outer_loop import Cadence, Proposal
 from regloss.registry import resolve
 from regloss.schedule import Schedule, as_schedule
-from regloss_plugins.divergences.kl import KL
-from regloss_plugins.outer_loops.splitting import ProposalLoop, check_proposal_weight
+from regloss_plugins.outer_loops.proposal_loop import ProposalLoop, check_proposal_weight
 
 
 def _scribbles(epsilon: float, coupling: float) -> dict[str, Any]:
@@ -48,17 +48,20 @@ class TrustRegion(ProposalLoop):
         regularizer: one or several (objects, names or tables).
         solver: an object, a name or a table.
         data_term: one or several (objects, names or tables).
-        coupling: lambda: factor of the unaries -log softmax in stage A, against the regularizer's weight; number or
-            schedule.
+        coupling: lambda: factor of the unaries (-log softmax for KL) in stage A, against the regularizer's weight;
+            number or schedule.
         divergence: of stage B; an object, a name or a table.
         epsilon: outlier probability of the divergence, a number or a schedule; None leaves the divergence's own.
         proposal_weight: weight of the divergence in stage B.
         seeded_only: restrict each image's proposal to the classes seeded in it.
         update_every: epochs between two stages A; 0 = once, before the first epoch.
+        proposal_divergence: D_A, whose unaries enter stage A; an object, a name or a table.
+        entropy: weight of <X, log X> in stage A, >= 0; "coupling" = lambda, which with KL is lambda KL(X || S) of a
+            soft X. None = 0, or "coupling" with a solver that takes positive ones only (mean-field, pdhg).
 
     Raises:
         MissingForm: the solver cannot serve the regularizer.
-        UsageError: epsilon is given, but the divergence has none.
+        UsageError: epsilon is given, but the divergence has none; an entropy that the solver does not take.
 
     >>> TrustRegion.preset("voc-scribbles").divergence.epsilon
     0.944
@@ -83,8 +86,11 @@ class TrustRegion(ProposalLoop):
         proposal_weight: float = 1.0,
         seeded_only: bool = True,
         update_every: Cadence = 5,
+        proposal_divergence: Any = "kl",
+        entropy: float | Literal["coupling"] | None = None,
     ) -> None:
-        super().__init__(regularizer, solver, data_term, coupling, seeded_only, update_every)
+        super().__init__(regularizer, solver, data_term, coupling, seeded_only, update_every, entropy)
+        self.proposal_divergence: Divergence = resolve("divergence", proposal_divergence)
         self.divergence = resolve("divergence", divergence)
         self.epsilon = None if epsilon is None else as_schedule(epsilon, "epsilon")
         if self.epsilon is not None:
@@ -113,7 +119,7 @@ class TrustRegion(ProposalLoop):
         """Stage A, from ``warm`` (the last proposal) or else from background."""
         background = torch.zeros(batch.shape, dtype=torch.int64, device=logits.device)
         start = background if warm is None else warm.to(torch.int64).masked_fill(warm == IGNORE, 0)
-        return self.solve_proposal(logits, batch, KL(), start)
+        return self.solve_proposal(logits, batch, self.proposal_divergence, start)
 
     def objective(self, logits: Tensor, batch: Batch, proposal: Proposal | None = None) -> Tensor:
         """Stage B: mean data term plus weighted divergence per pixel, off the seeds."""

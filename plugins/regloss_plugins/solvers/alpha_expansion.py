@@ -16,7 +16,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -55,6 +55,10 @@ class AlphaExpansion(Solver):
             raise UsageError(f"workers must be at least 1, or None for one a core; got {self.workers}.")
         if self.bound_steps < 0:
             raise UsageError(f"bound_steps must not be negative; got {self.bound_steps}.")
+
+    def entropies(self, form: type[Form]) -> Literal["zero"]:
+        """0 alone: it minimises over labels."""
+        return "zero"
 
     def minimise(self, problem: Problem) -> Solution:
         """Solve every image of the batch; see the module's text for the guarantees."""

@@ -138,6 +138,10 @@ class DCA(DifferentiableSolver):
         if self.method not in METHODS:
             raise UsageError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
 
+    def entropies(self, form: type[Form]) -> Literal["any", "positive"]:
+        """Any for concave priors alone, else those above 0."""
+        return "any" if form is Concave else "positive"
+
     def minimise(self, problem: Problem) -> Solution:
         """Solve all images of the batch side by side; those that are done leave it."""
         labels_only = problem.entropy == 0 and isinstance(problem.form, Concave)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -67,6 +67,10 @@ class DualChains(Solver):
             raise UsageError(f"tolerance must lie in [0, 1), a part of the gap; got {self.tolerance}.")
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"workers must be at least 1, or None for one a core; got {self.workers}.")
+
+    def entropies(self, form: type[Form]) -> Literal["zero"]:
+        """0 alone: it minimises over labels."""
+        return "zero"
 
     def minimise(self, problem: Problem) -> Solution:
         """Bound every image of the batch; labels never end above their start."""

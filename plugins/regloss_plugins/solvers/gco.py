@@ -24,7 +24,7 @@ import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,6 +71,10 @@ class GCO(Solver):
             raise UsageError(f"max_cycles must be at least 1; got {self.max_cycles}.")
         if not 0 < self.timeout < float("inf"):
             raise UsageError(f"timeout must be a positive number of seconds; got {self.timeout}.")
+
+    def entropies(self, form: type[Form]) -> Literal["zero"]:
+        """0 alone: it minimises over labels."""
+        return "zero"
 
     def minimise(self, problem: Problem) -> Solution:
         """Solve every image of the batch."""

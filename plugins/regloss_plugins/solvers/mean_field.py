@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -95,6 +95,10 @@ class MeanField(Solver):
             raise UsageError(f"damping must lie in [0, 1), 0 being none; got {self.damping}.")
         if not 0 <= self.tolerance < float("inf"):
             raise UsageError(f"tolerance must be finite and not negative; got {self.tolerance}.")
+
+    def entropies(self, form: type[Form]) -> Literal["positive"]:
+        """Those above 0."""
+        return "positive"
 
     def minimise(self, problem: Problem) -> Solution:
         """Solve all images of the batch side by side."""

@@ -45,7 +45,7 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -114,6 +114,10 @@ class ParallelPotts(Solver):
             raise UsageError(f"balance must be finite and above 0; got {self.balance}.")
         if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
             raise UsageError(f"tolerance must be finite and not negative; got {self.tolerance}.")
+
+    def entropies(self, form: type[Form]) -> Literal["zero"]:
+        """0 alone: it minimises over labels."""
+        return "zero"
 
     def minimise(self, problem: Problem) -> Solution:
         """Solve all images of the batch side by side."""

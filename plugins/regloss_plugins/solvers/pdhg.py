@@ -126,6 +126,10 @@ class PDHG(DifferentiableSolver, Denoiser):
         if not 0 < self.momentum <= 1:
             raise UsageError(f"momentum must lie in (0, 1]; got {self.momentum}.")
 
+    def entropies(self, form: type[Form]) -> Literal["positive"]:
+        """Those above 0."""
+        return "positive"
+
     def minimise(self, problem: Problem) -> Solution:
         """Solve all images of the batch side by side; those that are done leave it."""
         form = problem.form

@@ -8,7 +8,7 @@ Python, stands under the GPL, so it is an optional extra: ``pip install 'regloss
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,10 @@ class PyMaxflow(Solver):
     def __post_init__(self) -> None:
         if self.max_cycles < 1:
             raise UsageError(f"max_cycles must be at least 1; got {self.max_cycles}.")
+
+    def entropies(self, form: type[Form]) -> Literal["zero"]:
+        """0 alone: it minimises over labels."""
+        return "zero"
 
     def minimise(self, problem: Problem) -> Solution:
         """Solve every image of the batch."""

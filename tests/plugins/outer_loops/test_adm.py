@@ -10,14 +10,21 @@ from regloss import (
     ADM,
     DCA,
     KL,
+    PDHG,
     AlphaExpansion,
     Batch,
     DenseCRF,
     GridCRF,
+    MeanField,
     MissingForm,
     PartialCrossEntropy,
+    StarShape,
+    ThresholdDynamics,
     TotalVariation,
+    TrustRegion,
     UsageError,
+    Volume,
+    solve,
 )
 from regloss.solver import one_hot
 from regloss.testing import OuterLoopConformance
@@ -55,10 +62,22 @@ class TestVolumes(OuterLoopConformance):
         return ADM(GridCRF(weight=0.4), coupling=0.7)
 
 
-class TestMeanField(OuterLoopConformance):
+class TestDenseByDifferencesOfConvex(OuterLoopConformance):
     def make(self):
         crf = DenseCRF(weight=2.0, sigma_xy=3.0, sigma_rgb=0.3, scale=1.0, backend="exact")
         return ADM(crf, DCA(max_steps=300, tolerance=1e-10), coupling=0.7, entropy="coupling")
+
+
+class TestMeanField(OuterLoopConformance):
+    def make(self):
+        crf = DenseCRF(weight=2.0, sigma_xy=3.0, sigma_rgb=0.3, scale=1.0, backend="exact")
+        return ADM(crf, MeanField(max_steps=300), coupling=0.7)
+
+
+class TestVolumeBounds(OuterLoopConformance):
+    def make(self):
+        prior = [TotalVariation(0.3), Volume(lower=(0.1, 0.1, 0.1), unit="fraction")]
+        return ADM(prior, PDHG(max_steps=2000), coupling=0.7, entropy=0.4)
 
 
 def test_oracle_proposal(oracles: Path):
@@ -198,7 +217,137 @@ def test_soft_proposal_step_is_mean_field(entropy, weight):
     assert proposal.labels[0, 0, 0] == 1
 
 
-@pytest.mark.parametrize("entropy", [-1.0, float("nan"), float("inf"), "much"])
-def test_entropies_that_cannot_be_meant(entropy):
+@pytest.mark.parametrize("entropy", [-1.0, float("nan"), float("inf"), "much", True])
+def test_invalid_entropies(entropy):
     with pytest.raises(UsageError, match="entropy"):
-        ADM(GridCRF(), entropy=entropy)
+        ADM(DenseCRF(), "mean-field", entropy=entropy)
+
+
+# -- Solvers over probabilities, in both loops that propose ------------------------------------------------------------
+
+
+def example(classes=3, size=(7, 8)):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, classes, *size, generator=generator, dtype=torch.float64)
+    labels = torch.full((2, *size), 255)
+    labels[:, 3, 1 : 1 + classes] = torch.arange(classes)
+    return logits, Batch(torch.rand(2, 3, *size, generator=generator, dtype=torch.float64), labels)
+
+
+PRIORS = {
+    "pdhg, tv and volumes": ([TotalVariation(0.3), Volume(lower=(10, 12, 8))], PDHG(2000)),
+    "pdhg, star": (StarShape(label=1, center=(3.0, 2.0)), PDHG(2000)),
+    "pdhg, star with the prediction's centre": (StarShape(label=1), PDHG(2000)),
+    "mean-field, dense-crf": (DenseCRF(2.0, 3.0, 0.3, 1.0, "exact"), MeanField(300)),
+    "mean-field, grid-crf": (GridCRF(0.4), MeanField(300)),
+    "dca, dense-crf": (DenseCRF(2.0, 3.0, 0.3, 1.0, "exact"), DCA(300)),
+    "dca, threshold-dynamics and volumes": ([ThresholdDynamics(0.3), Volume(lower=(10, 12, 8))], DCA(300)),
+    "dca, tv": (TotalVariation(0.3), DCA(300)),
+}
+
+
+@pytest.mark.parametrize("loop", [ADM, TrustRegion])
+@pytest.mark.parametrize("prior", PRIORS)
+@pytest.mark.parametrize("entropy", [0.3, "coupling"])
+def test_the_proposal_step_is_the_problem_that_is_stated(loop, prior, entropy):
+    """Unaries coupling * -log S, 0 on seeds; entropy * <X, log X>; the argmax is proposed."""
+    logits, batch = example()
+    regularizer, solver = PRIORS[prior]
+    made = loop(regularizer, solver, coupling=0.6, seeded_only=False, entropy=entropy)
+    proposal = made.propose(logits, batch)
+    seeds = torch.where(batch.labelled, batch.labels, -1)
+    unary = (-0.6 * logits.log_softmax(1)).masked_fill((seeds >= 0).unsqueeze(1), 0)
+    start = torch.zeros_like(seeds) if loop is TrustRegion else logits.argmax(1)
+    expected = solve(
+        made.regularizer.bind(batch.image),
+        unary,
+        solver,
+        entropy=0.6 if entropy == "coupling" else entropy,
+        fixed=seeds,
+        warm=torch.where(seeds >= 0, seeds, start),
+    )
+    torch.testing.assert_close(proposal.solution.probabilities, expected.probabilities, rtol=0, atol=1e-12)
+    torch.testing.assert_close(proposal.solution.energy, expected.energy, rtol=1e-12, atol=1e-12)
+    assert torch.equal(proposal.labels, expected.labels)
+    assert torch.equal(proposal.labels[batch.labelled], batch.labels[batch.labelled])
+
+
+@pytest.mark.parametrize("loop", [ADM, TrustRegion])
+def test_without_a_prior_the_entropy_coupling_proposes_the_prediction(loop):
+    """R = 0: X is S off the seeds, whatever the coupling."""
+    logits, batch = example()
+    made = loop(TotalVariation(0.0), "pdhg", coupling=0.2, seeded_only=False, entropy="coupling")
+    found = made.propose(logits, batch).solution.probabilities
+    free = (~batch.labelled).unsqueeze(1)
+    torch.testing.assert_close(torch.where(free, found, 0), torch.where(free, logits.softmax(1), 0))
+
+
+@pytest.mark.parametrize("loop", [ADM, TrustRegion])
+@pytest.mark.parametrize(
+    ("regularizer", "solver", "expected"),
+    [
+        ("grid-crf", "alpha-expansion", 0.0),
+        ("grid-crf", "parallel-potts", 0.0),
+        ("grid-crf", "mean-field", "coupling"),
+        ("dense-crf", "mean-field", "coupling"),
+        ("tv", "pdhg", "coupling"),
+        ("dense-crf", "dca", 0.0),  # without entropy its steps are those of Frank-Wolfe
+        ("tv", "dca", "coupling"),
+    ],
+)
+def test_an_entropy_that_is_not_given(loop, regularizer, solver, expected):
+    assert loop(regularizer, solver).entropy == expected
+
+
+@pytest.mark.parametrize("loop", [ADM, TrustRegion])
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (("grid-crf", "alpha-expansion", 0.5), r"alpha-expansion proposes labellings.*entropy = 0.5.*mean-field"),
+        (("grid-crf", "parallel-potts", "coupling"), r"labellings, which have no entropy; got entropy = 'coupling'"),
+        (("dense-crf", "mean-field", 0.0), r"mean-field needs an entropy above 0 with dense-crf.*\"coupling\""),
+        (("tv", "pdhg", 0), r"pdhg needs an entropy above 0 with tv; got entropy = 0"),
+        (("tv", "dca", 0), r"dca needs an entropy above 0 with tv"),
+    ],
+)
+def test_an_entropy_that_the_solver_does_not_take(loop, settings, words):
+    """Refused when the loop is made, not when it first proposes."""
+    regularizer, solver, entropy = settings
+    with pytest.raises(UsageError, match=words):
+        loop(regularizer, solver, entropy=entropy)
+
+
+@pytest.mark.parametrize("loop", [ADM, TrustRegion])
+def test_a_coupling_of_0_is_no_entropy_for_solvers_that_need_one(loop):
+    with pytest.raises(UsageError, match=r"coupling, which goes from 0 to 1. Give entropy as a number"):
+        loop("tv", "pdhg", coupling={"start": 0.0, "end": 1.0})
+    logits, batch = example()
+    made = loop("tv", "pdhg", coupling={"start": 0.0, "end": 1.0}, entropy=0.2)
+    assert bool(made.propose(logits, batch).solution.probabilities.isfinite().all())
+
+
+def test_volumes_of_classes_that_are_not_allowed():
+    """What forbids them is the loop's setting, which the message therefore names."""
+    logits, batch = example()
+    batch = Batch(batch.image, batch.labels.masked_fill(batch.labels == 2, 255))
+    prior = [ThresholdDynamics(0.3), Volume(lower=(10, 12, 8))]
+    with pytest.raises(UsageError, match=r"a class with a volume is not allowed.*seeded_only = false"):
+        ADM(prior, "dca", seeded_only=True).propose(logits, batch)
+    assert bool((ADM(prior, "dca").propose(logits, batch).labels == 2).any())
+
+
+@pytest.mark.parametrize("divergence", ["euclidean", {"name": "robust-kl", "epsilon": 0.4}])
+def test_the_divergence_of_stage_a(divergence):
+    """Its unaries, times the coupling; that of stage B does not enter, nor this one there."""
+    logits, batch = example()
+    made = TrustRegion(GridCRF(0.5), coupling=1.3, proposal_divergence=divergence, divergence="kl", seeded_only=False)
+    proposal = made.propose(logits, batch)
+    seeds = torch.where(batch.labelled, batch.labels, -1)
+    unary = 1.3 * made.proposal_divergence.unary(logits).masked_fill((seeds >= 0).unsqueeze(1), 0)
+    start = seeds.clamp(min=0)
+    expected = solve(GridCRF(0.5).bind(batch.image), unary, "alpha-expansion", fixed=seeds, warm=start)
+    assert torch.equal(proposal.labels, expected.labels)
+    torch.testing.assert_close(proposal.solution.energy, expected.energy)
+    plain = TrustRegion(GridCRF(0.5), coupling=1.3, divergence="kl", seeded_only=False)
+    assert float(made.objective(logits, batch, proposal)) == float(plain.objective(logits, batch, proposal))
+    assert not torch.allclose(plain.propose(logits, batch).solution.energy, expected.energy)

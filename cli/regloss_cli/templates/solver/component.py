@@ -12,7 +12,7 @@ Source: Besag, "On the statistical analysis of dirty pictures", Journal of the R
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class MyComponent(Solver):
     def __post_init__(self) -> None:
         if self.max_steps < 1:
             raise UsageError(f"max_steps must be at least 1; got {self.max_steps}.")
+
+    def entropies(self, form: type[Form]) -> Literal["zero"]:
+        """0 alone: it minimises over labels."""
+        return "zero"
 
     def minimise(self, problem: Problem) -> Solution:
         """Solve every image of the batch."""

@@ -1,9 +1,11 @@
 """What ADM and trust region share: the proposal step.
 
-    X = argmin over labellings of  R(X; image) + coupling * D_proposal(X, logits) + entropy * <X, log X>    seeds given
+    X = argmin of  R(X; image) + coupling * sum over pixels p of <D_A(., S_p), X_p> + entropy * <X, log X>   seeds given
 
-With entropy = 0 that is a labelling; solvers over probabilities need an entropy, and of their X the argmax is proposed.
-With the divergence KL and entropy = coupling, the last two terms are coupling * KL(X || S) of a soft X: mean field.
+over labellings, where entropy = 0, or over probabilities, of which the argmax is proposed. D_A(k, S_p) is the
+divergence of stage A from S at a pixel that has the label k: -log S_pk for KL. With KL and entropy = coupling, the last
+two terms are coupling * KL(X || S) of a soft X, so that X is S where R says nothing; for a concave R that is mean
+field's problem.
 
 An approximate solver that starts at an earlier labelling never ends above it, so the split energy cannot rise.
 """
@@ -21,7 +23,7 @@ from regloss.dataset import IGNORE
 from regloss.divergence import Divergence
 from regloss.errors import UsageError
 from regloss.outer_loop import Cadence, OuterLoop, Proposal, check_logits, seeded_labels, seeds_of
-from regloss.registry import resolve
+from regloss.registry import name_of, resolve
 from regloss.regularizer import Regularizer, combine
 from regloss.schedule import Schedule, as_schedule
 from regloss.solver import negotiate, solve
@@ -44,10 +46,12 @@ class ProposalLoop(OuterLoop):
         seeded_only: restrict each image's proposal to the classes that are seeded in it (to all classes if fewer than
             two are).
         update_every: see `OuterLoop`.
-        entropy: weight of the entropy in the proposal step, >= 0, or "coupling".
+        entropy: weight of the entropy in the proposal step, >= 0, or "coupling"; None = 0, or "coupling" with a solver
+            that takes positive ones only.
 
     Raises:
         MissingForm: the solver cannot serve the regularizer.
+        UsageError: an entropy that the solver does not take; a setting outside its range.
     """
 
     def __init__(
@@ -58,7 +62,7 @@ class ProposalLoop(OuterLoop):
         coupling: float | Schedule | dict[str, Any],
         seeded_only: bool,
         update_every: Cadence,
-        entropy: float | Literal["coupling"] = 0.0,
+        entropy: float | Literal["coupling"] | None = None,
     ) -> None:
         super().__init__(update_every)
         combined = combine(regularizer)
@@ -66,15 +70,41 @@ class ProposalLoop(OuterLoop):
             raise UsageError("Proposals need a regularizer, grid-crf for example; got none.")
         self.regularizer: Regularizer = combined
         self.solver = resolve("solver", solver)
-        negotiate(self.regularizer, self.solver)
+        form = negotiate(self.regularizer, self.solver)
         self.data_term = combine_data_terms(data_term)
         self.coupling = as_schedule(coupling, "coupling")
         if min(self.coupling.start, self.coupling.end) < 0:
             raise UsageError(f"coupling must not be negative; got {coupling!r}.")
         self.seeded_only = seeded_only
-        if entropy != "coupling" and not (isinstance(entropy, int | float) and 0 <= entropy < float("inf")):
+        self.entropy = self._checked_entropy(entropy, self.solver.entropies(form))
+
+    def _checked_entropy(
+        self, entropy: float | Literal["coupling"] | None, taken: Literal["any", "zero", "positive"]
+    ) -> float | Literal["coupling"]:
+        """``entropy``, or its default, if the solver takes what it is ``taken`` to take."""
+        if entropy is None:
+            entropy = "coupling" if taken == "positive" else 0.0
+        if entropy != "coupling" and (
+            isinstance(entropy, bool) or not isinstance(entropy, int | float) or not 0 <= entropy < float("inf")
+        ):
             raise UsageError(f'entropy must be finite and not negative, or "coupling"; got {entropy!r}.')
-        self.entropy = entropy
+        solver = name_of(self.solver)
+        if taken == "zero" and entropy != 0:
+            raise UsageError(
+                f"{solver} proposes labellings, which have no entropy; got entropy = {entropy!r}. Leave entropy out, "
+                "or use a solver over probabilities (mean-field, pdhg, dca)."
+            )
+        if taken == "positive" and entropy == 0:
+            raise UsageError(
+                f"{solver} needs an entropy above 0 with {name_of(self.regularizer)}; got entropy = 0. Leave entropy "
+                'out, which makes it "coupling", or give a number.'
+            )
+        if taken == "positive" and entropy == "coupling" and min(self.coupling.start, self.coupling.end) == 0:
+            raise UsageError(
+                f'{solver} needs an entropy above 0, and entropy = "coupling" makes it the coupling, which goes from '
+                f"{self.coupling.start:g} to {self.coupling.end:g}. Give entropy as a number, or a coupling above 0."
+            )
+        return entropy
 
     def solve_proposal(self, logits: Tensor, batch: Batch, unaries: Divergence, start: Tensor) -> Proposal:
         """The proposal step, from the labels ``start`` (B, *S), seeds hard."""
@@ -90,7 +120,15 @@ class ProposalLoop(OuterLoop):
             term = self.regularizer.bind(batch.image, batch.roi)
             start = torch.where(seeds >= 0, seeds, start)
             entropy = coupling if self.entropy == "coupling" else self.entropy
-            solution = solve(term, unary, self.solver, entropy=entropy, fixed=seeds, allowed=allowed, warm=start)
+            try:
+                solution = solve(term, unary, self.solver, entropy=entropy, fixed=seeds, allowed=allowed, warm=start)
+            except UsageError as error:
+                if allowed is None or bool(allowed.all()):
+                    raise
+                raise type(error)(
+                    f"{error} (The labels that are allowed are those seeded in each image: seeded_only = false allows "
+                    "all of them.)"
+                ) from error
             labels = solution.labels
             if batch.roi is not None:
                 labels = labels.masked_fill(~batch.roi, IGNORE)
