@@ -11,7 +11,7 @@ middle and worst. Set REGLOSS_DATA first. Images are reduced to 128 pixels along
 
 All but the normalized cut, which takes no start, begin with the same mask: the border contrast of the image above
 Otsu's threshold (`regloss.phases_by_saliency`). Which phase is the object is not known to any of them; three rules are
-reported, see `regloss.training.metrics.ForegroundScores`.
+reported, see `regloss.metrics.foreground.ForegroundScores`.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from skimage.segmentation import chan_vese, morphological_chan_vese, slic
 from torch import Tensor
 
 import regloss
+from regloss.metrics.foreground import RULES, ForegroundScores
 from regloss.saliency import phases_by_saliency
-from regloss.training.metrics import RULES, ForegroundScores
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "chan_vese.csv"

@@ -54,8 +54,8 @@ def score(run: Path, changes: Sequence[str] = ()) -> dict[str, float]:
     """
     import torch
 
+    from regloss.metrics.scores import Scores
     from regloss.registry import create
-    from regloss.training.metrics import Scores
     from regloss.training.model import load_model, predict
 
     kept = run.parent / "dense-scores.json"

@@ -26,10 +26,10 @@ import torch
 from numpy.typing import NDArray
 
 from regloss.dataset import Sample
+from regloss.metrics.foreground import RULES, ForegroundScores
 from regloss.registry import create
 from regloss.saliency import phases_by_saliency
 from regloss.training.logs import CsvLog
-from regloss.training.metrics import RULES, ForegroundScores
 from regloss.training.model import load_model, predict
 
 HERE = Path(__file__).resolve().parent

@@ -33,9 +33,9 @@ from numpy.typing import NDArray
 from scipy import ndimage, signal
 
 from regloss.layer import RegularizedSoftmax
+from regloss.metrics.scores import Scores
 from regloss.registry import create
 from regloss.training.inference import evaluate_run
-from regloss.training.metrics import Scores
 from regloss.training.model import Model, load_model, predict
 from regloss.training.noise import Noise
 

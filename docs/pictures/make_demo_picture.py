@@ -18,7 +18,7 @@ import torch
 from matplotlib.figure import Figure
 
 from regloss import create
-from regloss.training.metrics import Scores
+from regloss.metrics.scores import Scores
 from regloss.training.model import Model, load_model, predict
 from regloss.training.pictures import outlined, overlay
 

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from regloss.checks import at_least_float32
 from regloss.data_term import DataTerm
+from regloss.metrics.foreground import ForegroundScores
+from regloss.metrics.groups import ScoreMetric
+from regloss.metrics.scores import Scores
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer
-from regloss.solver import Status, one_hot
+from regloss.solver import Solution, Status, one_hot
 from regloss.training.charts import Example
 from regloss.training.config import Config
 from regloss.training.data import SampleCache, same_size_groups, supervision_of, whole_batch
-from regloss.training.metrics import ForegroundScores, Scores
 from regloss.training.model import Segmenter, describe_layer, predict
 from regloss.training.noise import Noise
 
@@ -32,91 +34,102 @@ def evaluate_samples(
     subset: str,
     noise: Noise | None = None,
 ) -> dict[str, Any]:
-    """Scores over ``subset``, over the images of all processes; see `regloss.training.metrics.Scores`.
+    """Scores over ``subset``, over the images of all processes; see `regloss.metrics.scores.Scores`.
 
     With ``evaluation.energy`` set, "energy" is the mean over images of that regularizer's discrete energy per pixel of
     the predicted labels. Behind a layer, "layer" tells its settings and what its solver reported: mean gap per pixel,
     mean steps, fraction of the images that converged. After a training without labels, whose classes have no names,
-    "unsupervised" holds what `regloss.training.metrics.ForegroundScores` says. ``noise`` is added to the images, drawn
-    from the run's seed and the images' ids.
+    "unsupervised" holds what `regloss.metrics.foreground.ForegroundScores` says. ``noise`` is added to the images,
+    drawn from the run's seed and the images' ids.
     """
-    scores = Scores(cache.source.classes, config.evaluation.trimap, config.evaluation.hausdorff)
-    foreground = ForegroundScores(len(cache.source.classes))
+    classes = cache.source.classes
+    scores = Scores(classes, config.evaluation.trimap, config.evaluation.hausdorff)
+    foreground, energies, layer = ForegroundScores(len(classes)), MeanEnergy(), LayerReport()
+    if fabric.world_size > 1:  # states are exchanged where the processes' own backend can send them
+        for metric in (scores, foreground, energies, layer):
+            metric.to(fabric.device)
     energy: Regularizer | None = None
     if config.evaluation.energy is not None:
         energy = resolve("regularizer", config.evaluation.energy)
-    energies = 0.0
-    ids = list(cache.source.ids(subset))
-    own = ids[fabric.global_rank :: fabric.world_size]
-    samples = [cache.load(sample_id) for sample_id in own]
+    ids = list(cache.source.ids(subset))[fabric.global_rank :: fabric.world_size]
+    samples = [cache.load(sample_id) for sample_id in ids]
     if noise is not None:
         samples = [replace(sample, image=noise(sample.image, sample.id, config.seed)) for sample in samples]
-    layer = _LayerReport()
     for group in same_size_groups([sample.image.shape for sample in samples], config.training.batch_size):
         chosen = [samples[place] for place in group]
         batch = whole_batch(chosen, None)
         image = batch.image.to(fabric.device)
         predictions = predict(segmenter, image).argmax(1)
-        layer.update(segmenter, batch.pixels)
+        if segmenter.layer is not None and segmenter.layer.solution is not None:
+            layer.update(segmenter.layer.solution, batch.pixels)
         for sample, prediction in zip(chosen, predictions.cpu(), strict=True):
             if sample.label is not None:
                 label = torch.from_numpy(sample.label.astype(np.int64))
                 scores.update(prediction, label, sample.group)
                 foreground.update(prediction, label, sample.id)
         if energy is not None:
-            hard = one_hot(predictions, len(cache.source.classes), at_least_float32(image).dtype)
-            energies += float((energy.bind(image).energy(hard) / batch.pixels.to(image.device)).sum())
-    if fabric.world_size > 1:
-        gathered: list[Any] = [None] * fabric.world_size
-        torch.distributed.all_gather_object(gathered, (scores.state(), foreground.state(), energies, layer.sums))
-        scores, energies = Scores(cache.source.classes, config.evaluation.trimap, config.evaluation.hausdorff), 0.0
-        foreground, layer = ForegroundScores(len(cache.source.classes)), _LayerReport()
-        for state, of_foreground, part, sums in gathered:
-            scores.merge(state)
-            foreground.merge(of_foreground)
-            energies += part
-            layer.merge(sums)
+            hard = one_hot(predictions, len(classes), at_least_float32(image).dtype)
+            energies.update(energy.bind(image).energy(hard) / batch.pixels.to(image.device))
     result = scores.compute()
     if config.data.supervision == "none":
         result["unsupervised"] = foreground.compute()
     if energy is not None:
-        result["energy"] = energies / len(ids)
+        result["energy"] = energies.compute()
     if segmenter.layer is not None:
         result["layer"] = {**describe_layer(segmenter.layer), **layer.compute()}
     return result
 
 
-class _LayerReport:
+class MeanEnergy(ScoreMetric):
+    """Mean of images' energies."""
+
+    total: Tensor
+    images: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), "sum")
+        self.add_state("images", torch.tensor(0), "sum")
+
+    def update(self, energies: Tensor) -> None:
+        """Add the images of a batch, (B,)."""
+        self.total += float(energies.sum())
+        self.images += len(energies)
+
+    def compute(self) -> float:
+        """The mean over the images."""
+        return float(self.total) / int(self.images)
+
+
+class LayerReport(ScoreMetric):
     """What a layer's solver reports, over a set of images.
 
     All are absent where backward = "unrolled", which takes its steps without looking, and the gap also where the solver
     knows no bound.
     """
 
+    sums: Tensor
+    images: Tensor
+
     def __init__(self) -> None:
-        self.sums = {"gap": 0.0, "steps": 0.0, "converged": 0.0, "images": 0.0}
+        super().__init__()
+        self.add_state("sums", torch.zeros(3, dtype=torch.float64), "sum")  # gap per pixel, steps, converged
+        self.add_state("images", torch.tensor(0), "sum")
 
-    def update(self, segmenter: Segmenter, pixels: Tensor) -> None:
+    def update(self, solution: Solution, pixels: Tensor) -> None:
         """Add the images of the layer's last call, with their numbers of pixels (B,)."""
-        solution = None if segmenter.layer is None else segmenter.layer.solution
-        if solution is not None:
-            found = {
-                "gap": float((solution.gap / pixels.to(solution.gap)).sum()),
-                "steps": float(solution.steps.sum()),
-                "converged": float(sum(status is not Status.MAX_STEPS for status in solution.status)),
-                "images": float(len(solution.status)),
-            }
-            self.merge(found)
-
-    def merge(self, sums: dict[str, float]) -> None:
-        """Add the sums of another process."""
-        self.sums = {name: value + sums[name] for name, value in self.sums.items()}
+        gap = float((solution.gap / pixels.to(solution.gap)).sum())
+        converged = sum(status is not Status.MAX_STEPS for status in solution.status)
+        found = torch.tensor([gap, float(solution.steps.sum()), converged], dtype=torch.float64)
+        self.sums += found.to(self.device)
+        self.images += len(solution.status)
 
     def compute(self) -> dict[str, float]:
         """Means over the images."""
-        count = self.sums["images"]
-        means = {f"layer-{name}": value / count for name, value in self.sums.items() if name != "images" and count}
-        return {name: value for name, value in means.items() if np.isfinite(value)}
+        if not int(self.images):
+            return {}
+        means = dict(zip(("gap", "steps", "converged"), (self.sums / self.images).tolist(), strict=True))
+        return {f"layer-{name}": value for name, value in means.items() if np.isfinite(value)}
 
 
 def examples_of(

@@ -69,7 +69,7 @@ def write_report(
             ``network-seconds`` (network inference for the proposals) and ``solver-seconds``;
             ``proposal-energy-before`` and ``-after`` (per pixel) where proposals were renewed; and scores of any name
             that begins with ``val-`` or ``test-``. Columns may be missing, values may be NaN or None.
-        scores: for each subset what `regloss.training.metrics.Scores.compute` returns.
+        scores: for each subset what `regloss.metrics.scores.Scores.compute` returns.
         classes: the K class names.
         colors: one RGB triple of 0..255 for each class.
         examples: images to show side by side with their labellings.
@@ -201,7 +201,7 @@ def _cards(
 
 
 def _foreground_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
-    """Scores of phases that have no names; see `regloss.training.metrics.ForegroundScores`."""
+    """Scores of phases that have no names; see `regloss.metrics.foreground.ForegroundScores`."""
     names = {"f-measure": "F-measure", "foreground-iou": "foreground IoU", "accuracy": "accuracy"}
     rules = {"best": "best match of each image", "border": "less of the border", "last": "all but phase 0"}
     rows = "".join(

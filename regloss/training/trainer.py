@@ -40,6 +40,8 @@ from regloss.data_term import DataTerm
 from regloss.dataset import IGNORE, Dataset
 from regloss.errors import ReglossError, UsageError
 from regloss.hooks import manager
+from regloss.metrics.foreground import RULES
+from regloss.metrics.scores import Scores
 from regloss.outer_loop import OuterLoop, Proposal
 from regloss.registry import create, resolve
 from regloss.training import checkpoints
@@ -59,7 +61,6 @@ from regloss.training.data import (
 )
 from regloss.training.evaluation import evaluate_samples, examples_of
 from regloss.training.logs import CsvLog
-from regloss.training.metrics import RULES, Scores
 from regloss.training.model import (
     NotFinite,
     Segmenter,

@@ -8,8 +8,8 @@ import torch
 
 from regloss.errors import UsageError
 from regloss.io.images import read_image
+from regloss.metrics.scores import Scores
 from regloss.training.inference import evaluate_noisy, evaluate_run
-from regloss.training.metrics import Scores
 from regloss.training.model import load_model, predict
 from regloss.training.noise import Noise
 from regloss_plugins.datasets.folder import FolderDataset

@@ -12,8 +12,9 @@ from PIL import Image
 from regloss.errors import UsageError
 from regloss.io.labels import save_label_png
 from regloss.io.palettes import IGNORE_COLOR
+from regloss.metrics.foreground import ForegroundScores
+from regloss.metrics.scores import Scores
 from regloss.training.charts import Example
-from regloss.training.metrics import ForegroundScores, Scores
 from regloss.training.pictures import overlay
 from regloss.training.report import write_report
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from regloss.errors import UsageError
-from regloss.training.metrics import RULES, ForegroundScores
+from regloss.metrics.foreground import RULES, ForegroundScores
 
 TRUTH = torch.tensor(
     [
@@ -105,12 +105,12 @@ def test_merging_is_scoring_together():
         halves[number % 2].update(*image)
     merged = ForegroundScores(2)
     for half in halves:
-        merged.merge(json.loads(json.dumps(half.state())))
+        merged.merge_state(half)
     assert merged.compute() == together.compute()
     with pytest.raises(UsageError, match=r"image 0, image 2 are in both"):
-        merged.merge(halves[0].state())
+        merged.merge_state(halves[0])
     with pytest.raises(UsageError, match="as many phases"):
-        merged.merge(ForegroundScores(3).state())
+        merged.merge_state(ForegroundScores(3))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,18 @@ import pytest
 import torch
 
 from regloss.errors import UsageError
-from regloss.training.metrics import Scores, boundary_density, boundary_distance, hausdorff_distance, trimap
+from regloss.metrics.boundary import (
+    BoundaryDensity,
+    HausdorffDistance,
+    TrimapScores,
+    boundary_density,
+    boundary_distance,
+    hausdorff_distance,
+    trimap,
+)
+from regloss.metrics.confusion import Confusion
+from regloss.metrics.foreground import ForegroundScores
+from regloss.metrics.scores import Scores
 
 NAMES = ("background", "a", "b", "c")
 
@@ -174,7 +185,7 @@ def test_processes_add_up():
         parts[index % 2].update(*image)  # the third has seen nothing
     total = Scores(NAMES, [1, 4])
     for part in parts:
-        total.merge(json.loads(json.dumps(part.state())))
+        total.merge_state(part)
     result = total.compute()
     for name in ("boundary-density", "true-boundary-density"):
         assert result.pop(name) == pytest.approx(whole.pop(name), rel=1e-14)
@@ -189,13 +200,14 @@ def test_updates_keep_their_arguments():
     assert torch.equal(label, copies[1])
 
 
-def test_state_is_a_copy():
+def test_a_clone_is_a_copy():
     scores = Scores(NAMES)
     scores.update(*random_maps(0), "p")
-    state = scores.state()
+    before, copy = scores.compute(), scores.clone()
     scores.update(*random_maps(1), "p")
-    assert state != scores.state()
-    assert state["images"] == 1
+    assert copy.compute() == before
+    assert before["images"] == 1
+    assert scores.compute()["images"] == 2
 
 
 def test_bytes_do_not_overflow():
@@ -281,8 +293,8 @@ def test_bad_functions():
 
 @pytest.mark.parametrize("other", [Scores(NAMES[:3], [2]), Scores(NAMES, [3]), Scores(NAMES)])
 def test_only_the_same_scores_merge(other):
-    with pytest.raises(UsageError, match="same classes and trimap widths"):
-        Scores(NAMES, [2]).merge(other.state())
+    with pytest.raises(UsageError, match="Only scores of the same"):
+        Scores(NAMES, [2]).merge_state(other)
 
 
 def boundary_places(mask):
@@ -331,6 +343,83 @@ def test_hausdorff_scores():
     assert found["unmatched"] == pytest.approx(1 / 4)
     assert hausdorff_distance(none, label, 1) == math.inf
     assert math.isnan(hausdorff_distance(none, none, 1))
-    halves[0].merge(halves[1].state())
+    halves[0].merge_state(halves[1])
     assert halves[0].compute() == found
     assert "hd95" not in scored(images, ("background", "a", "b"))
+
+
+def leaves(result, path=""):
+    """The numbers of nested scores by their place; what is undefined is -1."""
+    if isinstance(result, dict | list):
+        items = result.items() if isinstance(result, dict) else enumerate(result)
+        return {name: number for key, part in items for name, number in leaves(part, f"{path}/{key}").items()}
+    return {path: -1 if result is None else result}
+
+
+def exchange(metrics):
+    """Compute each metric as one process of several would: what they send is recorded, then replayed to all."""
+    sent = []
+    for metric in metrics:
+        tensors = []
+
+        def record(tensor, group=None, tensors=tensors):
+            tensors.append(tensor)
+            return [tensor]
+
+        metric.sync(dist_sync_fn=record, distributed_available=lambda: True)
+        metric.unsync()
+        sent.append(tensors)
+    found = []
+    for metric in metrics:
+        calls = zip(*sent, strict=True)
+        metric.dist_sync_fn = lambda tensor, group=None, calls=calls: list(next(calls))
+        metric.distributed_available_fn = lambda: True
+        metric._computed = None
+        found.append(metric.compute())
+        metric._computed = None
+        metric.distributed_available_fn = lambda: False
+    return found
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Confusion(NAMES),
+        lambda: HausdorffDistance(NAMES),
+        lambda: TrimapScores(NAMES, [1, 4]),
+        lambda: BoundaryDensity(NAMES),
+        lambda: ForegroundScores(4),
+    ],
+)
+def test_declared_states_are_all_that_processes_exchange(make):
+    """Three processes, the third without images; each computes the scores of all, and goes on from its own."""
+    images = [(*random_maps(seed), f"Bär {seed % 3}") for seed in range(7)]
+    if isinstance(make(), ForegroundScores):
+        images = images[:3]
+    whole, parts = make(), [make() for _ in range(3)]
+    for index, image in enumerate(images):
+        whole.update(*image)
+        parts[index % 2].update(*image)
+    expected = whole.compute()
+    before = [part.compute() for part in parts[:2]]
+    for found in exchange(parts):
+        assert leaves(found) == pytest.approx(leaves(expected), rel=1e-12)
+    assert [part.compute() for part in parts[:2]] == before
+    parts[0].update(*random_maps(9), "another")
+    assert parts[0].compute() != before[0]
+    parts[0].reset()
+    parts[0].update(*random_maps(9), "another")
+    alone = make()
+    alone.update(*random_maps(9), "another")
+    assert parts[0].compute() == alone.compute()
+
+
+def test_calling_scores_one_batch_and_keeps_the_sum():
+    metric, whole = Confusion(NAMES), Confusion(NAMES)
+    for seed in range(4):
+        image = (*random_maps(seed), f"p{seed % 2}")
+        alone = Confusion(NAMES)
+        alone.update(*image)
+        whole.update(*image)
+        assert metric(*image) == alone.compute()
+    assert metric.compute() == whole.compute()

@@ -1,0 +1,11 @@
+"""Scores of segmentations: torchmetrics Metrics whose states add up over processes.
+
+    confusion    accuracy, IoU and Dice, of a whole set and of each group
+    boundary     trimap scores, HD95, boundary density, and the functions that measure one image
+    foreground   scores of phases that know no class names
+    scores       all that a network which knows the classes is scored by, in one dictionary
+    groups       metrics that keep numbers for each group
+    labels       what all of them ask of predictions and labels
+
+Distances are in pixels.
+"""
