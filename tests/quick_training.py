@@ -34,4 +34,4 @@ def _quick_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
         return folder / "report.html"
 
     if "real_report" not in request.fixturenames:
-        monkeypatch.setattr("regloss.training.report.write_report", write_report)
+        monkeypatch.setattr("regloss.report.page.write_report", write_report)

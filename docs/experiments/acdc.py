@@ -116,8 +116,8 @@ def picture(seed: int, methods: Sequence[str] = METHODS, name: str = "acdc.png")
     from matplotlib.figure import Figure
 
     from regloss.registry import create
+    from regloss.report.overlays import outlined
     from regloss.training.model import load_model, predict
-    from regloss.training.pictures import outlined
 
     models = {method: load_model(folder("full", method, seed)) for method in methods}
     config = models[methods[0]].config

@@ -486,7 +486,7 @@ def picture(runs: Path, name: str, seed: int) -> None:
     import drawing
     from matplotlib.figure import Figure
 
-    from regloss.training.pictures import outlined
+    from regloss.report.overlays import outlined
 
     models = {
         method: load_model(folder(runs, name, method, seed), EXPERIMENTS[name].test)

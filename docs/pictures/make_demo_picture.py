@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 
 from regloss import create
 from regloss.metrics.scores import Scores
+from regloss.report.overlays import outlined, overlay
 from regloss.training.model import Model, load_model, predict
-from regloss.training.pictures import outlined, overlay
 
 METHODS = {"partial-cross-entropy": "partial cross entropy", "trust-region": "trust region"}
 SHOWN = ("coins-bottom-right", "tissue-centre", "coffee-bottom-left")

@@ -25,7 +25,7 @@ from regloss.io.labels import read_scribble_map, save_label_png
 from regloss.io.outputs import check_new_folder, make_new_folder
 from regloss.io.palettes import class_colors
 from regloss.io.types import FloatImage, LabelMap
-from regloss.training.pictures import outlined
+from regloss.report.overlays import outlined
 
 NAME = "deep-chan-vese"
 REFINEMENTS = ("guided",)

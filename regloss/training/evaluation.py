@@ -18,8 +18,8 @@ from regloss.metrics.groups import ScoreMetric
 from regloss.metrics.scores import Scores
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer
+from regloss.report.examples import Example
 from regloss.solver import Solution, Status, one_hot
-from regloss.training.charts import Example
 from regloss.training.config import Config
 from regloss.training.data import SampleCache, same_size_groups, supervision_of, whole_batch
 from regloss.training.model import Segmenter, describe_layer, predict

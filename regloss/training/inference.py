@@ -20,13 +20,13 @@ from regloss.io.labels import save_label_png
 from regloss.io.outputs import check_new_folder, make_new_folder
 from regloss.io.reduction import reduce_image
 from regloss.registry import create
+from regloss.report.overlays import outlined
 from regloss.solver import Solution
 from regloss.training.config import Config
 from regloss.training.data import SampleCache
 from regloss.training.evaluation import evaluate_samples
 from regloss.training.model import load_model, predict
 from regloss.training.noise import Noise
-from regloss.training.pictures import outlined
 
 _PREDICTIONS = ("labels", "overlays")  # what predict_files leaves in its folder
 

@@ -33,12 +33,12 @@ from regloss.io.types import FloatImage, LabelMap
 from regloss.region_force import RegionForce, phases_by_color
 from regloss.registry import check_settings, name_of, resolve
 from regloss.regularizer import Regularizer, combine
+from regloss.report.convergence import Convergence
+from regloss.report.overlays import outlined
 from regloss.solver import Solution, Solver, negotiate, one_hot, solve
 from regloss.training.config import toml_value
-from regloss.training.convergence import Convergence
 from regloss.training.deep_segment import NAME as DEEP
 from regloss.training.deep_segment import DeepSegmentation, deep_segment_file
-from regloss.training.pictures import outlined
 
 MAX_ROUNDS = 50
 

@@ -590,7 +590,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
 
 def _finish(fabric: Fabric, parts: Parts, store: ProposalStore | None, generation: int, tell: Tell) -> dict[str, Any]:
     """Scores and report."""
-    from regloss.training.report import write_report  # matplotlib is needed only now
+    from regloss.report.page import write_report  # matplotlib is needed only now
 
     config, folder = parts.config, Path(parts.config.output)
     scores = {

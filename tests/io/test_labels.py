@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from picture_files import CLASSES, save, write_png
+from PIL import Image
 
 from regloss.errors import UsageError
-from regloss.io.labels import read_label_map, read_label_size
+from regloss.io.labels import read_label_map, read_label_size, save_label_png
+from regloss.io.palettes import IGNORE_COLOR
 
 
 def test_label_maps_hold_indices_in_every_depth(tmp_path: Path) -> None:
@@ -58,3 +60,61 @@ def test_a_jpeg_named_png_is_no_label_map(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.zeros((8, 8), np.uint8), format="JPEG")
     with pytest.raises(UsageError, match="no PNG file"):
         read_label_map(path, CLASSES)
+
+
+# -- Writing -----------------------------------------------------------------------------------------------------------
+
+COLORS = ((0, 0, 0), (230, 40, 40), (40, 90, 250))
+
+
+def squares(shift=0):
+    labels = np.zeros((40, 60), dtype=np.uint8)
+    labels[5 + shift : 25 + shift, 5:25] = 1
+    labels[10:30, 30 + shift : 50 + shift] = 2
+    return labels
+
+
+def test_label_files_hold_indices_and_look_like_colors(tmp_path):
+    labels = squares()
+    labels[0] = 255
+    path = tmp_path / "new" / "labels.png"
+    save_label_png(path, labels.astype(np.int64), COLORS)
+    with Image.open(path) as picture:
+        assert picture.mode == "P"
+        np.testing.assert_array_equal(np.asarray(picture), labels)
+        colored = np.asarray(picture.convert("RGB"))
+    expected = np.array([*COLORS, IGNORE_COLOR])[np.where(labels == 255, 3, labels)]
+    np.testing.assert_array_equal(colored, expected)
+    save_label_png(path, np.ones((2, 3), dtype=np.uint8), COLORS)  # replaces
+    with Image.open(path) as picture:
+        assert np.asarray(picture).tolist() == [[1, 1, 1]] * 2
+    assert [file.name for file in path.parent.iterdir()] == ["labels.png"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "labels.png"
+    save_label_png(path, squares(), COLORS)
+    before = path.read_bytes()
+
+    def fail(*_, **__):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("regloss.io.outputs.os.replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_label_png(path, squares(3), COLORS)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "message"),
+    [
+        ("labels.jpg", np.zeros((3, 4), int), "must end in .png; got 'labels.jpg'"),
+        ("labels.png", np.zeros((2, 3, 4), int), "slice by slice"),
+        ("labels.png", np.full((3, 4), 3), r"\[3\]"),
+    ],
+)
+def test_bad_label_files(tmp_path, name, labels, message):
+    with pytest.raises(UsageError, match=message):
+        save_label_png(tmp_path / name, labels, COLORS)
+    assert list(tmp_path.iterdir()) == []

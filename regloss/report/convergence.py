@@ -11,14 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, fields
 from pathlib import Path
-from typing import Literal
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from typing import TYPE_CHECKING, Literal
 
 from regloss.alternation import HalfStep
 from regloss.solver import Look
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _INK, _PRIMAL, _DUAL = "#1f2937", "#2563eb", "#d97706"
 
@@ -70,6 +69,8 @@ class Convergence:
 
     def write_chart(self, path: Path) -> None:
         """As PNG: the energy by half step, and the solver's primal and dual energy by its steps where it told them."""
+        from matplotlib.figure import Figure  # not needed by those who write the table alone
+
         looks = [row for row in self.rows if row.event == "step"]
         halves = [row for row in self.rows if row.event != "step"]
         figure = Figure(figsize=(10 if looks and len(halves) > 2 else 5.6, 3.6), layout="constrained")
@@ -123,6 +124,8 @@ def _by_step(axes: Axes, looks: Sequence[Row]) -> None:
 
 
 def _label(axes: Axes, title: str, x: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     axes.set_title(title, loc="left", fontsize=11, color=_INK)
     axes.set_xlabel(x, fontsize=9, color=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

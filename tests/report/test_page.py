@@ -10,13 +10,10 @@ import torch
 from PIL import Image
 
 from regloss.errors import UsageError
-from regloss.io.labels import save_label_png
-from regloss.io.palettes import IGNORE_COLOR
 from regloss.metrics.foreground import ForegroundScores
 from regloss.metrics.scores import Scores
-from regloss.training.charts import Example
-from regloss.training.pictures import overlay
-from regloss.training.report import write_report
+from regloss.report.examples import Example
+from regloss.report.page import write_report
 
 CLASSES = ("background", "cup & <saucer>", "a$x_{$b")
 COLORS = ((0, 0, 0), (230, 40, 40), (40, 90, 250))
@@ -352,88 +349,3 @@ def test_bad_examples():
         example(label=np.zeros((40, 61), dtype=np.uint8))
     with pytest.raises(UsageError, match="2D or 3D"):
         example(image=np.zeros((40, 60), dtype=np.float32))
-
-
-# -- overlay and label files -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
-@pytest.mark.parametrize("channels", [1, 2, 3])
-def test_overlay_blends(alpha, channels):
-    image = np.random.default_rng(1).random((channels, 6, 7), dtype=np.float32)
-    labels = np.random.default_rng(2).choice(np.array([0, 1, 2, 255]), (6, 7))
-    result = overlay(image, labels, COLORS, alpha)
-    assert result.shape == (6, 7, 3)
-    assert result.dtype == np.uint8
-    for y, x in np.ndindex(6, 7):
-        grey_or_color = 255 * (image[:, y, x] if channels == 3 else np.repeat(image[0, y, x], 3)).astype(float)
-        share = alpha if labels[y, x] != 255 else 0
-        color = np.array(COLORS[labels[y, x]] if labels[y, x] != 255 else (0, 0, 0))
-        np.testing.assert_allclose(result[y, x], (1 - share) * grey_or_color + share * color, atol=0.51)
-
-
-def test_overlay_clips_the_image():
-    image = np.array([[[-0.5, 1.5]]])
-    assert overlay(image, np.array([[255, 255]]), COLORS)[0, :, 0].tolist() == [0, 255]
-
-
-@pytest.mark.parametrize(
-    ("image", "labels", "alpha", "message"),
-    [
-        (np.zeros((1, 3, 4)), np.zeros((4, 3), int), 0.5, "of its size"),
-        (np.zeros((1, 2, 3, 4)), np.zeros((2, 3, 4), int), 0.5, "take one slice"),
-        (np.zeros((1, 3, 4)), np.zeros((3, 4)), 0.5, "integers"),
-        (np.zeros((1, 3, 4)), np.full((3, 4), 3), 0.5, r"0 to 2 .*\[3\]"),
-        (np.zeros((1, 3, 4)), np.full((3, 4), -1), 0.5, r"\[-1\]"),
-        (np.zeros((1, 3, 4)), np.zeros((3, 4), int), 1.5, "alpha"),
-    ],
-)
-def test_bad_overlays(image, labels, alpha, message):
-    with pytest.raises(UsageError, match=message):
-        overlay(image, labels, COLORS, alpha)
-
-
-def test_label_files_hold_indices_and_look_like_colors(tmp_path):
-    labels = squares()
-    labels[0] = 255
-    path = tmp_path / "new" / "labels.png"
-    save_label_png(path, labels.astype(np.int64), COLORS)
-    with Image.open(path) as picture:
-        assert picture.mode == "P"
-        np.testing.assert_array_equal(np.asarray(picture), labels)
-        colored = np.asarray(picture.convert("RGB"))
-    expected = np.array([*COLORS, IGNORE_COLOR])[np.where(labels == 255, 3, labels)]
-    np.testing.assert_array_equal(colored, expected)
-    save_label_png(path, np.ones((2, 3), dtype=np.uint8), COLORS)  # replaces
-    with Image.open(path) as picture:
-        assert np.asarray(picture).tolist() == [[1, 1, 1]] * 2
-    assert [file.name for file in path.parent.iterdir()] == ["labels.png"]
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "labels.png"
-    save_label_png(path, squares(), COLORS)
-    before = path.read_bytes()
-
-    def fail(*_, **__):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("regloss.io.outputs.os.replace", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save_label_png(path, squares(3), COLORS)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize(
-    ("name", "labels", "message"),
-    [
-        ("labels.jpg", np.zeros((3, 4), int), "must end in .png; got 'labels.jpg'"),
-        ("labels.png", np.zeros((2, 3, 4), int), "slice by slice"),
-        ("labels.png", np.full((3, 4), 3), r"\[3\]"),
-    ],
-)
-def test_bad_label_files(tmp_path, name, labels, message):
-    with pytest.raises(UsageError, match=message):
-        save_label_png(tmp_path / name, labels, COLORS)
-    assert list(tmp_path.iterdir()) == []

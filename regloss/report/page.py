@@ -19,27 +19,21 @@ from matplotlib.figure import Figure
 from regloss.errors import UsageError
 from regloss.io.outputs import replace_file
 from regloss.io.palettes import Color, Colors
-from regloss.training.charts import (
+from regloss.report.charts import (
     DPI,
-    Example,
     confusion_chart,
-    duration,
     energy_chart,
     example_figure,
     further_losses_chart,
     histogram_chart,
-    is_number,
     learning_rate_chart,
-    left_out,
     loss_chart,
-    percent,
     score_charts,
-    series,
-    slug,
     time_chart,
-    time_parts,
     trimap_chart,
 )
+from regloss.report.examples import Example
+from regloss.report.numbers import duration, is_number, left_out, percent, series, slug, time_parts
 
 _MOST_GROUPS = 200  # rows; a table of every image of a large set would be most of the page
 

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from regloss.alternation import HalfStep
+from regloss.report.convergence import Convergence, Row
 from regloss.solver import Look
-from regloss.training.convergence import Convergence, Row
 
 
 def half(number, kind, energy, bound=-torch.inf):

@@ -6,7 +6,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
@@ -69,7 +68,7 @@ def outlined(image: npt.NDArray[np.float32], labels: LabelMap, colors: Colors) -
         step = np.diff(labels.astype(np.int16), axis=axis) != 0
         edge |= np.pad(step, [(0, int(axis == 0)), (0, int(axis == 1))])
         edge |= np.pad(step, [(int(axis == 0), 0), (int(axis == 1), 0)])
-    edge = ndimage.binary_dilation(edge, iterations=_thickness(labels)) if _thickness(labels) else edge
+    edge = _thickened(edge, _thickness(labels))
     outline = np.where(edge, fill, IGNORE)
     picture = overlay(image, fill, palette, alpha=0.45)
     return np.where(outline[..., None] != IGNORE, overlay(image, outline, palette, alpha=1.0), picture)
@@ -85,7 +84,7 @@ def shades(numbers: npt.NDArray[np.float32]) -> Picture:
 def scribble_panel(image: npt.NDArray[np.float32], labels: LabelMap, colors: Colors) -> Picture:
     """Scribbles opaque, with a thin white rim: a black scribble on a dark image would not be seen."""
     drawn = labels != IGNORE
-    rim = ndimage.binary_dilation(drawn, iterations=1 + _thickness(labels)) & ~drawn
+    rim = _thickened(drawn, 1 + _thickness(labels)) & ~drawn
     picture = overlay(image, labels, colors, alpha=1.0)
     picture[rim] = 255
     return picture
@@ -95,3 +94,15 @@ def _thickness(labels: LabelMap) -> int:
     """Pixels by which lines are thickened, so that they survive when a large image is shown small."""
     longest: int = max(labels.shape)
     return longest // 400
+
+
+def _thickened(mask: npt.NDArray[np.bool_], pixels: int) -> npt.NDArray[np.bool_]:
+    """The pixels at most so many steps along the axes from a mask (H, W)."""
+    for _ in range(pixels):
+        wider = mask.copy()
+        wider[1:] |= mask[:-1]
+        wider[:-1] |= mask[1:]
+        wider[:, 1:] |= mask[:, :-1]
+        wider[:, :-1] |= mask[:, 1:]
+        mask = wider
+    return mask

@@ -6,9 +6,7 @@ Drawn through matplotlib's object interface, so neither a display nor pyplot's g
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,60 +19,16 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from regloss.dataset import IGNORE
-from regloss.errors import UsageError
 from regloss.io.labels import class_indices
 from regloss.io.palettes import IGNORE_COLOR, Color, Colors
-from regloss.io.types import LabelMap
-from regloss.training.pictures import Picture, outlined, overlay, scribble_panel, shades
+from regloss.report.examples import Example
+from regloss.report.numbers import TIMES, columns, is_number, percent, series, short, time_parts
+from regloss.report.overlays import Picture, outlined, overlay, scribble_panel, shades
 
 _INK, _MUTED = "#1f2937", "#6b7280"
 _LINES = ("#2563eb", "#d97706", "#059669", "#7c3aed", "#dc2626", "#0891b2", "#be185d", "#65a30d")
 DPI = 130
-_TIMES = {"train-seconds": "network training", "network-seconds": "network inference", "solver-seconds": "solver"}
 _STEP_COLUMNS = {"step", "epoch", "learning-rate", "loss"}
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One image to show, with whatever labellings there are; a volume is shown by the middle slice of its first axis.
-
-    Attributes:
-        id: the sample's name.
-        image: (C, *S) float32 in [0, 1], two or three spatial axes; three channels are RGB, of others the first is
-            shown.
-        scribble: (*S) class indices with 255 = unlabelled, or None.
-        proposal: (*S) class indices with 255 = outside the region of interest, or None.
-        prediction: (*S) class indices.
-        label: (*S) class indices with 255 = ignored, or None.
-        numbers: further maps (*S) by name, of which histograms are drawn too: what an encoder makes of the image.
-    """
-
-    id: str
-    image: npt.NDArray[np.float32]
-    scribble: LabelMap | None
-    proposal: LabelMap | None
-    prediction: LabelMap
-    label: LabelMap | None
-    numbers: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.image.ndim not in (3, 4):
-            raise UsageError(f"Example {self.id!r}: an image must be (C, *S) in 2D or 3D; got {self.image.shape}.")
-        for name, labels in {**self.maps(), **self.numbers}.items():
-            if labels is not None and labels.shape != self.image.shape[1:]:
-                raise UsageError(
-                    f"Example {self.id!r}: its {name} must have the image's size {self.image.shape[1:]}; "
-                    f"got {labels.shape}."
-                )
-
-    def maps(self) -> dict[str, LabelMap | None]:
-        """The labellings by name, in the order in which they are shown."""
-        return {
-            "scribble": self.scribble,
-            "proposal": self.proposal,
-            "prediction": self.prediction,
-            "truth": self.label,
-        }
 
 
 def example_figure(example: Example, shown: Sequence[str], classes: Sequence[str], colors: Colors) -> Figure:
@@ -88,7 +42,7 @@ def example_figure(example: Example, shown: Sequence[str], classes: Sequence[str
         maps = {name: None if labels is None else labels[middle] for name, labels in maps.items()}
     present = sorted({int(value) for labels in maps.values() if labels is not None for value in np.unique(labels)})
     void = any(labels is not None and (labels == IGNORE).any() for name, labels in maps.items() if name != "scribble")
-    names = [_short(classes[value], 24) for value in present if value < len(classes)]
+    names = [short(classes[value], 24) for value in present if value < len(classes)]
     handles = [_patch(colors[value]) for value in present if value < len(classes)]
     if void:
         names, handles = [*names, "no label (255)"], [*handles, _patch(IGNORE_COLOR)]
@@ -105,7 +59,7 @@ def example_figure(example: Example, shown: Sequence[str], classes: Sequence[str
     figure.text(
         gap / across,
         1 - 0.06 / (top + height + bottom),
-        _short(example.id, int(9 * across)) + where,
+        short(example.id, int(9 * across)) + where,
         ha="left",
         va="top",
         fontsize=10,
@@ -154,14 +108,14 @@ def example_figure(example: Example, shown: Sequence[str], classes: Sequence[str
 def loss_chart(steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
     """The loss and its parts by step, or by epoch where steps were not logged."""
     rows, x = (steps, "step") if steps else (epochs, "epoch")
-    names = [key for key in _columns(steps) if key not in _STEP_COLUMNS and not key.startswith("layer-")]
+    names = [key for key in columns(steps) if key not in _STEP_COLUMNS and not key.startswith("layer-")]
     addends = [name for name in names if not name.endswith("-loss")]
     return _curves_chart("Loss and its addends" if addends else "Loss", rows, x, ["loss", *addends])
 
 
 def further_losses_chart(steps: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Losses of networks that are trained beside the segmentation's."""
-    names = [key for key in _columns(steps) if key.endswith("-loss")]
+    names = [key for key in columns(steps) if key.endswith("-loss")]
     return _curves_chart("Losses of further networks", steps, "step", names)
 
 
@@ -207,7 +161,7 @@ def learning_rate_chart(steps: Sequence[Mapping[str, Any]]) -> Figure | None:
 def score_charts(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     """Scores in [0, 1] share a chart, the boundary density has its own, and whatever else there is shares a third."""
     chosen: dict[str, dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]] = {}
-    for key in _columns(epochs):
+    for key in columns(epochs):
         curve = series(epochs, "epoch", key)
         if not key.startswith(("val-", "test-")) or not len(curve[0]):
             continue
@@ -257,7 +211,7 @@ def time_chart(epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
         return None
     figure, axes = _chart("Time per epoch", "epoch", "seconds")
     place, base = np.array([float(row["epoch"]) for row in rows]), np.zeros(len(rows))
-    colors = dict(zip([*_TIMES.values(), "other"], ("#93c5fd", "#2563eb", "#d97706", "#d1d5db"), strict=True))
+    colors = dict(zip([*TIMES.values(), "other"], ("#93c5fd", "#2563eb", "#d97706", "#d1d5db"), strict=True))
     for name, seconds in parts.items():
         if np.any(seconds):
             axes.bar(place, seconds, bottom=base, width=0.8, color=colors[name], label=name)
@@ -299,7 +253,7 @@ def confusion_chart(subset: str, scores: Mapping[str, Any], classes: Sequence[st
     axes = figure.add_subplot()
     drawn = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
     axes.set_title(f"Confusion on {subset}, percent of each true class", fontsize=11, color=_INK, parse_math=False)
-    names = [_short(name, 16) for name in classes]
+    names = [short(name, 16) for name in classes]
     size = 9 if few else 7
     axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(len(classes)), names, fontsize=size)
@@ -335,7 +289,7 @@ def histogram_chart(examples: Sequence[Example], name: str, classes: Sequence[st
     figure, axes = _chart(f"Values of {name}, all examples", "value", "density")
     for color, (label, values) in zip(_colors(len(parts), 0), parts.items(), strict=True):
         density, _ = np.histogram(values, edges, density=True)
-        axes.stairs(density, edges, color=color, linewidth=1.5, label=_short(classes[label], 24))
+        axes.stairs(density, edges, color=color, linewidth=1.5, label=short(classes[label], 24))
     _finish(axes)
     return figure
 
@@ -393,67 +347,3 @@ def _colors(count: int, first: int = -1) -> list[str]:
 def _stroke(points: int) -> dict[str, Any]:
     """A line; with markers where points are few, since a single point draws no line."""
     return {"linewidth": 1.5, "marker": "o" if points <= 40 else None, "markersize": 3}
-
-
-# -- Numbers ----------------------------------------------------------------------------------------------------------
-
-
-def is_number(value: object) -> bool:
-    """Whether a value of a log is a finite number."""
-    return isinstance(value, int | float | np.number) and math.isfinite(value)
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Names of all columns, in the order of their first appearance."""
-    return list(dict.fromkeys(key for row in rows for key in row))
-
-
-def series(
-    rows: Sequence[Mapping[str, Any]], x: str, y: str
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Two columns as arrays, of the rows where both are finite numbers."""
-    chosen = [row for row in rows if is_number(row.get(x)) and is_number(row.get(y))]
-    return np.array([float(row[x]) for row in chosen]), np.array([float(row[y]) for row in chosen])
-
-
-def left_out(rows: Sequence[Mapping[str, Any]], column: str) -> str:
-    """A curve must not hide that a run diverged."""
-    count = sum(1 for row in rows if row.get(column) is not None and not is_number(row[column]))
-    return f"{count} values of the {column} are NaN or infinite; they are not drawn." if count else ""
-
-
-def time_parts(rows: Sequence[Mapping[str, Any]]) -> dict[str, npt.NDArray[np.float64]]:
-    """Seconds of each row by what they were spent on; "other" is what the total has more than its parts."""
-    parts = {
-        name: np.array([float(row[key]) if is_number(row.get(key)) else 0.0 for row in rows])
-        for key, name in _TIMES.items()
-    }
-    total = np.array([float(row["seconds"]) for row in rows])
-    parts["other"] = np.maximum(total - sum(parts.values()), 0.0)
-    return parts
-
-
-def percent(value: Any) -> str:
-    """A share with one decimal, "n/a" for what is no number."""
-    return f"{100 * value:.1f} %" if is_number(value) else "n/a"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two largest units that fit.
-
-    >>> duration(3725), duration(75), duration(4.2)
-    ('1 h 2 min', '1 min 15 s', '4.2 s')
-    """
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds) // 60
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds) % 60} s"
-
-
-def _short(name: str, length: int) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def slug(name: str) -> str:
-    """``name`` as part of a file name."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "unnamed"
