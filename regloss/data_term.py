@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from regloss.batch import Batch
@@ -55,61 +56,89 @@ class DataTerm(ABC):
         """Numbers of each pixel (B, *S), by name, that reports show beside the image (B, C, *S); none by default."""
         return {}
 
+    def loss_terms(self, logits: Tensor, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """What it consists of: sums (B,), weights included, and counts (B,) by name, each of which has its own mean.
 
-@dataclass(frozen=True)
-class WeightedTerm:
-    """One of several data terms.
-
-    Attributes:
-        name: under which its mean is logged.
-        term: the data term.
-        weight: factor of its mean, >= 0.
-    """
-
-    name: str
-    term: DataTerm
-    weight: float = 1.0
+        One, without a name, unless it is a `WeightedSum`.
+        """
+        return {"": self(logits, batch)}
 
 
 @dataclass(frozen=True)
-class DataTerms:
-    """Several data terms, whose weighted means add up. Each has its own mean, so they are no `DataTerm` together.
+class WeightedSum(DataTerm):
+    """Several data terms, whose means, times their weights, add up.
 
     Attributes:
-        parts: at least one, with different names.
+        terms: at least one, by the name under which its mean is logged.
+        weights: factors >= 0 of the means, under the same names.
+
+    >>> import torch
+    >>> both = combine_data_terms(["cross-entropy", {"name": "entropy", "weight": 0.1}])
+    >>> batch = Batch(torch.zeros(1, 1, 1, 2), torch.tensor([[[0, 255]]]))  # of two pixels one is labelled
+    >>> both.loss_terms(torch.zeros(1, 2, 1, 2), batch)
+    {'cross-entropy': (tensor([0.6931]), tensor([1.])), 'entropy': (tensor([0.1386]), tensor([2.]))}
     """
 
-    parts: tuple[WeightedTerm, ...]
+    terms: Mapping[str, DataTerm]
+    weights: Mapping[str, float]
 
     @property
-    def needs_labels(self) -> bool:
-        """Whether one of the parts does."""
-        return any(part.term.needs_labels for part in self.parts)
+    def needs_labels(self) -> bool:  # type: ignore[override]
+        """Whether one of the terms does."""
+        return any(term.needs_labels for term in self.terms.values())
+
+    def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sums and counts whose quotient over this batch is the weighted sum of the terms' means.
+
+        Means over several batches, of other processes say, do not follow from them: those take `loss_terms`.
+        """
+        parts = list(self.loss_terms(logits, batch).values())
+        counts = torch.stack([of_part for _, of_part in parts]).sum(0)
+        means = [sums / torch.where(of_part.sum() > 0, of_part.sum(), 1) for sums, of_part in parts]
+        return torch.stack(means).sum(0) * counts.sum(), counts
+
+    def loss_terms(self, logits: Tensor, batch: Batch) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Weighted sums, and counts, of each term."""
+        found = {}
+        for name, term in self.terms.items():
+            sums, counts = term(logits, batch)
+            found[name] = (self.weights[name] * sums, counts)
+        return found
 
     def modules(self) -> Mapping[str, nn.Module]:
-        """Networks of all parts; the part's name stands before each, if there are several parts."""
-        if len(self.parts) == 1:
-            return self.parts[0].term.modules()
-        return {f"{part.name}-{name}": module for part in self.parts for name, module in part.term.modules().items()}
+        """Networks of all terms; the term's name stands before each, if there are several terms."""
+        return self._joined({name: term.modules() for name, term in self.terms.items()})
+
+    def maps(self, image: Tensor) -> Mapping[str, Tensor]:
+        """Those of all terms, named like their networks."""
+        return self._joined({name: term.maps(image) for name, term in self.terms.items()})
+
+    def _joined(self, found: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        single = len(self.terms) == 1
+        return {
+            name if single else f"{prefix}-{name}": value
+            for prefix, of_term in found.items()
+            for name, value in of_term.items()
+        }
 
 
-def combine_data_terms(given: Any) -> DataTerm | DataTerms:
-    """One or several data terms as one thing.
+def combine_data_terms(given: Any) -> DataTerm:
+    """One or several data terms as one.
 
     Args:
         given: an object, a name, a table (with the key ``weight``, if it is not 1), or a sequence of these; in a
             sequence also pairs of an object, name or table with its weight.
 
     Returns:
-        The `DataTerm` itself if there is one only, without a weight.
+        The data term itself if there is one only, without a weight; else a `WeightedSum`.
 
     Raises:
         UsageError: an empty sequence, or a weight that is negative or not finite.
 
     >>> combine_data_terms("cross-entropy")
     CrossEntropy(class_weights=None, label_smoothing=0.0)
-    >>> [part.weight for part in combine_data_terms(["cross-entropy", {"name": "entropy", "weight": 0.1}]).parts]
-    [1.0, 0.1]
+    >>> combine_data_terms(["cross-entropy", {"name": "entropy", "weight": 0.1}]).weights
+    {'cross-entropy': 1.0, 'entropy': 0.1}
     """
     several = isinstance(given, Sequence) and not isinstance(given, str)
     entries = list(given) if several else [given]
@@ -121,7 +150,10 @@ def combine_data_terms(given: Any) -> DataTerm | DataTerms:
     names = [name_of(term) for term, _ in found]
     # Two of one kind are told apart by their place.
     names = [name if names.count(name) == 1 else f"{name}-{place}" for place, name in enumerate(names)]
-    return DataTerms(tuple(WeightedTerm(name, *pair) for name, pair in zip(names, found, strict=True)))
+    return WeightedSum(
+        {name: term for name, (term, _) in zip(names, found, strict=True)},
+        {name: weight for name, (_, weight) in zip(names, found, strict=True)},
+    )
 
 
 def _weighted(entry: Any) -> tuple[DataTerm, float]:

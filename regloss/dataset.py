@@ -63,7 +63,7 @@ class Dataset(ABC):
         """Read one sample.
 
         Raises:
-            UsageError: a file is missing or cannot be meant (sizes differ, labels outside the classes); the message
+            UsageError: a file is missing or invalid (sizes differ, labels outside the classes); the message
                 names the file.
         """
 

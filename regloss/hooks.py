@@ -45,7 +45,7 @@ class Specification:
         Args:
             step: optimizer steps done.
             epoch: current epoch, from 0.
-            values: learning rate, loss and its addends by name.
+            values: learning rate, loss and its terms by name.
             folder: the run's output folder.
         """
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from regloss.batch import Batch
 from regloss.checks import check_labels, check_scores
-from regloss.data_term import DataTerm, DataTerms
+from regloss.data_term import DataTerm
 from regloss.errors import UsageError
 from regloss.solver import Solution
 
@@ -63,11 +63,11 @@ class OuterLoop(ABC):
         all_reduce: in a training distributed over processes, a function that sums a tensor over them; with it, means
             are over the global batch.
         world_size: number of processes that ``all_reduce`` sums over.
-        data_term: the data term of the objective, or several; None for a loop that has none of its own.
+        data_term: the data term of the objective; None for a loop that has none of its own.
     """
 
     update_every: Cadence
-    data_term: DataTerm | DataTerms | None = None
+    data_term: DataTerm | None = None
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init__(self, update_every: Cadence = "never") -> None:
@@ -78,8 +78,8 @@ class OuterLoop(ABC):
                 f'update_every must be "step", "never", or a number of epochs (0 = only once); got {update_every!r}.'
             )
         self.update_every = update_every
-        self._addends: dict[str, Tensor] = {}
-        self._measures: dict[str, Tensor] = {}
+        self._loss_terms: dict[str, Tensor] = {}
+        self._metrics: dict[str, Tensor] = {}
         self.all_reduce: Callable[[Tensor], Tensor] | None = None
         self.world_size = 1
         self.progress = 0.0
@@ -171,35 +171,34 @@ class OuterLoop(ABC):
         safe = torch.where(count > 0, count, torch.ones_like(count))
         return totals.sum() * (self.world_size / safe)
 
-    def data_addends(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Means of ``data_term``, for `record`: "data", or for several data terms "data-NAME" with their weights."""
+    def data_loss_terms(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Means of ``data_term``, for `total_loss`: "data", or "data-NAME" for each of several, with its weight."""
         if self.data_term is None:
             return {}
-        if isinstance(self.data_term, DataTerm):
-            return {"data": self.mean(*self.data_term(logits, batch))}
-        return {f"data-{p.name}": p.weight * self.mean(*p.term(logits, batch)) for p in self.data_term.parts}
+        terms = self.data_term.loss_terms(logits, batch)
+        return {f"data-{name}" if name else "data": self.mean(*term) for name, term in terms.items()}
 
-    def record(self, **addends: Tensor) -> Tensor:
-        """Sum of the addends of an objective, kept for ``parts`` under their names."""
-        self._addends = {name.replace("_", "-"): value.detach() for name, value in addends.items()}
-        return torch.stack(list(addends.values())).sum()
+    def total_loss(self, **loss_terms: Tensor) -> Tensor:
+        """Sum of the terms of a loss, kept for ``parts`` under their names."""
+        self._loss_terms = {name.replace("_", "-"): value.detach() for name, value in loss_terms.items()}
+        return torch.stack(list(loss_terms.values())).sum()
 
-    def note(self, **measures: Tensor) -> None:
-        """Keep numbers beside the objective's addends, for ``measures`` under their names."""
-        self._measures |= {name.replace("_", "-"): value.detach() for name, value in measures.items()}
+    def log_metric(self, **metrics: Tensor) -> None:
+        """Keep numbers beside the loss's terms, for ``metrics`` under their names."""
+        self._metrics |= {name.replace("_", "-"): value.detach() for name, value in metrics.items()}
 
     @property
-    def measures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Other numbers of the last step by name; losses of further networks are called NAME-loss."""
-        return {name: float(value) for name, value in self._measures.items()}
+        return {name: float(value) for name, value in self._metrics.items()}
 
     @property
     def parts(self) -> dict[str, float]:
-        """The addends of the last `objective` by name, weights included; they add up to it.
+        """The terms of the last `objective` by name, weights included; they add up to it.
 
         Reading it waits for the device, so log every few steps rather than every step on a GPU.
         """
-        return {name: float(value) for name, value in self._addends.items()}
+        return {name: float(value) for name, value in self._loss_terms.items()}
 
 
 def seeds_of(batch: Batch, classes: int) -> Tensor:

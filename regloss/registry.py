@@ -241,6 +241,7 @@ def create(kind: str, name: str, /, **chosen: Any) -> Any:
     """
     cls = get(kind, name)
     check_settings(kind, name, chosen)
+    chosen = _renamed(cls, chosen)
     missing = [
         key
         for key, parameter in settings(cls).items()
@@ -257,15 +258,28 @@ def create(kind: str, name: str, /, **chosen: Any) -> Any:
 
 
 def check_settings(kind: str, name: str, chosen: Mapping[str, Any]) -> None:
-    """Raise `UsageError` unless every key of ``chosen`` is a setting of the component; others may be added later."""
-    known = settings(get(kind, name))
-    for key in chosen:
+    """Raise `UsageError` unless every key of ``chosen`` is a setting of the component; others may be added later.
+
+    Names that settings once had, which a class keeps in ``renamed_settings`` (old to new), are known too.
+    """
+    cls = get(kind, name)
+    known = settings(cls)
+    for key in _renamed(cls, chosen):
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UsageError(
                 f"The {kind} {name!r} has no setting {key!r}.{hint} Its settings are: {', '.join(known) or 'none'}."
             )
+
+
+def _renamed(cls: type, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """``chosen`` with the names that the settings of ``cls`` have today."""
+    new: Mapping[str, str] = getattr(cls, "renamed_settings", {})
+    for key in chosen:
+        if key in new and new[key] in chosen:
+            raise UsageError(f"{key!r} is the former name of the setting {new[key]!r}; give one of them.")
+    return {new.get(key, key): value for key, value in chosen.items()}
 
 
 def resolve(kind: str, given: Any) -> Any:

@@ -11,7 +11,7 @@ class Plain(OuterLoop):
     """The least that a loop needs."""
 
     def objective(self, logits, batch, proposal=None):
-        return self.record(some_part=logits.sum(), other=2 * logits.sum())
+        return self.total_loss(some_part=logits.sum(), other=2 * logits.sum())
 
     def propose(self, logits, batch, warm=None):
         return None
@@ -84,10 +84,10 @@ def test_weights_do_not_depend_on_the_size_of_the_image(loop):
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# record, progress, cadence, presets
+# total_loss, progress, cadence, presets
 
 
-def test_record_keeps_plain_numbers_by_name():
+def test_the_total_loss_keeps_plain_numbers_by_name():
     loop, logits = Plain(), torch.ones(1, 2, 1, 1, requires_grad=True)
     objective = loop.objective(logits, None)
     assert loop.parts == {"some-part": 2.0, "other": 4.0}
@@ -108,7 +108,7 @@ def test_other_cadences_are_refused(cadence):
 
 def test_presets():
     assert GradientDescent.preset("grid-crf-scribbles").regularizer.weight == 25.0
-    assert GradientDescent.preset("grid-crf-scribbles", strength=0.5).strength.start == 0.5
+    assert GradientDescent.preset("grid-crf-scribbles", weight_schedule=0.5).weight_schedule.start == 0.5
     assert ADM.preset("grid-crf-scribbles").regularizer.weight == 80.0
     with pytest.raises(UsageError, match=r"Plain has no preset 'x'. Its presets are: none"):
         Plain.preset("x")
@@ -185,11 +185,11 @@ def test_a_step_is_one_update_of_everything_by_default(loop, networks):
     assert torch.equal(update.loss, loop.objective(logits, batch))
 
 
-def test_measures_stand_beside_the_parts():
+def test_metrics_stand_beside_the_parts():
     loop = Plain()
-    assert loop.measures == {}
+    assert loop.metrics == {}
     loop.objective(torch.ones(1, 2, 3, 3), Batch(torch.zeros(1, 1, 3, 3), None))
-    loop.note(judge_loss=torch.tensor(2.0, requires_grad=True), size=torch.tensor(3.0))
-    loop.note(size=torch.tensor(4.0))
-    assert loop.measures == {"judge-loss": 2.0, "size": 4.0}
+    loop.log_metric(judge_loss=torch.tensor(2.0, requires_grad=True), size=torch.tensor(3.0))
+    loop.log_metric(size=torch.tensor(4.0))
+    assert loop.metrics == {"judge-loss": 2.0, "size": 4.0}
     assert set(loop.parts) == {"some-part", "other"}

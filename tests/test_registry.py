@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from regloss import (
     registry,
 )
 from regloss.errors import MissingDependency
-from regloss.registry import KINDS, components, create, find, get, load, name_of, names, resolve
+from regloss.registry import KINDS, check_settings, components, create, find, get, load, name_of, names, resolve
 
 OWN = [component for kind in KINDS for component in components(kind) if component.distribution == "regloss"]
 
@@ -127,6 +128,29 @@ def test_settings_are_checked_by_name():
         create("regularizer", "tv", colour=1)
     with pytest.raises(UsageError, match=r"no setting 'epsilon'.*none"):
         create("divergence", "kl", epsilon=0.1)
+
+
+def test_former_names_of_settings_are_read(registered):
+    """By `create`, in tables and by `check_settings`; not both names at once."""
+
+    class Renamed(regloss.Divergence):
+        renamed_settings: ClassVar = {"old_name": "new_name"}
+
+        def __init__(self, new_name=1.0):
+            self.new_name = new_name
+
+        def of_labels(self, labels, log_probabilities, seeds): ...
+        def of_probabilities(self, target, log_probabilities, seeds): ...
+        def unary(self, logits): ...
+
+    registered("divergence", "renamed", Renamed)
+    assert create("divergence", "renamed", old_name=2.0).new_name == 2.0
+    assert resolve("divergence", {"name": "renamed", "old-name": 3.0}).new_name == 3.0
+    check_settings("divergence", "renamed", {"old_name": 2.0})
+    with pytest.raises(UsageError, match="'old_name' is the former name of the setting 'new_name'"):
+        create("divergence", "renamed", old_name=2.0, new_name=1.0)
+    with pytest.raises(UsageError, match="Its settings are: new_name"):
+        create("divergence", "renamed", older_name=2.0)
 
 
 def test_settings_of_the_wrong_type_are_shown():

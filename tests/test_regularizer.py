@@ -364,7 +364,7 @@ def test_plus_makes_a_sum():
     torch.testing.assert_close(total.bind(IMAGE).energy(SOFT), expected)
 
 
-def test_sums_that_cannot_be_meant_are_refused():
+def test_invalid_sums_are_refused():
     with pytest.raises(UsageError, match="at least one"):
         Sum([])
     with pytest.raises(UsageError, match="weight of a sum"):
@@ -417,7 +417,7 @@ def test_binding_cuts_the_gradient_of_the_image():
 
 
 @pytest.mark.parametrize("weight", [-1e-9, math.nan, math.inf, -math.inf])
-def test_weights_that_cannot_be_meant_are_refused(weight):
+def test_invalid_weights_are_refused(weight):
     with pytest.raises(UsageError, match="weight of something"):
         check_weight(weight, "something")
 

@@ -73,6 +73,6 @@ def test_tables_with_other_keys_are_refused(table):
         ({"end": math.inf}, "finite"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         Schedule(**{"start": 1.0, "end": 2.0, **settings})

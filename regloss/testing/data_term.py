@@ -131,6 +131,15 @@ class DataTermConformance(Suite):
             for value, expected in zip(alone, together, strict=True):
                 assert_close(value, expected[[i]], self.tolerance, f"sum or count of image {i}")
 
+    def test_loss_terms_add_up(self, ndim: int) -> None:
+        """The means of what it consists of add up to its own mean over the batch."""
+        logits, batch = self._logits(ndim), self._batch(ndim, irregular_region(2, SIZES[ndim]))
+        sums, counts = self.make()(logits, batch)
+        terms = self.make().loss_terms(logits, batch)
+        assert terms, "a data term consists of one term at least"
+        means = [of_term.sum() / over.sum().clamp(min=1e-30) for of_term, over in terms.values()]
+        assert_close(torch.stack(means).sum(), sums.sum() / counts.sum(), self.tolerance, "sum of its terms' means")
+
     def test_modules_are_found_and_trained(self, ndim: int) -> None:
         """Networks that it owns: the same objects under the same names, reached by the gradient, moved with it."""
         term = self.make()

@@ -113,7 +113,7 @@ class OuterLoopConformance(Suite):
             assert_close((gradient * direction).sum(), expected[0], max(1e-6, self.tolerance), "derivative")
 
     def test_parts_add_up_to_the_objective(self) -> None:
-        """``parts`` holds the addends, weights included."""
+        """``parts`` holds the terms, weights included."""
         loop, batch = self.make(), self._batch()
         objective = loop.objective(self._logits(), batch, loop.propose(self._logits(), batch))
         assert loop.parts, "no parts were recorded"

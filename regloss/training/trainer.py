@@ -36,7 +36,6 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import ProcessException
 
 from regloss.batch import Batch
-from regloss.data_term import DataTerm
 from regloss.dataset import IGNORE, Dataset
 from regloss.errors import ReglossError, UsageError
 from regloss.hooks import manager
@@ -534,9 +533,9 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 last = step % order.steps == 0
                 if logged or saved or last:  # what has diverged is never saved
                     of_layer = layer_report(segmenter.layer, batch.pixels)
-                    numbers_of_step = {"loss": float(loss), **loop.parts, **loop.measures, **of_layer}
+                    numbers_of_step = {"loss": float(loss), **loop.parts, **loop.metrics, **of_layer}
                     values = _over_processes(fabric, numbers_of_step)
-                    for name in ("loss", *loop.measures):
+                    for name in ("loss", *loop.metrics):
                         if not math.isfinite(values[name]):
                             raise _diverged(f"The {name} became {values[name]}", step, batch)
                     if segmenter.layer is not None:
@@ -567,7 +566,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 _spent(numbers, clock, "seconds")
                 of_epoch = [row for row in steps_log.rows if row["epoch"] == epoch]
                 averaged = [name for row in of_epoch for name in row if name.startswith("layer-")]
-                for name in ("loss", *loop.parts, *loop.measures, *dict.fromkeys(averaged)):
+                for name in ("loss", *loop.parts, *loop.metrics, *dict.fromkeys(averaged)):
                     values_of_epoch = [row[name] for row in of_epoch if name in row]
                     if values_of_epoch:
                         numbers[name] = sum(values_of_epoch) / len(values_of_epoch)
@@ -603,7 +602,6 @@ def _finish(fabric: Fabric, parts: Parts, store: ProposalStore | None, generatio
     checkpoints.write_json(folder / "scores.json", scores)
     for module in parts.loop.modules().values():
         module.eval()
-    shown = parts.loop.data_term if isinstance(parts.loop.data_term, DataTerm) else None
     read = None if store is None else (lambda sample_id: store.read(generation, sample_id))
     sections = [
         section for found in manager().hook.regloss_report(folder=folder, scores=scores) if found for section in found
@@ -617,7 +615,7 @@ def _finish(fabric: Fabric, parts: Parts, store: ProposalStore | None, generatio
         scores=scores,
         classes=parts.dataset.classes,
         colors=parts.dataset.colors,
-        examples=examples_of(fabric, parts.segmenter, parts.cache, config, read, shown),
+        examples=examples_of(fabric, parts.segmenter, parts.cache, config, read, parts.loop.data_term),
         sections=sections,
     )
     tell(f"Report: {path}")

@@ -1,4 +1,4 @@
-"""Configurations: what they mean, and what is said of those that cannot be meant."""
+"""Configurations: what they mean, and what is said of invalid ones."""
 
 import json
 import math
@@ -119,7 +119,7 @@ def test_one_regularizer_needs_no_array(given):
     assert [entry["name"] for entry in config.loss.regularizer] == ["grid-crf"]
 
 
-# -- What cannot be meant ----------------------------------------------------------------------------------------------
+# -- Invalid configurations --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_one_regularizer_needs_no_array(given):
         ("data.scribble-length=1.5", r"data.scribble-length: .*less than or equal to 1; got 1.5"),
     ],
 )
-def test_what_cannot_be_meant_is_named(change, expected):
+def test_what_is_invalid_is_named(change, expected):
     with pytest.raises(UsageError, match=r"here\.toml: .*" + expected):
         parse(table(change), "here.toml")
 
@@ -315,9 +315,9 @@ def test_several_data_terms():
     content["loss"]["data-term"] = ["partial-cross-entropy", terms[1]]
     config = parse(content)
     assert config.loss.data_term == terms
-    parts = build_loop(config.loss, "scribbles").data_term.parts
-    assert [(part.name, part.weight) for part in parts] == [("partial-cross-entropy", 1.0), ("size-bounds", 0.1)]
-    assert parts[1].term.upper == (1.0, 0.5)
+    data_term = build_loop(config.loss, "scribbles").data_term
+    assert data_term.weights == {"partial-cross-entropy": 1.0, "size-bounds": 0.1}
+    assert data_term.terms["size-bounds"].upper == (1.0, 0.5)
     assert parse(config.dump()) == config
 
 
@@ -329,7 +329,7 @@ def test_several_data_terms():
         ({"weight": 2.0}, "data-term.* needs a name"),
     ],
 )
-def test_data_terms_that_cannot_be_meant(term, words):
+def test_invalid_data_terms(term, words):
     content = with_loop(name="gradient-descent")
     content["loss"]["data-term"] = ["partial-cross-entropy", term]
     with pytest.raises(UsageError, match=words):

@@ -86,4 +86,4 @@ class ADM(ProposalLoop):
         """Mean data term plus gamma times the divergence per pixel."""
         weight = self.coupling.at(self.progress) if self.proposal_weight is None else self.proposal_weight
         term = self.proposal_term(self.divergence, logits, batch, proposal)
-        return self.record(**self.data_addends(logits, batch), proposal=weight * term)
+        return self.total_loss(**self.data_loss_terms(logits, batch), proposal=weight * term)

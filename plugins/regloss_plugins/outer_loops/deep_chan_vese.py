@@ -137,7 +137,7 @@ class DeepChanVeseTraining(OuterLoop):
 
     def objective(self, logits: Tensor, batch: Batch, proposal: Proposal | None = None) -> Tensor:
         """U's loss without AuI, which takes the network itself; see `updates`. While starting, against the saliency."""
-        return self.record(**self._addends_of_network(logits, batch, self._taught(batch)))
+        return self.total_loss(**self._loss_terms_of_network(logits, batch, self._warm_up_target(batch)))
 
     def updates(
         self,
@@ -147,15 +147,15 @@ class DeepChanVeseTraining(OuterLoop):
         network: Callable[[Tensor, Tensor | None], Tensor],
     ) -> Iterator[Update]:
         """The updates of U, of G and F, and of D."""
-        taught = self._taught(batch)
-        u = taught if taught is not None and self.starting else at_least_float32(logits).softmax(1)
-        addends = self._addends_of_network(logits, batch, taught)
+        target = self._warm_up_target(batch)
+        u = target if target is not None and self.starting else at_least_float32(logits).softmax(1)
+        loss_terms = self._loss_terms_of_network(logits, batch, target)
         if self.invariance > 0:
             view = self.augment(batch)
-            of_view = network(view.batch.image, view.batch.roi)
-            loss = invariance_loss(view.mirrored(u.detach() if self.detach else u), of_view, view.batch.roi)
-            addends["invariance"] = self.invariance * self.mean(loss, batch.pixels)
-        yield Update(self.record(**addends), ("network",))
+            view_logits = network(view.batch.image, view.batch.roi)
+            loss = invariance_loss(view.mirrored(u.detach() if self.detach else u), view_logits, view.batch.roi)
+            loss_terms["invariance"] = self.invariance * self.mean(loss, batch.pixels)
+        yield Update(self.total_loss(**loss_terms), ("network",))
 
         elbo, image, u = self.data_term, at_least_float32(batch.image), u.detach()
         latent = elbo.latent(image, batch.roi)
@@ -163,7 +163,7 @@ class DeepChanVeseTraining(OuterLoop):
         region = self.mean(self._region(weights, latent, elbo.phases_of(latent, u, batch.roi), batch), batch.pixels)
         error = elbo.reconstruction_error(latent, image, batch.roi)
         reconstruction = 0.5 * elbo.fidelity * self.mean(error, batch.pixels)
-        self.note(reconstruction_loss=reconstruction, encoder_loss=region + reconstruction)
+        self.log_metric(reconstruction_loss=reconstruction, encoder_loss=region + reconstruction)
         yield Update(region + reconstruction, ("encoder", "decoder"))
 
         if self.discriminator is not None:
@@ -174,7 +174,7 @@ class DeepChanVeseTraining(OuterLoop):
                 fakes = [self._decoded(weight, phases, batch) for weight in torch.eye(elbo.phases)]
             judged = discriminator_loss(self._judged(_masked(image, batch.roi)), [self._judged(fake) for fake in fakes])
             loss = judged.mean()
-            self.note(discriminator_loss=loss)
+            self.log_metric(discriminator_loss=loss)
             yield Update(loss, ("discriminator",))
 
     @property
@@ -195,8 +195,8 @@ class DeepChanVeseTraining(OuterLoop):
             image = _masked(((image - mean) * (1 + stretch) + mean + shift).clamp(0, 1), roi)
         return View(Batch(image.flip(axes), None, None if roi is None else roi.flip(axes), batch.ids), axes)
 
-    def _addends_of_network(self, logits: Tensor, batch: Batch, taught: Tensor | None) -> dict[str, Tensor]:
-        """U's loss but for AuI; ``taught`` (B, K, *S) are the phases of the saliency map, where it still counts."""
+    def _loss_terms_of_network(self, logits: Tensor, batch: Batch, target: Tensor | None) -> dict[str, Tensor]:
+        """U's loss but for AuI; ``target`` (B, K, *S) are the phases of the saliency map, where it still counts."""
         check_logits(logits, batch)
         elbo = self.data_term
         if logits.shape[1] != elbo.phases:
@@ -205,23 +205,25 @@ class DeepChanVeseTraining(OuterLoop):
                 "classes. Give as many means as there are classes."
             )
         logits = at_least_float32(logits)
-        to_learn = None if taught is None else self.mean(invariance_loss(taught, logits, batch.roi), batch.pixels)
-        if to_learn is not None and self.starting:
-            return {"start": to_learn}
+        warm_up = None if target is None else self.mean(invariance_loss(target, logits, batch.roi), batch.pixels)
+        if warm_up is not None and self.starting:
+            return {"start": warm_up}
         u = logits.softmax(1)
         with torch.no_grad():
             latent = elbo.latent(at_least_float32(batch.image), batch.roi)
             phases = elbo.phases_of(latent, u, batch.roi)
-        addends = {"region": self.mean(self._region(u, latent, phases, batch), batch.pixels)}
-        if to_learn is not None:
-            addends["start"] = self.start_weight * to_learn
-        addends["regularizer"] = self.mean(self.regularizer.bind(batch.image, batch.roi).penalty(u), batch.pixels)
+        loss_terms = {"region": self.mean(self._region(u, latent, phases, batch), batch.pixels)}
+        if warm_up is not None:
+            loss_terms["start"] = self.start_weight * warm_up
+        loss_terms["regularizer"] = self.mean(self.regularizer.bind(batch.image, batch.roi).penalty(u), batch.pixels)
         if self.discriminator is not None and self.conservation > 0:
             # F and D are looked through, not taught: their own updates come next.
             with _frozen(elbo.decoder), _frozen(self.discriminator):
                 judged = self._judged(self._decoded(u, phases, batch))
-            addends["conservation"] = self.conservation * self.mean(conservation_loss(judged), torch.ones(len(u)).to(u))
-        return addends
+            loss_terms["conservation"] = self.conservation * self.mean(
+                conservation_loss(judged), torch.ones(len(u)).to(u)
+            )
+        return loss_terms
 
     def _region(self, weights: Tensor, latent: Latent, phases: Phases, batch: Batch) -> Tensor:
         """(B,) sums of ``weights`` (B, K, *S) times the divergences, and what phases of an image's own cost."""
@@ -229,11 +231,11 @@ class DeepChanVeseTraining(OuterLoop):
         divergences = elbo.divergences_of(latent, phases).to(weights)
         return _inside(weights * divergences, batch.roi) + elbo.prior_cost(phases).to(weights)
 
-    def _taught(self, batch: Batch) -> Tensor | None:
-        """`_phases_at_start` as long as they count."""
-        return self._phases_at_start(batch) if self.starting or self.start_weight > 0 else None
+    def _warm_up_target(self, batch: Batch) -> Tensor | None:
+        """`_salient_phases` as long as they count."""
+        return self._salient_phases(batch) if self.starting or self.start_weight > 0 else None
 
-    def _phases_at_start(self, batch: Batch) -> Tensor:
+    def _salient_phases(self, batch: Batch) -> Tensor:
         """(B, K, *S): 1 on salient pixels for the last phase, on the others for the first.
 
         All 0, which teaches nothing, in a crop in which nothing stands out.
@@ -242,8 +244,8 @@ class DeepChanVeseTraining(OuterLoop):
         flat = maps.flatten(1)
         thresholds = otsu_threshold(flat).reshape(-1, *[1] * (maps.ndim - 1))
         salient = (maps > thresholds).long() * (self.data_term.phases - 1)
-        taught = (flat.amax(1) > flat.amin(1)).reshape(-1, *[1] * maps.ndim)
-        return one_hot(salient, self.data_term.phases, maps.dtype) * taught
+        contrast = (flat.amax(1) > flat.amin(1)).reshape(-1, *[1] * maps.ndim)
+        return one_hot(salient, self.data_term.phases, maps.dtype) * contrast
 
     def _judged(self, image: Tensor) -> Tensor:
         """D's logits (B,)."""

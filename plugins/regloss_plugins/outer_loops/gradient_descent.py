@@ -27,7 +27,7 @@ class GradientDescent(OuterLoop):
     Args:
         regularizer: one or several (objects, names or tables); None trains with the data term alone.
         data_term: one or several (objects, names or tables).
-        strength: factor of the regularizer, a number or a schedule; its own weight is constant.
+        weight_schedule: factor of the regularizer's weight, >= 0, a number or a schedule.
 
     >>> GradientDescent.preset("grid-crf-scribbles").regularizer.weight
     25.0
@@ -43,18 +43,20 @@ class GradientDescent(OuterLoop):
         },
     }
 
+    renamed_settings: ClassVar[dict[str, str]] = {"strength": "weight_schedule"}
+
     def __init__(
         self,
         regularizer: Any = None,
         data_term: Any = "partial-cross-entropy",
-        strength: float | Schedule | dict[str, Any] = 1.0,
+        weight_schedule: float | Schedule | dict[str, Any] = 1.0,
     ) -> None:
         super().__init__("never")
         self.regularizer = combine(regularizer)
         self.data_term = combine_data_terms(data_term)
-        self.strength = as_schedule(strength, "strength")
-        if min(self.strength.start, self.strength.end) < 0:
-            raise UsageError(f"strength must not be negative; got {strength!r}.")
+        self.weight_schedule = as_schedule(weight_schedule, "weight_schedule")
+        if min(self.weight_schedule.start, self.weight_schedule.end) < 0:
+            raise UsageError(f"weight_schedule must not be negative; got {weight_schedule!r}.")
 
     def propose(self, logits: Tensor, batch: Batch, warm: Tensor | None = None) -> None:
         """No proposal: the network follows the gradient of the regularizer."""
@@ -63,10 +65,10 @@ class GradientDescent(OuterLoop):
     def objective(self, logits: Tensor, batch: Batch, proposal: Proposal | None = None) -> Tensor:
         """Mean data term plus regularizer per pixel."""
         check_logits(logits, batch)
-        addends = self.data_addends(logits, batch)
-        strength = self.strength.at(self.progress)
-        if self.regularizer is not None and strength > 0:
+        loss_terms = self.data_loss_terms(logits, batch)
+        factor = self.weight_schedule.at(self.progress)
+        if self.regularizer is not None and factor > 0:
             probabilities = at_least_float32(logits).softmax(1)
             energy = self.regularizer.bind(batch.image, batch.roi).penalty(probabilities)
-            addends["regularizer"] = strength * self.mean(energy, batch.pixels)
-        return self.record(**addends)
+            loss_terms["regularizer"] = factor * self.mean(energy, batch.pixels)
+        return self.total_loss(**loss_terms)

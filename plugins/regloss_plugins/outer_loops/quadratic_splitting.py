@@ -84,28 +84,35 @@ class Splitting(OuterLoop):
 
     def split(self, probabilities: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         """The w-step: the best w for ``probabilities`` (B, K, *S), one tensor of dual shape a block; no gradient."""
-        form, coupling = self._form(batch), self.coupling.at(self.progress)
+        return self._split(self._form(batch), probabilities)
+
+    def split_energy(self, probabilities: Tensor, split: tuple[Tensor, ...], batch: Batch) -> Tensor:
+        """h(w) + coupling / 2 |w - (K S - b)|^2 (B,), differentiable in ``probabilities``."""
+        return self._energy(self._form(batch), probabilities, split)
+
+    def objective(self, logits: Tensor, batch: Batch, proposal: Proposal | None = None) -> Tensor:
+        """Mean data term plus the split regularizer per pixel, at the best w."""
+        check_logits(logits, batch)
+        probabilities = at_least_float32(logits).softmax(1)
+        form = self._form(batch)
+        energy = self._energy(form, probabilities, self._split(form, probabilities))
+        return self.total_loss(**self.data_loss_terms(logits, batch), regularizer=self.mean(energy, batch.pixels))
+
+    def _split(self, form: Saddle, probabilities: Tensor) -> tuple[Tensor, ...]:
+        coupling = self.coupling.at(self.progress)
         with torch.no_grad():
             residuals = [block.residual(probabilities) for block in form.blocks]
             return tuple(
                 z - block.project(coupling * z) / coupling for block, z in zip(form.blocks, residuals, strict=True)
             )
 
-    def split_energy(self, probabilities: Tensor, split: tuple[Tensor, ...], batch: Batch) -> Tensor:
-        """h(w) + coupling / 2 |w - (K S - b)|^2 (B,), differentiable in ``probabilities``."""
-        form, coupling = self._form(batch), self.coupling.at(self.progress)
+    def _energy(self, form: Saddle, probabilities: Tensor, split: tuple[Tensor, ...]) -> Tensor:
+        coupling = self.coupling.at(self.progress)
         energy = probabilities.new_zeros(probabilities.shape[0])
         for block, w in zip(form.blocks, split, strict=True):
             apart = (w - block.residual(probabilities)).square().flatten(1).sum(1)
             energy = energy + block.support(w) + coupling / 2 * apart
         return energy
-
-    def objective(self, logits: Tensor, batch: Batch, proposal: Proposal | None = None) -> Tensor:
-        """Mean data term plus the split regularizer per pixel, at the best w."""
-        check_logits(logits, batch)
-        probabilities = at_least_float32(logits).softmax(1)
-        energy = self.split_energy(probabilities, self.split(probabilities, batch), batch)
-        return self.record(**self.data_addends(logits, batch), regularizer=self.mean(energy, batch.pixels))
 
     def _form(self, batch: Batch) -> Saddle:
         form = self.regularizer.bind(batch.image, batch.roi).form(Saddle)

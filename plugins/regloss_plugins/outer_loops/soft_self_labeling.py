@@ -198,7 +198,7 @@ class SoftSelfLabeling(OuterLoop):
             off_seeds = off_seeds & batch.roi
         totals = torch.where(off_seeds, apart, 0).flatten(1).sum(1)
         weight = self.coupling.at(self.progress) if self.proposal_weight is None else self.proposal_weight
-        return self.record(**self.data_addends(logits, batch), proposal=weight * self.mean(totals, batch.pixels))
+        return self.total_loss(**self.data_loss_terms(logits, batch), proposal=weight * self.mean(totals, batch.pixels))
 
 
 def _cross_entropy(soft: Tensor, log_probabilities: Tensor) -> Tensor:

@@ -124,4 +124,4 @@ class TrustRegion(ProposalLoop):
     def objective(self, logits: Tensor, batch: Batch, proposal: Proposal | None = None) -> Tensor:
         """Stage B: mean data term plus weighted divergence per pixel, off the seeds."""
         term = self.proposal_term(self.divergence, logits, batch, proposal)
-        return self.record(**self.data_addends(logits, batch), proposal=self.proposal_weight * term)
+        return self.total_loss(**self.data_loss_terms(logits, batch), proposal=self.proposal_weight * term)

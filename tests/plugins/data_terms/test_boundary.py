@@ -70,7 +70,7 @@ def test_a_class_that_is_absent_or_everything_has_no_boundary():
 
 
 @pytest.mark.parametrize(("settings", "words"), [({"unit": "mm"}, "unit"), ({"classes": []}, "at least one")])
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         Boundary(**settings)
 

@@ -72,6 +72,6 @@ def test_extreme_logits_stay_finite(dtype):
     ("settings", "words"),
     [({"class_weights": [1.0, 0.0]}, "positive"), ({"label_smoothing": 1.0}, "label_smoothing")],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         CollisionCrossEntropy(**settings)

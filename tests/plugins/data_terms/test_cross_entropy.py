@@ -60,7 +60,7 @@ def test_bytes_are_labels_too():
         ({"label_smoothing": -0.1}, "label_smoothing"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         CrossEntropy(**settings)
 

@@ -357,7 +357,7 @@ def test_gradients_reach_both_networks():
         ({"encoder": {"name": "plain-cnn", "layer": 2}}, "layers"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         ELBO(**{"encoder": "plain-cnn", "decoder": "plain-cnn", **settings})
 

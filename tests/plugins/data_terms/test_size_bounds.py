@@ -97,7 +97,7 @@ def test_present_bounds_only_classes_that_are_labelled():
         ({"lower": [0.5, 0], "sharpness": 0.0}, "sharpness"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         SizeBounds(**settings)
 

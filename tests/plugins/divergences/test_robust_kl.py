@@ -162,7 +162,7 @@ def test_the_matrix_is_copied():
         ({"epsilon": 0.1, "noise_matrix": [[1.0, 0.0], [0.0, 1.0]]}, "not both"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         RobustKL(**settings)
 

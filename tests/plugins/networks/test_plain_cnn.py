@@ -21,7 +21,7 @@ def test_sees_as_many_pixels_as_it_has_layers():
     ("settings", "message"),
     [({"layers": 0}, "layers"), ({"norm": "layer"}, "norm"), ({"dims": 1}, "dims"), ({"channels": 0}, "channels")],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, message):
+def test_invalid_settings_are_refused(settings, message):
     with pytest.raises(UsageError, match=f"plain-cnn: {message}"):
         regloss.create("network", "plain-cnn", in_channels=1, classes=2, **settings)
 

@@ -125,7 +125,7 @@ def test_it_learns_a_thin_structure() -> None:
         ({"convolutions": [2, 2, 0.5]}, "convolutions must be"),
     ],
 )
-def test_settings_that_cannot_be_meant(settings: dict[str, object], message: str) -> None:
+def test_invalid_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match="segnet: .*" + message):
         build(**settings)
 

@@ -180,7 +180,7 @@ def test_proposals_stay_within_the_seeded_classes():
         ({"solver": "alpha-expansoin"}, "'alpha-expansion'"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         ADM(**{"regularizer": "grid-crf", **settings})
 

@@ -153,7 +153,7 @@ def test_each_update_teaches_its_networks_alone():
         order.append(update.networks)
     assert order == [("network",), ("encoder", "decoder"), ("discriminator",)]
     assert set(loop.parts) == {"region", "regularizer", "conservation", "invariance"}
-    assert set(loop.measures) == {"reconstruction-loss", "encoder-loss", "discriminator-loss"}
+    assert set(loop.metrics) == {"reconstruction-loss", "encoder-loss", "discriminator-loss"}
 
 
 def test_later_updates_see_what_earlier_ones_have_left():
@@ -169,7 +169,7 @@ def test_later_updates_see_what_earlier_ones_have_left():
             if changed and update.networks == ("encoder", "decoder"):
                 with torch.no_grad():
                     loop.modules()["decoder"].weight.mul_(3)
-        losses.append(loop.measures["discriminator-loss"])
+        losses.append(loop.metrics["discriminator-loss"])
     assert losses[0] != losses[1]
 
 
@@ -198,7 +198,7 @@ def test_the_start_is_the_saliency_map():
 
 
 def test_the_start_keeps_its_weight():
-    """Afterwards the other addends are what they are without it."""
+    """Afterwards the other terms are what they are without it."""
     network, batch = example((16, 18))
     logits = network(batch.image).detach()
     loops = [
@@ -227,7 +227,7 @@ def test_encoder_follows_the_network_although_the_start_has_weight():
         loop = DeepChanVeseTraining(None, elbo(), **settings)
         torch.manual_seed(0)
         list(loop.updates(network(batch.image), batch, None, lambda image, roi: network(image)))
-        losses.append(loop.measures["encoder-loss"])
+        losses.append(loop.metrics["encoder-loss"])
     assert losses[0] == losses[1]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 
-from regloss import Batch, CrossEntropy, GradientDescent, GridCRF, Schedule, TotalVariation, UsageError
+from regloss import Batch, CrossEntropy, GradientDescent, GridCRF, Schedule, TotalVariation, UsageError, create
 from regloss.testing import OuterLoopConformance
 
 
@@ -18,7 +18,8 @@ class TestGridCRF(OuterLoopConformance):
 class TestSeveral(OuterLoopConformance):
     def make(self):
         return GradientDescent(
-            [{"name": "grid-crf", "weight": 0.4, "relaxation": "quadratic"}, "tv"], strength={"start": 0.1, "end": 1.0}
+            [{"name": "grid-crf", "weight": 0.4, "relaxation": "quadratic"}, "tv"],
+            weight_schedule={"start": 0.1, "end": 1.0},
         )
 
 
@@ -55,15 +56,15 @@ def example(classes=3, seed=0):
 def test_objective_is_mean_cross_entropy_plus_energy_per_pixel():
     logits, batch = example()
     crf = GridCRF(weight=0.7)
-    loss = GradientDescent([crf, TotalVariation(0.2)], strength=0.5).objective(logits, batch)
+    loss = GradientDescent([crf, TotalVariation(0.2)], weight_schedule=0.5).objective(logits, batch)
     energy = sum(part.bind(batch.image).energy(logits.softmax(1)).sum() for part in (crf, TotalVariation(0.2)))
     expected = F.cross_entropy(logits, batch.labels, ignore_index=255) + 0.5 * energy / (2 * 6 * 7)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
 
 
-def test_strength_follows_its_schedule():
+def test_the_weight_follows_its_schedule():
     logits, batch = example()
-    loop = GradientDescent(GridCRF(), strength=Schedule(0.0, 2.0))
+    loop = GradientDescent(GridCRF(), weight_schedule=Schedule(0.0, 2.0))
     loop.objective(logits, batch)
     assert "regularizer" not in loop.parts
     found = []
@@ -81,9 +82,9 @@ def test_dense_labels_and_no_regularizer_are_plain_training():
     assert list(loop.parts) == ["data"]
 
 
-def test_negative_strength_is_refused():
-    with pytest.raises(UsageError, match="strength"):
-        GradientDescent(GridCRF(), strength={"start": 1.0, "end": -1.0})
+def test_a_negative_weight_is_refused():
+    with pytest.raises(UsageError, match="weight_schedule"):
+        GradientDescent(GridCRF(), weight_schedule={"start": 1.0, "end": -1.0})
 
 
 def test_dense_crf_preset_is_the_published_loss():
@@ -127,3 +128,10 @@ def test_several_data_terms_are_weighted_means():
     entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
     assert loop.parts["data-entropy"] == pytest.approx(0.25 * float(entropy))
     torch.testing.assert_close(total, F.cross_entropy(logits, batch.labels, ignore_index=255) + 0.25 * entropy)
+
+
+def test_its_weight_is_still_read_under_its_former_name():
+    """In configurations and tables of earlier versions."""
+    schedule = {"start": 0.0, "end": 2.0}
+    loop = create("outer-loop", "gradient-descent", regularizer="grid-crf", strength=schedule)
+    assert (loop.weight_schedule.start, loop.weight_schedule.end) == (0.0, 2.0)

@@ -174,3 +174,11 @@ def test_networks_of_the_data_term_are_trained_with_it():
     loop = Splitting(TotalVariation(0.5, isotropic=True), elbo)
     assert loop.modules() == {"encoder": elbo.encoder, "decoder": elbo.decoder}
     assert Splitting("tv").modules() == {}
+
+
+def test_an_objective_binds_the_regularizer_once(monkeypatch):
+    bound = []
+    bind = TotalVariation.bind
+    monkeypatch.setattr(TotalVariation, "bind", lambda self, *given: bound.append(self) or bind(self, *given))
+    Splitting("tv").objective(images(1, 2, 5, 6), Batch(images(1, 1, 5, 6), torch.zeros(1, 5, 6, dtype=torch.int64)))
+    assert len(bound) == 1

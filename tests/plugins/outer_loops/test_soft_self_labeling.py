@@ -155,6 +155,6 @@ def test_seeded_only_leaves_other_classes_without_mass():
         ({"proposal_weight": -1.0}, "proposal_weight"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         SoftSelfLabeling(**{"regularizer": "grid-crf", **settings})

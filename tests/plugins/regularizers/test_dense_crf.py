@@ -449,7 +449,7 @@ class TestSolving:
         ({"compatibility": torch.eye(2), "relaxation": "quadratic"}, "need the bilinear relaxation"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         DenseCRF(**settings)
 

@@ -194,7 +194,7 @@ def test_takes_a_tenth_of_the_memory_of_unfolded_windows():
         ({"source": torch.ones(1, 3, 3)}, "source must be a bool tensor"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         GatedCRF(**settings)
 

@@ -220,7 +220,7 @@ def test_single_pixel_and_single_row():
         ({"relaxation": "convex"}, "bilinear, quadratic, total-variation"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         GridCRF(**settings)
 

@@ -127,7 +127,7 @@ def test_absent_classes_cost_nothing(dtype):
     ("settings", "words"),
     [({"sigma_rgb": 15.0}, "divided by 255"), ({"sigma_xy": 0.0}, "sigma_xy"), ({"scale": 1.5}, "scale")],
 )
-def test_settings_that_cannot_be_meant_are_refused(kind, settings, words):
+def test_invalid_settings_are_refused(kind, settings, words):
     with pytest.raises(UsageError, match=words):
         kind(**settings)
 

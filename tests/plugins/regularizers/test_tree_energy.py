@@ -134,6 +134,6 @@ def test_many_pixels_in_float32():
         ({"relaxation": "quadratic"}, "total-variation, bilinear"),
     ],
 )
-def test_settings_that_cannot_be_meant_are_refused(settings, words):
+def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         TreeEnergy(**settings)

@@ -1,6 +1,6 @@
 """Gradient descent on the regularized loss, whose regularizer fades in.
 
-    data(S, Y) + strength(t) * R(S; image) / N            strength: from 0 at t = 0 to 1 at t = warm_up, then 1
+    data(S, Y) + factor(t) * R(S; image) / N            factor: from 0 at t = 0 to 1 at t = warm_up, then 1
 
 t is the fraction of the training that is done and N the number of pixels. A prior that is strong from the beginning may
 hold an untrained network at one class everywhere; this one lets it learn its labels first.
@@ -39,6 +39,6 @@ class MyComponent(GradientDescent):
         super().__init__(regularizer, data_term, Schedule(0.0, 1.0, "cosine", finish=warm_up))
 
     def objective(self, logits: Tensor, batch: Batch, proposal: Proposal | None = None) -> Tensor:
-        """The scalar to back-propagate; ``parts`` holds its addends, and ``measures`` the strength, for the log."""
-        self.note(strength=torch.tensor(self.strength.at(self.progress)))
+        """The scalar to back-propagate; ``parts`` holds its terms, and ``metrics`` the factor, for the log."""
+        self.log_metric(factor=torch.tensor(self.weight_schedule.at(self.progress)))
         return super().objective(logits, batch, proposal)

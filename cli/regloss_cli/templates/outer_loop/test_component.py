@@ -25,10 +25,10 @@ def test_the_regularizer_fades_in() -> None:
     batch = regloss.Batch(torch.rand(1, 3, 6, 7, generator=generator), torch.full((1, 6, 7), 255))
     full = regloss.GradientDescent("grid-crf").objective(logits, batch)
     loop = MyComponent("grid-crf", warm_up=0.4)
-    for progress, strength in ((0.0, 0.0), (0.2, 0.5), (0.4, 1.0), (1.0, 1.0)):
+    for progress, factor in ((0.0, 0.0), (0.2, 0.5), (0.4, 1.0), (1.0, 1.0)):
         loop.set_progress(progress)
-        assert float(loop.objective(logits, batch)) == pytest.approx(strength * float(full), abs=1e-6)
-        assert loop.measures["strength"] == pytest.approx(strength)
+        assert float(loop.objective(logits, batch)) == pytest.approx(factor * float(full), abs=1e-6)
+        assert loop.metrics["factor"] == pytest.approx(factor)
 
 
 @pytest.mark.parametrize("warm_up", [0.0, -0.1, 1.5])
