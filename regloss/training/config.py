@@ -22,7 +22,7 @@ from regloss.errors import UsageError
 from regloss.layer import RegularizedLayer, RegularizedSoftmax
 from regloss.registry import check_settings, create, find, get, settings
 from regloss.sigmoid_layer import RegularizedSigmoid
-from regloss.training.color_proposals import ColorProposals
+from regloss.training.color_pseudo_labels import ColorPseudoLabels
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -501,7 +501,7 @@ def _check_components(config: Config, source: str) -> None:
             if key in ("regularizer", "data-term"):
                 raise UsageError(f"{key!r} belongs to [loss], not to [loss.outer-loop].")
     except UsageError as error:
-        raise type(error)(f"{source}: {_as_written(str(error))}") from None
+        raise type(error)(f"{source}: {as_written(str(error))}") from None
 
 
 # Words such as proposal_weight, but not within quotes, paths and names of attributes; and quoted ones that are none.
@@ -509,10 +509,10 @@ _SETTING = re.compile(r"(?<![\w'\"/\\.])[a-z][a-z0-9]*(?:_[a-z0-9]+)+(?![\w'\"/\
 _NO_SETTING = re.compile(r"has no setting '\w+'\.(?: Did you mean '\w+'\?)?")
 
 
-def _as_written(message: str) -> str:
+def as_written(message: str) -> str:
     """A component's ``message`` with its settings as a configuration spells them, with hyphens.
 
-    >>> _as_written("max_cycles must be at least 1; got 'a_b'.")
+    >>> as_written("max_cycles must be at least 1; got 'a_b'.")
     "max-cycles must be at least 1; got 'a_b'."
     """
     for pattern in (_NO_SETTING, _SETTING):
@@ -558,7 +558,7 @@ def build_loop(loss: Loss, supervision: str) -> Any:
     try:
         loop = create("outer-loop", name, regularizer=loss.regularizer, **table)
     except UsageError as error:
-        raise type(error)(f"[loss]: {_as_written(str(error))}") from error
+        raise type(error)(f"[loss]: {as_written(str(error))}") from error
     if supervision == "none" and (loop.data_term is None or loop.data_term.needs_labels):
         given = "has none" if loop.data_term is None else f"is {loss.data_term or 'partial-cross-entropy'!r}"
         raise UsageError(
@@ -568,7 +568,7 @@ def build_loop(loss: Loss, supervision: str) -> Any:
     return loop
 
 
-def build_proposals(proposals: Proposals | None) -> ColorProposals | None:
+def build_proposals(proposals: Proposals | None) -> ColorPseudoLabels | None:
     """What makes the proposals of a configuration; None where there are none.
 
     Raises:
@@ -578,7 +578,7 @@ def build_proposals(proposals: Proposals | None) -> ColorProposals | None:
     if proposals is None:
         return None
     try:
-        return ColorProposals(
+        return ColorPseudoLabels(
             proposals.region_force, proposals.regularizer, proposals.solver, proposals.entropy, proposals.rounds
         )
     except UsageError as error:

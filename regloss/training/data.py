@@ -21,7 +21,7 @@ from regloss.dataset import Dataset as SampleSource
 from regloss.errors import UsageError
 from regloss.io.scribbles import shorten
 from regloss.training.augment import Replay, photometric, sample_geometry
-from regloss.training.color_proposals import ColorProposals
+from regloss.training.color_pseudo_labels import ColorPseudoLabels
 from regloss.training.config import Data
 from regloss.training.proposals import ProposalStore
 
@@ -47,7 +47,7 @@ class SampleCache:
         source: SampleSource,
         enabled: bool = True,
         scribble_length: float = 1.0,
-        proposals: ColorProposals | None = None,
+        proposals: ColorPseudoLabels | None = None,
     ) -> None:
         self.source = source
         self.enabled = enabled

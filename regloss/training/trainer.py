@@ -36,7 +36,7 @@ from torch import Tensor, distributed
 from torch.multiprocessing.spawn import ProcessException
 
 from regloss.batch import Batch
-from regloss.dataset import IGNORE, Dataset
+from regloss.dataset import IGNORE, Dataset, Sample
 from regloss.errors import ReglossError, UsageError
 from regloss.hooks import manager
 from regloss.metrics.foreground import RULES
@@ -44,7 +44,7 @@ from regloss.metrics.scores import Scores
 from regloss.outer_loop import OuterLoop, Proposal
 from regloss.registry import create, resolve
 from regloss.training import checkpoints
-from regloss.training.config import Config, build_loop, build_proposals, parse
+from regloss.training.config import Config, as_written, build_loop, build_proposals, parse
 from regloss.training.data import (
     EpochOrder,
     Prepared,
@@ -146,7 +146,7 @@ def build(config: Config, *, resume: bool = False) -> Parts:
         raise UsageError(f"The subset {data.train!r} of the data set is empty: there is nothing to train on.")
     image = torch.from_numpy(cache.load(ids[0]).image).unsqueeze(0)
     crop_size(data, image.ndim - 2)
-    _check_loop(loop, image.shape[1], len(dataset.classes), image.ndim - 2)
+    _check_loop(loop, cache.load(ids[0]), len(dataset.classes), data.supervision)
     _check_network(segmenter, image, len(dataset.classes))
     warnings = check_training_samples(cache, ids, data.supervision)
     for subset in (data.val, data.test):
@@ -161,19 +161,40 @@ def _last_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
     return checkpoints.load(found[-1]) if found else None
 
 
-def _check_loop(loop: OuterLoop, channels: int, classes: int, ndim: int) -> None:
-    """Run one objective on a tiny image, so that settings that do not fit K or each other show before training."""
-    image = torch.full((1, channels, *[4] * ndim), 0.5)
+def _check_loop(loop: OuterLoop, sample: Sample, classes: int, supervision: str) -> None:
+    """Run one objective on a tiny image, so that settings that do not fit K or each other show before training.
+
+    What a tiny image refuses, as it does volumes in pixels or a centre in an image of the real size, is run on
+    ``sample`` itself.
+    """
+    channels, *size = sample.image.shape
+    image = torch.full((1, channels, *[4] * len(size)), 0.5)
     image.view(-1)[-1] = 0.6  # an image of one colour has no saliency, for instance
-    labels = torch.full((1, *[4] * ndim), IGNORE)
+    labels = torch.full((1, *image.shape[2:]), IGNORE)
     labels.view(-1)[0], labels.view(-1)[-1] = 0, 1
-    batch = Batch(image, labels)
-    logits = torch.zeros(1, classes, *[4] * ndim, requires_grad=True)
+    try:
+        _rehearse(loop, Batch(image, labels), classes)
+    except UsageError:
+        _rehearse(loop, whole_batch([sample], [supervision_of(sample, supervision)]), classes)
+
+
+def _rehearse(loop: OuterLoop, batch: Batch, classes: int) -> None:
+    """One objective at the beginning and one at the end of the training, for a network that knows nothing."""
+    logits = torch.zeros(batch.shape[0], classes, *batch.shape[1:], requires_grad=True)
     for progress in (0.0, 1.0):
         loop.set_progress(progress)
-        proposal = None if loop.update_every == "never" else loop.propose(logits, batch)
+        proposal = None if loop.update_every == "never" else _propose(loop, logits, batch)
         loop.objective(logits, batch, proposal)
     loop.set_progress(0.0)
+
+
+def _propose(loop: OuterLoop, logits: Tensor, batch: Batch, warm: Tensor | None = None) -> Proposal | None:
+    """The loop's proposal; errors name the images, and settings as a configuration spells them."""
+    try:
+        return loop.propose(logits, batch, warm)
+    except UsageError as error:
+        where = f" for {', '.join(batch.ids)}" if batch.ids else ""
+        raise type(error)(f"No proposal{where}: {as_written(str(error))}") from error
 
 
 def _check_network(segmenter: Segmenter, image: Tensor, classes: int) -> None:
@@ -509,7 +530,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 elif loop.update_every == "step":
                     _check_finite_logits(logits, step + 1, batch)
                     solver_began = time.perf_counter()
-                    proposal = loop.propose(logits.detach(), batch)
+                    proposal = _propose(loop, logits.detach(), batch)
                     _spent(numbers, solver_began, "solver-seconds")
                     _note_energies(numbers, proposal, batch)
                 loss = None
@@ -561,7 +582,8 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
                 for rule in RULES if "unsupervised" in scores else ():
                     numbers[f"val-foreground-iou-{rule}"] = scores["unsupervised"][rule]["foreground-iou"]
             if numbers.pop("proposal-images", 0.0) > 0:
-                numbers |= _over_processes(fabric, {name: numbers[name] for name in _ENERGIES})
+                means = _over_processes(fabric, {name: numbers.pop(name) for name in _ENERGIES})
+                numbers |= _finite(means)
             if main:
                 _spent(numbers, clock, "seconds")
                 of_epoch = [row for row in steps_log.rows if row["epoch"] == epoch]
@@ -646,7 +668,7 @@ def propose_all(
 
     def solve(batch: Batch, logits: Tensor, warm: Tensor | None) -> None:
         started = time.perf_counter()
-        proposal = loop.propose(logits, batch, warm)
+        proposal = _propose(loop, logits, batch, warm)
         assert proposal is not None
         totals["solver"] += time.perf_counter() - started
         if proposal.solution is not None:
@@ -682,8 +704,7 @@ def propose_all(
         sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum").cpu()  # type: ignore[union-attr]
     before, after, count = sums.tolist()
     return {
-        "proposal-energy-before": before / count,
-        "proposal-energy-after": after / count,
+        **_finite(dict(zip(_ENERGIES, (before / count, after / count), strict=True))),
         "solver-seconds": totals["solver"],
         "network-seconds": network_seconds,
         "update-seconds": time.perf_counter() - began,
@@ -691,6 +712,11 @@ def propose_all(
 
 
 _ENERGIES = ("proposal-energy-before", "proposal-energy-after")
+
+
+def _finite(energies: dict[str, float]) -> dict[str, float]:
+    """Those that exist: a start outside a hard constraint has none, and some solvers do not compute that of a start."""
+    return {name: energy for name, energy in energies.items() if math.isfinite(energy)}
 
 
 def _note_energies(numbers: dict[str, float], proposal: Proposal | None, batch: Batch) -> None:

@@ -410,7 +410,7 @@ class Picky(Solver):
         (["loss.outer-loop.epsilon={start = 0.1, end = 0.9}"], r"epsilon = 0.9 is too large for K = 3"),
         (["loss.outer-loop.divergence=kl", "loss.outer-loop.epsilon=0.3"], "KL has none"),
         (["loss.outer-loop.update-every=never"], "needs a proposal"),
-        (["loss.outer-loop.update-every=-1"], "update_every must be"),
+        (["loss.outer-loop.update-every=-1"], "update-every must be"),
         (["loss.outer-loop.solver=picky"], "Cannot use|cannot"),
         (
             ["loss.outer-loop.solver=alpha-expansoin"],

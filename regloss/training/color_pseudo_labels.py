@@ -1,12 +1,12 @@
-"""Full proposals from scribbles, as GrabCut makes them: a baseline, whose proposals no network has a say in.
+"""Pseudo-labels from scribbles and colours, as GrabCut makes them: a baseline in which no network has a say.
 
     min over labellings and statistics of  region force(labels, statistics; image) + R(labels; image)   seeds given
 
 solved for each training image by itself, before the training: `regloss.alternate`, begun with the statistics of the
-colours under the scribbles, with only those classes allowed that are scribbled. Trained on, proposals take the place of
-scribbles, and every pixel counts as labelled.
+colours under the scribbles, with only those classes allowed that are scribbled. Trained on, pseudo-labels take the
+place of scribbles, and every pixel counts as labelled.
 
-Source: Rother, Kolmogorov, Blake, "GrabCut", SIGGRAPH 2004; as proposals, Khoreva et al., "Simple does it: weakly
+Source: Rother, Kolmogorov, Blake, "GrabCut", SIGGRAPH 2004; as pseudo-labels, Khoreva et al., "Simple does it: weakly
 supervised instance and semantic segmentation", CVPR 2017.
 """
 
@@ -31,8 +31,8 @@ from regloss.solver import Solver, negotiate, one_hot
 LabelMap = npt.NDArray[np.uint8]
 
 
-class ColorProposals:
-    """Makes proposals, and keeps them compressed: each image is solved for once in a process.
+class ColorPseudoLabels:
+    """Makes pseudo-labels, and keeps them compressed: each image is solved for once in a process.
 
     Args:
         region_force: an object, a name or a table.
@@ -43,14 +43,14 @@ class ColorProposals:
 
     Raises:
         MissingForm: the solver cannot serve the regularizer.
-        UsageError: a name or a setting that does not exist or cannot be meant.
+        UsageError: a name or a setting that does not exist or is invalid.
     """
 
     def __init__(self, region_force: Any, regularizer: Any, solver: Any, entropy: float, rounds: int) -> None:
         self.region_force: RegionForce = resolve("region-force", region_force)
         combined = combine(regularizer)
         if combined is None:
-            raise UsageError("Proposals from colours need a regularizer, grid-crf for example; got none.")
+            raise UsageError("Pseudo-labels from colours need a regularizer, grid-crf for example; got none.")
         self.regularizer: Regularizer = combined
         self.solver: Solver = resolve("solver", solver)
         negotiate(self.regularizer, self.solver)
@@ -60,13 +60,13 @@ class ColorProposals:
         self._kept: dict[str, bytes] = {}
 
     def only_of(self, ids: Iterable[str]) -> None:
-        """Say which samples get proposals: those that are trained on."""
+        """Say which samples get pseudo-labels: those that are trained on."""
         self._of = frozenset(ids)
 
     def __call__(self, sample: Sample) -> Sample:
-        """``sample`` with its proposal (*S) as scribbles.
+        """``sample`` with its pseudo-labels (*S) as scribbles.
 
-        As it is if it is not among those that get one, or if fewer than two classes are scribbled, so that colours
+        As it is if it is not among those that get some, or if fewer than two classes are scribbled, so that colours
         cannot tell them apart.
         """
         if sample.id not in self._of or sample.scribble is None:
@@ -78,7 +78,7 @@ class ColorProposals:
         return Sample(sample.id, sample.image, sample.label, labels, sample.group)
 
     def propose(self, sample: Sample) -> LabelMap:
-        """Solve for one sample's proposal (*S)."""
+        """Solve for one sample's pseudo-labels (*S)."""
         assert sample.scribble is not None
         scribble = sample.scribble
         present = np.unique(scribble[scribble != IGNORE])

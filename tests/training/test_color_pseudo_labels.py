@@ -10,8 +10,8 @@ import torch
 from regloss import ChanVese, MissingForm, UsageError, alternate
 from regloss.dataset import IGNORE
 from regloss.registry import create
-from regloss.training import color_proposals
-from regloss.training.color_proposals import ColorProposals
+from regloss.training import color_pseudo_labels
+from regloss.training.color_pseudo_labels import ColorPseudoLabels
 from regloss.training.config import Proposals, build_proposals
 from regloss.training.data import SampleCache, TrainingSet
 from regloss.training.trainer import train
@@ -86,7 +86,7 @@ def test_each_image_is_solved_for_once(source, monkeypatch):
         calls.append(1)
         return alternate(*arguments, **settings)
 
-    monkeypatch.setattr(color_proposals, "alternate", counted)
+    monkeypatch.setattr(color_pseudo_labels, "alternate", counted)
     ids = source.ids("train")
     cache = SampleCache(source, enabled=False, proposals=make(ids, rounds=1))
     first = [cache.load(sample_id).scribble for sample_id in ids]
@@ -147,4 +147,4 @@ def test_what_a_force_cannot_use_names_the_image(source):
     with pytest.raises(UsageError, match=rf"^{sample.id}: no proposal by histogram: "):
         make([sample.id])(four)
     with pytest.raises(UsageError, match="need a regularizer"):
-        ColorProposals("histogram", [], "alpha-expansion", 0.0, 1)
+        ColorPseudoLabels("histogram", [], "alpha-expansion", 0.0, 1)
