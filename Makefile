@@ -37,6 +37,7 @@ format: .venv/.dev
 
 stub: .venv/.dev
 	$(BIN)/python tests/public_stub.py
+	$(BIN)/python tests/losses_stub.py
 
 bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/training_step.py

@@ -50,7 +50,7 @@ _CORE = {
 }
 """Modules of the core, each with its public names. No method: those are in pyproject.toml, among the entry points."""
 
-_MODULES = ("errors", "hooks", "registry")
+_MODULES = ("errors", "hooks", "losses", "registry")
 """Modules that are there as ``regloss.MODULE`` without an import of their own."""
 
 

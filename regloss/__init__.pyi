@@ -2,6 +2,7 @@
 
 from regloss import errors as errors
 from regloss import hooks as hooks
+from regloss import losses as losses
 from regloss import registry as registry
 from regloss.alternation import Alternation as Alternation
 from regloss.alternation import alternate as alternate
@@ -60,6 +61,7 @@ from regloss_plugins.data_terms.cross_entropy import CrossEntropy as CrossEntrop
 from regloss_plugins.data_terms.elbo import ELBO as ELBO
 from regloss_plugins.data_terms.entropy import Entropy as Entropy
 from regloss_plugins.data_terms.partial_cross_entropy import PartialCrossEntropy as PartialCrossEntropy
+from regloss_plugins.data_terms.partial_dice import PartialDice as PartialDice
 from regloss_plugins.data_terms.size_bounds import SizeBounds as SizeBounds
 from regloss_plugins.datasets.folder import FolderDataset as FolderDataset
 from regloss_plugins.datasets.sample import SampleDataset as SampleDataset

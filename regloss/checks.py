@@ -1,12 +1,51 @@
-"""Checks of what users pass in, shared by the nouns. Each raises `UsageError` with both sides and the way out."""
+"""Checks of what users pass in, shared by the nouns. Each raises `UsageError` with both sides and the way out.
+
+Shapes and types are always checked. Checks of *values* wait for the device: they are made where `values_are_checked`
+says so, which is everywhere but in a compiled program and inside of `without_value_checks`. Every such check of this
+library asks here, through `holds` or the functions below.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
+
+_checked: ContextVar[bool] = ContextVar("regloss_values_are_checked", default=True)
+
+
+def values_are_checked() -> bool:
+    """Whether checks may look at values: not while `torch.compile` traces, nor inside of `without_value_checks`."""
+    return not torch.compiler.is_compiling() and _checked.get()
+
+
+@contextmanager
+def without_value_checks() -> Iterator[None]:
+    """Checks inside look at shapes and types alone, so that nothing waits for the device; in this thread.
+
+    Values out of range then go through unseen, and what comes of them is wrong or an error from somewhere else.
+
+    >>> from regloss import Batch
+    >>> with without_value_checks():
+    ...     Batch(torch.full((1, 1, 2, 2), 255.0), None).pixels  # an image of bytes, which is refused elsewhere
+    tensor([4.])
+    """
+    token = _checked.set(False)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
+def holds(condition: Tensor) -> bool:
+    """Whether all of ``condition`` (any shape, bool) is True; True, unseen, where values are not checked."""
+    return not values_are_checked() or bool(condition.all())
 
 
 def check_image(image: Tensor) -> None:
@@ -18,6 +57,8 @@ def check_image(image: Tensor) -> None:
         )
     if not 3 <= image.ndim <= 5 or image.numel() == 0:
         raise UsageError(f"An image must have the shape (B, C, *S) with 1 to 3 spatial axes; got {tuple(image.shape)}.")
+    if not values_are_checked():
+        return
     low, high = (float(value) for value in image.detach().aminmax())
     # aminmax propagates NaN, so one comparison that is false for NaN covers all of it; the margin is float16 rounding.
     if not (low >= -1e-3 and high <= 1 + 1e-3):
@@ -37,7 +78,7 @@ def check_roi(roi: Tensor | None, shape: tuple[int, ...]) -> None:
         raise UsageError(f"A region of interest must be a bool tensor; got {roi.dtype}.")
     if tuple(roi.shape) != shape:
         raise UsageError(f"A region of interest must have the image's shape {shape} (B, *S); got {tuple(roi.shape)}.")
-    if not bool(roi.flatten(1).any(1).all()):
+    if not holds(roi.flatten(1).any(1)):
         raise UsageError("A region of interest is empty in at least one image of the batch. Drop that image.")
 
 
@@ -49,7 +90,7 @@ def check_labels(labels: Tensor, shape: tuple[int, ...], classes: int | None = N
         raise UsageError(f"Labels must have the image's shape {shape} (B, *S); got {tuple(labels.shape)}.")
     if classes is not None:
         wrong = (labels != IGNORE) & ((labels < 0) | (labels >= classes))
-        if bool(wrong.any()):
+        if not holds(~wrong):
             values = sorted(set(labels[wrong].tolist()))[:10]
             raise UsageError(
                 f"Labels must be 0 to {classes - 1} (K = {classes}), or 255 for unlabelled; found also {values}."
@@ -77,7 +118,7 @@ def check_scores(scores: Tensor, name: str, *, spatial: bool = True) -> None:
 def check_finite(values: Tensor, name: str, way_out: str = "") -> None:
     """``values`` must be free of NaN and infinities."""
     # One reduction instead of a mask: a sum of finite numbers can overflow, so only a suspicious sum is looked into.
-    if not bool(torch.isfinite(values.detach().sum())) and not bool(torch.isfinite(values).all()):
+    if not holds(torch.isfinite(values.detach().sum())) and not holds(torch.isfinite(values)):
         bad = int((~torch.isfinite(values)).sum())
         raise UsageError(f"{name} holds {bad} values that are NaN or infinite. {way_out}".rstrip())
 

@@ -23,9 +23,13 @@ class DataTerm(ABC):
 
     Attributes:
         needs_labels: whether it says nothing of images without labels.
+        needs_image: whether it looks at the values of the image; `regloss.losses` does without one where it does not.
+        example: settings for examples with two classes, where the defaults alone do not make a data term.
     """
 
     needs_labels: ClassVar[bool] = True
+    needs_image: ClassVar[bool] = True
+    example: ClassVar[Mapping[str, Any]] = {}
 
     # ---- what must be defined
 
@@ -86,6 +90,11 @@ class WeightedSum(DataTerm):
     def needs_labels(self) -> bool:  # type: ignore[override]
         """Whether one of the terms does."""
         return any(term.needs_labels for term in self.terms.values())
+
+    @property
+    def needs_image(self) -> bool:  # type: ignore[override]
+        """Whether one of the terms does."""
+        return any(term.needs_image for term in self.terms.values())
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sums and counts whose quotient over this batch is the weighted sum of the terms' means.

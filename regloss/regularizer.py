@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import reduce, wraps
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -431,7 +431,10 @@ class Term(ABC):
 
 
 class Regularizer(ABC):
-    """Settings of a prior R. Subclasses are frozen dataclasses whose first field is ``weight: float = 1.0``."""
+    """Settings of a prior R. Subclasses are frozen dataclasses whose first field is ``weight: float = 1.0``.
+
+    The weight is checked here, before a subclass's own ``__post_init__`` (if it has one) looks at the other fields.
+    """
 
     weight: float
     channels: ClassVar[Literal["classes", "sets"]] = "classes"
@@ -455,7 +458,42 @@ class Regularizer(ABC):
         """Forms that its terms offer once they are `Term.adapted` to a prediction: more than ``forms``, or the same."""
         return self.forms
 
+    @property
+    def needs_image(self) -> bool:
+        """Whether the energy depends on the values of the image; `regloss.losses` does without one where it does not.
+
+        A class variable will do where no setting changes it; and so for the next two.
+        """
+        return True
+
+    @property
+    def opaque(self) -> bool:
+        """Whether compilers must see energies and their gradients as one operation, without looking inside.
+
+        True where terms run other code than torch's, or have shapes that depend on values; see `regloss.losses`.
+        """
+        return False
+
+    example: ClassVar[Mapping[str, Any]] = {}
+    """Settings for examples with two classes, where the defaults alone do not make a regularizer."""
+
     # ---- what should not be redefined
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        super().__init_subclass__(**given)
+        own = cls.__dict__.get("__post_init__")
+        if own is None:
+            return
+
+        @wraps(own)
+        def after_the_weight(self: Regularizer) -> None:
+            Regularizer.__post_init__(self)
+            own(self)
+
+        cls.__post_init__ = after_the_weight  # type: ignore[method-assign]
+
+    def __post_init__(self) -> None:
+        check_weight(self.weight, lambda: "a sum" if isinstance(self, Sum) else name_of(self))
 
     def bind(self, image: Tensor, roi: Tensor | None = None) -> Term:
         """Compute what depends on the images, once.
@@ -475,14 +513,16 @@ class Regularizer(ABC):
         return Sum((self, other))
 
 
-def check_weight(weight: float, name: str) -> None:
-    """A regularizer's weight must be a number, finite and not negative."""
+def check_weight(weight: float, name: str | Callable[[], str]) -> None:
+    """A weight must be a number, finite and not negative. A regularizer's own ``weight`` is checked already."""
+    if isinstance(weight, int | float) and 0 <= weight < float("inf"):
+        return
+    owner = name if isinstance(name, str) else name()
     if not isinstance(weight, int | float):
         raise UsageError(
-            f"The weight of {name} must be a number; got {weight!r}. It comes first; give other settings by name."
+            f"The weight of {owner} must be a number; got {weight!r}. It comes first; give other settings by name."
         )
-    if not 0 <= weight < float("inf"):
-        raise UsageError(f"The weight of {name} must be finite and not negative; got {weight}.")
+    raise UsageError(f"The weight of {owner} must be finite and not negative; got {weight}.")
 
 
 @dataclass(frozen=True)
@@ -503,7 +543,6 @@ class Sum(Regularizer):
     joinable: ClassVar[tuple[type[Form], ...]] = (GridGraph, Graph, Saddle, Concave)
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "a sum")
         if not self.parts:
             raise UsageError("A sum of regularizers needs at least one of them.")
         object.__setattr__(self, "parts", tuple(resolve("regularizer", part) for part in self.parts))
@@ -517,6 +556,16 @@ class Sum(Regularizer):
     def adapted_forms(self) -> tuple[type[Form], ...]:
         """The same once all parts are adapted."""
         return self._common([tuple(part.adapted_forms) for part in self.parts])
+
+    @property
+    def needs_image(self) -> bool:
+        """Whether one of the parts does."""
+        return any(part.needs_image for part in self.parts)
+
+    @property
+    def opaque(self) -> bool:
+        """Whether one of the parts is."""
+        return any(part.opaque for part in self.parts)
 
     def _common(self, offered: Sequence[tuple[type[Form], ...]]) -> tuple[type[Form], ...]:
         if len(offered) == 1:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from regloss.checks import at_least_float32, check_finite, check_labels, check_scores
@@ -315,7 +314,9 @@ def _check_range(values: Tensor, low: int, classes: int, name: str, meaning: str
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
     """``labels`` (B, *S) in 0..K-1 as probabilities (B, K, *S)."""
-    return F.one_hot(labels, classes).movedim(-1, 1).to(dtype)
+    # torch's own one_hot waits for the device to see whether the labels are in range.
+    order = torch.arange(classes, device=labels.device).reshape(1, -1, *[1] * (labels.ndim - 1))
+    return (labels.unsqueeze(1) == order).to(dtype)
 
 
 def linear_energy(unary: Tensor, probabilities: Tensor, roi: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from regloss import grid
 from regloss.errors import UsageError
 from regloss.potts import PottsTerm
-from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term, check_weight
+from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,6 @@ class GeodesicLength(Regularizer):
     contrast: float = 0.1
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "geodesic-length")
         if not 0 < self.contrast < math.inf:
             raise UsageError(f"contrast must be positive, in image values a pixel; got {self.contrast}.")
 

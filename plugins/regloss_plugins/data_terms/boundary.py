@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +56,7 @@ class Boundary(DataTerm):
 
     classes: Sequence[int] | None = None
     unit: Literal["pixels", "diagonal"] = "pixels"
+    needs_image: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.unit not in ("pixels", "diagonal"):
@@ -89,6 +90,13 @@ def signed_distances(labels: Tensor, known: Tensor, classes: Sequence[int]) -> T
     >>> signed_distances(torch.tensor([[0, 1, 1]]), torch.ones(1, 3, dtype=torch.bool), [1])
     tensor([[[ 0.5000, -0.5000, -1.5000]]], dtype=torch.float64)
     """
+    distances: Tensor = _signed_distances(labels, known, list(classes))
+    return distances
+
+
+@torch.library.custom_op("regloss::signed_distances", mutates_args=())
+def _signed_distances(labels: Tensor, known: Tensor, classes: list[int]) -> Tensor:
+    # One operation to compilers, which cannot look into scipy.
     values, given = labels.cpu().numpy(), known.cpu().numpy()
     found = np.zeros((labels.shape[0], len(classes), *labels.shape[1:]))
     for image in range(labels.shape[0]):
@@ -98,6 +106,11 @@ def signed_distances(labels: Tensor, known: Tensor, classes: Sequence[int]) -> T
             if inside.any() and outside.any():
                 found[image, place] = _to(inside) * outside - _to(outside) * inside
     return torch.from_numpy(found).to(labels.device)
+
+
+@_signed_distances.register_fake
+def _(labels: Tensor, known: Tensor, classes: list[int]) -> Tensor:
+    return torch.empty(labels.shape[0], len(classes), *labels.shape[1:], dtype=torch.float64, device=labels.device)
 
 
 def _diagonals(region: Tensor) -> Tensor:

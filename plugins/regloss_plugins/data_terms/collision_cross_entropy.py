@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -68,6 +69,7 @@ class CollisionCrossEntropy(DataTerm):
 
     class_weights: Sequence[float] | None = None
     label_smoothing: float = 0.0
+    needs_image: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_weights", check_weighting(self.class_weights, self.label_smoothing))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
@@ -34,6 +35,7 @@ class CrossEntropy(DataTerm):
 
     class_weights: Sequence[float] | None = None
     label_smoothing: float = 0.0
+    needs_image: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "class_weights", check_weighting(self.class_weights, self.label_smoothing))

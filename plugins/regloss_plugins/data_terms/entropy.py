@@ -29,6 +29,7 @@ class Entropy(DataTerm):
     """
 
     needs_labels: ClassVar[bool] = False
+    needs_image: ClassVar[bool] = False
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sums (B,) and numbers of pixels (B,)."""

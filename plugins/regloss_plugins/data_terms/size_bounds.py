@@ -17,9 +17,9 @@ for weakly supervised segmentation", Medical Image Analysis 2019.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ class SizeBounds(DataTerm):
     sharpness: float = 5.0
     present: bool = False
     needs_labels: ClassVar[bool] = False  # of images without labels it says nothing only where ``present`` asks it to
+    needs_image: ClassVar[bool] = False
+    example: ClassVar[Mapping[str, Any]] = {"lower": (0.0, 0.2), "upper": (1.0, 0.6)}
 
     def __post_init__(self) -> None:
         if self.unit not in ("fraction", "pixels"):

@@ -30,13 +30,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.regularizer import Form, Projection, Regularizer, Term, check_weight
+from regloss.regularizer import Form, Projection, Regularizer, Term
 from regloss_plugins.kernels.balls import ball_size, ball_sums
 
 
@@ -62,9 +63,10 @@ class ConvexShape(Regularizer):
     weight: float = 1.0
     label: int = 1
     radii: Sequence[float] = (1.5, 3, 5, 9, 15)
+    needs_image: ClassVar[bool] = False
+    opaque: ClassVar[bool] = True  # thousands of shifts of the image, for large radii in 3D
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "convex")
         if isinstance(self.label, bool) or not isinstance(self.label, int) or self.label < 0:
             raise UsageError(f"label must be a class index, 0 or more; got {self.label!r}.")
         numbers = list(self.radii) if isinstance(self.radii, Sequence) and not isinstance(self.radii, str) else []

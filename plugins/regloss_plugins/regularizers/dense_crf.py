@@ -38,13 +38,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from regloss.errors import UsageError
-from regloss.regularizer import Concave, Form, Regularizer, Term, check_weight
+from regloss.regularizer import Concave, Form, Regularizer, Term
 from regloss_plugins.kernels.gaussian_filter import Accuracy, Backend
 from regloss_plugins.kernels.gaussian_filter_affinity import Affinity, check_affinity
 from regloss_plugins.kernels.gaussian_filter_widths import filter_with_widths
@@ -90,9 +90,9 @@ class DenseCRF(Regularizer):
     accuracy: Accuracy = "fine"
     relaxation: Literal["bilinear", "quadratic", "normalized-quadratic"] = "bilinear"
     compatibility: Tensor | None = None
+    opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "dense-crf")
         for name in ("sigma_xy", "sigma_rgb"):
             sigma = getattr(self, name)
             if isinstance(sigma, Tensor) and (sigma.ndim != 0 or not sigma.is_floating_point()):

@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from regloss import grid
 from regloss.errors import UsageError
 from regloss.potts import RELAXATIONS, Relaxation, pair_cost
-from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term, check_weight
+from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,9 @@ class GatedCRF(Regularizer):
     relaxation: Relaxation = "bilinear"
     source: Tensor | None = None
     destination: Tensor | None = None
+    opaque: ClassVar[bool] = True  # hundreds of shifts of the image, whose weights no compiler should keep
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "gated-crf")
         if isinstance(self.radius, bool) or not isinstance(self.radius, int) or self.radius < 1:
             raise UsageError(f"radius must be a whole number of pixels, at least 1; got {self.radius!r}.")
         if not 0 < self.sigma_xy < float("inf"):

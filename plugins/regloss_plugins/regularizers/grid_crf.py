@@ -25,7 +25,7 @@ from torch import Tensor
 from regloss import grid
 from regloss.errors import UsageError
 from regloss.potts import RELAXATIONS, PottsTerm, Relaxation
-from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term, check_weight
+from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,6 @@ class GridCRF(Regularizer):
     relaxation: Relaxation = "bilinear"
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "grid-crf")
         if self.connectivity not in (2, 4, 6, 8, 18, 26):
             raise UsageError(f"connectivity must be 4 or 8 (2D), 6, 18 or 26 (3D), or 2 (1D); got {self.connectivity}.")
         # The largest difference that an RGB image in [0, 1] can have is sqrt(3); a larger bandwidth means bytes.

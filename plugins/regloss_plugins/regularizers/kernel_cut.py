@@ -12,11 +12,12 @@ segmentation", ECCV 2018.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from regloss.errors import UsageError
-from regloss.regularizer import Form, Regularizer, Term, check_weight
+from regloss.regularizer import Form, Regularizer, Term
 from regloss_plugins.kernels.gaussian_filter import Accuracy, Backend
 from regloss_plugins.kernels.gaussian_filter_affinity import Affinity, check_affinity
 from regloss_plugins.regularizers.normalized_cut import quotients
@@ -54,9 +55,9 @@ class KernelCut(Regularizer):
     scale: float = 0.5
     backend: Backend = "auto"
     accuracy: Accuracy = "fine"
+    opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "kernel-cut")
         if not 0 <= self.crf_weight < float("inf"):
             raise UsageError(f"crf_weight must be finite and not negative; got {self.crf_weight}.")
         check_affinity("kernel-cut", self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)

@@ -34,7 +34,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -43,8 +43,9 @@ from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from regloss.ascent import ArrayAscent, Ascent
+from regloss.checks import holds
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Graph, Regularizer, Saddle, SaddleBlock, Term, check_weight
+from regloss.regularizer import Face, Form, Graph, Regularizer, Saddle, SaddleBlock, Term
 from regloss_plugins.kernels import edges as kernels
 from regloss_plugins.kernels.edge_ascent import EdgeAscent, EdgeList
 from regloss_plugins.kernels.neighbors import nearest, nearest_in_window
@@ -98,9 +99,9 @@ class NonlocalTV(Regularizer):
     sigma_near: float = 3.0
     patch: int = 0
     cache: str | None = None
+    opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "nltv")
         if self.neighbors < 1:
             raise UsageError(f"neighbors must be at least 1; got {self.neighbors}.")
         if self.weights not in WEIGHTS:
@@ -252,9 +253,9 @@ class NonlocalTerm(Term):
                 f"Edges must have the shape (B, E, 2) and weights (B, E) with B = {shape[0]}; got "
                 f"{tuple(edges.shape)} and {tuple(weights.shape)}."
             )
-        if edges.numel() and not (int(edges.min()) >= 0 and int(edges.max()) < pixels):
+        if edges.numel() and not holds((edges >= 0) & (edges < pixels)):
             raise UsageError(f"Edges must join pixels 0 to {pixels - 1}; got {int(edges.min())} to {int(edges.max())}.")
-        if not bool((weights.detach() >= 0).all()) or not bool(weights.detach().isfinite().all()):
+        if not holds((weights.detach() >= 0) & weights.detach().isfinite()):
             raise UsageError("Weights of edges must be finite and not negative.")
         self.edges = edges
         self.weights = weights

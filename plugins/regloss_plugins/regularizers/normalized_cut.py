@@ -18,11 +18,12 @@ Source: Shi, Malik, "Normalized cuts and image segmentation", PAMI 2000; Tang, D
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from regloss.regularizer import Form, Regularizer, Term, check_weight
+from regloss.regularizer import Form, Regularizer, Term
 from regloss_plugins.kernels.gaussian_filter import Accuracy, Backend
 from regloss_plugins.kernels.gaussian_filter_affinity import Affinity, check_affinity
 
@@ -59,9 +60,9 @@ class NormalizedCut(Regularizer):
     scale: float = 0.5
     backend: Backend = "auto"
     accuracy: Accuracy = "fine"
+    opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "normalized-cut")
         check_affinity("normalized-cut", self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
 
     @property
@@ -96,5 +97,5 @@ def quotients(affinity: Affinity, probabilities: Tensor, cuts: Tensor) -> Tensor
     volumes = affinity.weighted(probabilities) - own
     # A class without pixels, or whose pixels are joined to nothing, has a volume of rounding errors.
     least = torch.finfo(volumes.dtype).eps * affinity.weighted(torch.ones_like(inside)).detach()
-    joined = volumes > least
+    joined = ~(volumes <= least)  # NaN stays NaN
     return torch.where(joined, cuts / torch.where(joined, volumes, 1), 0).sum(1)

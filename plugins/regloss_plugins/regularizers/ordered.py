@@ -35,7 +35,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Projection, Regularizer, Saddle, SaddleBlock, Term, check_weight
+from regloss.regularizer import Face, Form, Projection, Regularizer, Saddle, SaddleBlock, Term
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Ordered(Regularizer):
     weight: float = 1.0
     tolerance: float = 1e-3
     channels: ClassVar[Literal["classes", "sets"]] = "sets"
+    needs_image: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "ordered")
         if not 0 < self.tolerance < 1:
             raise UsageError(f"tolerance must lie in (0, 1), a difference of probabilities; got {self.tolerance}.")
 

@@ -29,14 +29,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from regloss import grid
-from regloss.checks import check_scores
+from regloss.checks import check_scores, holds
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Regularizer, Saddle, SaddleBlock, Term, check_weight
+from regloss.regularizer import Face, Form, Regularizer, Saddle, SaddleBlock, Term
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ class StarShape(Regularizer):
     label: int = 1
     center: Sequence[float] | Sequence[Sequence[float]] | Tensor | None = None
     tolerance: float = 1e-2
+    needs_image: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "star")
         if isinstance(self.label, bool) or not isinstance(self.label, int) or self.label < 0:
             raise UsageError(f"label must be a class index, 0 or more; got {self.label!r}.")
         if not 0 < self.tolerance < 1:
@@ -114,7 +115,7 @@ class StarShape(Regularizer):
                     f"{tuple(center.shape)}."
                 )
             size = torch.tensor(shape[1:], device=image.device)
-            if not bool(((center >= 0) & (center < size)).all()):
+            if not holds((center >= 0) & (center < size)):
                 raise UsageError(f"center {center.tolist()} lies outside the image, whose size is {tuple(shape[1:])}.")
             tree = _tree(center.expand(shape[0], ndim), everywhere)
         return _StarShapeTerm(self, tree, everywhere, shape, roi)
@@ -160,7 +161,12 @@ class _Tree:
 
     parent: Tensor  # (B, N) int64
     active: Tensor  # (B, N) bool: pixels that have a parent, both in the region of interest
-    children: int  # largest number of children of a pixel
+    most: Tensor  # () largest number of children of a pixel
+
+    @property
+    def children(self) -> int:
+        """The same as a number, which waits for the device; only solvers ask for it."""
+        return int(self.most)
 
 
 def _tree(center: Tensor, inside: Tensor) -> _Tree:
@@ -177,7 +183,7 @@ def _tree(center: Tensor, inside: Tensor) -> _Tree:
     own = torch.arange(flat.shape[1], device=inside.device)
     active = flat & flat.gather(1, parent) & (parent != own)
     counts = torch.zeros_like(parent).scatter_add_(1, parent, active.long())
-    return _Tree(parent, active, int(counts.amax()))
+    return _Tree(parent, active, counts.amax())
 
 
 class _StarShapeTerm(Term):

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.regularizer import Concave, Form, Regularizer, Term, check_weight
+from regloss.regularizer import Concave, Form, Regularizer, Term
 from regloss_plugins.kernels.balls import ball_segments, ball_size, ball_sums
 
 KERNELS = ("gaussian", "truncated-gaussian", "disk")
@@ -89,7 +89,6 @@ class ThresholdDynamics(Regularizer):
     perimeter: bool = False
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "threshold-dynamics")
         sigma = _number(self.sigma)
         if not 0 < sigma < math.inf:
             raise UsageError(f"sigma must be finite and positive, in pixels; got {sigma}.")
@@ -118,6 +117,16 @@ class ThresholdDynamics(Regularizer):
     def forms(self) -> tuple[type[Form], ...]:
         """The concave form."""
         return (Concave,)
+
+    @property
+    def needs_image(self) -> bool:
+        """For edges alone."""
+        return self.edge is not None
+
+    @property
+    def opaque(self) -> bool:
+        """For disks, whose sums are hundreds of shifts of the image."""
+        return self.kernel == "disk"
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Compute kernel and edge weights."""

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.regularizer import Form, Regularizer, Term, check_weight
+from regloss.regularizer import Form, Regularizer, Term
 from regloss_plugins.kernels.tree_filter import Tree, filter_tree, spanning_tree
 
 RELAXATIONS = ("total-variation", "bilinear")
@@ -65,9 +65,9 @@ class TreeEnergy(Regularizer):
     sigma_rgb: float = 0.03
     relaxation: Literal["total-variation", "bilinear"] = "total-variation"
     forms: ClassVar[tuple[type[Form], ...]] = ()
+    opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "tree-energy")
         if not 0 < self.sigma_rgb <= 2:
             raise UsageError(
                 f"sigma_rgb of tree-energy must lie in (0, 2], in units of image values in [0, 1]; got "

@@ -28,7 +28,7 @@ from torch import Tensor
 from regloss import grid
 from regloss.ascent import ArrayAscent, Ascent
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Graph, GridGraph, Regularizer, Saddle, SaddleBlock, Term, check_weight
+from regloss.regularizer import Face, Form, Graph, GridGraph, Regularizer, Saddle, SaddleBlock, Term
 from regloss_plugins.regularizers.threshold_dynamics import edge_weights
 
 if TYPE_CHECKING:
@@ -60,7 +60,6 @@ class TotalVariation(Regularizer):
     edge_scale: float = 0.0
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "tv")
         if not 0 <= self.edge_scale < math.inf:
             raise UsageError(f"edge_scale must be finite and not negative; got {self.edge_scale}.")
 
@@ -68,6 +67,11 @@ class TotalVariation(Regularizer):
     def forms(self) -> tuple[type[Form], ...]:
         """A saddle form; a graph too if anisotropic, since then it is a cut on one-hot labels."""
         return (Saddle,) if self.isotropic else (Saddle, GridGraph, Graph)
+
+    @property
+    def needs_image(self) -> bool:
+        """For edges alone."""
+        return self.edge_scale > 0
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Note which differences lie inside the region of interest, and what they count."""
@@ -112,6 +116,9 @@ class _Factors:
     @cached_property
     def there(self) -> Tensor:
         """(B, axes, *S): 1 where both ends count, else 0. Computed when it is needed, which is not always."""
+        return self._there()
+
+    def _there(self) -> Tensor:
         return _differences(grid.full_roi(self.roi, self.shape, self.device)).to(self.dtype)
 
     @cached_property
@@ -126,7 +133,12 @@ class _Factors:
 
     def of_differences(self, differences: Tensor) -> Tensor:
         """``differences`` (B, K, axes, *S), which are 0 across the border, times the factors."""
-        return differences if self.plain else differences * self.values.unsqueeze(1)
+        if self.plain:
+            return differences
+        if torch.compiler.is_compiling():  # which knows no cached properties before Python 3.12
+            there = self._there()
+            return differences * (there if self.edges is None else there * self.edges).unsqueeze(1)
+        return differences * self.values.unsqueeze(1)
 
 
 class _TotalVariationTerm(Term):

@@ -22,14 +22,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from regloss import grid
+from regloss.checks import holds
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Regularizer, Saddle, SaddleBlock, Term, check_weight
+from regloss.regularizer import Face, Form, Regularizer, Saddle, SaddleBlock, Term
 
 # Volumes that are off the number of pixels by less than this part of it are rounded ones; they are scaled to fit.
 _ROUNDING = 1e-4
@@ -66,9 +67,10 @@ class Volume(Regularizer):
     upper: Sequence[Any] | Tensor | None = None
     unit: Literal["pixels", "fraction"] = "pixels"
     tolerance: float = 1e-3
+    needs_image: ClassVar[bool] = False
+    example: ClassVar[Mapping[str, Any]] = {"volumes": (0.25, 0.75), "unit": "fraction"}
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "volume")
         if self.unit not in ("pixels", "fraction"):
             raise UsageError(f'unit must be "pixels" or "fraction"; got {self.unit!r}.')
         if not 0 < self.tolerance < 1:
@@ -110,7 +112,7 @@ class Volume(Regularizer):
             volumes = in_pixels("volumes", pixels)
             total = volumes.sum(1, keepdim=True)
             wrong = (total - pixels).abs() > _ROUNDING * pixels
-            if bool(wrong.any()):
+            if not holds(~wrong):
                 first = int(wrong.flatten().nonzero()[0])
                 raise UsageError(
                     f"volumes must sum to the pixels of the region of interest; in image {first} of the batch they sum "
@@ -121,12 +123,12 @@ class Volume(Regularizer):
         else:
             lower, upper = in_pixels("lower", torch.zeros_like(pixels)), in_pixels("upper", pixels)
             lower, upper = torch.broadcast_tensors(lower, upper)  # type: ignore[no-untyped-call]
-            if not bool((lower <= upper).all()):
+            if not holds(lower <= upper):
                 raise UsageError("A lower bound of volume exceeds the upper bound of its class.")
             least, most = lower.sum(1, keepdim=True), upper.sum(1, keepdim=True)
             slack = 1e-9 * pixels
             wrong = (least > pixels + slack) | (most < pixels - slack)
-            if bool(wrong.any()):
+            if not holds(~wrong):
                 first = int(wrong.flatten().nonzero()[0])
                 raise UsageError(
                     f"No segmentation of {int(pixels[first])} pixels has volumes that sum to at least "

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term, check_weight
+from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class MyComponent(Regularizer):
     sigma: float = 0.1
 
     def __post_init__(self) -> None:
-        check_weight(self.weight, "my-component")
         if not 0 < self.sigma < math.inf:
             raise UsageError(f"sigma must be positive, in image values (which lie in [0, 1]); got {self.sigma}.")
 
