@@ -28,7 +28,7 @@ _CORE = {
         "UnknownComponent",
         "UsageError",
     ),
-    "layer": ("RegularizedNetwork", "RegularizedSoftmax", "attach"),
+    "layer": ("RegularizedLayer", "RegularizedNetwork", "attach"),
     "outer_loop": ("OuterLoop", "Proposal", "Update"),
     "region_force": ("RegionForce",),
     "registry": ("create", "get", "names", "register", "unregister"),
@@ -45,7 +45,7 @@ _CORE = {
         "Term",
     ),
     "schedule": ("Schedule",),
-    "sigmoid_layer": ("RegularizedSigmoid",),
+    "segmenter": ("Segmentation", "Segmenter"),
     "solver": ("Problem", "Solution", "Solver", "Status", "solve"),
 }
 """Modules of the core, each with its public names. No method: those are in pyproject.toml, among the entry points."""

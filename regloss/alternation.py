@@ -97,8 +97,8 @@ def alternate(
     allowed: Tensor | None = None,
     max_rounds: int = 50,
     tolerance: float = 1e-6,
-    tell: Callable[[HalfStep], object] | None = None,
-    observe: Callable[[Look], object] | None = None,
+    callback: Callable[[HalfStep], object] | None = None,
+    solver_callback: Callable[[Look], object] | None = None,
 ) -> Alternation:
     """Alternate between the statistics of regions and the labels, for every image of a batch.
 
@@ -116,8 +116,8 @@ def alternate(
         allowed: (B, K) bool, labels that free pixels may take.
         max_rounds: >= 1; 1 = fit the statistics to the start, and solve once.
         tolerance: fall of the energy per pixel, >= 0, at which an image is done.
-        tell: called after each half step.
-        observe: called by iterative solvers, see `regloss.solve`.
+        callback: called after each half step.
+        solver_callback: called by iterative solvers, see `regloss.solve`.
 
     Raises:
         MissingForm: the solver cannot use the regularizer.
@@ -167,7 +167,7 @@ def alternate(
     pixels = inside.flatten(1).sum(1)
     complete = bool(((probabilities.sum(1) > 0) | ~inside).all())
     labels = probabilities.argmax(1) if complete else None
-    history = [_record(_at_start(term, kind, unary, labels, classes), tell)]
+    history = [_record(_at_start(term, kind, unary, labels, classes), callback)]
 
     solution: Solution | None = None
     # A start may violate constraints, or be soft; whatever the first solution's energy is, it stands.
@@ -194,7 +194,9 @@ def alternate(
             statistics = pick_statistics(running, found, statistics)
             unary = torch.where(spread(running, unary), better, unary)
             energy = torch.where(running, torch.minimum(middle, energy), energy)
-            history.append(_record(HalfStep(number, "statistics", energy, torch.full_like(energy, -torch.inf)), tell))
+            history.append(
+                _record(HalfStep(number, "statistics", energy, torch.full_like(energy, -torch.inf)), callback)
+            )
         new = solve(
             term,
             unary,
@@ -203,7 +205,7 @@ def alternate(
             fixed=fixed,
             allowed=allowed,
             warm=labels if solution is None else solution,
-            observe=observe,
+            observe=solver_callback,
         )
         rounds = rounds + running
         stopped = torch.tensor([status is Status.MAX_STEPS for status in new.status], device=running.device)
@@ -220,7 +222,7 @@ def alternate(
                 )
             solution = _merged(running & ~rose, new, solution, energy)
         energy = torch.where(running & ~rose, new.energy.to(energy), energy)
-        history.append(_record(HalfStep(number, "labels", energy, solution.bound.to(energy)), tell))
+        history.append(_record(HalfStep(number, "labels", energy, solution.bound.to(energy)), callback))
         # inf - inf, where a hard constraint is not met yet, is NaN and goes on.
         running = running & ~rose & ~(before - energy <= tolerance * pixels)
         if not bool(running.any()):
@@ -236,7 +238,9 @@ def _bound(regularizer: Any, solver: Solver, image: Tensor, roi: Tensor | None) 
         return regularizer, negotiate(regularizer.regularizer, solver)
     chosen: Regularizer | None = combine(regularizer)
     if chosen is None:
-        raise UsageError("Alternation needs a regularizer; with none, phases_by_color segments by colour alone.")
+        raise UsageError(
+            "Alternation needs a regularizer; with none, regloss.phases_by_color segments by colour alone."
+        )
     kind = negotiate(chosen, solver)
     return chosen.bind(image, roi), kind
 
@@ -275,9 +279,9 @@ def _at_start(term: Term, kind: type[Form], unary: Tensor, labels: Tensor | None
     return HalfStep(0, "start", energy, torch.full_like(energy, -torch.inf))
 
 
-def _record(step: HalfStep, tell: Callable[[HalfStep], object] | None) -> HalfStep:
-    if tell is not None:
-        tell(step)
+def _record(step: HalfStep, callback: Callable[[HalfStep], object] | None) -> HalfStep:
+    if callback is not None:
+        callback(step)
     return step
 
 

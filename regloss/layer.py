@@ -1,86 +1,93 @@
-"""RegularizedSoftmax: a softmax with a prior inside, as the last layer of a network.
+"""RegularizedLayer: what a layer with a prior inside must define; attach: a network with such a layer behind it.
+
+A layer takes a network's logits o and the image, and gives probabilities A, in general those that minimise an energy,
 
     A(o) = argmin over A in the simplex at every pixel of   -<o, A> + entropy <A, log A> + R(A ; image)
 
-for logits o; without R this is softmax(o / entropy). Forward it is a `Solver` at work, backward there are three ways:
-
-    implicit    differentiates the minimiser itself, by one linear system at the solution: no iterate is kept, so the
-                memory does not grow with the steps, and the gradient is as good as the solution. Which dual variables
-                are free decides it, and that takes a smaller gap than the probabilities do: on 64x64 pixels its
-                relative error was up to 13 % at a gap of 1e-4 per pixel. ``refine`` = 1e-8 has the solver go on to
-                that gap before it differentiates, for two to six times the steps, and then the error was about 1e-4
-                or less for anisotropic and nonlocal total variation, and .1 to .4 % for isotropic.
-    unrolled    differentiates the ``max_steps`` steps taken from the start, which are then all taken and all kept: the
-                exact gradient of a truncated layer, and a poor one of the minimiser.
-    one-step    differentiates one more step of the solver, taken from its result: cheap, biased, for when the layer's
-                own settings hardly need a gradient.
-
-Source: Jia, Tai, Liu, "Nonlocal regularized CNN for image segmentation"; Liu, Wang, Tai, arXiv:2002.03989; for the
-one-step gradient Bolte, Pauwels, Vaiter, "One-step differentiation of iterative algorithms", NeurIPS 2023.
+How they are found, and how they are differentiated, is the layer's own affair. A layer is a component of the kind
+"layer": the table [layer] of a configuration names it, and the rest of the table are its settings.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
 
-from regloss.checks import at_least_float32, check_finite, check_scores
-from regloss.errors import UsageError
-from regloss.registry import name_of, resolve
-from regloss.regularizer import Form, Regularizer, Sum, Term, combine, join_all, part_form, scaled
-from regloss.solver import DifferentiableSolver, Problem, Solution, negotiate
-
-BACKWARD = ("implicit", "unrolled", "one-step")
-LEARNABLE = ("weight", "entropy")
+from regloss.registry import name_of
+from regloss.regularizer import Regularizer
+from regloss.solver import Solution
 
 
 class RegularizedLayer(nn.Module, ABC):
     """Logits and image to probabilities with a prior inside: what `attach` and a training put behind a network.
 
     What is learnt are its parameters, and they alone are saved with a trained model: everything else follows from the
-    settings that it was made with.
+    settings that it was made with. A setting ``classes`` is not written in configurations: it is the number of classes
+    of the data.
 
     Attributes:
-        solution: what the solver reported of the last call; None before, after an unrolled pass, and if it is set so to
-            be forgotten.
+        solution: what the solver reported of the last call; None before, after an unrolled pass, where no solver is at
+            work, and if it is set so to be forgotten.
     """
 
-    solution: Solution | None
+    former_names: ClassVar[Mapping[str, str]] = {}
+    """Settings by other names that configurations may use for them, which older ones may hold."""
+
+    solution: Solution | None = None
 
     # ---- what must be defined
 
     @abstractmethod
     def log_probabilities(self, logits: Tensor, image: Tensor, roi: Tensor | None = None, warm: Any = None) -> Tensor:
-        """Log-probabilities (B, K, *S), which serve as logits.
+        """Log-probabilities (B, K, *S), which serve as logits; of the type of ``logits``.
 
         Args:
             logits: (B, K, *S), finite.
             image: (B, C, *S) in [0, 1].
             roi: (B, *S) bool, outside of which nothing is regularised; None = everywhere.
-            warm: an earlier solution for the same images, or its state, to start from.
-        """
+            warm: an earlier solution for the same images, or its state, to start from; layers that have none pass over
+                it.
 
-    @abstractmethod
-    def learnt(self) -> Mapping[str, nn.Parameter]:
-        """The parameters, by the names of the settings that they stand for."""
-
-    @abstractmethod
-    def numbers(self) -> Mapping[str, Mapping[str, float]]:
-        """What may be learnt as it stands now, for logs: numbers by their names, and these by those of the settings.
-
-        Of a setting of many numbers they may be a few that tell what matters.
+        Raises:
+            UsageError: shapes disagree; logits that are not finite.
         """
 
     # ---- what might be defined
 
+    def forward(self, logits: Tensor, image: Tensor, roi: Tensor | None = None, warm: Any = None) -> Tensor:
+        """Probabilities (B, K, *S); arguments as of `log_probabilities`."""
+        return self.log_probabilities(logits, image, roi, warm).exp()
+
+    def learnable_parameters(self) -> Mapping[str, nn.Parameter]:
+        """The parameters, by the names of the settings that they stand for."""
+        return dict(self.named_parameters())
+
+    def scalars(self) -> Mapping[str, Mapping[str, float]]:
+        """What may be learnt as it stands now, for logs: numbers by their names, and these by those of the settings.
+
+        Of a setting of many numbers they may be a few that tell what matters.
+        """
+        return {name: _scalars_of(name, value.detach()) for name, value in self.learnable_parameters().items()}
+
     def check(self) -> None:
         """Raise `UsageError` if what has been learnt cannot be used; called before a training saves it."""
+
+    @classmethod
+    def implied_classes(cls, settings: Mapping[str, Any]) -> int:
+        """K for which ``settings`` are meant, to check them before the data are known; 2 where any number will do.
+
+        Only asked of layers with a setting ``classes``.
+        """
+        return 2
+
+
+def _scalars_of(name: str, value: Tensor) -> dict[str, float]:
+    if value.numel() == 1:
+        return {name: float(value)}
+    return {f"{name}-{number}": entry for number, entry in enumerate(value.flatten().tolist())}
 
 
 def name_weights(regularizers: Sequence[Regularizer], weights: Tensor) -> dict[str, float]:
@@ -90,263 +97,12 @@ def name_weights(regularizers: Sequence[Regularizer], weights: Tensor) -> dict[s
     return {f"weight-{name}": weight for name, weight in zip(names, weights.tolist(), strict=True)}
 
 
-class RegularizedSoftmax(RegularizedLayer):
-    """Logits and image to probabilities that minimise an energy with a regularizer.
-
-    Computes in float32 at least, whatever autocast says; probabilities have the logits' type. After each call the
-    attribute ``solution`` holds what the solver reported (gap, steps, status; None after an unrolled pass).
-
-    Args:
-        regularizer: a `Regularizer`, a name, a table with a name and settings, or several of them, which add up.
-        solver: a differentiable solver, or its name.
-        entropy: weight of the entropy, > 0, in units of the logits: the temperature of the softmax.
-        max_steps: of the solver; None = as the solver is set.
-        tolerance: of the solver; None = as the solver is set.
-        backward: "implicit", "unrolled" or "one-step".
-        learn: settings that become parameters, of "weight" (one for each regularizer of a sum) and "entropy". They are
-            kept as logarithms, ``log_weight`` and ``log_entropy``, and so stay positive.
-        backward_steps: largest number of conjugate-gradient steps of the implicit gradient.
-        backward_tolerance: their relative residual at which to stop.
-        refine: tolerance to which the solver goes on from its solution before the implicit gradient is taken; None =
-            the gradient is taken where the forward pass stopped.
-        refine_steps: largest number of steps for that.
-
-    Raises:
-        UsageError: a setting outside its range; a solver that cannot be differentiated.
-        MissingForm: the solver cannot use the regularizer.
-
-    >>> layer = RegularizedSoftmax("tv", entropy=0.5)
-    >>> logits = torch.tensor([[[[2.0, -1.0, 2.0]], [[0.0, 0.0, 0.0]]]])
-    >>> layer(logits, torch.zeros(1, 1, 1, 3)).argmax(1)
-    tensor([[[0, 0, 0]]])
-    """
-
-    def __init__(
-        self,
-        regularizer: Any,
-        solver: Any = "pdhg",
-        entropy: float = 0.5,
-        *,
-        max_steps: int | None = None,
-        tolerance: float | None = None,
-        backward: Literal["implicit", "unrolled", "one-step"] = "implicit",
-        learn: Sequence[Literal["weight", "entropy"]] = (),
-        backward_steps: int = 300,
-        backward_tolerance: float = 1e-6,
-        refine: float | None = None,
-        refine_steps: int = 2000,
-    ) -> None:
-        super().__init__()
-        chosen = combine(regularizer)
-        if chosen is None:
-            raise UsageError("A regularized softmax needs a regularizer; without one use torch.softmax.")
-        self.regularizer: Regularizer = chosen
-        self.solver = _with_settings(resolve("solver", solver), max_steps, tolerance)
-        self.form = negotiate(chosen, self.solver)
-        if backward not in BACKWARD:
-            raise UsageError(f"backward must be one of {', '.join(BACKWARD)}; got {backward!r}.")
-        if not 0 < entropy < math.inf:
-            raise UsageError(f"entropy must be finite and positive; got {entropy}.")
-        if backward_steps < 1 or not 0 <= backward_tolerance < 1:
-            raise UsageError(
-                "backward_steps must be at least 1 and backward_tolerance in [0, 1); got "
-                f"{backward_steps} and {backward_tolerance}."
-            )
-        if refine is not None and backward != "implicit":
-            raise UsageError(f'refine belongs to backward = "implicit"; got backward = {backward!r}. Leave it out.')
-        unknown = [name for name in learn if name not in LEARNABLE]
-        if unknown:
-            raise UsageError(f"learn may hold {', '.join(LEARNABLE)}; got {', '.join(map(repr, unknown))}.")
-        self.backward = backward
-        self.backward_steps = backward_steps
-        self.backward_tolerance = backward_tolerance
-        # A tolerance or a number of steps that cannot be meant is refused by the solver itself, now.
-        self.refiner = None if refine is None else _with_settings(self.solver, refine_steps, refine)
-        self.solution = None
-
-        self._entropy = float(entropy)
-        self.log_entropy: nn.Parameter | None = None
-        if "entropy" in learn:
-            self.log_entropy = nn.Parameter(torch.tensor(math.log(entropy)))
-        self.log_weight: nn.Parameter | None = None
-        if "weight" in learn:
-            weights = [part.weight for part in self._parts(chosen)]
-            if min(weights) <= 0:
-                raise UsageError(f"A weight that is learnt must start above 0; got {weights}.")
-            self.log_weight = nn.Parameter(torch.tensor(weights).log())
-
-    @property
-    def entropy(self) -> Tensor:
-        """() weight of the entropy."""
-        return torch.tensor(self._entropy) if self.log_entropy is None else self.log_entropy.exp()
-
-    @property
-    def weight(self) -> Tensor:
-        """(regularizers,) weights."""
-        if self.log_weight is not None:
-            return self.log_weight.exp()
-        return torch.tensor([part.weight for part in self._parts(self.regularizer)])
-
-    def learnt(self) -> dict[str, nn.Parameter]:
-        """Logarithms of weights and entropy, by "weight" and "entropy"."""
-        logarithms = {"weight": self.log_weight, "entropy": self.log_entropy}
-        return {name: value for name, value in logarithms.items() if value is not None}
-
-    def numbers(self) -> dict[str, dict[str, float]]:
-        """Weights, by "weight-" and the regularizer's name, and the entropy."""
-        weights = name_weights(self._parts(self.regularizer), self.weight)
-        return {"weight": weights, "entropy": {"entropy": self.entropy.item()}}
-
-    def extra_repr(self) -> str:
-        """Settings for ``print(layer)``."""
-        return f"{self.regularizer}, {self.solver}, backward={self.backward!r}"
-
-    def forward(self, logits: Tensor, image: Tensor | Term, roi: Tensor | None = None, warm: Any = None) -> Tensor:
-        """Probabilities (B, K, *S).
-
-        Args:
-            logits: (B, K, *S), finite.
-            image: (B, C, *S) in [0, 1]; or a `Term` that was bound before, which saves binding again, and whose own
-                tensors (weights of edges, volumes) get gradients if they ask for them.
-            roi: (B, *S) bool, outside of which nothing is regularised; None = everywhere. Part of the term if one is
-                given.
-            warm: an earlier solution for the same images, or its state, to start from.
-
-        Raises:
-            UsageError: shapes disagree; logits that are not finite.
-        """
-        return self._solved(logits, image, roi, warm, logarithms=False)
-
-    def log_probabilities(
-        self, logits: Tensor, image: Tensor | Term, roi: Tensor | None = None, warm: Any = None
-    ) -> Tensor:
-        """Logarithms of what the call gives, which do not underflow; arguments as there.
-
-        They are logits as well, since softmax(log p) = p.
-        """
-        return self._solved(logits, image, roi, warm, logarithms=True)
-
-    def _solved(
-        self, logits: Tensor, image: Tensor | Term, roi: Tensor | None, warm: Any, *, logarithms: bool
-    ) -> Tensor:
-        check_scores(logits, "logits")
-        check_finite(logits, "logits", "A network that gives them has diverged.")
-        with torch.autocast(logits.device.type, enabled=False):
-            bound = self.bind(image, roi)
-            bound.check(logits)
-            return self.solve(bound, at_least_float32(logits), warm, logarithms=logarithms).to(logits.dtype)
-
-    def solve(self, bound: Bound, scores: Tensor, warm: Any = None, *, logarithms: bool = True) -> Tensor:
-        """What a call computes once it has bound the images and checked the logits: log-probabilities (B, K, *S).
-
-        Args:
-            bound: of `bind`.
-            scores: (B, K, *S) logits, float32 at least.
-            warm: an earlier solution, or its state.
-            logarithms: False = probabilities.
-        """
-        entropy = scores.new_tensor(self._entropy) if self.log_entropy is None else self.log_entropy.exp()
-        temperature = float(entropy.detach())
-        form = self._form(bound, scores.detach() / temperature)
-        if isinstance(warm, Solution):
-            warm = warm.state
-        problem = Problem(form=form, unary=-scores, entropy=temperature, roi=bound.roi, warm=warm)
-        if self.backward == "implicit":
-            parameters = self.solver.parameters(form)
-            found: Tensor = _Implicit.apply(  # type: ignore[no-untyped-call]
-                self, problem, logarithms, scores, entropy, *parameters
-            )
-            return found
-        found = self._by_steps(problem, scores, entropy)
-        return found if logarithms else found.exp()
-
-    def _by_steps(self, problem: Problem, scores: Tensor, entropy: Tensor) -> Tensor:
-        if self.backward == "unrolled":
-            self.solution = None
-            return self.solver.unroll(problem, entropy)
-        parameters = self.solver.parameters(problem.form)
-        with torch.no_grad():
-            self.solution = self.solver.minimise(_detached(problem))
-        needed = torch.is_grad_enabled() and any(value.requires_grad for value in (scores, entropy, *parameters))
-        if not needed:
-            return self.solver.log_probabilities(problem, self.solution)
-        last: DifferentiableSolver = dataclasses.replace(self.solver, max_steps=1)  # type: ignore[type-var]
-        return last.unroll(dataclasses.replace(problem, warm=self.solution.state), entropy)
-
-    def _parts(self, regularizer: Regularizer) -> list[Regularizer]:
-        return list(regularizer.parts) if isinstance(regularizer, Sum) else [regularizer]
-
-    def bind(self, image: Tensor | Term, roi: Tensor | None = None) -> Bound:
-        """Compute what depends on the images alone; arguments as of a call.
-
-        Raises:
-            UsageError: bad images or region; a term with a region besides its own, or whose weights are to be learnt.
-            MissingForm: the solver cannot use the term.
-        """
-        if isinstance(image, Term):
-            if roi is not None:
-                raise UsageError("A bound term has its region of interest already: give roi to bind() instead.")
-            if self.log_weight is not None and (len(self.log_weight) > 1 or image.regularizer.weight <= 0):
-                raise UsageError("To learn the weights of a sum, give the image: each part is bound by itself then.")
-            # The weight that the term was bound with gives way to the learnt one.
-            return Bound((image,), 1 / (image.regularizer.weight or 1.0), negotiate(image.regularizer, self.solver))
-        if self.log_weight is None:
-            return Bound((self.regularizer.bind(image, roi),), 1.0, self.form)
-        total = self.regularizer.weight if isinstance(self.regularizer, Sum) else 1.0
-        parts = [dataclasses.replace(part, weight=1.0) for part in self._parts(self.regularizer)]  # type: ignore[type-var]
-        return Bound(tuple(part.bind(image, roi) for part in parts), total, self.form)
-
-    def _form(self, bound: Bound, scores: Tensor) -> Form:
-        """The form to solve, with learnt weights in it, and adapted to what softmax makes of ``scores``."""
-        terms = [
-            term
-            if term.regularizer.forms == term.regularizer.adapted_forms
-            else term.adapted(torch.softmax(scores, dim=1))
-            for term in bound.terms
-        ]
-        if self.log_weight is None:
-            return terms[0].form(bound.form)
-        if len(terms) == 1:
-            return scaled(terms[0].form(bound.form), self.log_weight.exp()[0] * bound.factor)
-        forms = [
-            scaled(term.form(part_form(term.regularizer, bound.form)), weight * bound.factor)
-            for term, weight in zip(terms, self.log_weight.exp(), strict=True)
-        ]
-        return join_all(forms, bound.form)
-
-
-@dataclasses.dataclass(frozen=True)
-class Bound:
-    """A layer's regularizers, bound to a batch of images.
-
-    Attributes:
-        terms: the regularizer's, or those of its parts where weights are learnt.
-        factor: of the learnt weights.
-        form: the one that will be solved.
-    """
-
-    terms: tuple[Term, ...]
-    factor: float
-    form: type[Form]
-
-    @property
-    def roi(self) -> Tensor | None:
-        """(B, *S) bool; None = everywhere."""
-        return self.terms[0].roi
-
-    def check(self, logits: Tensor) -> None:
-        """Raise `UsageError` unless ``logits`` (B, K, *S) are of the images' size."""
-        shape = self.terms[0].shape
-        if (logits.shape[0], *logits.shape[2:]) != shape:
-            raise UsageError(f"logits {tuple(logits.shape)} do not fit the images, with (B, *S) = {shape}.")
-
-
 def attach(network: nn.Module, layer: RegularizedLayer) -> RegularizedNetwork:
     """``network`` with ``layer`` behind it, to be used wherever ``network`` was.
 
     Args:
         network: image (B, C, *S) to logits (B, K, *S).
-        layer: a `RegularizedSoftmax`, `RegularizedSigmoid` or `DenseCRFLayer`; shared if given to several networks.
+        layer: any; shared if given to several networks.
     """
     return RegularizedNetwork(network, layer)
 
@@ -376,59 +132,3 @@ class RegularizedNetwork(nn.Module):
             guide: (B, C', *S) in [0, 1] what the regularizer sees; None = ``image``, which must be in [0, 1] then.
         """
         return self.layer.log_probabilities(self.network(image), image if guide is None else guide, roi)
-
-
-class _Implicit(torch.autograd.Function):
-    """Probabilities at the solver's solution, or their logarithms, and their derivative by the solver's pullback."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        layer: RegularizedSoftmax,
-        problem: Problem,
-        logarithms: bool,
-        scores: Tensor,
-        entropy: Tensor,
-        *parameters: Tensor,
-    ) -> Tensor:
-        layer.solution = layer.solver.minimise(_detached(problem))
-        ctx.layer, ctx.problem, ctx.solution = layer, _detached(problem), layer.solution
-        ctx.logarithms, ctx.dtypes = logarithms, (scores.dtype, entropy.dtype)
-        found = layer.solver.log_probabilities(ctx.problem, layer.solution)
-        return found if logarithms else found.exp()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        layer: RegularizedSoftmax = ctx.layer
-        with torch.autocast(cotangent.device.type, enabled=False):
-            solution = ctx.solution
-            if layer.refiner is not None:
-                solution = layer.refiner.minimise(dataclasses.replace(ctx.problem, warm=solution.state))
-            if not ctx.logarithms:
-                cotangent = cotangent * layer.solver.log_probabilities(ctx.problem, solution).exp()
-            found = layer.solver.pullback(
-                ctx.problem,
-                solution,
-                cotangent,
-                max_steps=layer.backward_steps,
-                tolerance=layer.backward_tolerance,
-            )
-        scores, entropy = -found.unary.to(ctx.dtypes[0]), found.entropy.to(ctx.dtypes[1])
-        return (None, None, None, scores, entropy, *found.parameters)
-
-
-def _detached(problem: Problem) -> Problem:
-    return dataclasses.replace(problem, unary=problem.unary.detach())
-
-
-def _with_settings(solver: Any, max_steps: int | None, tolerance: float | None) -> DifferentiableSolver:
-    if not isinstance(solver, DifferentiableSolver):
-        raise UsageError(
-            f"A layer needs a solver that can be differentiated, such as pdhg; got {name_of(solver)}. "
-            "Solvers over labels belong into an outer loop."
-        )
-    given = {"max_steps": max_steps, "tolerance": tolerance}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    changed: DifferentiableSolver = dataclasses.replace(solver, **chosen)  # type: ignore[type-var]
-    return changed

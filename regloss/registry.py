@@ -42,6 +42,8 @@ KINDS: Mapping[str, Kind] = {
     "data-term": Kind("regloss.data_terms", "regloss.data_term:DataTerm"),
     "outer-loop": Kind("regloss.outer_loops", "regloss.outer_loop:OuterLoop"),
     "region-force": Kind("regloss.region_forces", "regloss.region_force:RegionForce"),
+    "layer": Kind("regloss.layers", "regloss.layer:RegularizedLayer"),
+    "segmenter": Kind("regloss.segmenters", "regloss.segmenter:Segmenter"),
     "network": Kind("regloss.networks", "torch.nn:Module"),
     "dataset": Kind("regloss.datasets", "regloss.dataset:Dataset"),
 }
@@ -197,7 +199,8 @@ def get(kind: str, name: str) -> type:
     """The class registered as ``name``; it is imported now.
 
     Args:
-        kind: "regularizer", "solver", "divergence", "data-term", "outer-loop", "region-force", "network" or "dataset".
+        kind: a key of `KINDS`: "regularizer", "solver", "divergence", "data-term", "outer-loop", "region-force",
+            "layer", "segmenter", "network" or "dataset".
         name: a plain name, or ``distribution:name`` where two distributions offer the same.
 
     Raises:

@@ -132,7 +132,7 @@ def test_the_relaxed_problem_is_global_too():
 def test_history():
     image = picture()
     told = []
-    found = alternate("chan-vese", TotalVariation(0.1), CUTS, image, phases_by_color(image, 2), tell=told.append)
+    found = alternate("chan-vese", TotalVariation(0.1), CUTS, image, phases_by_color(image, 2), callback=told.append)
     assert tuple(told) == found.history
     kinds = [(step.round, step.half) for step in found.history]
     rounds = int(found.rounds[0])
@@ -158,7 +158,7 @@ def test_looks_of_the_solver_are_passed_on():
         phases_by_color(image, 2),
         entropy=0.05,
         max_rounds=1,
-        observe=looks.append,
+        solver_callback=looks.append,
     )
     assert [look.steps for look in looks] == [0, 10, 20, 30, 40]
     assert all(look.images.tolist() == [0, 1] for look in looks)
@@ -175,7 +175,7 @@ def test_dca_tells_its_energies():
         phases_by_color(image, 2),
         entropy=0.05,
         max_rounds=1,
-        observe=looks.append,
+        solver_callback=looks.append,
     )
     assert [look.steps for look in looks] == list(range(1, 8))
     energies = [float(look.energy) for look in looks]

@@ -154,8 +154,8 @@ def segment(
     method: Annotated[
         str | None,
         typer.Option(
-            help="chan-vese, region-competition or graph-cut: settings that go together. Or deep-chan-vese, or "
-            "deep-chan-vese:setting=value,...: networks fitted to the image."
+            help="NAME or NAME:setting=value,... of a segmenter: chan-vese, region-competition, graph-cut, or "
+            "deep-chan-vese, which fits networks to the image; regloss plugins list --kind segmenter has all."
         ),
     ] = None,
     region_force: Annotated[
@@ -181,8 +181,9 @@ def segment(
         str | None,
         typer.Option(help="Of deep-chan-vese: splitting, gradient-descent or layer. [default: splitting]"),
     ] = None,
-    refine: Annotated[
-        str | None, typer.Option(help='Of deep-chan-vese: "guided" moves boundaries to edges by the guided filter.')
+    post_processing: Annotated[
+        str | None,
+        typer.Option("--refine", help='Of deep-chan-vese: "guided" moves boundaries to edges by the guided filter.'),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of k-means, and of all else that is random.")] = 0,
     overwrite: Overwrite = False,
@@ -204,10 +205,10 @@ def segment(
         entropy=entropy,
         max_rounds=rounds,
         coupling=coupling,
-        refine=refine,
+        post_processing=post_processing,
         seed=seed,
         overwrite=overwrite,
-        tell=_tell,
+        callback=_tell,
     )
     for line in result.lines():
         typer.echo(line)

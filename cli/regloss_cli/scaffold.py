@@ -146,13 +146,25 @@ def _folder_of(kind: str) -> str:
     return kind.replace("-", "_")
 
 
+EXAMPLES = {
+    "segmenter": {
+        "example.toml": "example.py",
+        "a short training that uses it by name": "a photograph, segmented by its name",
+        "regloss train example.toml": "python example.py",
+    }
+}
+"""What the README says of the example, where this is no configuration of a training, by kind."""
+
+
 def _files(plugin: Plugin, authors: Sequence[str]) -> dict[str, str]:
     """Texts by path in the new folder."""
     kind = _folder_of(plugin.kind)
+    instead = EXAMPLES.get(plugin.kind, {})
+    example = instead.get("example.toml", "example.toml")
     texts = {
         "pyproject.toml": _template("project.toml"),
         "README.md": _template("README.md"),
-        "example.toml": _template(kind, "example.toml"),
+        example: _template(kind, example),
         f"{plugin.package}/__init__.py": _template(kind, "__init__.py"),
         f"{plugin.package}/{plugin.module}.py": _template(kind, "component.py"),
         f"{plugin.package}/py.typed": "",
@@ -160,6 +172,7 @@ def _files(plugin: Plugin, authors: Sequence[str]) -> dict[str, str]:
         f"tests/test_{plugin.module}.py": _template(kind, "test_component.py"),
     }
     words = {
+        **dict(sorted(instead.items(), key=lambda entry: -len(entry[0]))),  # the whole command before a part of it
         f"regloss_cli.templates.{kind}.component": f"{plugin.package}.{plugin.module}",
         "my-component": plugin.name,
         "my_component": plugin.module,

@@ -35,7 +35,7 @@ from torch import Tensor
 
 import regloss
 from regloss.metrics.foreground import RULES, ForegroundScores
-from regloss.saliency import phases_by_saliency
+from regloss_plugins.segmenters.saliency import phases_by_saliency
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "chan_vese.csv"
@@ -68,7 +68,7 @@ def alternated(force: str, regularizer: dict[str, Any]) -> Method:
 
 def deep(image: Rgb, start: Labels) -> Labels:
     """Networks fitted to the image."""
-    from regloss.deep_segmentation import deep_chan_vese
+    from regloss_plugins.segmenters.deep_chan_vese import deep_chan_vese
 
     return deep_chan_vese(tensor(image), 2, start=torch.from_numpy(start)[None]).labels[0].numpy()
 

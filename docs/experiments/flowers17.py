@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from regloss.dataset import Sample
 from regloss.metrics.foreground import RULES, ForegroundScores
 from regloss.registry import create
-from regloss.saliency import phases_by_saliency
 from regloss.training.logs import CsvLog
 from regloss.training.model import load_model, predict
+from regloss_plugins.segmenters.saliency import phases_by_saliency
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "flowers17.csv"

@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 from scipy import ndimage, signal
 
-from regloss.layer import RegularizedSoftmax
+from regloss import RegularizedSoftmax
 from regloss.metrics.scores import Scores
 from regloss.registry import create
 from regloss.training.inference import evaluate_run

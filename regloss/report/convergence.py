@@ -1,7 +1,7 @@
 """How the energy fell while one image was segmented: a table and a picture.
 
-A row is written after each half step of an alternation, and, by solvers that iterate, whenever they look at their
-certificate in between.
+An alternation records it after each half step, and solvers that iterate whenever they look at their certificate in
+between; other segmenters have records of their own.
 """
 
 from __future__ import annotations
@@ -9,12 +9,11 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import astuple, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any
 
-from regloss.alternation import HalfStep
-from regloss.solver import Look
+from regloss.segmenter import EnergyRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,68 +21,36 @@ if TYPE_CHECKING:
 _INK, _PRIMAL, _DUAL = "#1f2937", "#2563eb", "#d97706"
 
 
-@dataclass(frozen=True)
-class Row:
-    """One moment.
-
-    Attributes:
-        round: from 1; 0 for the start.
-        event: "start", "statistics" (fitted anew), "step" (the solver looked at its certificate), "labels" (it ended).
-        step: the solver's steps in this round, for "step"; else 0.
-        energy: at that moment; NaN where it is not known.
-        bound: lower bound on it for the statistics of the moment, -inf where none is known.
-    """
-
-    round: int
-    event: Literal["start", "statistics", "step", "labels"]
-    step: int
-    energy: float
-    bound: float
+def has_curve(history: Sequence[Any]) -> bool:
+    """Whether there are two energies to compare."""
+    return sum(math.isfinite(record.energy) for record in history) > 1
 
 
-@dataclass
-class Convergence:
-    """Collects the rows; its methods are what `regloss.alternate` takes as ``tell`` and ``observe``."""
-
-    rows: list[Row] = field(default_factory=list)
-
-    def tell(self, step: HalfStep) -> None:
-        """After a half step."""
-        self.rows.append(Row(step.round, step.half, 0, float(step.energy[0]), float(step.bound[0])))
-
-    def observe(self, look: Look) -> None:
-        """When the solver looks at its certificate."""
-        before = self.rows[-1].round if self.rows else 0
-        self.rows.append(Row(max(1, before), "step", look.steps, float(look.energy[0]), float(look.bound[0])))
-
-    def has_curve(self) -> bool:
-        """Whether there are two energies to compare."""
-        return sum(math.isfinite(row.energy) for row in self.rows) > 1
-
-    def write_table(self, path: Path) -> None:
-        """As CSV, one line a row."""
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow([column.name for column in fields(Row)])
-            writer.writerows(astuple(row) for row in self.rows)
-
-    def write_chart(self, path: Path) -> None:
-        """As PNG: the energy by half step, and the solver's primal and dual energy by its steps where it told them."""
-        from matplotlib.figure import Figure  # not needed by those who write the table alone
-
-        looks = [row for row in self.rows if row.event == "step"]
-        halves = [row for row in self.rows if row.event != "step"]
-        figure = Figure(figsize=(10 if looks and len(halves) > 2 else 5.6, 3.6), layout="constrained")
-        columns = (len(halves) > 2 or not looks) + bool(looks)
-        drawn = list(figure.subplots(1, columns, squeeze=False)[0])
-        if looks:
-            _by_step(drawn.pop(), looks)
-        if drawn:
-            _by_half_step(drawn.pop(), halves)
-        figure.savefig(path, dpi=150, facecolor="white")
+def write_table(history: Sequence[Any], path: Path) -> None:
+    """As CSV, one line a record, one column a field of it."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([column.name for column in fields(history[0])])
+        writer.writerows(astuple(record) for record in history)
 
 
-def _by_half_step(axes: Axes, halves: Sequence[Row]) -> None:
+def write_chart(history: Sequence[EnergyRecord], path: Path) -> None:
+    """As PNG: the energy by half step, and the solver's primal and dual energy by its steps where it told them."""
+    from matplotlib.figure import Figure  # not needed by those who write the table alone
+
+    steps = [record for record in history if record.event == "step"]
+    halves = [record for record in history if record.event != "step"]
+    figure = Figure(figsize=(10 if steps and len(halves) > 2 else 5.6, 3.6), layout="constrained")
+    columns = (len(halves) > 2 or not steps) + bool(steps)
+    drawn = list(figure.subplots(1, columns, squeeze=False)[0])
+    if steps:
+        _by_step(drawn.pop(), steps)
+    if drawn:
+        _by_half_step(drawn.pop(), halves)
+    figure.savefig(path, dpi=150, facecolor="white")
+
+
+def _by_half_step(axes: Axes, halves: Sequence[EnergyRecord]) -> None:
     _label(axes, "Energy by half step", "round")
     # The statistics of a round are fitted before its labels are found.
     place = {"start": 0.0, "statistics": -0.5, "labels": 0.0}
@@ -106,16 +73,16 @@ def _by_half_step(axes: Axes, halves: Sequence[Row]) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _by_step(axes: Axes, looks: Sequence[Row]) -> None:
+def _by_step(axes: Axes, steps: Sequence[EnergyRecord]) -> None:
     _label(axes, "Energy by step of the solver", "step")
     offset, xs = 0, []
-    for index, row in enumerate(looks):
-        if index and row.round != looks[index - 1].round:
-            offset += looks[index - 1].step
+    for index, row in enumerate(steps):
+        if index and row.round != steps[index - 1].round:
+            offset += steps[index - 1].step
             axes.axvline(offset, color="#e5e7eb", linewidth=0.8)
         xs.append(offset + row.step)
-    energies, bounds = [row.energy for row in looks], [row.bound for row in looks]
-    marker = "o" if len(looks) <= 40 else None
+    energies, bounds = [row.energy for row in steps], [row.bound for row in steps]
+    marker = "o" if len(steps) <= 40 else None
     for values, color, name in ((energies, _PRIMAL, "primal"), (bounds, _DUAL, "dual")):
         points = [(x, y) for x, y in zip(xs, values, strict=True) if math.isfinite(y)]
         if points:

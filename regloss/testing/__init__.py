@@ -24,19 +24,23 @@ from __future__ import annotations
 from regloss.testing.data_term import DataTermConformance
 from regloss.testing.dataset import DatasetConformance
 from regloss.testing.divergence import DivergenceConformance
+from regloss.testing.layer import LayerConformance
 from regloss.testing.network import NetworkConformance
 from regloss.testing.outer_loop import OuterLoopConformance
 from regloss.testing.region_force import RegionForceConformance
 from regloss.testing.regularizer import RegularizerConformance
+from regloss.testing.segmenter import SegmenterConformance
 from regloss.testing.solver import SolverConformance
 
 __all__ = [
     "DataTermConformance",
     "DatasetConformance",
     "DivergenceConformance",
+    "LayerConformance",
     "NetworkConformance",
     "OuterLoopConformance",
     "RegionForceConformance",
     "RegularizerConformance",
+    "SegmenterConformance",
     "SolverConformance",
 ]

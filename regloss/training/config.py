@@ -7,21 +7,20 @@ optimizer) also take that component's own settings; everything is checked before
 from __future__ import annotations
 
 import difflib
-import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import GenericAlias, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import torch
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from torch import Tensor, nn
 
-from regloss.dense_crf_layer import DenseCRFLayer
-from regloss.errors import UsageError
-from regloss.layer import RegularizedLayer, RegularizedSoftmax
+from regloss.errors import ReglossError, UsageError
+from regloss.layer import RegularizedLayer
 from regloss.registry import check_settings, create, find, get, settings
-from regloss.sigmoid_layer import RegularizedSigmoid
 from regloss.training.color_pseudo_labels import ColorPseudoLabels
 
 if sys.version_info >= (3, 11):
@@ -149,92 +148,14 @@ def _several(value: Any) -> Any:
     return value
 
 
-class Layer(_Section):
-    """A layer with a prior inside, behind the network; it sees the image in [0, 1].
+class Layer(_ComponentSection):
+    """A layer with a prior inside, behind the network, with its own settings; it sees the image in [0, 1].
 
-    kind: "softmax" is `regloss.RegularizedSoftmax`, "sigmoid" `regloss.RegularizedSigmoid`, for classes that are
-    nested sets (0 outside, the last one innermost). regularizer: name, table, or several, which add up. solver:
-    name or table. entropy: temperature of the softmax, > 0. steps, tolerance: of the solver; absent = its own.
-    backward: "implicit", "unrolled" or "one-step". learn: what is trained with the network, of "weight" and
-    "entropy". backward-steps, backward-tolerance: of the implicit gradient's linear system. refine, refine-steps:
-    tolerance to which the solver goes on before that gradient is taken, and its steps at most; absent = it does not
-    go on.
+    kind: name of the layer; "name" may stand for it. All else are the layer's settings, checked against the types that
+    its constructor declares; ``component_settings`` has them, every default spelt out.
     """
 
-    kind: Literal["softmax", "sigmoid"] = "softmax"
-    regularizer: list[dict[str, Any]]
-    solver: str | dict[str, Any] = "pdhg"
-    entropy: float = 0.5
-    steps: int | None = None
-    tolerance: float | None = None
-    backward: Literal["implicit", "unrolled", "one-step"] = "implicit"
-    learn: tuple[str, ...] = ()
-    backward_steps: int = 300
-    backward_tolerance: float = 1e-6
-    refine: float | None = None
-    refine_steps: int = 2000
-
-    @field_validator("regularizer", mode="before")
-    @classmethod
-    def _one_or_several(cls, value: Any) -> Any:
-        return _several(value)
-
-
-class DenseCRF(_Section):
-    """A layer of kind "dense-crf", `regloss.DenseCRFLayer`: mean field on Gaussian kernels of place and colour.
-
-    weights, sigma-xy, sigma-rgb: one number a kernel; weights > 0 in units of the logits, bandwidths in pixels and in
-    image values, inf = colours do not matter. compatibility: a row of K costs for each of K classes, to begin with;
-    absent = 1 where labels differ. entropy: temperature of the softmax, > 0. scale, backend, accuracy: of the filters.
-    steps, tolerance: of mean field. damped: shorten steps as far as the energy needs it. backward: "unrolled",
-    "implicit" or "one-step". checkpoint: unrolled, take steps again instead of keeping what they computed. learn: what
-    is trained with the network. backward-steps, backward-tolerance: of the implicit gradient's linear system.
-    """
-
-    kind: Literal["dense-crf"]
-    weights: tuple[float, ...] = (10.0, 3.0)
-    sigma_xy: tuple[float, ...] = (80.0, 3.0)
-    sigma_rgb: tuple[float, ...] = (0.051, math.inf)
-    compatibility: tuple[tuple[float, ...], ...] | None = None
-    entropy: float = 1.0
-    scale: float = 1.0
-    backend: Literal["auto", "exact", "lattice"] = "auto"
-    accuracy: Literal["fast", "fine", "finest"] = "fine"
-    steps: int = 5
-    tolerance: float = 1e-5
-    damped: bool = True
-    backward: Literal["unrolled", "implicit", "one-step"] = "unrolled"
-    checkpoint: bool = True
-    learn: tuple[Literal["weights", "sigma-xy", "sigma-rgb", "compatibility", "entropy"], ...] = (
-        "weights",
-        "sigma-xy",
-        "sigma-rgb",
-        "compatibility",
-    )
-    backward_steps: int = 100
-    backward_tolerance: float = 1e-6
-
-    @field_validator("compatibility")
-    @classmethod
-    def _square(cls, value: tuple[tuple[float, ...], ...] | None) -> tuple[tuple[float, ...], ...] | None:
-        if value is not None and not all(len(row) == len(value) for row in value):
-            raise ValueError("needs as many numbers in each row as there are rows, one for each class")
-        return value
-
-
-LAYERS: dict[str, type[_Section]] = {"softmax": Layer, "sigmoid": Layer, "dense-crf": DenseCRF}
-"""The section that describes a layer, by its kind."""
-
-
-def _kind_of_layer(section: Any) -> Any:
-    """What decides which section [layer] is, of a table or of the section itself."""
-    return section.get("kind", "softmax") if isinstance(section, Mapping) else getattr(section, "kind", "softmax")
-
-
-AnyLayer = Annotated[
-    Annotated[Layer, Tag("softmax")] | Annotated[Layer, Tag("sigmoid")] | Annotated[DenseCRF, Tag("dense-crf")],
-    Discriminator(_kind_of_layer),
-]
+    kind: str = "softmax"
 
 
 class Loss(_Section):
@@ -337,7 +258,7 @@ class Config(_Section):
     seed: int = Field(default=0, ge=0)
     data: Data
     network: Network
-    layer: AnyLayer | None = None
+    layer: Layer | None = None
     loss: Loss = Loss()
     training: Training
     evaluation: Evaluation = Evaluation()
@@ -392,6 +313,10 @@ def apply_change(table: dict[str, Any], change: str) -> None:
     if not equals or not all(parts):
         raise UsageError(f"--set takes section.key=value, for example training.epochs=5; got {change!r}.")
     value = toml_value(text)
+    if parts[0] == "layer" and len(parts) > 1 and isinstance(table.get("layer"), Mapping):
+        # Else what the file calls by a former name would be there twice.
+        table["layer"] = with_current_names(table["layer"])
+        parts[1] = _current_name(parts[1], table["layer"].get("kind", "softmax"))
     for part in parts[:-1]:
         if isinstance(table, list):  # an array of tables: [[loss.regularizer]] is addressed by its number
             if not part.isdigit() or int(part) >= len(table):
@@ -423,10 +348,19 @@ def toml_value(text: str) -> Any:
 def parse(table: Mapping[str, Any], source: str = "the configuration") -> Config:
     """Check a configuration given as plain data; see `read`."""
     table = _expand_preset(dict(table))
+    wrong: list[str] = []
+    if isinstance(table.get("layer"), Mapping):
+        try:
+            layer, wrong = _complete_layer(table["layer"])
+        except ReglossError as error:
+            raise type(error)(f"{source}: [layer]: {error}") from None
+        table["layer"] = layer or None
     try:
         config = Config.model_validate(table)
     except ValidationError as cause:
-        raise UsageError(f"{source}: " + "; ".join(_explain(error) for error in cause.errors())) from None
+        wrong += [_explain(error) for error in cause.errors()]
+    if wrong:
+        raise UsageError(f"{source}: " + "; ".join(wrong)) from None
     _check_components(config, source)
     return config
 
@@ -453,14 +387,12 @@ def _expand_preset(table: dict[str, Any]) -> dict[str, Any]:
     return {**table, "loss": new}
 
 
-def _explain(error: Any) -> str:
+def _explain(error: Any, section: str = "", allowed: Sequence[str] | None = None) -> str:
+    """What is wrong, in words; of a ``section`` that was checked apart, with the keys ``allowed`` in it."""
     where = [str(part) for part in error["loc"]]
-    # What is wrong within [layer] is located by its kind too, which is no key of the file.
-    key = ".".join(part for place, part in enumerate(where) if not (place == 1 and where[0] == "layer"))
-    if error["type"] == "union_tag_invalid":
-        return f"{key}.kind should be {error['ctx']['expected_tags']}; got {error['ctx']['tag']!r}"
+    key = ".".join(filter(None, [section, *where]))
     if error["type"] == "extra_forbidden":
-        allowed = _allowed_keys(where[:-1])
+        allowed = _allowed_keys(where[:-1]) if allowed is None else allowed
         near = difflib.get_close_matches(where[-1], allowed, n=1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"unknown key {key!r}.{hint} Allowed here: {', '.join(allowed)}"
@@ -472,9 +404,6 @@ def _explain(error: Any) -> str:
 def _allowed_keys(where: Sequence[str]) -> list[str]:
     model: Any = Config
     for part in where:
-        if where[0] == "layer" and part in LAYERS:
-            model = LAYERS[part]
-            continue
         model = model.model_fields[part.replace("-", "_")].annotation
         model = next((kind for kind in get_args(model) if kind is not type(None)), model)  # of an optional section
     return [_hyphens(name) for name in model.model_fields]
@@ -585,61 +514,112 @@ def build_proposals(proposals: Proposals | None) -> ColorPseudoLabels | None:
         raise type(error)(f"[data.proposals]: {error}") from None
 
 
-def build_layer(layer: Layer | DenseCRF | None, classes: int | None = None) -> RegularizedLayer | None:
+# -- The layer ---------------------------------------------------------------------------------------------------------
+
+
+def _complete_layer(table: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """[layer] with every setting of the layer that it names, and what is wrong with it, in words.
+
+    Raises:
+        ReglossError: there is no such layer, or it cannot be imported; a setting given by two names.
+    """
+    table = with_current_names(table)
+    kind = table.pop("kind", "softmax")
+    if not isinstance(kind, str):
+        raise UsageError(f"kind is the name of a layer; got {kind!r}.")
+    model = _settings_model(get("layer", kind))
+    if "regularizer" in table:
+        table["regularizer"] = _several(table["regularizer"])
+    if isinstance(table.get("learn"), list | tuple):  # names of settings, which may be written as these are
+        table["learn"] = [name.replace("-", "_") if isinstance(name, str) else name for name in table["learn"]]
+    try:
+        found = model.model_validate(table).model_dump(by_alias=True)
+    except ValidationError as cause:
+        allowed = ["kind", *(str(field.alias) for field in model.model_fields.values())]
+        return {}, [_explain(error, "layer", allowed) for error in cause.errors()]
+    if isinstance(found.get("learn"), list | tuple):
+        found["learn"] = [_hyphens(name) for name in found["learn"]]
+    return {"kind": kind, **found}, []
+
+
+def with_current_names(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """``layer``, a table [layer], with its settings by today's names, where it has them by former ones.
+
+    Raises:
+        ReglossError: there is no such layer, or it cannot be imported; a setting given by two names.
+
+    >>> with_current_names({"name": "softmax", "steps": 5})
+    {'kind': 'softmax', 'max-steps': 5}
+    """
+    kind = layer.get("kind", layer.get("name", "softmax"))
+    found: dict[str, Any] = {}
+    for key, value in layer.items():
+        name = _current_name(key, kind)
+        if name in found:
+            raise UsageError(f"{name!r} is given twice, once by another name. Leave one of them out.")
+        found[name] = value
+    return found
+
+
+def _current_name(key: str, kind: Any) -> str:
+    """Today's name of ``key`` in the table [layer] of that ``kind``."""
+    if key == "name":
+        return "kind"
+    cls: Any = get("layer", kind) if isinstance(kind, str) else RegularizedLayer
+    name = key.replace("-", "_")
+    return _hyphens(cls.former_names.get(name, name))
+
+
+@cache
+def _settings_model(cls: type[RegularizedLayer]) -> type[BaseModel]:
+    """What a configuration may set of ``cls``: the arguments of its constructor, with their types and defaults."""
+    try:
+        hints = get_type_hints(cls.__init__)
+    except NameError:  # types that are imported for type checkers alone; the constructor has to look at the values
+        hints = {}
+    fields: dict[str, Any] = {}
+    for name, parameter in settings(cls).items():
+        if name != "classes":  # comes from the data
+            default = ... if parameter.default is parameter.empty else parameter.default
+            # The prefix keeps settings apart from pydantic's own attributes; only the alias is ever seen.
+            fields[f"setting_{name}"] = (_plain_type(hints.get(name, Any)), Field(default, alias=_hyphens(name)))
+    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+    return create_model(cls.__name__, __config__=config, **fields)
+
+
+def _plain_type(hint: Any) -> Any:
+    """``hint`` as a configuration can have it: without tensors and modules where there is a choice, lists as tuples."""
+    if get_origin(hint) in (Union, UnionType):
+        plain = [one for one in get_args(hint) if not (isinstance(one, type) and issubclass(one, Tensor | nn.Module))]
+        return Union[tuple(_plain_type(one) for one in plain)]  # noqa: UP007 - made at run time
+    if get_origin(hint) is Sequence:
+        (entry,) = get_args(hint)
+        return GenericAlias(tuple, (_plain_type(entry), ...))
+    return hint
+
+
+def build_layer(layer: Layer | None, classes: int | None = None) -> RegularizedLayer | None:
     """The layer of a configuration; None where there is none.
 
     Args:
-        layer: the section.
-        classes: K; None = not known yet, to check what does not depend on it. Only label costs do.
+        layer: the section, as `parse` completes it.
+        classes: K; None = not known yet, to check what does not depend on it.
 
     Raises:
-        UsageError: a setting that does not exist or cannot be meant; a solver that cannot be differentiated; label
-            costs for another number of classes.
+        UsageError: a setting that does not exist or is invalid; a solver that cannot be differentiated; label costs for
+            another number of classes.
         MissingForm: a solver that cannot use the regularizer.
     """
     if layer is None:
         return None
+    chosen = layer.component_settings()
+    if isinstance(chosen.get("learn"), list | tuple):
+        chosen["learn"] = [name.replace("-", "_") for name in chosen["learn"]]
+    cls: Any = get("layer", layer.kind)
     try:
-        if isinstance(layer, DenseCRF):
-            return _build_dense_crf(layer, classes)
-        kind = RegularizedSoftmax if layer.kind == "softmax" else RegularizedSigmoid
-        return kind(
-            layer.regularizer,
-            layer.solver,
-            layer.entropy,
-            max_steps=layer.steps,
-            tolerance=layer.tolerance,
-            backward=layer.backward,
-            learn=layer.learn,  # type: ignore[arg-type]
-            backward_steps=layer.backward_steps,
-            backward_tolerance=layer.backward_tolerance,
-            refine=layer.refine,
-            refine_steps=layer.refine_steps,
-        )
+        if "classes" in settings(cls):
+            chosen["classes"] = cls.implied_classes(chosen) if classes is None else classes
+        built: RegularizedLayer = create("layer", layer.kind, **chosen)
     except UsageError as error:
         raise type(error)(f"[layer]: {error}") from None
-
-
-def _build_dense_crf(layer: DenseCRF, classes: int | None) -> DenseCRFLayer:
-    costs = None if layer.compatibility is None else torch.tensor(layer.compatibility, dtype=torch.float32)
-    if classes is None:
-        classes = 2 if costs is None else len(costs)
-    return DenseCRFLayer(
-        classes,
-        weights=layer.weights,
-        sigma_xy=layer.sigma_xy,
-        sigma_rgb=layer.sigma_rgb,
-        compatibility=costs,
-        entropy=layer.entropy,
-        scale=layer.scale,
-        backend=layer.backend,
-        accuracy=layer.accuracy,
-        max_steps=layer.steps,
-        tolerance=layer.tolerance,
-        damped=layer.damped,
-        backward=layer.backward,
-        checkpoint=layer.checkpoint,
-        learn=[name.replace("-", "_") for name in layer.learn],
-        backward_steps=layer.backward_steps,
-        backward_tolerance=layer.backward_tolerance,
-    )
+    return built

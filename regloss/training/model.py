@@ -165,7 +165,7 @@ class Segmenter(nn.Module):
 
 def describe_layer(layer: RegularizedLayer, settings: Collection[str] | None = None) -> dict[str, float]:
     """Numbers of a layer's settings by name, "layer-weight-tv", "layer-entropy"; of some ``settings``, or of all."""
-    found = layer.numbers()
+    found = layer.scalars()
     chosen = [numbers for setting, numbers in found.items() if settings is None or setting in settings]
     return {f"layer-{name}": value for numbers in chosen for name, value in numbers.items()}
 
@@ -190,7 +190,7 @@ def layer_report(layer: RegularizedLayer | None, pixels: Tensor) -> dict[str, fl
         if math.isfinite(gap):
             found["layer-gap"] = gap
         found["layer-steps"] = float(solution.steps.double().mean())
-    return {**found, **describe_layer(layer, layer.learnt())}
+    return {**found, **describe_layer(layer, layer.learnable_parameters())}
 
 
 def build_segmenter(config: Config, channels: int, classes: int, *, trained: bool = False) -> Segmenter:
@@ -291,10 +291,10 @@ def _check_learnt(before: Config, after: Config, classes: int) -> None:
     old, new = build_layer(before.layer, classes), build_layer(after.layer, classes)
     if old is None or new is None:
         return
-    was, numbers = old.learnt(), old.numbers()
-    for name, value in new.learnt().items():
-        # The numbers too, as they know which kernel or regularizer is meant.
-        if name in was and not (torch.equal(was[name], value) and numbers[name] == new.numbers()[name]):
+    was, scalars = old.learnable_parameters(), old.scalars()
+    for name, value in new.learnable_parameters().items():
+        # The scalars too, as they know which kernel or regularizer is meant.
+        if name in was and not (torch.equal(was[name], value) and scalars[name] == new.scalars()[name]):
             raise UsageError(
                 f"The layer's {name.replace('_', '-')} was learnt, so giving another one changes nothing. Give "
                 "layer.learn=[] too, to use the numbers of the configuration instead of those that were learnt."

@@ -16,7 +16,7 @@ import pytest
 from regloss import registry
 from regloss.registry import KINDS
 from regloss.training.config import read
-from regloss_cli.scaffold import Plugin, write_plugin
+from regloss_cli.scaffold import EXAMPLES, Plugin, write_plugin
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -153,12 +153,22 @@ def test_it_is_listed_shown_and_found_to_work(kind, on_path, regloss):
     assert "(no description)" not in shown.out
 
 
-@kinds
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in EXAMPLES])
 def test_its_example_is_a_configuration_that_names_it(kind, on_path):
     plugin, folder = on_path[kind]
     config = read(folder / "example.toml")
     assert plugin.name in str(config.dump())
     assert config.output == f"runs/{plugin.name}"
+
+
+def test_the_example_of_a_segmenter_segments(plugins):
+    pytest.importorskip("skimage", reason="the photograph comes with scikit-image")
+    _, folder = plugins["segmenter"]
+    readme = (folder / "README.md").read_text()
+    assert "\npython example.py\n" in readme
+    assert "example.toml" not in readme
+    printed = call(plugins, sys.executable, str(folder / "example.py"))
+    assert re.match(r"energy \d+.*\npixels per class: \[\d+, \d+, \d+\]$", printed.strip()), printed
 
 
 def test_its_own_tests_pass(plugins, tmp_path):
@@ -198,7 +208,7 @@ def test_its_types_are_right(plugins, tmp_path):
 
 
 @pytest.mark.slow
-@kinds
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in EXAMPLES])
 def test_its_example_trains(kind, plugins, tmp_path):
     _, folder = plugins[kind]
     printed = call(

@@ -18,7 +18,7 @@ from regloss import DenseCRFLayer, RegularizedSoftmax
 from regloss.errors import MissingForm, ReglossError, UsageError
 from regloss.io.images import read_image
 from regloss.training import checkpoints
-from regloss.training.config import DenseCRF, build_layer, parse
+from regloss.training.config import build_layer, parse
 from regloss.training.inference import evaluate_run, predict_files
 from regloss.training.model import Segmenter, describe_layer, layer_report, load_model, predict
 from regloss.training.trainer import build_optimizer, train
@@ -66,7 +66,7 @@ def test_a_layer_is_trained_saved_and_applied(name, layered, images, tmp_path):
     told = []
     scores = train(parsed, tell=told.append)
     run = tmp_path / "run"
-    expected = [f"layer:log_{setting}" for setting in sorted(parsed.layer.learn)]
+    expected = [f"layer:log_{setting}" for setting in sorted(parsed.layer.component_settings()["learn"])]
     assert sorted(learnt(run)) == expected
     start = build_layer(parsed.layer).state_dict()
     for key, value in learnt(run).items():
@@ -79,15 +79,16 @@ def test_a_layer_is_trained_saved_and_applied(name, layered, images, tmp_path):
     model = load_model(run)
     for key in ("i6", "i7"):
         image = torch.from_numpy(read_image(images / "images" / f"{key}.png")).unsqueeze(0)
+        own = parsed.layer.component_settings()
         layer = RegularizedSoftmax(
-            parsed.layer.regularizer, parsed.layer.solver, max_steps=parsed.layer.steps, backward=parsed.layer.backward
+            own["regularizer"], own["solver"], max_steps=own["max_steps"], backward=own["backward"]
         )
         values = {key.removeprefix("layer:"): value for key, value in learnt(run).items()}
         if "log_entropy" in values:
             layer._entropy = float(values["log_entropy"].exp())
         if "log_weight" in values:
             weights = values["log_weight"].exp().tolist()
-            tables = [{**table, "weight": w} for table, w in zip(parsed.layer.regularizer, weights, strict=True)]
+            tables = [{**table, "weight": w} for table, w in zip(own["regularizer"], weights, strict=True)]
             layer.regularizer = regloss.regularizer.combine(tables)
         with torch.no_grad():
             by_hand = layer(model.segmenter.network(image), image)
@@ -193,33 +194,23 @@ def test_other_settings_of_a_trained_dense_crf(dense, trained):
         load_model(trained, ["layer.kind=dense-crf"])
 
 
-def test_a_dense_crf_in_the_configuration_is_that_of_python():
+@pytest.fixture
+def section(images, tmp_path):
+    """``section(layer)``: the table [layer] of a configuration, completed."""
+    return lambda layer: parse(small_data.settings(images, tmp_path / "run", f"layer={' '.join(layer.split())}")).layer
+
+
+def test_a_dense_crf_in_the_configuration_is_that_of_python(section):
     """Every setting is there, with the same default."""
-    own = inspect.signature(DenseCRFLayer).parameters
-    names = {"steps": "max_steps"}
-    section = DenseCRF(kind="dense-crf").model_dump(exclude={"kind"})
-    defaults = {names.get(name, name): value for name, value in section.items()}
+    defaults = section('{kind = "dense-crf"}').component_settings()
     defaults["learn"] = tuple(name.replace("-", "_") for name in defaults["learn"])
+    own = inspect.signature(DenseCRFLayer).parameters
     assert defaults == {name: parameter.default for name, parameter in own.items() if name != "classes"}
-    given = {
-        "weights": (1.0,),
-        "sigma-xy": (4.0,),
-        "sigma-rgb": (0.2,),
-        "compatibility": ((0.0, 2.0), (2.0, 0.0)),
-        "entropy": 2.0,
-        "scale": 0.5,
-        "backend": "exact",
-        "accuracy": "fast",
-        "steps": 7,
-        "tolerance": 1e-3,
-        "damped": False,
-        "backward": "implicit",
-        "checkpoint": False,
-        "learn": ("sigma-rgb",),
-        "backward-steps": 8,
-        "backward-tolerance": 1e-2,
-    }
-    layer = build_layer(DenseCRF.model_validate({"kind": "dense-crf", **given}), 2)
+    given = """{kind = "dense-crf", weights = [1.0], sigma-xy = [4.0], sigma-rgb = [0.2], entropy = 2.0, scale = 0.5,
+        compatibility = [[0.0, 2.0], [2.0, 0.0]], backend = "exact", accuracy = "fast", max-steps = 7, tolerance = 1e-3,
+        damped = false, backward = "implicit", checkpoint = false, learn = ["sigma-rgb"], backward-steps = 8,
+        backward-tolerance = 1e-2}"""
+    layer = build_layer(section(given), 2)
     softmax, solver = layer.softmax, layer.softmax.solver
     assert (layer.weights.tolist(), layer.compatibility.tolist()) == ([1.0], [[0.0, 2.0], [2.0, 0.0]])
     assert (layer.sigma_xy.item(), layer.sigma_rgb.item()) == pytest.approx((4.0, 0.2))
@@ -227,7 +218,28 @@ def test_a_dense_crf_in_the_configuration_is_that_of_python():
     assert (part.scale, part.backend, part.accuracy) == (0.5, "exact", "fast")
     assert (solver.max_steps, solver.tolerance, solver.damped, solver.checkpoint) == (7, 1e-3, False, False)
     assert (softmax.backward, softmax.backward_steps, softmax.backward_tolerance) == ("implicit", 8, 1e-2)
-    assert (list(layer.learnt()), float(layer.entropy)) == (["sigma_rgb"], 2.0)
+    assert (list(layer.learnable_parameters()), float(layer.entropy)) == (["sigma_rgb"], 2.0)
+
+
+@pytest.mark.parametrize(
+    ("former", "current"),
+    [
+        (
+            '{kind = "softmax", regularizer = "tv", steps = 7, refine = 1e-7, refine-steps = 9}',
+            '{name = "softmax", regularizer = ["tv"], max-steps = 7, polish = 1e-7, polish-steps = 9}',
+        ),
+        ('{kind = "sigmoid", regularizer = "tv", steps = 7}', '{kind = "sigmoid", regularizer = "tv", max-steps = 7}'),
+        ('{kind = "dense-crf", steps = 7}', '{kind = "dense-crf", max-steps = 7}'),
+    ],
+)
+def test_former_names_of_settings_go_on_working(former, current, section):
+    assert section(former) == section(current)
+    assert section(former).component_settings()["max_steps"] == 7
+
+
+def test_a_setting_by_two_names_is_refused(section):
+    with pytest.raises(UsageError, match=r"\[layer\]: 'max-steps' is given twice"):
+        section('{regularizer = "tv", steps = 7, max-steps = 8}')
 
 
 def test_a_width_that_learning_drives_out_of_its_range_ends_the_training(layered):
@@ -434,14 +446,14 @@ def test_changes_of_the_network_are_refused(run):
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [
-        ('{regularizer = "tv", step = 3}', r"unknown key 'layer.step'. Did you mean 'steps'\? Allowed here: kind, reg"),
+        ('{regularizer = "tv", step = 3}', r"unknown key 'layer.step'. Did you mean 'max-steps'\? Allowed here: kind"),
         ("{steps = 3}", r"the key 'layer.regularizer' is missing"),
         ('{regularizer = "tvv"}', r"no regularizer called 'tvv'. Did you mean 'tv'"),
         ('{regularizer = {name = "tv", wieght = 1}}', r"'tv' has no setting 'wieght'. Did you mean 'weight'\?"),
         ('{regularizer = {name = "tv", weight = -1}}', r"weight of .* not negative; got -1"),
         ('{regularizer = {weight = 1}}', r"needs a name"),
         ("{regularizer = []}", r"needs a regularizer"),
-        ("{regularizer = 3}", r"layer.regularizer: .*list"),
+        ("{regularizer = 3}", r"\[layer\]: Expected a regularizer: .*; got int"),
         ('{regularizer = "tv", solver = "pdgh"}', r"no solver called 'pdgh'. Did you mean 'pdhg'\?"),
         ('{regularizer = "tv", solver = {name = "pdhg", step = 3}}', r"'pdhg' has no setting 'step'"),
         ('{regularizer = "grid-crf", solver = "alpha-expansion"}', r"a solver that can be differentiated.*alpha-expan"),
@@ -451,7 +463,7 @@ def test_changes_of_the_network_are_refused(run):
         ('{regularizer = "tv", entropy = -1.0}', r"entropy must be finite and positive; got -1"),
         ('{regularizer = "tv", entropy = inf}', r"entropy must be finite and positive; got inf"),
         ('{regularizer = "tv", entropy = "much"}', r"layer.entropy: .*number.*got 'much'"),
-        ('{regularizer = "tv", learn = ["weights"]}', r"learn may hold weight, entropy; got 'weights'"),
+        ('{regularizer = "tv", learn = ["weights"]}', r"layer.learn.0: .*'weight' or 'entropy'; got 'weights'"),
         ('{regularizer = "tv", learn = "weight"}', r"layer.learn: .*tuple.*got 'weight'"),
         ('{regularizer = {name = "tv", weight = 0.0}, learn = ["weight"]}', r"must start above 0"),
         ('{regularizer = "tv", backward = "exact"}', r"layer.backward: .*'implicit', 'unrolled' or 'one-step'"),
@@ -459,9 +471,9 @@ def test_changes_of_the_network_are_refused(run):
         ('{regularizer = "tv", tolerance = -1.0}', r"tolerance must be .*; got -1"),
         ('{regularizer = "tv", backward-steps = 0}', r"backward-steps must be at least 1"),
         ('{regularizer = "tv", backward-tolerance = 1.0}', r"backward-tolerance in \[0, 1\)"),
-        ('{regularizer = "tv", backward = "unrolled", refine = 1e-6}', r"refine belongs to backward = \"implicit\""),
-        ('{kind = "crf"}', r"layer.kind should be 'softmax', 'sigmoid', 'dense-crf'; got 'crf'"),
-        ('{kind = "dense-crf", step = 3}', r"unknown key 'layer.step'. Did you mean 'steps'\? Allowed here: kind"),
+        ('{regularizer = "tv", backward = "unrolled", refine = 1e-6}', r"polish belongs to backward = \"implicit\""),
+        ('{kind = "crf"}', r"\[layer\]: There is no layer called 'crf'. Did you mean 'dense-crf'\? Known: dense"),
+        ('{kind = "dense-crf", step = 3}', r"unknown key 'layer.step'. Did you mean 'max-steps'\? Allowed here: kind"),
         ('{kind = "dense-crf", regularizer = "tv"}', r"unknown key 'layer.regularizer'. Allowed here: kind, weights"),
         ('{kind = "sigmoid", sigma-xy = [3.0]}', r"unknown key 'layer.sigma-xy'. Allowed here: kind, regularizer"),
         ('{kind = "dense-crf", weights = 3.0}', r"layer.weights: .*tuple; got 3.0"),
@@ -470,9 +482,9 @@ def test_changes_of_the_network_are_refused(run):
         ('{kind = "dense-crf", weights = ["much", 1.0]}', r"layer.weights.0: .*number.*got 'much'"),
         ('{kind = "dense-crf", sigma-xy = [0.0, 1.0]}', r"\[layer\]: sigma-xy of dense-crf must be .*got 0"),
         ('{kind = "dense-crf", sigma-rgb = [13.0, inf]}', r"\[layer\]: sigma-rgb of dense-crf .*got 13"),
-        ('{kind = "dense-crf", compatibility = [[0, 1], [1]]}', r"layer.compatibility: .*as many numbers in each row"),
+        ('{kind = "dense-crf", compatibility = [[0, 1], [1]]}', r"\[layer\]: compatibility needs .*rows of 2, 1"),
         ('{kind = "dense-crf", compatibility = [[0, inf], [1, 0]]}', r"compatibility of dense-crf must be .*finite"),
-        ('{kind = "dense-crf", learn = ["sigma_xz"]}', r"layer.learn.0: .*'sigma-xy', 'sigma-rgb'.*got 'sigma_xz'"),
+        ('{kind = "dense-crf", learn = ["sigma_xz"]}', r"\[layer\]: learn may hold .*sigma-rgb, .*got 'sigma_xz'"),
         ('{kind = "dense-crf", backend = "fast"}', r"layer.backend: .*'auto', 'exact' or 'lattice'; got 'fast'"),
         ('{kind = "dense-crf", backward = "exact"}', r"layer.backward: .*'unrolled', 'implicit' or 'one-step'"),
         ('{kind = "dense-crf", steps = 0}', r"max-steps must be at least 1; got 0"),

@@ -46,9 +46,9 @@ from regloss.errors import UsageError
 from regloss.outer_loop import OuterLoop, Proposal, Update, check_logits
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer, combine
-from regloss.saliency import SALIENCIES, otsu_threshold
 from regloss.solver import one_hot
 from regloss_plugins.data_terms.elbo import ELBO, Latent, Phases
+from regloss_plugins.segmenters.saliency import SALIENCIES, otsu_threshold
 
 # As for single images: networks that know a pixel by its surroundings, not by its place, and a fidelity of half of what
 # a pixel in the middle of another phase costs.
@@ -72,7 +72,7 @@ class DeepChanVeseTraining(OuterLoop):
         jitter: largest shift of the brightness, and largest relative change of the contrast, of an augmentation's
             channels, in [0, 1).
         detach: whether a = O(U(I)) is a target that has no gradient itself.
-        start: the saliency that the network is taught first, a name in `regloss.saliency.SALIENCIES`.
+        start: the saliency that the network is taught first, "border-contrast" or "spectral-residual".
         start_fraction: of the training, in [0, 1): how long.
         start_weight: s >= 0, factor of the cross entropy with the saliency map from then on; 0 as published.
 

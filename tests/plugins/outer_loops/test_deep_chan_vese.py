@@ -9,7 +9,6 @@ from torch import nn
 
 from regloss import Batch, TotalVariation
 from regloss.errors import UsageError
-from regloss.saliency import phases_by_saliency
 from regloss.testing import OuterLoopConformance
 from regloss_plugins.data_terms.elbo import ELBO
 from regloss_plugins.outer_loops.deep_chan_vese import (
@@ -19,6 +18,7 @@ from regloss_plugins.outer_loops.deep_chan_vese import (
     discriminator_loss,
     invariance_loss,
 )
+from regloss_plugins.segmenters.saliency import phases_by_saliency
 
 
 def pixelwise(inputs, outputs, seed=0):

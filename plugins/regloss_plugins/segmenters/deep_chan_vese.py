@@ -28,35 +28,38 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from regloss.batch import Batch
-from regloss.checks import check_image, check_labels
+from regloss.checks import check_image
 from regloss.dataset import IGNORE
 from regloss.errors import ReglossError, UsageError
-from regloss.layer import RegularizedSoftmax
+from regloss.layer import RegularizedLayer
 from regloss.outer_loop import OuterLoop
-from regloss.region_force import phases_by_color
 from regloss.registry import create
-from regloss.saliency import SALIENCIES, phases_by_saliency
+from regloss.segmenter import Segmentation, Segmenter, Task, check_phases
 from regloss.solver import Status, one_hot
+from regloss_plugins.segmenters.guided_filter import guided_filter
+from regloss_plugins.segmenters.starts import start_labels
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from regloss_plugins.data_terms.elbo import ELBO
 
 COUPLINGS = ("splitting", "gradient-descent", "layer")
-STARTS = ("color", *SALIENCIES, "centre", "random")
+POST_PROCESSING = ("guided",)
 
-_LOOK = 10  # steps between two looks at energy and labels
-_QUIET = 4  # looks in a row at which hardly a label has changed, for convergence
+_EVERY = 10  # steps between two records of energy and labels
+_QUIET = 4  # records in a row in which hardly a label has changed, for convergence
 
 
 @dataclass(frozen=True)
-class Look:
+class FitRecord:
     """The energy at a step, its addends per pixel; they add up to it.
 
     Attributes:
@@ -65,7 +68,7 @@ class Look:
         reconstruction: fidelity / 2 |F(G + eta) - I|^2.
         divergence: sum_i u_i KL_i.
         length: weight times the length, as the coupling measures it.
-        changed: fraction of the pixels whose label has changed since the last look.
+        changed: fraction of the pixels whose label has changed since the last record.
         seconds: processor time since the start.
     """
 
@@ -89,7 +92,7 @@ class DeepChanVese:
         latent: (1, d, *S), G(I).
         reconstruction: (1, C, *S), F(G(I)).
         divergences: (1, K, *S), KL to each phase.
-        looks: energies on the way.
+        history: energies on the way.
         status: whether labels came to rest before the steps ran out.
         elbo: the data term, with the fitted networks.
     """
@@ -100,9 +103,116 @@ class DeepChanVese:
     latent: Tensor
     reconstruction: Tensor
     divergences: Tensor
-    looks: tuple[Look, ...]
+    history: tuple[FitRecord, ...]
     status: Status
     elbo: ELBO
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeepChanVeseSegmentation(Segmentation):
+    """What a `DeepChanVeseSegmenter` has found; ``energy`` is per pixel, and ``labels`` are post-processed.
+
+    Attributes:
+        result: of the method.
+    """
+
+    result: DeepChanVese
+
+    def summary(self) -> str:
+        """The energy and its addends, time and status."""
+        last = self.result.history[-1]
+        return (
+            f"energy per pixel {last.energy:.6g} (reconstruction {last.reconstruction:.4g}, divergence "
+            f"{last.divergence:.4g}, length {last.length:.4g}); {last.step} steps, {last.seconds:.1f} s; "
+            f"{self.status.value}"
+        )
+
+    def figures(self, image: Tensor) -> Mapping[str, Figure]:
+        """Start, latent maps and reconstruction; phases before and after encoding; the energy and its addends."""
+        from regloss_plugins.segmenters.deep_chan_vese_figures import energy_figure, histogram_figure, latent_figure
+
+        return {
+            "latent": latent_figure(image, self.result),
+            "histograms": histogram_figure(image, self.labels, self.result),
+            "convergence": energy_figure(self.result.history),
+        }
+
+
+@dataclass(frozen=True)
+class DeepChanVeseSegmenter(Segmenter):
+    """Phases that are constant in a latent space, of networks that are fitted to the one image.
+
+    Settings are those of `deep_chan_vese`, and
+
+    Args:
+        post_processing: "guided" has the guided filter move probabilities to the edges of the image; None = they stay.
+
+    Raises:
+        UsageError: a setting outside its range.
+    """
+
+    takes_scribbles = False
+    figures = ("latent", "histograms", "convergence")
+
+    coupling: Literal["splitting", "gradient-descent", "layer"] = "splitting"
+    weight: float | None = None
+    fidelity: float | None = None
+    mean: float | None = None
+    balance: bool = True
+    encoder: Any = None
+    decoder: Any = None
+    learning_rate: float = 0.02
+    level_rate: float = 0.5
+    splitting: float = 10.0
+    bound: float = 6.0
+    warm_up: int = 50
+    max_steps: int = 150
+    tolerance: float = 1e-3
+    post_processing: str | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self.coupling,
+            0.0 if self.weight is None else self.weight,
+            self.learning_rate,
+            self.level_rate,
+            self.splitting,
+            self.bound,
+            self.warm_up,
+            self.max_steps,
+            self.tolerance,
+        )
+        if self.post_processing is not None and self.post_processing not in POST_PROCESSING:
+            raise UsageError(
+                f"post_processing must be one of {', '.join(POST_PROCESSING)}; got {self.post_processing!r}."
+            )
+
+    def segment(self, task: Task) -> DeepChanVeseSegmentation:
+        """Fit the networks to the image."""
+
+        def tell(record: FitRecord) -> None:
+            if task.callback is not None:
+                task.callback(
+                    f"step {record.step}: energy {record.energy:.5g} per pixel (reconstruction "
+                    f"{record.reconstruction:.4g}, divergence {record.divergence:.4g}, length {record.length:.4g}), "
+                    f"{100 * record.changed:.2f} % changed"
+                )
+
+        settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "post_processing"}
+        result = deep_chan_vese(task.image, task.phases, start=task.start, seed=task.seed, callback=tell, **settings)
+        labels = result.labels
+        if self.post_processing == "guided":
+            labels = guided_filter(task.image, result.probabilities).argmax(1)
+        last = result.history[-1]
+        return DeepChanVeseSegmentation(
+            labels=labels,
+            probabilities=result.probabilities,
+            energy=last.energy,
+            steps=last.step,
+            status=result.status,
+            history=result.history,
+            result=result,
+        )
 
 
 def deep_chan_vese(
@@ -125,7 +235,7 @@ def deep_chan_vese(
     max_steps: int = 150,
     tolerance: float = 1e-3,
     seed: int = 0,
-    tell: Callable[[Look], object] | None = None,
+    callback: Callable[[FitRecord], object] | None = None,
 ) -> DeepChanVese:
     """Segment one image into phases, with networks that are fitted to it.
 
@@ -151,9 +261,9 @@ def deep_chan_vese(
         bound: of the level sets, > 0.
         warm_up: steps during which u stays at its start.
         max_steps: at most.
-        tolerance: fraction of the pixels that may change between two looks while labels count as at rest.
+        tolerance: fraction of the pixels that may change between two records while labels count as at rest.
         seed: of networks, noise and start.
-        tell: called with each `Look`.
+        callback: called with each `FitRecord`.
 
     Returns:
         See `DeepChanVese`. A phase may have lost all its pixels.
@@ -163,6 +273,12 @@ def deep_chan_vese(
             at least two phases, settings outside their range.
         ReglossError: the energy became NaN or infinite.
     """
+    check_image(image)
+    if image.shape[0] != 1 or image.ndim < 4:
+        raise UsageError(
+            f"deep Chan-Vese fits networks to one image (1, C, *S) with 2 or 3 spatial axes; got {tuple(image.shape)}. "
+            "Call it for each image of a batch."
+        )
     means = latent_means(phases, mean)
     cost = 0.5 * float((means[0] - means[1]).square().sum())
     weight = 0.4 * cost if weight is None else weight
@@ -174,7 +290,7 @@ def deep_chan_vese(
         torch.manual_seed(seed)
         elbo = _elbo(image, means, fidelity, balance, encoder, decoder)
         fit = _Fit(image, labels, elbo, phases, coupling, weight, splitting, bound)
-        looks, status = _descend(fit, learning_rate, level_rate, warm_up, max_steps, tolerance, tell)
+        history, status = _descend(fit, learning_rate, level_rate, warm_up, max_steps, tolerance, callback)
     with torch.no_grad():
         latent = elbo.latent(image).mean
         logits = fit.logits()
@@ -185,7 +301,7 @@ def deep_chan_vese(
             latent,
             elbo.decode(latent),
             elbo.divergences(image),
-            tuple(looks),
+            tuple(history),
             status,
             elbo,
         )
@@ -202,7 +318,7 @@ def check_settings(
     max_steps: int,
     tolerance: float,
 ) -> None:
-    """Raise `UsageError` for settings of `deep_chan_vese` that cannot be meant."""
+    """Raise `UsageError` for settings of `deep_chan_vese` that are invalid."""
     if coupling not in COUPLINGS:
         raise UsageError(f"coupling must be one of {', '.join(COUPLINGS)}; got {coupling!r}.")
     if not (_is_number(weight) and 0 <= weight < math.inf):
@@ -229,73 +345,23 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def start_labels(image: Tensor, phases: int, start: Tensor | str | None, seed: int = 0) -> Tensor:
-    """Phases (1, *S) int64 to start from; see `deep_chan_vese`.
-
-    Raises:
-        UsageError: the image is not one image of 2 or 3 spatial axes, has fewer colours than there are phases, or is of
-            one colour; a start of another size, of one phase only, or by a name that is none or is for two phases.
-    """
-    _check_phases(phases)
-    check_image(image)
-    if image.shape[0] != 1 or image.ndim < 4:
-        raise UsageError(
-            f"deep Chan-Vese fits networks to one image (1, C, *S) with 2 or 3 spatial axes; got {tuple(image.shape)}. "
-            "Call it for each image of a batch."
-        )
-    by_color = phases_by_color(image, phases, seed=seed)  # refuses images of too few colours, whatever the start
-    if start is None or (isinstance(start, str) and start == "color"):
-        return by_color
-    shape = (1, *image.shape[2:])
-    if isinstance(start, Tensor):
-        check_labels(start, shape, phases)
-        present = torch.unique(start[start != IGNORE])
-        if len(present) < 2:
-            found = f"only phase {int(present[0])}" if len(present) else "no pixel"
-            raise UsageError(f"The start labels {found}; at least two phases need pixels to start from.")
-        return start.to(image.device, torch.int64)
-    if start not in STARTS:
-        raise UsageError(f"start must be a tensor of phases or one of {', '.join(STARTS)}; got {start!r}.")
-    if start == "random":
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randint(phases, shape, generator=generator).to(image.device)
-    if phases != 2:
-        raise UsageError(f'The start {start!r} is for two phases; there are {phases}. Use "color" or "random".')
-    if start == "centre":
-        return _ellipse(shape[1:]).to(image.device).unsqueeze(0)
-    return phases_by_saliency(image, start)
-
-
-def _ellipse(size: tuple[int, ...]) -> Tensor:
-    """(*S) int64: 1 in an ellipse in the middle, whose axes are 3/4 of the image's."""
-    axes = [(torch.arange(length) + 0.5) / length - 0.5 for length in size]
-    squares = [(axis / 0.375).square() for axis in axes]
-    grids = torch.meshgrid(*squares, indexing="ij")
-    return (torch.stack(grids).sum(0) < 1).long()
-
-
 def latent_means(phases: int, mean: float | None = None) -> Tensor:
     """Means (K, d) of the phases in the latent space; see `deep_chan_vese`.
 
     Raises:
-        UsageError: a number of phases or a mean that cannot be meant.
+        UsageError: an invalid number of phases or mean.
 
     >>> latent_means(2), latent_means(3, mean=4.0)[1]
     (tensor([[-10.],
             [ 10.]]), tensor([0., 4., 0.]))
     """
-    _check_phases(phases)
+    check_phases(phases)
     if mean is not None and not (_is_number(mean) and 0 < mean < math.inf):
         raise UsageError(f"mean must be positive and finite; got {mean!r}.")
     if phases == 2:
         distance = 10.0 if mean is None else mean
         return torch.tensor([[-distance], [distance]])
     return (5.0 if mean is None else mean) * torch.eye(phases)
-
-
-def _check_phases(phases: int) -> None:
-    if isinstance(phases, bool) or not isinstance(phases, int) or not 2 <= phases < IGNORE:
-        raise UsageError(f"phases must be a whole number from 2 to {IGNORE - 1}; got {phases!r}.")
 
 
 def _elbo(image: Tensor, means: Tensor, fidelity: float, balance: bool, encoder: Any, decoder: Any) -> ELBO:
@@ -332,7 +398,7 @@ class _Fit:
         self.batch, self.elbo, self.phases, self.bound = Batch(image, None), elbo, phases, bound
         # Both sides of a boundary have its length: half of the weight each.
         tv = create("regularizer", "tv", weight=weight / 2, isotropic=True)
-        self.layer: RegularizedSoftmax | None = None
+        self.layer: RegularizedLayer | None = None
         self.loop: OuterLoop
         if coupling == "splitting":
             # Without a weight nothing is split, whatever the coupling.
@@ -341,7 +407,7 @@ class _Fit:
         else:
             self.loop = create("outer-loop", "gradient-descent", regularizer=tv, data_term=elbo)
         if coupling == "layer":
-            self.layer = RegularizedSoftmax(tv, "pdhg", 1.0)
+            self.layer = create("layer", "softmax", regularizer=tv, solver="pdhg", entropy=1.0)
         known = start != IGNORE
         sides = 2 * one_hot(start.masked_fill(~known, 0), phases, torch.float32) - 1
         levels = bound / 2 * sides * known.unsqueeze(1)
@@ -365,13 +431,13 @@ def _descend(
     warm_up: int,
     max_steps: int,
     tolerance: float,
-    tell: Callable[[Look], object] | None,
-) -> tuple[list[Look], Status]:
+    callback: Callable[[FitRecord], object] | None,
+) -> tuple[list[FitRecord], Status]:
     networks = [p for module in fit.elbo.modules().values() for p in module.parameters()]
     optimizer = torch.optim.Adam(
         [{"params": networks, "lr": learning_rate}, {"params": [fit.levels], "lr": level_rate}]
     )
-    looks: list[Look] = []
+    history: list[FitRecord] = []
     labels, quiet, began = fit.held().detach().argmax(1), 0, time.process_time()
     for step in range(1, max_steps + 1):
         warm = step <= warm_up
@@ -382,23 +448,23 @@ def _descend(
         optimizer.step()
         with torch.no_grad():
             fit.levels.clamp_(-fit.bound, fit.bound)
-        if step % _LOOK == 0 or step == max_steps:
-            look, labels = _look(fit, step, warm, labels, time.process_time() - began)
-            looks.append(look)
-            if not math.isfinite(look.energy):
+        if step % _EVERY == 0 or step == max_steps:
+            record, labels = _record(fit, step, warm, labels, time.process_time() - began)
+            history.append(record)
+            if not math.isfinite(record.energy):
                 raise ReglossError(
-                    f"The energy of deep Chan-Vese became {look.energy} at step {step}. Lower the learning rates."
+                    f"The energy of deep Chan-Vese became {record.energy} at step {step}. Lower the learning rates."
                 )
-            if tell is not None:
-                tell(look)
-            quiet = quiet + 1 if look.changed <= tolerance and not warm else 0
+            if callback is not None:
+                callback(record)
+            quiet = quiet + 1 if record.changed <= tolerance and not warm else 0
             if quiet == _QUIET:
-                return looks, Status.CONVERGED
-    return looks, Status.MAX_STEPS
+                return history, Status.CONVERGED
+    return history, Status.MAX_STEPS
 
 
-def _look(fit: _Fit, step: int, warm: bool, before: Tensor, seconds: float) -> tuple[Look, Tensor]:
-    """Energy and labels (1, *S) as they are now; ``before`` are the labels at the last look."""
+def _record(fit: _Fit, step: int, warm: bool, before: Tensor, seconds: float) -> tuple[FitRecord, Tensor]:
+    """Energy and labels (1, *S) as they are now; ``before`` are the labels at the last record."""
     with torch.no_grad():
         logits = fit.logits(warm=warm)
         energy = float(fit.loop.objective(logits, fit.batch))
@@ -406,4 +472,4 @@ def _look(fit: _Fit, step: int, warm: bool, before: Tensor, seconds: float) -> t
         divergence = float((logits.softmax(1) * fit.elbo.divergences(fit.batch.image)).sum(1).mean())
         labels = logits.argmax(1)
     changed = float((labels != before).float().mean())
-    return Look(step, energy, energy - divergence - length, divergence, length, changed, seconds), labels
+    return FitRecord(step, energy, energy - divergence - length, divergence, length, changed, seconds), labels

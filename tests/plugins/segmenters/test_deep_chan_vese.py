@@ -9,8 +9,9 @@ import torch
 
 import regloss
 from regloss import ReglossError, UsageError, deep_chan_vese
-from regloss.deep_segmentation import COUPLINGS, STARTS, start_labels
 from regloss.solver import Status
+from regloss_plugins.segmenters.deep_chan_vese import COUPLINGS
+from regloss_plugins.segmenters.starts import STARTS, start_labels
 
 SMALL = {"name": "plain-cnn", "layers": 3, "channels": 8, "norm": "instance"}
 QUICK = {"encoder": SMALL, "decoder": {"name": "plain-cnn", "layers": 1, "channels": 8}, "max_steps": 60, "warm_up": 30}
@@ -75,8 +76,8 @@ def test_every_coupling_finds_three_phases(coupling):
 def test_energies_add_up_and_fall():
     image, _ = blobs()
     looks = []
-    found = deep_chan_vese(image, 3, tell=looks.append, **QUICK)
-    assert tuple(looks) == found.looks
+    found = deep_chan_vese(image, 3, callback=looks.append, **QUICK)
+    assert tuple(looks) == found.history
     for look in looks:
         assert look.reconstruction + look.divergence + look.length == pytest.approx(look.energy, rel=1e-5)
         assert min(look.reconstruction, look.length) >= 0
@@ -88,10 +89,10 @@ def test_it_stops_when_labels_rest_and_says_when_they_do_not():
     image, _ = blobs()
     found = deep_chan_vese(image, 3, **{**QUICK, "max_steps": 200, "warm_up": 20})
     assert found.status is Status.CONVERGED
-    assert found.looks[-1].step < 200
+    assert found.history[-1].step < 200
     short = deep_chan_vese(image, 3, **{**QUICK, "max_steps": 5, "warm_up": 0})
     assert short.status is Status.MAX_STEPS
-    assert [look.step for look in short.looks] == [5]
+    assert [look.step for look in short.history] == [5]
 
 
 def test_the_same_seed_gives_the_same_and_no_global_state_changes():
@@ -145,9 +146,9 @@ BAD_START = torch.zeros(1, 16, 16, dtype=torch.int64)
         ({"image": torch.full((1, 3, 16, 16), 7.0)}, r"\[0, 1\]"),
         ({"image": blobs()[0].repeat(2, 1, 1, 1)}, "one image"),
         ({"image": (blobs()[0] > 0.5).float()[..., :2], "phases": 3}, "fewer than the 3 phases"),
-        ({"phases": 1}, "2 to 254"),
-        ({"phases": 2.0}, "2 to 254"),
-        ({"start": BAD_START}, "only phase 0"),
+        ({"phases": 1}, "2 to 255"),
+        ({"phases": 2.0}, "2 to 255"),
+        ({"start": BAD_START}, "only class 0"),
         ({"start": BAD_START + 255}, "no pixel"),
         ({"start": BAD_START[:, 1:]}, "shape"),
         ({"start": BAD_START + 2}, "0 to 1"),

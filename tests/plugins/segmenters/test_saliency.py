@@ -5,7 +5,13 @@ import pytest
 import torch
 
 from regloss.errors import UsageError
-from regloss.saliency import SALIENCIES, border_contrast, otsu_threshold, phases_by_saliency, spectral_residual
+from regloss_plugins.segmenters.saliency import (
+    SALIENCIES,
+    border_contrast,
+    otsu_threshold,
+    phases_by_saliency,
+    spectral_residual,
+)
 
 
 def disc(size=(24, 30), channels=3, noise=0.03, seed=0):

@@ -55,17 +55,18 @@ from torch import Tensor, nn
 
 from regloss.checks import at_least_float32, check_finite, check_scores
 from regloss.errors import UsageError
-from regloss.layer import RegularizedLayer, RegularizedSoftmax, name_weights
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Projection, Regularizer, Sum, Term, combine
 from regloss.solver import Solution, Status
+from regloss_plugins.layers.entropic import EntropicLayer
+from regloss_plugins.layers.softmax import RegularizedSoftmax
 
 _FAR = 1e4  # log-odds beyond which all is certain, of classes that a volume of 0 closes; finite in half precision
 _CERTAIN = 1e-7  # from 0 and 1, of what a projection says for sure, so that its log-odds are finite
 _TIE = 1e-6  # difference of log-odds below which two sets are the same
 
 
-class RegularizedSigmoid(RegularizedLayer):
+class RegularizedSigmoid(EntropicLayer):
     """Logits and image to probabilities of nested sets, or to those of the classes that they divide the image into.
 
     Its call gives the sets' probabilities (B, L, *S), the smallest set first; `log_probabilities` gives those of the
@@ -86,8 +87,8 @@ class RegularizedSigmoid(RegularizedLayer):
         learn: settings that become parameters, of "weight" (one for each regularizer that is solved for) and "entropy".
         backward_steps: largest number of conjugate-gradient steps of the implicit gradient.
         backward_tolerance: their relative residual at which to stop.
-        refine: as of `RegularizedSoftmax`.
-        refine_steps: likewise.
+        polish: as of `RegularizedSoftmax`.
+        polish_steps: likewise.
         logits: what the network gives: "classes" (B, K, *S), class 0 outside, K - 1 innermost; or "sets" (B, L, *S)
             scores, the smallest set first.
 
@@ -114,15 +115,13 @@ class RegularizedSigmoid(RegularizedLayer):
         learn: Sequence[Literal["weight", "entropy"]] = (),
         backward_steps: int = 300,
         backward_tolerance: float = 1e-6,
-        refine: float | None = None,
-        refine_steps: int = 2000,
+        polish: float | None = None,
+        polish_steps: int = 2000,
         logits: Literal["classes", "sets"] = "classes",
     ) -> None:
-        super().__init__()
+        super().__init__(entropy)
         if logits not in ("classes", "sets"):
             raise UsageError(f'logits must be "classes" or "sets"; got {logits!r}.')
-        if not 0 < entropy < math.inf:
-            raise UsageError(f"entropy must be finite and positive; got {entropy}.")
         self.logits = logits
         self.regularizer: Regularizer | None = combine(regularizer)
         self.solver = resolve("solver", solver)
@@ -135,7 +134,6 @@ class RegularizedSigmoid(RegularizedLayer):
                 raise UsageError(f"A regularized sigmoid can only project onto sets, and {name_of(part)} does not.")
         self.softmax: RegularizedSoftmax | None = None
         self.temperature: nn.Parameter | None = None
-        self._entropy = float(entropy)
         if solved:
             self.softmax = RegularizedSoftmax(
                 solved,
@@ -147,8 +145,8 @@ class RegularizedSigmoid(RegularizedLayer):
                 learn=learn,
                 backward_steps=backward_steps,
                 backward_tolerance=backward_tolerance,
-                refine=refine,
-                refine_steps=refine_steps,
+                polish=polish,
+                polish_steps=polish_steps,
             )
         elif [name for name in learn if name != "entropy"]:
             raise UsageError(
@@ -157,7 +155,6 @@ class RegularizedSigmoid(RegularizedLayer):
             )
         elif learn:
             self.temperature = nn.Parameter(torch.tensor(math.log(entropy)))
-        self.solution = None
 
     def _is_solved(self, part: Regularizer) -> bool:
         """Whether the solver deals with it; one that nothing can deal with goes there too, to be refused."""
@@ -175,11 +172,6 @@ class RegularizedSigmoid(RegularizedLayer):
         return None if self.softmax is None else self.softmax.log_weight
 
     @property
-    def entropy(self) -> Tensor:
-        """() weight of the entropy."""
-        return torch.tensor(self._entropy) if self.log_entropy is None else self.log_entropy.exp()
-
-    @property
     def weight(self) -> Tensor:
         """(regularizers,) weights, in the order in which the regularizers were given."""
         solved = torch.zeros(0) if self.softmax is None else self.softmax.weight
@@ -190,15 +182,13 @@ class RegularizedSigmoid(RegularizedLayer):
             [next(learnt) if self._is_solved(part) else solved.new_tensor(part.weight) for part in parts]
         )
 
-    def learnt(self) -> dict[str, nn.Parameter]:
-        """As of `RegularizedSoftmax`."""
-        logarithms = {"weight": self.log_weight, "entropy": self.log_entropy}
-        return {name: value for name, value in logarithms.items() if value is not None}
+    def logarithms(self) -> dict[str, nn.Parameter | None]:
+        """As of `EntropicLayer`."""
+        return {"weight": self.log_weight, "entropy": self.log_entropy}
 
-    def numbers(self) -> dict[str, dict[str, float]]:
-        """As of `RegularizedSoftmax`, with the weights of the regularizers that are not solved for."""
-        weights = name_weights(_flat(self.regularizer), self.weight)
-        return {"weight": weights, "entropy": {"entropy": self.entropy.item()}}
+    def weighted(self) -> list[Regularizer]:
+        """All of them, also those that are not solved for, whose weights are not learnt."""
+        return _flat(self.regularizer)
 
     def extra_repr(self) -> str:
         """Settings for ``print(layer)``."""

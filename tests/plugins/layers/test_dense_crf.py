@@ -232,10 +232,10 @@ def test_it_can_be_copied_and_pickled():
 def test_what_is_learnt_and_reported():
     _, _, _, costs = problem()
     layer = small(costs)
-    assert set(layer.learnt()) == set(EVERYTHING) == set(layer.numbers())
-    assert {id(value) for value in layer.learnt().values()} == {id(value) for value in layer.parameters()}
-    assert list(small(costs, learn=("sigma_xy", "entropy")).learnt()) == ["sigma_xy", "entropy"]
-    found = layer.numbers()
+    assert set(layer.learnable_parameters()) == set(EVERYTHING) == set(layer.scalars())
+    assert {id(value) for value in layer.learnable_parameters().values()} == {id(value) for value in layer.parameters()}
+    assert list(small(costs, learn=("sigma_xy", "entropy")).learnable_parameters()) == ["sigma_xy", "entropy"]
+    found = layer.scalars()
     assert found["weights"] == pytest.approx({"weight-0": 2.0, "weight-1": 1.0})
     assert found["sigma_xy"] == pytest.approx({"sigma-xy-0": 3.0, "sigma-xy-1": 1.5})
     assert found["sigma_rgb"] == pytest.approx({"sigma-rgb-0": 0.4})
@@ -250,9 +250,9 @@ def test_reported_label_costs_are_those_of_disagreeing():
         for k in range(4)
         for other in range(k)
     ]
-    found = small(costs).numbers()["compatibility"]
+    found = small(costs).scalars()["compatibility"]
     assert found == pytest.approx({"cost-least": min(apart), "cost-most": max(apart)}, rel=1e-6)
-    assert small(1 - torch.eye(4)).numbers()["compatibility"] == {"cost-least": 1.0, "cost-most": 1.0}
+    assert small(1 - torch.eye(4)).scalars()["compatibility"] == {"cost-least": 1.0, "cost-most": 1.0}
 
 
 def test_the_solution_can_be_forgotten():

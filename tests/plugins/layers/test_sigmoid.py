@@ -31,7 +31,7 @@ from regloss import (
     Volume,
     attach,
 )
-from regloss.sigmoid_layer import log_classes, nested_logits
+from regloss_plugins.layers.sigmoid import log_classes, nested_logits
 from regloss_plugins.regularizers.convex import dents
 from regloss_plugins.regularizers.ordered import classes_of, isotonic, nested_of, ordered_sigmoid
 
@@ -410,10 +410,10 @@ def test_it_tells_what_is_learnt() -> None:
         Sum([Sum([ThresholdDynamics(weight=3.0, sigma=1.5)], weight=2.0), Ordered()]), "dca", 0.25, learn=("weight",)
     )
     weights = {"weight-threshold-dynamics": pytest.approx(6.0), "weight-ordered": 1}
-    assert layer.numbers() == {"weight": weights, "entropy": {"entropy": 0.25}}
-    assert layer.learnt() == {"weight": layer.log_weight}
+    assert layer.scalars() == {"weight": weights, "entropy": {"entropy": 0.25}}
+    assert layer.learnable_parameters() == {"weight": layer.log_weight}
     unsolved = RegularizedSigmoid("ordered", learn=("entropy",))
-    assert unsolved.learnt() == {"entropy": unsolved.temperature}
+    assert unsolved.learnable_parameters() == {"entropy": unsolved.temperature}
 
 
 def test_solutions_are_summed_and_warm_starts_are_faster() -> None:

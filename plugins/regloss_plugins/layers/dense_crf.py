@@ -29,17 +29,18 @@ networks", ICCV 2015; Krähenbühl, Koltun, "Parameter learning and convergent i
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from regloss.errors import UsageError
-from regloss.layer import RegularizedLayer, RegularizedSoftmax
+from regloss.layer import RegularizedLayer
 from regloss.registry import create
 from regloss.regularizer import Regularizer, Sum, Term
 from regloss.solver import Solution
+from regloss_plugins.layers.softmax import RegularizedSoftmax
 
 LEARNABLE = ("weights", "sigma_xy", "sigma_rgb", "compatibility", "entropy")
 
@@ -57,7 +58,7 @@ class DenseCRFLayer(RegularizedLayer):
             label that all of them have.
         sigma_xy: bandwidths of places in pixels, one a kernel.
         sigma_rgb: bandwidths of image values in (0, 2], one a kernel; inf = colours do not matter.
-        compatibility: (K, K) floating-point tensor to begin with; None = 1 where labels differ.
+        compatibility: (K, K) to begin with, a floating-point tensor or rows of numbers; None = 1 where labels differ.
         entropy: > 0, temperature of the softmax.
         scale: resolution at which places and colours are looked at, in (0, 1].
         backend: of the filters: "exact", "lattice" or "auto". With a lattice, gradients by widths are approximate.
@@ -86,6 +87,8 @@ class DenseCRFLayer(RegularizedLayer):
     ['compatibility', 'log_sigma_rgb', 'log_sigma_xy', 'log_weights']
     """
 
+    former_names: ClassVar[Mapping[str, str]] = {"steps": "max_steps"}
+
     def __init__(
         self,
         classes: int,
@@ -93,7 +96,7 @@ class DenseCRFLayer(RegularizedLayer):
         weights: Sequence[float] = (10.0, 3.0),
         sigma_xy: Sequence[float] = (80.0, 3.0),
         sigma_rgb: Sequence[float] = (0.051, math.inf),
-        compatibility: Tensor | None = None,
+        compatibility: Tensor | Sequence[Sequence[float]] | None = None,
         entropy: float = 1.0,
         scale: float = 1.0,
         backend: Literal["auto", "exact", "lattice"] = "auto",
@@ -121,24 +124,19 @@ class DenseCRFLayer(RegularizedLayer):
             raise UsageError(f"learn may hold {', '.join(LEARNABLE)}; got {', '.join(map(repr, unknown))}.")
         if not all(0 < weight < math.inf for weight in weights):
             raise UsageError(f"The weights of a dense CRF layer must be finite and positive; got {list(weights)}.")
-        if compatibility is None:
-            compatibility = 1 - torch.eye(classes)
-        if tuple(compatibility.shape) != (classes, classes):
-            raise UsageError(
-                f"compatibility must be (K, K) = {(classes, classes)}; got shape {tuple(compatibility.shape)}."
-            )
+        costs = _costs(compatibility, classes)
         self.classes = classes
         self.learn = tuple(learn)
         self._filter = {"scale": scale, "backend": backend, "accuracy": accuracy}
         self._finite = [number for number, sigma in enumerate(sigma_rgb) if not math.isinf(sigma)]
         self._keep("log_weights", torch.tensor([float(w) for w in weights]).log(), "weights" in learn)
-        for kernel in zip(sigma_xy, sigma_rgb, strict=True):  # refuses widths that cannot be meant, by their names
+        for kernel in zip(sigma_xy, sigma_rgb, strict=True):  # refuses invalid widths, by their names
             create("regularizer", "dense-crf", sigma_xy=kernel[0], sigma_rgb=kernel[1], **self._filter)
         self._keep("log_sigma_xy", torch.tensor([float(s) for s in sigma_xy]).log(), "sigma_xy" in learn)
         finite = [float(sigma_rgb[number]) for number in self._finite]
         self._keep("log_sigma_rgb", torch.tensor(finite).log(), "sigma_rgb" in learn and bool(finite))
         # Copied, since what is learnt must not change what was given.
-        self._keep("compatibility", compatibility.detach().clone(), "compatibility" in learn)
+        self._keep("compatibility", costs.detach().clone(), "compatibility" in learn)
         solver = create("solver", "dca", max_steps=max_steps, tolerance=tolerance, damped=damped, checkpoint=checkpoint)
         with torch.no_grad():  # it only says what kind of terms will come, and must not hold on to parameters
             kind = self._regularizer()
@@ -190,12 +188,12 @@ class DenseCRFLayer(RegularizedLayer):
     def solution(self, value: Solution | None) -> None:
         self.softmax.solution = value
 
-    def learnt(self) -> dict[str, nn.Parameter]:
+    def learnable_parameters(self) -> dict[str, nn.Parameter]:
         """Logarithms of weights, widths and entropy, and the label costs themselves, by the names in ``learn``."""
         own = {name.removeprefix("log_"): value for name, value in self.named_parameters(recurse=False)}
-        return {**own, **self.softmax.learnt()}
+        return {**own, **self.softmax.learnable_parameters()}
 
-    def numbers(self) -> dict[str, dict[str, float]]:
+    def scalars(self) -> dict[str, dict[str, float]]:
         """Weights and widths, one a kernel and numbered like them, costs of labels, and the entropy.
 
         Of widths of image values those that are finite; of the label costs C the least and the most of
@@ -227,7 +225,7 @@ class DenseCRFLayer(RegularizedLayer):
             warm: an earlier solution for the same images, or its state, to start from.
 
         Raises:
-            UsageError: shapes or classes disagree; logits or image values that cannot be meant.
+            UsageError: shapes or classes disagree; logits or image values that are invalid.
         """
         probabilities: Tensor = self.softmax(logits, self.bind(logits, image, roi), warm=warm)
         return probabilities
@@ -243,6 +241,12 @@ class DenseCRFLayer(RegularizedLayer):
                 f"A dense CRF layer for {self.classes} classes got logits {tuple(logits.shape)} (B, K, *S)."
             )
         return self._learnt_regularizer().bind(image, roi)
+
+    @classmethod
+    def implied_classes(cls, settings: Mapping[str, Any]) -> int:
+        """As many as there are rows of label costs."""
+        costs = settings.get("compatibility")
+        return 2 if costs is None else len(costs)
 
     def check(self) -> None:
         """Raise `UsageError` where learning has driven a weight or a width out of its range."""
@@ -283,3 +287,19 @@ class DenseCRFLayer(RegularizedLayer):
         value = getattr(self, name)
         assert isinstance(value, Tensor)
         return value
+
+
+def _costs(given: Tensor | Sequence[Sequence[float]] | None, classes: int) -> Tensor:
+    """Label costs (K, K) to begin with."""
+    if given is None:
+        return 1 - torch.eye(classes)
+    if not isinstance(given, Tensor):
+        if len({len(row) for row in given}) > 1:
+            raise UsageError(
+                "compatibility needs as many numbers in each row as there are rows, one for each class; got rows of "
+                f"{', '.join(str(len(row)) for row in given)} numbers."
+            )
+        given = torch.tensor(given, dtype=torch.float32)
+    if tuple(given.shape) != (classes, classes):
+        raise UsageError(f"compatibility must be (K, K) = {(classes, classes)}; got shape {tuple(given.shape)}.")
+    return given

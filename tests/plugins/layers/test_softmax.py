@@ -141,8 +141,8 @@ def test_implicit_gradient_matches_finite_differences(regularizer: Any) -> None:
     ],
     ids=["tv-.3", "tv-1", "nltv-.1", "nltv-.4"],
 )
-def test_refined_gradient_of_an_inexact_solution(regularizer: Any, mistaken: bool) -> None:
-    """At a gap of 1e-4 per pixel forward, within 1e-3 of the minimiser's gradient; without refinement it is not."""
+def test_polished_gradient_of_an_inexact_solution(regularizer: Any, mistaken: bool) -> None:
+    """At a gap of 1e-4 per pixel forward, within 1e-3 of the minimiser's gradient; without polishing it is not."""
     size = 32
     rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     classes = (rows // 8 + columns // 8) % 3
@@ -168,7 +168,7 @@ def test_refined_gradient_of_an_inexact_solution(regularizer: Any, mistaken: boo
     def error(**settings: Any) -> float:
         return float((gradient(PDHG(1000, 1e-4), **settings) - exact).norm() / exact.norm())
 
-    assert error(refine=1e-8) <= 1e-3
+    assert error(polish=1e-8) <= 1e-3
     assert (error() > 1e-2) == mistaken
 
 
@@ -423,10 +423,10 @@ def test_settings_are_learnt_and_stored() -> None:
 
 def test_it_tells_what_is_learnt() -> None:
     layer = RegularizedSoftmax([{"name": "tv", "weight": 2.0}, "nltv"], entropy=0.25, learn=("entropy",))
-    assert layer.learnt() == {"entropy": layer.log_entropy}
-    assert layer.numbers() == {"weight": {"weight-tv": 2, "weight-nltv": 1}, "entropy": {"entropy": 0.25}}
-    assert list(RegularizedSoftmax("tv", learn=("weight", "entropy")).learnt()) == ["weight", "entropy"]
-    assert RegularizedSoftmax("tv").learnt() == {}
+    assert layer.learnable_parameters() == {"entropy": layer.log_entropy}
+    assert layer.scalars() == {"weight": {"weight-tv": 2, "weight-nltv": 1}, "entropy": {"entropy": 0.25}}
+    assert list(RegularizedSoftmax("tv", learn=("weight", "entropy")).learnable_parameters()) == ["weight", "entropy"]
+    assert RegularizedSoftmax("tv").learnable_parameters() == {}
 
 
 def test_attached_networks_give_log_probabilities() -> None:
@@ -490,9 +490,9 @@ def test_adjoint_reports_its_residual() -> None:
         ({"backward": "exact"}, "implicit"),
         ({"learn": ("sigma",)}, "sigma"),
         ({"backward_steps": 0}, "backward_steps"),
-        ({"refine": -1.0}, "tolerance"),
-        ({"refine": 1e-7, "refine_steps": 0}, "max_steps"),
-        ({"refine": 1e-7, "backward": "unrolled"}, "refine belongs"),
+        ({"polish": -1.0}, "tolerance"),
+        ({"polish": 1e-7, "polish_steps": 0}, "max_steps"),
+        ({"polish": 1e-7, "backward": "unrolled"}, "polish belongs"),
         ({"solver": "mean-field"}, "pdhg"),
         ({"solver": AlphaExpansion()}, "pdhg"),
         ({"max_steps": 0}, "max_steps"),

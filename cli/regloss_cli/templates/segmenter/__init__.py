@@ -1,0 +1,1 @@
+"""The KIND `my-component` of regloss; see README.md."""

@@ -1,0 +1,1 @@
+"""Built-in methods; each registers through an entry point, as any plugin does."""

@@ -1,0 +1,38 @@
+"""The conformance suite, inherited by every built-in segmenter."""
+
+from __future__ import annotations
+
+import regloss
+from regloss.segmenter import Segmenter
+from regloss.testing import SegmenterConformance
+
+
+class TestChanVese(SegmenterConformance):
+    def make(self) -> Segmenter:
+        return regloss.ChanVeseSegmenter()
+
+
+class TestRegionCompetition(SegmenterConformance):
+    def make(self) -> Segmenter:
+        return regloss.RegionCompetition()
+
+
+class TestGraphCut(SegmenterConformance):
+    def make(self) -> Segmenter:
+        return regloss.GraphCut()
+
+
+class TestGraphCutOfProbabilities(SegmenterConformance):
+    accuracy = 0.9
+
+    def make(self) -> Segmenter:
+        return regloss.GraphCut(solver={"name": "mean-field", "max_steps": 50}, entropy=0.5)
+
+
+class TestDeepChanVese(SegmenterConformance):
+    channel_counts = (3,)
+
+    def make(self) -> Segmenter:
+        encoder = {"name": "plain-cnn", "layers": 2, "channels": 6, "norm": "instance"}
+        decoder = {"name": "plain-cnn", "layers": 1, "channels": 6}
+        return regloss.DeepChanVeseSegmenter(encoder=encoder, decoder=decoder, warm_up=30, max_steps=60)
