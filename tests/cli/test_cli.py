@@ -57,7 +57,7 @@ def test_a_session_with_a_layer(regloss, config_file, images, tmp_path, real_rep
     assert predicted.code == 0
     refused = regloss("evaluate", run, "--set", "layer.step=100")
     assert refused.code == 2
-    assert "unknown key 'layer.step'. Did you mean 'steps'?" in refused.err
+    assert "unknown key 'layer.step'. Did you mean 'max-steps'?" in refused.err
 
 
 def test_the_installed_command(config_file, images, tmp_path):

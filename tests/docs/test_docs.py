@@ -6,6 +6,7 @@ comment that names a file, ``# ddp.py``, is a script of its own, started with ``
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import importlib
 import inspect
@@ -205,9 +206,9 @@ def test_printed_commands_exist(page: Path, workplace: Path) -> None:
             raise AssertionError(f"{place}: regloss does not take this: {error}") from error
 
 
-def section(page: Path, heading: str) -> str:
-    """Text below a heading, up to the next one of the same or a higher level."""
-    lines = page.read_text(encoding="utf-8").splitlines()
+def section(page: Path, heading: str, within: str | None = None) -> str:
+    """Text below a heading, up to the next one of the same or a higher level; the one ``within`` another's text."""
+    lines = (page.read_text(encoding="utf-8") if within is None else section(page, within)).splitlines()
     start = next((number for number, line in enumerate(lines) if re.fullmatch(rf"#+ {re.escape(heading)}", line)), None)
     assert start is not None, f"{NAMES[page]} has no heading {heading!r}"
     level = lines[start].index(" ")
@@ -254,12 +255,16 @@ def check_rows(text: str, expected: dict[str, Any], where: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """As TOML would give it."""
+    """As TOML would give it: a component as a table with its name and the settings that are not its defaults."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        own = type(value)()
+        changed = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {"name": registry.name_of(value)} | {k: v for k, v in changed.items() if v != getattr(own, k)}
     return list(value) if isinstance(value, tuple) else value
 
 
 def models(annotation: Any) -> dict[type[BaseModel], None]:
-    """The models of a subsection, which may be optional and of several kinds; in their order."""
+    """The model of a subsection, which may be optional."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {annotation: None}
     return {model: None for part in get_args(annotation) for model in models(part)}
@@ -275,12 +280,11 @@ def fields(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def sections(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
-    """Each section by its heading; of one that is of several kinds the further ones are told apart by theirs."""
+    """Each section by its heading."""
     for name, field in model.model_fields.items():
         full = f"{prefix}{name.replace('_', '-')}"
-        for place, subsection in enumerate(models(field.annotation)):
-            kinds = get_args(subsection.model_fields["kind"].annotation) if place else ()
-            yield f"`[{full}]`" + "".join(f" of kind `{kind}`" for kind in kinds), subsection
+        for subsection in models(field.annotation):
+            yield f"`[{full}]`", subsection
             yield from sections(subsection, f"{full}.")
 
 
@@ -294,19 +298,28 @@ COMPONENTS = ROOT / "docs" / "guide" / "components.md"
 OWN = [c for kind in registry.KINDS for c in registry.components(kind) if c.distribution == "regloss"]
 
 
+def of_component(component: registry.Component) -> str:
+    """Its text in the guide; components of two kinds may have one name."""
+    return section(
+        COMPONENTS,
+        f"`{component.name}`",
+        {"dataset": "Data sets"}.get(component.kind, component.kind.replace("-", " ").capitalize() + "s"),
+    )
+
+
 @pytest.mark.parametrize("component", OWN, ids=lambda component: f"{component.kind}-{component.name}")
 def test_every_setting_of_every_component_is_in_the_guide_with_its_default(component: registry.Component) -> None:
     try:
         cls = registry.load(component)
     except MissingDependency as missing:
         pytest.skip(str(missing))
-    given = {"network": ("in_channels", "classes")}.get(component.kind, ())  # by the data, not by the user
+    given = {"network": ("in_channels", "classes"), "layer": ("classes",)}.get(component.kind, ())  # by the data
     defaults = {name: parameter.default for name, parameter in registry.settings(cls).items() if name not in given}
     expected = {
         name.replace("_", "-"): PydanticUndefined if default is inspect.Parameter.empty else plain(default)
         for name, default in defaults.items()
     }
-    text = section(COMPONENTS, f"`{component.name}`")
+    text = of_component(component)
     check_rows(text, expected, f"the {component.kind} {component.name}")
     for preset in getattr(cls, "presets", {}):
         assert f"`{preset}`" in text, f"the preset {preset} of {component.name} is not explained"
@@ -327,7 +340,7 @@ def test_forms_of_every_regularizer_and_solver_are_in_the_guide(component: regis
         label, forms = "Accepts", cls.accepts
     else:
         label, forms = "Forms", cls(**NEEDED.get(component.name, {})).forms
-    sentence = re.search(rf"\b{label}:\s([^.]*)\.", section(COMPONENTS, f"`{component.name}`"))
+    sentence = re.search(rf"\b{label}:\s([^.]*)\.", of_component(component))
     assert sentence is not None, f"the section of {component.name} has no sentence {label}: ..."
     shown = re.findall(r"`(\w+)`", sentence[1])
     assert {form.__name__ for form in forms} <= set(shown)
