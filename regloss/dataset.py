@@ -1,6 +1,6 @@
 """Data sets: named samples with an image, and whatever labels there are.
 
-A data set knows files and class names. It knows nothing of tensors, batches or augmentation (`regloss.training.data`).
+A data set knows files and class names. It knows nothing of tensors, batches or augmentation (`regloss.training`).
 """
 
 from __future__ import annotations

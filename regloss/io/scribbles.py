@@ -119,13 +119,13 @@ def _path_graphs(inner: npt.NDArray[np.bool_], distance: npt.NDArray[np.float64]
     index[inner] = np.arange(int(inner.sum()))
     rows, columns, steps = [], [], []
     for offset in neighbor_offsets(inner.ndim, 3**inner.ndim - 1):
-        here, there = pair_slices(offset)
-        pair = inner[here] & inner[there]
-        rows.append(index[here][pair])
-        columns.append(index[there][pair])
+        near, far = pair_slices(offset)
+        pair = inner[near] & inner[far]
+        rows.append(index[near][pair])
+        columns.append(index[far][pair])
         steps.append(np.full(int(pair.sum()), np.linalg.norm(offset)))
     ends, others, length = np.concatenate(rows), np.concatenate(columns), np.concatenate(steps)
-    near = distance[inner]
-    cost = length * (1 / near[ends] + 1 / near[others]) / 2
-    shape = (len(near), len(near))
+    depth = distance[inner]
+    cost = length * (1 / depth[ends] + 1 / depth[others]) / 2
+    shape = (len(depth), len(depth))
     return tuple(sparse.csr_array((values, (ends, others)), shape=shape) for values in (length, cost))

@@ -101,7 +101,7 @@ def example_figure(example: Example, shown: Sequence[str], classes: Sequence[str
         columnspacing=1.4,
         labelcolor=_INK,
     )
-    _plain(legend.get_texts())
+    _without_formulas(legend.get_texts())
     return figure
 
 
@@ -191,10 +191,10 @@ def energy_chart(epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
     if not len(before[0]) and not len(after[0]):
         return None
     figure, axes = _chart("Energy of the proposals, before and after the solver", "epoch", "energy per pixel")
-    starts = dict(zip(*before, strict=True))
+    energy_before = dict(zip(*before, strict=True))
     for place, value in zip(*after, strict=True):
-        if place in starts:
-            axes.plot([place, place], [starts[place], value], color="#d1d5db", linewidth=2, zorder=1)
+        if place in energy_before:
+            axes.plot([place, place], [energy_before[place], value], color="#d1d5db", linewidth=2, zorder=1)
     for (place, value), color, name in ((before, _LINES[1], "before"), (after, _LINES[2], "after")):
         axes.plot(place, value, color=color, marker="o", markersize=4.5, linewidth=1, label=name, zorder=2)
     _finish(axes)
@@ -257,7 +257,7 @@ def confusion_chart(subset: str, scores: Mapping[str, Any], classes: Sequence[st
     size = 9 if few else 7
     axes.set_xticks(range(len(classes)), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
     axes.set_yticks(range(len(classes)), names, fontsize=size)
-    _plain([*axes.get_xticklabels(), *axes.get_yticklabels()])
+    _without_formulas([*axes.get_xticklabels(), *axes.get_yticklabels()])
     axes.set_xlabel("predicted", fontsize=9, color=_INK)
     axes.set_ylabel("true", fontsize=9, color=_INK)
     axes.tick_params(length=0, colors=_INK)
@@ -324,10 +324,10 @@ def _finish(axes: Axes) -> None:
     legend = axes.legend(
         loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8, labelcolor=_INK, handlelength=1.4
     )
-    _plain(legend.get_texts())
+    _without_formulas(legend.get_texts())
 
 
-def _plain(texts: Sequence[Text]) -> None:
+def _without_formulas(texts: Sequence[Text]) -> None:
     """Names are shown as they are: a dollar sign in them opens no formula."""
     for text in texts:
         text.set_parse_math(False)

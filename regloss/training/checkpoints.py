@@ -211,14 +211,14 @@ def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
     """Optimizer tensors by "state/PARAMETER/NAME", and the rest as JSON."""
     full = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
-    plain: dict[str, dict[str, Any]] = {}
+    others: dict[str, dict[str, Any]] = {}
     for parameter, entries in full["state"].items():
         for name, value in entries.items():
             if isinstance(value, Tensor):
                 tensors[f"state/{parameter}/{name}"] = value.detach().cpu().contiguous().clone()
             else:
-                plain.setdefault(str(parameter), {})[name] = value
-    return tensors, {"param_groups": full["param_groups"], "plain": plain}
+                others.setdefault(str(parameter), {})[name] = value
+    return tensors, {"param_groups": full["param_groups"], "plain": others}
 
 
 def _restore_optimizer(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,15 +21,16 @@ from regloss.regularizer import Regularizer
 from regloss.report.examples import Example
 from regloss.solver import Solution, Status, one_hot
 from regloss.training.config import Config
-from regloss.training.data import SampleCache, same_size_groups, supervision_of, whole_batch
+from regloss.training.loader import same_size_groups, whole_batch
 from regloss.training.model import Segmenter, describe_layer, predict
 from regloss.training.noise import Noise
+from regloss.training.sample_reader import SampleReader, supervision_of
 
 
 def evaluate_samples(
     fabric: Fabric,
     segmenter: Segmenter,
-    cache: SampleCache,
+    reader: SampleReader,
     config: Config,
     subset: str,
     noise: Noise | None = None,
@@ -42,7 +43,7 @@ def evaluate_samples(
     "unsupervised" holds what `regloss.metrics.foreground.ForegroundScores` says. ``noise`` is added to the images,
     drawn from the run's seed and the images' ids.
     """
-    classes = cache.source.classes
+    classes = reader.source.classes
     scores = Scores(classes, config.evaluation.trimap, config.evaluation.hausdorff)
     foreground, energies, layer = ForegroundScores(len(classes)), MeanEnergy(), LayerReport()
     if fabric.world_size > 1:  # states are exchanged where the processes' own backend can send them
@@ -51,8 +52,8 @@ def evaluate_samples(
     energy: Regularizer | None = None
     if config.evaluation.energy is not None:
         energy = resolve("regularizer", config.evaluation.energy)
-    ids = list(cache.source.ids(subset))[fabric.global_rank :: fabric.world_size]
-    samples = [cache.load(sample_id) for sample_id in ids]
+    ids = list(reader.source.ids(subset))[fabric.global_rank :: fabric.world_size]
+    samples = [reader.load(sample_id) for sample_id in ids]
     if noise is not None:
         samples = [replace(sample, image=noise(sample.image, sample.id, config.seed)) for sample in samples]
     for group in same_size_groups([sample.image.shape for sample in samples], config.training.batch_size):
@@ -135,7 +136,7 @@ class LayerReport(ScoreMetric):
 def examples_of(
     fabric: Fabric,
     segmenter: Segmenter,
-    cache: SampleCache,
+    reader: SampleReader,
     config: Config,
     read_proposal: Callable[[str], np.ndarray] | None,
     data_term: DataTerm | None = None,
@@ -145,19 +146,19 @@ def examples_of(
     Args:
         fabric: for the device.
         segmenter: predicts.
-        cache: has the samples.
+        reader: has the samples.
         config: of the run.
         read_proposal: gives a training image's proposal.
         data_term: its `regloss.data_term.DataTerm.maps` are shown too.
     """
     wanted = config.evaluation.examples
-    train_ids = list(cache.source.ids(config.data.train))
-    test_ids = list(cache.source.ids(config.data.test)) if config.data.test is not None else []
+    train_ids = list(reader.source.ids(config.data.train))
+    test_ids = list(reader.source.ids(config.data.test)) if config.data.test is not None else []
     chosen = _evenly(train_ids, (wanted + 1) // 2 if test_ids else wanted)
     chosen += [sample_id for sample_id in _evenly(test_ids, wanted - len(chosen)) if sample_id not in chosen]
     examples = []
     for sample_id in chosen:
-        sample = cache.load(sample_id)
+        sample = reader.load(sample_id)
         image = torch.from_numpy(sample.image).unsqueeze(0).to(fabric.device)
         prediction = predict(segmenter, image).argmax(1)[0].cpu().numpy().astype(np.uint8)
         training = sample_id in train_ids

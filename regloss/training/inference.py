@@ -23,10 +23,10 @@ from regloss.registry import create
 from regloss.report.overlays import outlined
 from regloss.solver import Solution
 from regloss.training.config import Config
-from regloss.training.data import SampleCache
 from regloss.training.evaluation import evaluate_samples
 from regloss.training.model import load_model, predict
 from regloss.training.noise import Noise
+from regloss.training.sample_reader import SampleReader
 
 _PREDICTIONS = ("labels", "overlays")  # what predict_files leaves in its folder
 
@@ -72,10 +72,10 @@ def evaluate_noisy(
         raise UsageError(f"The data set has the classes {list(dataset.classes)}, the model {list(model.classes)}.")
     fabric = _one_device(config)
     segmenter = model.segmenter.to(fabric.device)
-    cache = SampleCache(dataset)
-    scores = {subset: evaluate_samples(fabric, segmenter, cache, config, subset)}
+    reader = SampleReader(dataset)
+    scores = {subset: evaluate_samples(fabric, segmenter, reader, config, subset)}
     for level in levels:
-        scores[f"{subset} {level}"] = evaluate_samples(fabric, segmenter, cache, config, subset, level)
+        scores[f"{subset} {level}"] = evaluate_samples(fabric, segmenter, reader, config, subset, level)
     return scores
 
 

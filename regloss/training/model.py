@@ -129,8 +129,8 @@ class Segmenter(nn.Module):
 
     def weights(self) -> dict[str, Tensor]:
         """All that is saved, by name."""
-        own = {} if self.layer is None else dict(self.layer.named_parameters())
-        return {**self.network.state_dict(), **{_LAYER + name: value.detach() for name, value in own.items()}}
+        learnt = {} if self.layer is None else dict(self.layer.named_parameters())
+        return {**self.network.state_dict(), **{_LAYER + name: value.detach() for name, value in learnt.items()}}
 
     def load_weights(self, weights: Mapping[str, Tensor], source: str, *, start: bool = False) -> None:
         """Put in what `weights` gave; what another layer has learnt, and this one does not learn, is left out.

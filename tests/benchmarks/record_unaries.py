@@ -30,8 +30,9 @@ from regloss.regularizer import combine
 from regloss.training.checkpoints import complete, read_weights
 from regloss.training.config import Config, build_loop
 from regloss.training.config import read as read_config
-from regloss.training.data import SampleCache, supervision_of, whole_batch
+from regloss.training.loader import whole_batch
 from regloss.training.model import Segmenter, build_segmenter, predict
+from regloss.training.sample_reader import SampleReader, supervision_of
 from regloss.training.trainer import train
 
 
@@ -100,7 +101,7 @@ class Recorder:
             raise UsageError(f"--epochs must lie between 1 and {last - 1} for {last + 1} epochs; got {epochs}.")
         self.config, self.folder, self.epochs = config, folder, epochs
         dataset = create("dataset", config.data.dataset, **config.data.component_settings())
-        cache = SampleCache(dataset, config.data.cache, config.data.scribble_length)
+        cache = SampleReader(dataset, config.data.cache, config.data.scribble_length)
         samples = [cache.load(sample_id) for sample_id in dataset.ids(config.data.train)]
         samples = [s for s in samples if len(np.unique(supervision_of(s, config.data.supervision))) > 2]
         self.samples = [samples[len(samples) * i // images] for i in range(images)]

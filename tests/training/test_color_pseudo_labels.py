@@ -13,7 +13,8 @@ from regloss.registry import create
 from regloss.training import color_pseudo_labels
 from regloss.training.color_pseudo_labels import ColorPseudoLabels
 from regloss.training.config import Proposals, build_proposals
-from regloss.training.data import SampleCache, TrainingSet
+from regloss.training.loader import TrainingSet
+from regloss.training.sample_reader import SampleReader
 from regloss.training.trainer import train
 
 
@@ -33,7 +34,7 @@ def make(ids, **settings):
 def test_they_are_full_segmentations_that_keep_the_seeds(source):
     ids = source.ids("train")
     proposals = make(ids)
-    cache, plain = SampleCache(source, proposals=proposals), SampleCache(source)
+    cache, plain = SampleReader(source, proposals=proposals), SampleReader(source)
     scores = []
     for sample_id in ids:
         sample, given = cache.load(sample_id), plain.load(sample_id)
@@ -58,8 +59,8 @@ def test_they_are_full_segmentations_that_keep_the_seeds(source):
 
 
 def test_others_than_the_training_images_keep_their_scribbles(source):
-    cache = SampleCache(source, proposals=make(source.ids("train")))
-    plain = SampleCache(source)
+    cache = SampleReader(source, proposals=make(source.ids("train")))
+    plain = SampleReader(source)
     for sample_id in source.ids("test"):
         np.testing.assert_array_equal(cache.load(sample_id).scribble, plain.load(sample_id).scribble)
 
@@ -88,7 +89,7 @@ def test_each_image_is_solved_for_once(source, monkeypatch):
 
     monkeypatch.setattr(color_pseudo_labels, "alternate", counted)
     ids = source.ids("train")
-    cache = SampleCache(source, enabled=False, proposals=make(ids, rounds=1))
+    cache = SampleReader(source, enabled=False, proposals=make(ids, rounds=1))
     first = [cache.load(sample_id).scribble for sample_id in ids]
     again = pickle.loads(pickle.dumps(cache))  # as a loader process gets it
     for sample_id, expected in zip(ids, first, strict=True):
@@ -100,8 +101,8 @@ def test_each_image_is_solved_for_once(source, monkeypatch):
 def test_scribbles_are_shortened_first(source):
     ids = source.ids("train")
     made = make(ids, rounds=1)
-    short = SampleCache(source, scribble_length=0.0).load(ids[0])
-    found = SampleCache(source, scribble_length=0.0, proposals=made).load(ids[0])
+    short = SampleReader(source, scribble_length=0.0).load(ids[0])
+    found = SampleReader(source, scribble_length=0.0, proposals=made).load(ids[0])
     np.testing.assert_array_equal(found.scribble, made.propose(short))
     assert (found.scribble != IGNORE).all()
 
@@ -111,7 +112,7 @@ def test_a_training_learns_them(config, tmp_path):
     dataset = create("dataset", parsed.data.dataset, **parsed.data.component_settings())
     proposals = build_proposals(parsed.data.proposals)
     proposals.only_of(dataset.ids("train"))
-    items = TrainingSet(SampleCache(dataset, proposals=proposals), dataset.ids("train"), parsed.data, 0)
+    items = TrainingSet(SampleReader(dataset, proposals=proposals), dataset.ids("train"), parsed.data, 0)
     item = items[0, 0, -1]
     assert bool((item.labels[item.roi] != IGNORE).all())
     train(parsed)

@@ -21,7 +21,8 @@ from regloss.training import checkpoints
 from regloss.training.config import build_layer, parse
 from regloss.training.inference import evaluate_run, predict_files
 from regloss.training.model import Segmenter, describe_layer, layer_report, load_model, predict
-from regloss.training.trainer import build_optimizer, train
+from regloss.training.optimization import build_optimizer
+from regloss.training.trainer import train
 
 VOLUME = '{name = "volume", volumes = [0.7, 0.1, 0.2], unit = "fraction"}'
 LAYERS = {

@@ -20,8 +20,10 @@ from regloss.errors import BrokenPlugin, MissingForm, ReglossError, UnknownCompo
 from regloss.hooks import hookimpl, manager
 from regloss.solver import Solver
 from regloss.training.config import parse
+from regloss.training.optimization import build_optimizer, learning_rate_factor
 from regloss.training.proposals import ProposalStore
-from regloss.training.trainer import build, build_optimizer, learning_rate_factor, train
+from regloss.training.run_parts import build
+from regloss.training.trainer import train
 
 STEPS_AN_EPOCH = 3  # six images, two a batch
 
@@ -94,7 +96,7 @@ def test_proposals_keep_the_seeds_and_the_seeded_classes(config, images, tmp_pat
     parts = build(config())
     store = ProposalStore(tmp_path / "run" / "proposals")
     for name in parts.ids:
-        scribble = parts.cache.load(name).scribble
+        scribble = parts.reader.load(name).scribble
         proposal = store.read(0, name)
         assert (proposal == scribble)[scribble != 255].all()
         assert set(np.unique(proposal)) <= {0, 1, 2}

@@ -172,7 +172,7 @@ def test_a_data_term_without_labels_trains_with_any_loop(folder, tmp_path):
 
 
 def load_start(config):
-    from regloss.training.trainer import build
+    from regloss.training.run_parts import build
 
     return {name: value.clone() for name, value in build(config).loop.modules()["encoder"].state_dict().items()}
 

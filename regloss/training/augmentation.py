@@ -1,4 +1,4 @@
-"""Geometry of augmentation: one affine map from output to source pixels, replayed exactly on image, labels, proposals.
+"""Geometry of augmentation: one affine map from output to source pixels, the same for image, labels, proposals.
 
 A crop, flip, magnification and rotation are sampled once as a `Geometry`; each array is then read through the same map:
 images bilinearly, labels at the nearest pixel. Where the map leaves the source the region of interest is False, so
@@ -67,17 +67,17 @@ def sample_geometry(
     if angle != 0:
         matrix[-2:, -2:] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
     matrix = matrix @ np.diag([-1.0 if flip else 1.0 for flip in flips]) / scale
-    lattice = scale == 1 and angle == 0
+    on_grid = scale == 1 and angle == 0
     shift = []
     centre_out = (np.array(size) - 1) / 2
     for axis in range(ndim):
         # The crop covers `extent` source pixels; its place is uniform where it fits, centred where it does not.
         extent = size[axis] / scale
-        slack = source[axis] - extent
-        start = rng.uniform(0, slack) if slack > 0 else slack / 2
+        free = source[axis] - extent
+        start = rng.uniform(0, free) if free > 0 else free / 2
         shift.append(start + (extent - 1) / 2)
     offset = np.array(shift) - matrix @ centre_out
-    if lattice:
+    if on_grid:
         offset = np.floor(offset + 0.5)
     return Geometry(size, tuple(map(tuple, matrix.tolist())), tuple(offset.tolist()))
 
@@ -91,7 +91,7 @@ def _source_positions(geometry: Geometry) -> Tensor:
     return moved.reshape(-1, *geometry.size)
 
 
-class Replay:
+class AppliedGeometry:
     """A geometry prepared for one source size: positions are computed once and every array is read through them."""
 
     def __init__(self, geometry: Geometry, source: tuple[int, ...]) -> None:

@@ -11,13 +11,9 @@ import torch
 from regloss.dataset import Dataset, Sample
 from regloss.errors import UsageError
 from regloss.training.config import Data
-from regloss.training.data import (
+from regloss.training.loader import (
     EpochOrder,
-    SampleCache,
     TrainingSet,
-    check_evaluation_samples,
-    check_sample,
-    check_training_samples,
     collate,
     crop_size,
     same_size_groups,
@@ -25,6 +21,12 @@ from regloss.training.data import (
     whole_batch,
 )
 from regloss.training.proposals import ProposalStore
+from regloss.training.sample_reader import (
+    SampleReader,
+    check_evaluation_samples,
+    check_sample,
+    check_training_samples,
+)
 from regloss_plugins.datasets.folder import FolderDataset
 
 
@@ -91,13 +93,13 @@ def only(label, name):
 
 
 def test_images_without_a_scribble_are_listed():
-    cache = SampleCache(InMemory(sample("a"), only(None, "bb"), only(None, "ccc")))
+    cache = SampleReader(InMemory(sample("a"), only(None, "bb"), only(None, "ccc")))
     with pytest.raises(UsageError, match=r"2 training images have no labelled pixel in their scribbles: bb, ccc"):
         check_training_samples(cache, ["a", "bb", "ccc"], "scribbles")
 
 
 def test_images_with_one_class_are_told():
-    cache = SampleCache(InMemory(only(0, "a"), only(1, "bb"), sample("ccc")))
+    cache = SampleReader(InMemory(only(0, "a"), only(1, "bb"), sample("ccc")))
     (warning,) = check_training_samples(cache, ["a", "bb", "ccc"], "scribbles")
     assert "In 2 images only one class is seeded" in warning
     assert warning.endswith("a, bb.")
@@ -105,30 +107,30 @@ def test_images_with_one_class_are_told():
 
 
 def test_one_class_in_all_images_is_refused():
-    cache = SampleCache(InMemory(only(1, "a"), only(1, "bb")))
+    cache = SampleReader(InMemory(only(1, "a"), only(1, "bb")))
     with pytest.raises(UsageError, match=r"All scribbles .* are of class 1 \('one'\).*Label at least two classes"):
         check_training_samples(cache, ["a", "bb"], "scribbles")
     assert (
-        len(check_training_samples(SampleCache(InMemory(only(0, "a"), only(1, "bb"))), ["a", "bb"], "scribbles")) == 1
+        len(check_training_samples(SampleReader(InMemory(only(0, "a"), only(1, "bb"))), ["a", "bb"], "scribbles")) == 1
     )
 
 
 def test_supervision_that_is_not_there():
-    cache = SampleCache(InMemory(sample("a", scribble=None)))
+    cache = SampleReader(InMemory(sample("a", scribble=None)))
     assert check_training_samples(cache, ["a"], "labels") == []
     with pytest.raises(UsageError, match="a has no scribble, and training was asked to use scribbles"):
         check_training_samples(cache, ["a"], "scribbles")
 
 
 def test_evaluation_needs_sound_labels():
-    check_evaluation_samples(SampleCache(InMemory(test=[sample("a", scribble=None)])), "test")
+    check_evaluation_samples(SampleReader(InMemory(test=[sample("a", scribble=None)])), "test")
     with pytest.raises(UsageError, match="'test' of the data set is empty"):
-        check_evaluation_samples(SampleCache(InMemory(sample("a"))), "test")
+        check_evaluation_samples(SampleReader(InMemory(sample("a"))), "test")
     with pytest.raises(UsageError, match="a has no label"):
-        check_evaluation_samples(SampleCache(InMemory(test=[sample("a", label=None)])), "test")
+        check_evaluation_samples(SampleReader(InMemory(test=[sample("a", label=None)])), "test")
     wrong = sample("a", label=np.full((6, 7), 7, np.uint8))
     with pytest.raises(UsageError, match=r"the label holds the values \[7\]"):
-        check_evaluation_samples(SampleCache(InMemory(test=[wrong])), "test")
+        check_evaluation_samples(SampleReader(InMemory(test=[wrong])), "test")
 
 
 # -- Cache -------------------------------------------------------------------------------------------------------------
@@ -136,10 +138,10 @@ def test_evaluation_needs_sound_labels():
 
 def test_samples_are_read_once():
     source = InMemory(sample("a"))
-    cache = SampleCache(source)
+    cache = SampleReader(source)
     assert cache.load("a") is cache.load("a")
     assert source.loaded == ["a"]
-    off = SampleCache(source, enabled=False)
+    off = SampleReader(source, enabled=False)
     off.load("a"), off.load("a")
     assert source.loaded == ["a"] * 3
 
@@ -147,16 +149,16 @@ def test_samples_are_read_once():
 def test_the_cache_is_bounded(monkeypatch):
     one = sample("a")
     size = one.image.nbytes + one.label.nbytes + one.scribble.nbytes
-    monkeypatch.setattr("regloss.training.data.CACHE_LIMIT", size + size // 2)
+    monkeypatch.setattr("regloss.training.sample_reader.CACHE_LIMIT", size + size // 2)
     source = InMemory(one, sample("bb"))
-    cache = SampleCache(source)
+    cache = SampleReader(source)
     for name in ("a", "bb", "a", "bb"):
         cache.load(name)
     assert source.loaded == ["a", "bb", "bb"]
 
 
 def test_loader_processes_are_not_sent_the_cache():
-    cache = SampleCache(InMemory(sample("a", size=(200, 200))))
+    cache = SampleReader(InMemory(sample("a", size=(200, 200))))
     cache.load("a")
     pickled = pickle.loads(pickle.dumps(cache))
     assert pickled._samples == {}
@@ -165,7 +167,7 @@ def test_loader_processes_are_not_sent_the_cache():
 
 def test_scribbles_are_shortened_once_and_labels_left():
     source = InMemory(sample("a"))
-    cache = SampleCache(source, scribble_length=0.0)
+    cache = SampleReader(source, scribble_length=0.0)
     shortened = cache.load("a")
     assert 3 <= (shortened.scribble != 255).sum() < (source.samples["a"].scribble != 255).sum()
     assert np.array_equal(shortened.label, source.samples["a"].label)
@@ -224,7 +226,7 @@ def training_set(images, tmp_path, **settings):
     for name in source.ids("train"):
         store.write(0, name, source.load(name).label)
     store.finish(0, len(source.ids("train")))
-    return TrainingSet(SampleCache(source), source.ids("train"), data, 3, store)
+    return TrainingSet(SampleReader(source), source.ids("train"), data, 3, store)
 
 
 def test_proposals_are_read_in_the_geometry_of_labels(images, tmp_path):
@@ -269,7 +271,7 @@ def test_without_a_generation_there_is_no_proposal(images, tmp_path):
 
 def test_images_of_different_sizes_are_padded_outside_the_region_of_interest(tmp_path):
     samples = [sample("a", (6, 9)), sample("bb", (8, 7))]
-    made = TrainingSet(SampleCache(InMemory(*samples)), ["a", "bb"], Data(dataset="folder"), 0)
+    made = TrainingSet(SampleReader(InMemory(*samples)), ["a", "bb"], Data(dataset="folder"), 0)
     batch, proposals = collate([made[0, 0, -1], made[0, 1, -1]])
     assert proposals is None
     assert batch.image.shape == (2, 1, 8, 9)
@@ -289,13 +291,13 @@ def test_proposals_are_padded_like_labels(tmp_path):
     for one in samples:
         store.write(0, one.id, one.label)
     store.finish(0, 2)
-    made = TrainingSet(SampleCache(InMemory(*samples)), ["a", "bb"], Data(dataset="folder"), 0, store)
+    made = TrainingSet(SampleReader(InMemory(*samples)), ["a", "bb"], Data(dataset="folder"), 0, store)
     batch, proposals = collate([made[0, 0, 0], made[0, 1, 0]])
     assert torch.equal(proposals == 255, ~batch.roi)
 
 
 def test_volumes(tmp_path):
-    made = TrainingSet(SampleCache(InMemory(sample("a", (4, 6, 9)))), ["a"], Data(dataset="folder", crop=(4, 5, 6)), 0)
+    made = TrainingSet(SampleReader(InMemory(sample("a", (4, 6, 9)))), ["a"], Data(dataset="folder", crop=(4, 5, 6)), 0)
     assert made[0, 0, -1].image.shape == (1, 4, 5, 6)
 
 

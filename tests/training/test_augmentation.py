@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from regloss.training.augment import Geometry, Replay, identity, photometric, sample_geometry
+from regloss.training.augmentation import AppliedGeometry, Geometry, identity, photometric, sample_geometry
 from regloss.training.config import Augment
 
 OUTSIDE = 255
@@ -38,23 +38,23 @@ def positions(geometry):
     return moved.reshape(-1, *geometry.size)
 
 
-# -- Replay ------------------------------------------------------------------------------------------------------------
+# -- Arrays read through a geometry ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("source", "crop"), SIZES)
 @pytest.mark.parametrize("seed", range(4))
 def test_images_and_labels_are_read_as_scipy_reads_them(source, crop, seed):
     geometry = sample_geometry(source, crop, EVERYTHING, [seed])
-    replay = Replay(geometry, source)
-    inside = replay.inside.numpy()
+    applied = AppliedGeometry(geometry, source)
+    inside = applied.inside.numpy()
     where = positions(geometry)
     assert np.array_equal(
         inside, np.all([(p >= -0.5) & (p < n - 0.5) for p, n in zip(where, source, strict=True)], axis=0)
     )
     labels, image = codes(source), noise(source)
     expected = np.where(inside, reference(labels.numpy(), geometry, 0), OUTSIDE)
-    assert np.array_equal(replay.labels(labels, OUTSIDE).numpy(), expected)
-    for read, channel in zip(replay.image(image), image, strict=True):
+    assert np.array_equal(applied.labels(labels, OUTSIDE).numpy(), expected)
+    for read, channel in zip(applied.image(image), image, strict=True):
         np.testing.assert_allclose(
             read.numpy(), np.where(inside, reference(channel.numpy(), geometry, 1), 0), atol=2e-5
         )
@@ -68,11 +68,11 @@ def test_without_interpolation_image_labels_and_proposals_agree_exactly(source, 
     for seed in range(8):
         geometry = sample_geometry(source, crop, augment, [seed])
         assert geometry.exact
-        replay = Replay(geometry, source)
-        read = replay.image(labels.to(torch.float32).unsqueeze(0) / 255)[0] * 255
-        expected = replay.labels(labels, 0).to(torch.float32)
+        applied = AppliedGeometry(geometry, source)
+        read = applied.image(labels.to(torch.float32).unsqueeze(0) / 255)[0] * 255
+        expected = applied.labels(labels, 0).to(torch.float32)
         assert torch.equal(read.round(), expected)
-        assert torch.equal(replay.labels(labels, OUTSIDE), replay.labels(labels.clone(), OUTSIDE))
+        assert torch.equal(applied.labels(labels, OUTSIDE), applied.labels(labels.clone(), OUTSIDE))
 
 
 def test_with_interpolation_they_agree_away_from_edges():
@@ -81,11 +81,11 @@ def test_with_interpolation_they_agree_away_from_edges():
     labels = torch.zeros(source, dtype=torch.uint8)
     labels[:, 20:] = 1
     for seed in range(10):
-        replay = Replay(sample_geometry(source, (32, 32), EVERYTHING, [seed]), source)
-        image = replay.image(labels.float().unsqueeze(0))[0]
-        read = replay.labels(labels, 0).float()
-        assert ((image - read).abs() <= 0.5 + 1e-5)[replay.inside].all()
-        assert (image == read)[replay.inside].float().mean() > 0.85
+        applied = AppliedGeometry(sample_geometry(source, (32, 32), EVERYTHING, [seed]), source)
+        image = applied.image(labels.float().unsqueeze(0))[0]
+        read = applied.labels(labels, 0).float()
+        assert ((image - read).abs() <= 0.5 + 1e-5)[applied.inside].all()
+        assert (image == read)[applied.inside].float().mean() > 0.85
 
 
 def test_a_flip_mirrors():
@@ -93,13 +93,13 @@ def test_a_flip_mirrors():
     labels, image = codes(source), noise(source)
     found = set()
     for seed in range(40):
-        replay = Replay(sample_geometry(source, None, FLIPS, [seed]), source)
-        assert replay.inside.all()
-        read = replay.labels(labels, OUTSIDE)
+        applied = AppliedGeometry(sample_geometry(source, None, FLIPS, [seed]), source)
+        assert applied.inside.all()
+        read = applied.labels(labels, OUTSIDE)
         (axes,) = (
             axes for axes in ((), (0,), (1,), (0, 1)) if torch.equal(read, labels.flip(axes) if axes else labels)
         )
-        assert torch.equal(replay.image(image), image.flip([axis + 1 for axis in axes]) if axes else image)
+        assert torch.equal(applied.image(image), image.flip([axis + 1 for axis in axes]) if axes else image)
         found.add(axes)
     assert found == {(), (0,), (1,), (0, 1)}
 
@@ -118,9 +118,9 @@ def test_a_crop_is_a_window():
     }
     found = set()
     for seed in range(300):
-        replay = Replay(sample_geometry(source, crop, Augment(), [seed]), source)
-        assert replay.inside.all()
-        found.add(windows[replay.labels(labels, OUTSIDE).numpy().tobytes()])
+        applied = AppliedGeometry(sample_geometry(source, crop, Augment(), [seed]), source)
+        assert applied.inside.all()
+        found.add(windows[applied.labels(labels, OUTSIDE).numpy().tobytes()])
     assert found == set(windows.values())
 
 
@@ -129,13 +129,13 @@ def test_padding_is_outside_the_region_of_interest():
     source, crop = (5, 6), (9, 6)
     labels = codes(source)
     for seed in range(5):
-        replay = Replay(sample_geometry(source, crop, FLIPS, [seed]), source)
-        assert int(replay.inside.sum()) == 30
-        read = replay.labels(labels, OUTSIDE)
-        assert sorted(read[replay.inside].tolist()) == sorted(labels.flatten().tolist())
-        assert (read[~replay.inside] == OUTSIDE).all()
-        assert (replay.image(noise(source) + 0.1)[:, ~replay.inside] == 0).all()
-        assert replay.inside[2:7].all()  # in the middle
+        applied = AppliedGeometry(sample_geometry(source, crop, FLIPS, [seed]), source)
+        assert int(applied.inside.sum()) == 30
+        read = applied.labels(labels, OUTSIDE)
+        assert sorted(read[applied.inside].tolist()) == sorted(labels.flatten().tolist())
+        assert (read[~applied.inside] == OUTSIDE).all()
+        assert (applied.image(noise(source) + 0.1)[:, ~applied.inside] == 0).all()
+        assert applied.inside[2:7].all()  # in the middle
 
 
 def test_volumes_are_turned_in_their_last_two_axes():
@@ -143,32 +143,32 @@ def test_volumes_are_turned_in_their_last_two_axes():
     matrix = np.array(geometry.matrix)
     assert matrix[0].tolist() == matrix[:, 0].tolist() == [1, 0, 0]
     assert matrix[1, 2] == -matrix[2, 1] != 0
-    read = Replay(geometry, (6, 20, 24)).labels(torch.arange(6).reshape(6, 1, 1).expand(6, 20, 24), 9)
+    read = AppliedGeometry(geometry, (6, 20, 24)).labels(torch.arange(6).reshape(6, 1, 1).expand(6, 20, 24), 9)
     assert all(set(plane.unique().tolist()) <= {depth, 9} for depth, plane in enumerate(read))
 
 
 def test_the_identity():
     labels = codes((6, 5))
-    replay = Replay(identity((6, 5)), (6, 5))
-    assert torch.equal(replay.labels(labels, OUTSIDE), labels)
-    assert replay.inside.all()
+    applied = AppliedGeometry(identity((6, 5)), (6, 5))
+    assert torch.equal(applied.labels(labels, OUTSIDE), labels)
+    assert applied.inside.all()
 
 
 def test_halves_are_rounded_one_way():
     """Between two pixels, neighbours still read different ones."""
-    replay = Replay(Geometry((5,), ((1.0,),), (0.5,)), (6,))
-    assert replay.labels(torch.arange(6), OUTSIDE).tolist() == [1, 2, 3, 4, 5]
+    applied = AppliedGeometry(Geometry((5,), ((1.0,),), (0.5,)), (6,))
+    assert applied.labels(torch.arange(6), OUTSIDE).tolist() == [1, 2, 3, 4, 5]
 
 
 def test_arguments_are_left_alone():
     source = (9, 8)
     labels, image = codes(source), noise(source)
     before = labels.clone(), image.clone()
-    replay = Replay(sample_geometry(source, (12, 12), EVERYTHING, [3]), source)
-    replay.labels(labels, OUTSIDE).fill_(0)
-    replay.image(image).fill_(0)
+    applied = AppliedGeometry(sample_geometry(source, (12, 12), EVERYTHING, [3]), source)
+    applied.labels(labels, OUTSIDE).fill_(0)
+    applied.image(image).fill_(0)
     photometric(image, Augment(brightness=0.3, contrast=0.5), [3])
-    exact = Replay(identity(source), source)
+    exact = AppliedGeometry(identity(source), source)
     exact.labels(labels, OUTSIDE).fill_(0)
     exact.image(image).fill_(0)
     assert torch.equal(labels, before[0])
@@ -212,14 +212,14 @@ def test_magnification_enlarges():
     labels = torch.zeros(40, 40, dtype=torch.uint8)
     labels[16:24, 16:24] = 1
     geometry = sample_geometry((40, 40), None, Augment(scale=(1.5, 1.5)), [0])
-    assert int((Replay(geometry, (40, 40)).labels(labels, 0) == 1).sum()) == 144
+    assert int((AppliedGeometry(geometry, (40, 40)).labels(labels, 0) == 1).sum()) == 144
 
 
 def test_a_magnified_crop_reads_inside_the_image():
     """Where the crop fits, its centre's place is drawn so that nothing is padded."""
     for seed in range(30):
         geometry = sample_geometry((40, 50), (20, 20), Augment(flip=True, scale=(0.9, 2.0)), [seed])
-        assert Replay(geometry, (40, 50)).inside.all()
+        assert AppliedGeometry(geometry, (40, 50)).inside.all()
 
 
 # -- Photometry --------------------------------------------------------------------------------------------------------

@@ -1,0 +1,93 @@
+"""Devices and processes of a run, by Lightning Fabric: how they are started, and what they exchange."""
+
+from __future__ import annotations
+
+import pickle
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+
+from regloss.batch import Batch
+from regloss.errors import UsageError
+from regloss.training.config import Config
+
+if TYPE_CHECKING:
+    from regloss.training.run_parts import Parts
+
+
+def build_fabric(config: Config) -> Fabric:
+    """What runs the training on the configured devices.
+
+    Raises:
+        UsageError: there are no such devices, or settings that do not fit each other.
+    """
+    training = config.training
+    try:
+        return Fabric(
+            accelerator=training.accelerator,
+            devices=training.devices,
+            num_nodes=training.nodes,
+            strategy=_strategy(config),
+            precision=training.precision,  # type: ignore[arg-type]
+        )
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as cause:
+        raise UsageError(f"training.accelerator, devices, nodes, strategy or precision: {cause}") from cause
+
+
+def _strategy(config: Config) -> str:
+    training = config.training
+    if training.strategy != "auto" or training.devices in (1, "auto"):
+        return training.strategy
+    return "ddp_spawn" if training.accelerator == "cpu" else "ddp"
+
+
+class CopiedParts:
+    """Parts on their way to processes that Fabric spawns: copied by value.
+
+    Sent as they are, tensors would lie in shared memory, and all processes would train one and the same weights.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpack, (pickle.dumps(self.parts),)
+
+
+def _unpack(content: bytes) -> CopiedParts:
+    return CopiedParts(pickle.loads(content))
+
+
+def average_gradients(fabric: Fabric, module: torch.nn.Module) -> None:
+    """Means over the processes, as data-parallel wrappers take them for the network itself.
+
+    Further networks are not wrapped: they are called several times a step, and not all in every update.
+    """
+    if fabric.world_size == 1:
+        return
+    for parameter in module.parameters():
+        if parameter.grad is not None:
+            parameter.grad = fabric.all_reduce(parameter.grad, reduce_op="mean")  # type: ignore[assignment]
+
+
+def mean_over_processes(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
+    """Means over the processes; see `OuterLoop.mean` for why these are those of the global batch."""
+    if fabric.world_size == 1:
+        return values
+    tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=fabric.device)
+    means = fabric.all_reduce(tensor, reduce_op="mean")
+    return dict(zip(values, means.tolist(), strict=True))  # type: ignore[union-attr]
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch on ``device``."""
+    if batch.image.device == device:
+        return batch
+    return Batch(
+        batch.image.to(device, non_blocking=True),
+        None if batch.labels is None else batch.labels.to(device, non_blocking=True),
+        None if batch.roi is None else batch.roi.to(device, non_blocking=True),
+        batch.ids,
+    )

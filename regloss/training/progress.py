@@ -1,0 +1,40 @@
+"""The progress bar of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress_bar(total: int, done: int, quiet: bool) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A progress bar over optimizer steps, with the last losses and the time left."""
+    if quiet:
+        yield lambda step, values: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("steps"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[values]}"),
+    )
+    with Progress(*columns) as progress:
+        task = progress.add_task("steps", total=total, completed=done, values="")
+
+        def advance(step: int, values: Mapping[str, float]) -> None:
+            text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
+            progress.update(task, completed=step, values=text)
+
+        yield advance

@@ -1,0 +1,163 @@
+"""Everything that a configuration names, built and checked before anything is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from regloss.batch import Batch
+from regloss.dataset import IGNORE, Dataset, Sample
+from regloss.errors import UsageError
+from regloss.metrics.scores import Scores
+from regloss.outer_loop import OuterLoop
+from regloss.registry import create, resolve
+from regloss.training import checkpoints
+from regloss.training.config import Config, build_loop, build_proposals
+from regloss.training.loader import Prepared, TrainingSet, crop_size, whole_batch
+from regloss.training.model import Segmenter, build_segmenter, predict
+from regloss.training.optimization import build_optimizer
+from regloss.training.sample_reader import (
+    SampleReader,
+    check_evaluation_samples,
+    check_training_samples,
+    supervision_of,
+)
+from regloss.training.stage_a import propose
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of a run.
+
+    Attributes:
+        config: what was asked for.
+        dataset: where samples come from.
+        reader: reads them.
+        segmenter: network, and the layer behind it.
+        optimizer: of the segmenter.
+        loop: couples the segmenter with solver and losses.
+        ids: of the training samples.
+        warnings: worth reading before the training.
+        checkpoint: what the run goes on from, its weights in ``segmenter`` already; None at a beginning.
+    """
+
+    config: Config
+    dataset: Dataset
+    reader: SampleReader
+    segmenter: Segmenter
+    optimizer: torch.optim.Optimizer
+    loop: OuterLoop
+    ids: list[str]
+    warnings: list[str]
+    checkpoint: checkpoints.Checkpoint | None
+
+
+def build(config: Config, *, resume: bool = False) -> Parts:
+    """Build all parts of a run and check the data.
+
+    Args:
+        config: see `regloss.training.trainer.train`.
+        resume: whether to go on from the last checkpoint in the output folder, if it holds one.
+
+    Raises:
+        UsageError: anything that would stop the run later: files missing or of different sizes, labels outside the
+            classes, images without a scribble, settings that do not fit each other, weights of another network.
+    """
+    data = config.data
+    dataset = create("dataset", data.dataset, **data.component_settings())
+    dataset.check(data.train, need=() if data.supervision == "none" else (data.supervision[:-1],))
+    for key, subset in (("val", data.val), ("test", data.test)):
+        if subset is not None:
+            try:
+                dataset.check(subset, need=("label",))
+            except UsageError as error:
+                raise UsageError(f'{error}\nTo train without this subset, set data.{key} = "".') from error
+    checkpoint = _last_checkpoint(Path(config.output)) if resume else None
+    start_from = config.training.start_from if checkpoint is None else None
+    torch.manual_seed(config.seed)
+    trained = checkpoint is not None or start_from is not None
+    segmenter = build_segmenter(config, dataset.channels, len(dataset.classes), trained=trained)
+    if checkpoint is not None:
+        segmenter.load_weights(checkpoint.network, f"the checkpoint in {config.output}")
+    elif start_from is not None:
+        segmenter.load_weights(checkpoints.read_weights(Path(start_from)), start_from, start=True)
+    optimizer = build_optimizer(config, segmenter)
+    loop = build_loop(config.loss, data.supervision)
+    Scores(dataset.classes, config.evaluation.trimap)
+    if config.evaluation.energy is not None:
+        resolve("regularizer", config.evaluation.energy)
+
+    ids = list(dataset.ids(data.train))
+    proposals = build_proposals(data.proposals)
+    if proposals is not None:
+        proposals.only_of(ids)
+    reader = SampleReader(dataset, data.cache, data.scribble_length, proposals)
+    if not ids:
+        raise UsageError(f"The subset {data.train!r} of the data set is empty: there is nothing to train on.")
+    image = torch.from_numpy(reader.load(ids[0]).image).unsqueeze(0)
+    crop_size(data, image.ndim - 2)
+    _check_loop(loop, reader.load(ids[0]), len(dataset.classes), data.supervision)
+    _check_network(segmenter, image, len(dataset.classes))
+    warnings = check_training_samples(reader, ids, data.supervision)
+    for subset in (data.val, data.test):
+        if subset is not None:
+            check_evaluation_samples(reader, subset)
+    _check_layer(segmenter, TrainingSet(reader, ids, data, config.seed)[0, 0, -1], len(dataset.classes))
+    return Parts(config, dataset, reader, segmenter, optimizer, loop, ids, warnings, checkpoint)
+
+
+def _last_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
+    found = checkpoints.complete(folder / "checkpoints")
+    return checkpoints.load(found[-1]) if found else None
+
+
+def _check_loop(loop: OuterLoop, sample: Sample, classes: int, supervision: str) -> None:
+    """Run one objective on a tiny image, so that settings that do not fit K or each other show before training.
+
+    What a tiny image refuses, as it does volumes in pixels or a centre in an image of the real size, is run on
+    ``sample`` itself.
+    """
+    channels, *size = sample.image.shape
+    image = torch.full((1, channels, *[4] * len(size)), 0.5)
+    image.view(-1)[-1] = 0.6  # an image of one colour has no saliency, for instance
+    labels = torch.full((1, *image.shape[2:]), IGNORE)
+    labels.view(-1)[0], labels.view(-1)[-1] = 0, 1
+    try:
+        _rehearse(loop, Batch(image, labels), classes)
+    except UsageError:
+        _rehearse(loop, whole_batch([sample], [supervision_of(sample, supervision)]), classes)
+
+
+def _rehearse(loop: OuterLoop, batch: Batch, classes: int) -> None:
+    """One objective at the beginning and one at the end of the training, for a network that knows nothing."""
+    logits = torch.zeros(batch.shape[0], classes, *batch.shape[1:], requires_grad=True)
+    for progress in (0.0, 1.0):
+        loop.set_progress(progress)
+        proposal = None if loop.update_every == "never" else propose(loop, logits, batch)
+        loop.objective(logits, batch, proposal)
+    loop.set_progress(0.0)
+
+
+def _check_network(segmenter: Segmenter, image: Tensor, classes: int) -> None:
+    """Run the network on one image: what it cannot take, or a wrong output, shows before training."""
+    logits = predict(segmenter, image)
+    if logits.shape[1] != classes:
+        raise UsageError(
+            f"{type(segmenter.network).__name__} makes logits of {logits.shape[1]} classes; the data set has {classes}."
+        )
+
+
+def _check_layer(segmenter: Segmenter, crop: Prepared, classes: int) -> None:
+    """Run the layer on one training crop: volumes, say, may fit whole images only."""
+    if segmenter.layer is None:
+        return
+    logits = torch.zeros(1, classes, *crop.image.shape[1:])
+    try:
+        with torch.no_grad():
+            segmenter.layer.log_probabilities(logits, crop.image.unsqueeze(0), crop.roi.unsqueeze(0))
+    except UsageError as error:
+        raise type(error)(f"[layer], on a training crop: {error}") from error
+    segmenter.layer.solution = None  # nothing to be sent to other processes
