@@ -62,11 +62,10 @@ def train(
     quiet: Quiet = False,
 ) -> None:
     """Train a network as a TOML file says; leaves a model, scores and a report."""
-    from regloss.training.config import read
-    from regloss.training.trainer import train as run
+    from regloss.apps.train import train_file
 
-    parsed = read(config, changes or ())
-    scores = run(parsed, resume=resume, overwrite=overwrite, quiet=quiet or not sys.stderr.isatty(), tell=_tell)
+    silent = quiet or not sys.stderr.isatty()
+    scores = train_file(config, changes or (), resume=resume, overwrite=overwrite, quiet=silent, tell=_tell)
     _print_scores(scores)
 
 
@@ -85,8 +84,8 @@ def evaluate(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
 ) -> None:
     """Score a trained model on a subset of its data set."""
+    from regloss.apps.evaluate import evaluate_noisy
     from regloss.io.outputs import check_new_file, write_new
-    from regloss.training.inference import evaluate_noisy
 
     if output is not None:
         check_new_file(output)
@@ -121,17 +120,19 @@ def predict(
     quiet: Quiet = False,
 ) -> None:
     """Segment images with a trained model: a PNG label map and an overlay for each."""
-    from regloss.training.inference import predict_files
+    from regloss.apps.predict import predict_files
 
-    refinement = None
+    post_process = None
     if crf:
-        from regloss.training.refinement import Refinement
+        from regloss.apps.post_process import PostProcess
 
-        refinement = Refinement.parse(regularizer, solver, entropy)
+        post_process = PostProcess.parse(regularizer, solver, entropy)
     elif regularizer or solver is not None or entropy is not None:
         raise UsageError("--regularizer, --solver and --entropy of predict belong to --crf. Give it too.")
     silent = quiet or not sys.stderr.isatty()
-    count = predict_files(run, images, output, changes or (), refine=refinement, overwrite=overwrite, quiet=silent)
+    count = predict_files(
+        run, images, output, changes or (), post_process=post_process, overwrite=overwrite, quiet=silent
+    )
     typer.echo(f"{count} images: label maps in {output / 'labels'}, overlays in {output / 'overlays'}")
 
 
@@ -222,7 +223,7 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Train on the sample images with partial cross entropy and with the trust region, and compare."""
-    from regloss.training.demo import run_demo
+    from regloss.apps.demo import run_demo
 
     lines = run_demo(output, epochs=epochs, overwrite=overwrite, quiet=quiet or not sys.stderr.isatty(), tell=_tell)
     for line in lines:

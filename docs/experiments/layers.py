@@ -33,11 +33,11 @@ from numpy.typing import NDArray
 from scipy import ndimage, signal
 
 from regloss import RegularizedSoftmax
+from regloss.apps.evaluate import evaluate_run
+from regloss.apps.noise import Noise
 from regloss.metrics.scores import Scores
 from regloss.registry import create
-from regloss.training.inference import evaluate_run
 from regloss.training.model import Model, load_model, predict
-from regloss.training.noise import Noise
 
 HERE = Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)

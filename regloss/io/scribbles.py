@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage, sparse
-from scipy.sparse import csgraph
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.grid import neighbor_offsets, pair_slices
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 def shorten(scribble: npt.NDArray[np.uint8], length: float) -> npt.NDArray[np.uint8]:
@@ -29,6 +31,8 @@ def shorten(scribble: npt.NDArray[np.uint8], length: float) -> npt.NDArray[np.ui
     """
     if not 0 <= length <= 1:
         raise UsageError(f"A scribble's length is a fraction between 0 and 1; got {length}.")
+    from scipy import ndimage  # here and below: whoever reads scribbles as they are does without
+
     kept = np.full_like(scribble, IGNORE)
     neighbourhood = np.ones((3,) * scribble.ndim, dtype=bool)
     for label in np.unique(scribble[scribble != IGNORE]):
@@ -85,6 +89,8 @@ def simulate(label: npt.NDArray[np.uint8], *, margin: float = 2.0, least: int = 
     """
     if not margin >= 0 or least < 0:
         raise UsageError(f"margin and least of simulated scribbles must not be negative; got {margin} and {least}.")
+    from scipy import ndimage
+
     scribble = np.full_like(label, IGNORE)
     for k in np.unique(label[label != IGNORE]):
         regions, count = ndimage.label(label == k)
@@ -97,6 +103,9 @@ def simulate(label: npt.NDArray[np.uint8], *, margin: float = 2.0, least: int = 
 
 def _stroke(region: npt.NDArray[np.bool_], margin: float) -> tuple[npt.NDArray[np.int64], ...]:
     """Indices of the pixels of a region's stroke."""
+    from scipy import ndimage
+    from scipy.sparse import csgraph
+
     distance = ndimage.distance_transform_edt(np.pad(region, 1))[(slice(1, -1),) * region.ndim]
     inner = distance > min(margin, float(distance.max()) / 2)
     parts, _ = ndimage.label(inner, structure=np.ones((3,) * region.ndim))
@@ -115,6 +124,8 @@ def _stroke(region: npt.NDArray[np.bool_], margin: float) -> tuple[npt.NDArray[n
 
 def _path_graphs(inner: npt.NDArray[np.bool_], distance: npt.NDArray[np.float64]) -> tuple[sparse.csr_array, ...]:
     """Neighbouring pixels of ``inner`` as graphs: with the lengths of steps, and with what they cost."""
+    from scipy import sparse
+
     index = np.full(inner.shape, -1)
     index[inner] = np.arange(int(inner.sum()))
     rows, columns, steps = [], [], []

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from regloss.checks import at_least_float32
 from regloss.data_term import DataTerm
+from regloss.io.types import FloatImage
 from regloss.metrics.foreground import ForegroundScores
 from regloss.metrics.groups import ScoreMetric
 from regloss.metrics.scores import Scores
@@ -21,45 +21,45 @@ from regloss.regularizer import Regularizer
 from regloss.report.examples import Example
 from regloss.solver import Solution, Status, one_hot
 from regloss.training.config import Config
+from regloss.training.devices import Process
 from regloss.training.loader import same_size_groups, whole_batch
 from regloss.training.model import Segmenter, describe_layer, predict
-from regloss.training.noise import Noise
 from regloss.training.sample_reader import SampleReader, supervision_of
 
 
 def evaluate_samples(
-    fabric: Fabric,
+    process: Process,
     segmenter: Segmenter,
     reader: SampleReader,
     config: Config,
     subset: str,
-    noise: Noise | None = None,
+    noise: Callable[[FloatImage, str, int], FloatImage] | None = None,
 ) -> dict[str, Any]:
     """Scores over ``subset``, over the images of all processes; see `regloss.metrics.scores.Scores`.
 
     With ``evaluation.energy`` set, "energy" is the mean over images of that regularizer's discrete energy per pixel of
     the predicted labels. Behind a layer, "layer" tells its settings and what its solver reported: mean gap per pixel,
     mean steps, fraction of the images that converged. After a training without labels, whose classes have no names,
-    "unsupervised" holds what `regloss.metrics.foreground.ForegroundScores` says. ``noise`` is added to the images,
-    drawn from the run's seed and the images' ids.
+    "unsupervised" holds what `regloss.metrics.foreground.ForegroundScores` says. ``noise`` makes noisy
+    images of images, from their ids and the run's seed.
     """
     classes = reader.source.classes
     scores = Scores(classes, config.evaluation.trimap, config.evaluation.hausdorff)
     foreground, energies, layer = ForegroundScores(len(classes)), MeanEnergy(), LayerReport()
-    if fabric.world_size > 1:  # states are exchanged where the processes' own backend can send them
+    if process.world_size > 1:  # states are exchanged where the processes' own backend can send them
         for metric in (scores, foreground, energies, layer):
-            metric.to(fabric.device)
+            metric.to(process.device)
     energy: Regularizer | None = None
     if config.evaluation.energy is not None:
         energy = resolve("regularizer", config.evaluation.energy)
-    ids = list(reader.source.ids(subset))[fabric.global_rank :: fabric.world_size]
+    ids = list(reader.source.ids(subset))[process.global_rank :: process.world_size]
     samples = [reader.load(sample_id) for sample_id in ids]
     if noise is not None:
         samples = [replace(sample, image=noise(sample.image, sample.id, config.seed)) for sample in samples]
     for group in same_size_groups([sample.image.shape for sample in samples], config.training.batch_size):
         chosen = [samples[place] for place in group]
         batch = whole_batch(chosen, None)
-        image = batch.image.to(fabric.device)
+        image = batch.image.to(process.device)
         predictions = predict(segmenter, image).argmax(1)
         if segmenter.layer is not None and segmenter.layer.solution is not None:
             layer.update(segmenter.layer.solution, batch.pixels)
@@ -134,7 +134,7 @@ class LayerReport(ScoreMetric):
 
 
 def examples_of(
-    fabric: Fabric,
+    process: Process,
     segmenter: Segmenter,
     reader: SampleReader,
     config: Config,
@@ -144,7 +144,7 @@ def examples_of(
     """Evenly spaced images of the training and the test subset, with everything that is known of them.
 
     Args:
-        fabric: for the device.
+        process: for the device.
         segmenter: predicts.
         reader: has the samples.
         config: of the run.
@@ -159,7 +159,7 @@ def examples_of(
     examples = []
     for sample_id in chosen:
         sample = reader.load(sample_id)
-        image = torch.from_numpy(sample.image).unsqueeze(0).to(fabric.device)
+        image = torch.from_numpy(sample.image).unsqueeze(0).to(process.device)
         prediction = predict(segmenter, image).argmax(1)[0].cpu().numpy().astype(np.uint8)
         training = sample_id in train_ids
         with torch.no_grad():

@@ -273,7 +273,7 @@ def test_evaluate(regloss, trained, tmp_path, monkeypatch):
         assert (done.code, done.out) == (2, "")
         assert expected in done.err
     (tmp_path / "scores.json").write_text("mine")
-    monkeypatch.setattr("regloss.training.inference.evaluate_samples", None)  # refused before the work
+    monkeypatch.setattr("regloss.apps.evaluate.evaluate_samples", None)  # refused before the work
     for output, expected in (("scores.json", "exists already"), ("absent/scores.json", "there is no folder")):
         done = regloss("evaluate", trained, "--output", tmp_path / output)
         assert done.code == 2

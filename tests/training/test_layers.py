@@ -15,11 +15,12 @@ from torch import nn
 
 import regloss
 from regloss import DenseCRFLayer, RegularizedSoftmax
+from regloss.apps.evaluate import evaluate_run
+from regloss.apps.predict import predict_files
 from regloss.errors import MissingForm, ReglossError, UsageError
 from regloss.io.images import read_image
 from regloss.training import checkpoints
 from regloss.training.config import build_layer, parse
-from regloss.training.inference import evaluate_run, predict_files
 from regloss.training.model import Segmenter, describe_layer, layer_report, load_model, predict
 from regloss.training.optimization import build_optimizer
 from regloss.training.trainer import train

@@ -17,9 +17,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tiny import LOOPS, configuration, to_toml, write_folder
 
+from regloss.apps.evaluate import evaluate_run
+from regloss.apps.predict import predict_files
 from regloss.errors import ReglossError, UsageError
 from regloss.training.config import parse
-from regloss.training.inference import evaluate_run, predict_files
 from regloss.training.logs import CsvLog
 from regloss.training.model import load_model
 from regloss.training.proposals import ProposalStore

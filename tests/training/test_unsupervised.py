@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from regloss.apps.evaluate import evaluate_run
+from regloss.apps.predict import predict_files
 from regloss.errors import UsageError
 from regloss.hooks import hookimpl, manager
 from regloss.training.checkpoints import complete
 from regloss.training.config import parse
-from regloss.training.inference import evaluate_run, predict_files
 from regloss.training.trainer import train
 from regloss_cli.main import _print_scores
 

@@ -1,4 +1,4 @@
-"""Refinement of predictions: what is solved, what is written, and what the command takes."""
+"""PostProcess of predictions: what is solved, what is written, and what the command takes."""
 
 import math
 
@@ -8,15 +8,15 @@ import torch
 from PIL import Image
 
 from regloss import DenseCRF, MeanField, MissingForm, Sum, UsageError, solve
+from regloss.apps.post_process import PostProcess
+from regloss.apps.predict import predict_files
 from regloss.io.images import read_image
 from regloss.solver import one_hot
-from regloss.training.inference import predict_files
 from regloss.training.model import load_model, predict
-from regloss.training.refinement import Refinement
 
 
 def test_by_default_it_is_mean_field_on_two_dense_crfs():
-    refinement = Refinement.parse()
+    refinement = PostProcess.parse()
     assert isinstance(refinement.regularizer, Sum)
     assert refinement.regularizer.parts == (
         DenseCRF(10, sigma_xy=80, sigma_rgb=0.051, scale=1),
@@ -34,7 +34,7 @@ def test_it_cleans_up_what_colours_contradict():
     logits[:, :, 10:14, 5:9] = logits[:, :, 10:14, 5:9].flip(1)
     logits[:, :, 20:24, 40:44] = logits[:, :, 20:24, 40:44].flip(1)
     assert not torch.equal(logits.argmax(1), truth)
-    refinement = Refinement.parse()
+    refinement = PostProcess.parse()
     found = refinement(logits.to(torch.bfloat16), image)
     assert torch.equal(found.labels, truth)
     term = refinement.regularizer.bind(image)
@@ -45,15 +45,15 @@ def test_it_cleans_up_what_colours_contradict():
 def test_other_priors_and_solvers():
     image = torch.rand(1, 3, 9, 8, generator=torch.Generator().manual_seed(0))
     logits = torch.randn(1, 3, 9, 8, generator=torch.Generator().manual_seed(1))
-    weightless = Refinement.parse(["dense-crf:weight=0"])
+    weightless = PostProcess.parse(["dense-crf:weight=0"])
     assert torch.allclose(weightless(logits, image).probabilities, logits.softmax(1), atol=1e-6)
-    refinement = Refinement.parse(["grid-crf:weight=3"], "alpha-expansion", 0.0)
+    refinement = PostProcess.parse(["grid-crf:weight=3"], "alpha-expansion", 0.0)
     cut = refinement(logits, image)
     own = one_hot(logits.argmax(1), 3, torch.float32)
     before = refinement.regularizer.bind(image).energy(own) - torch.log_softmax(logits, 1).amax(1).sum()
     assert float(cut.energy) < float(before)
     with pytest.raises(UsageError, match="Use entropy=0"):
-        Refinement.parse(["grid-crf"], "alpha-expansion")(logits, image)
+        PostProcess.parse(["grid-crf"], "alpha-expansion")(logits, image)
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_other_priors_and_solvers():
 )
 def test_what_cannot_be_meant_is_refused(given, error, words):
     with pytest.raises(error, match=words):
-        Refinement.parse(*given)
+        PostProcess.parse(*given)
 
 
 def test_predictions_are_refined_at_the_size_of_the_image(trained, images, tmp_path):
-    refine = Refinement.parse(["dense-crf:weight=20,sigma-xy=6,sigma-rgb=0.2"])
-    assert predict_files(trained, images / "images", tmp_path / "out", refine=refine) == 8
+    refine = PostProcess.parse(["dense-crf:weight=20,sigma-xy=6,sigma-rgb=0.2"])
+    assert predict_files(trained, images / "images", tmp_path / "out", post_process=refine) == 8
     model, changed = load_model(trained), 0
     for name in (f"i{n}" for n in range(8)):
         image = torch.from_numpy(read_image(images / "images" / f"{name}.png")).unsqueeze(0)

@@ -1,4 +1,4 @@
-"""Refinement of a network's predictions by a prior, without training: dense CRFs by default.
+"""Post-processing of a network's predictions by a prior, without training: dense CRFs by default.
 
     labels = argmax of s = argmin over s in the simplex at every pixel of
              -<log softmax(logits), s> + entropy <s, log s> + R(s; image)
@@ -32,7 +32,7 @@ ENTROPY = 1.0
 
 
 @dataclass(frozen=True)
-class Refinement:
+class PostProcess:
     """A prior, and how it is solved with the network's log-probabilities as unaries.
 
     Attributes:
@@ -48,12 +48,12 @@ class Refinement:
     @classmethod
     def parse(
         cls, regularizers: Sequence[str] | None = None, solver: str | None = None, entropy: float | None = None
-    ) -> Refinement:
+    ) -> PostProcess:
         """From ``NAME`` or ``NAME:setting=value,...`` of a command line; what is not given is as above.
 
         Raises:
             MissingForm: the solver cannot serve the regularizers.
-            UsageError: names or settings that do not exist or cannot be meant.
+            UsageError: names or settings that do not exist or are invalid.
         """
         chosen = combine([parse_component("regularizer", text) for text in regularizers or REGULARIZERS])
         assert isinstance(chosen, Regularizer)

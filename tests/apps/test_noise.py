@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from regloss.apps.evaluate import evaluate_noisy, evaluate_run
+from regloss.apps.noise import Noise
 from regloss.errors import UsageError
 from regloss.io.images import read_image
 from regloss.metrics.scores import Scores
-from regloss.training.inference import evaluate_noisy, evaluate_run
 from regloss.training.model import load_model, predict
-from regloss.training.noise import Noise
 from regloss_plugins.datasets.folder import FolderDataset
 
 GREY = np.full((3, 120, 150), 0.5, dtype=np.float32)

@@ -1,0 +1,8 @@
+"""What the command line calls, one module a command; the same can be called from Python.
+
+train          a network, as a TOML file says
+evaluate       scores of a trained model, with noise too (noise)
+predict        images segmented with a trained model
+post_process   predictions refined by a prior
+demo           two trainings on sample images, compared
+"""

@@ -1,0 +1,4 @@
+"""A small data set, and a training of it."""
+
+from quick_training import _no_tensorboard, _quick_report, real_report  # noqa: F401 - fixtures
+from training_runs import config, images, quick_processes, trained  # noqa: F401 - fixtures
