@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from regloss.errors import UsageError
 from regloss_plugins.kernels.lattice_rows import WIDTHS, gather, gather_runs, scatter_runs, transpose, width_for
@@ -103,6 +102,8 @@ def blur(splines: Splines) -> tuple[float, ...]:
             for number in range(reach + 1):
                 result[:, :, number] += (apart == number) * weights[:, None, i] * weights[None, :, j]
         return result
+
+    from scipy.optimize import nnls  # takes longer to import than all else here
 
     # Of the pairs within one cell, both orders are among the samples.
     shares = [math.sqrt(0.5) if cell == 0 else 1.0 for cell in cells]

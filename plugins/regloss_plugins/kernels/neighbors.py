@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 
 def nearest(features: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -22,6 +21,8 @@ def nearest(features: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64
         Indices (N, count) int64 and squared distances (N, count), nearest first. Among equally near points the choice
         is arbitrary, but the same every time.
     """
+    from scipy.spatial import cKDTree  # takes longer to import than all else here
+
     points = len(features)
     tree = cKDTree(features, leafsize=32)
     distances, found = tree.query(features, k=count + 1)

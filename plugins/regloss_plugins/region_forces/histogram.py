@@ -19,7 +19,6 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import ndimage
 from torch import Tensor
 
 from regloss.checks import check_image
@@ -78,6 +77,8 @@ class HistogramForce(RegionForce):
 
     def estimate(self, features: Tensor, weights: Tensor) -> Histograms:
         """Counts, smoothed, mixed with the uniform distribution; on the CPU."""
+        from scipy import ndimage
+
         size = (self.bins,) * features.shape[1]
         places = self._places(features)
         masses = weights.cpu().numpy()

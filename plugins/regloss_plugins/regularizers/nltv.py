@@ -39,7 +39,6 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
 from regloss.ascent import ArrayAscent, Ascent
@@ -177,6 +176,8 @@ class NonlocalTV(Regularizer):
                 f"{len(places)} pixels. Lower neighbors to at most {len(places) - 1}."
             )
         if self.patch > 0 and not region.all():
+            from scipy.ndimage import distance_transform_edt
+
             # What lies outside must not be seen: patches that reach there meet the nearest pixel inside.
             nearest_inside = distance_transform_edt(~region, return_distances=False, return_indices=True)
             image = image[(slice(None), *nearest_inside)]
