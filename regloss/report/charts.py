@@ -109,8 +109,8 @@ def loss_chart(steps: Sequence[Mapping[str, Any]], epochs: Sequence[Mapping[str,
     """The loss and its parts by step, or by epoch where steps were not logged."""
     rows, x = (steps, "step") if steps else (epochs, "epoch")
     names = [key for key in columns(steps) if key not in _STEP_COLUMNS and not key.startswith("layer-")]
-    addends = [name for name in names if not name.endswith("-loss")]
-    return _curves_chart("Loss and its addends" if addends else "Loss", rows, x, ["loss", *addends])
+    terms = [name for name in names if not name.endswith("-loss")]
+    return _curves_chart("Loss and its terms" if terms else "Loss", rows, x, ["loss", *terms])
 
 
 def further_losses_chart(steps: Sequence[Mapping[str, Any]]) -> Figure | None:

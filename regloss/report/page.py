@@ -57,7 +57,7 @@ def write_report(
         folder: of the run; made if it does not exist.
         title: the page's heading.
         config_text: the configuration, shown as it is.
-        steps: one row per optimizer step: ``step``, ``epoch``, ``learning-rate``, ``loss`` and the loss's addends
+        steps: one row per optimizer step: ``step``, ``epoch``, ``learning-rate``, ``loss`` and the loss's terms
             under any other names.
         epochs: one row per epoch: ``epoch``, ``loss``, ``seconds`` and its parts ``train-seconds``,
             ``network-seconds`` (network inference for the proposals) and ``solver-seconds``;
