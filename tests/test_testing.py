@@ -62,13 +62,18 @@ class FaultyPrior(Regularizer):
     def forms(self):
         return (Saddle, GridGraph, Concave) if self.fault == "convex" else (Saddle, GridGraph)
 
+    @property
+    def needs_image(self):
+        return self.fault != "hides the image"
+
     def build(self, image, roi):
         weight = self.weight**2 if self.fault == "squares weight" else self.weight
         if self.fault == "reduces precision":
             image = image.float()
         if self.fault == "drops region":
             roi = None
-        return FaultyTerm(self, TotalVariation(weight).build(image, roi))
+        edge_scale = 5.0 if self.fault == "hides the image" else 0.0
+        return FaultyTerm(self, TotalVariation(weight, edge_scale=edge_scale).build(image, roi))
 
 
 class FaultyTerm(Term):
@@ -162,7 +167,7 @@ class FaultyTerm(Term):
         ("undefined at 0", "test_penalty_gradient_is_finite_at_flat_and_hard_probabilities", BOX, AssertionError),
         ("random", "test_binding_twice_gives_the_same", BOX, AssertionError),
         ("unchecked", "test_probabilities_that_do_not_fit_are_refused", BOX, pytest.fail.Exception),
-        ("", "test_negative_weight_is_refused", {}, pytest.fail.Exception),
+        ("hides the image", "test_image_matters_where_it_says_so", BOX, AssertionError),
         ("wrong sign", "check_saddle_adjoint", BOX, AssertionError),
         ("affine", "check_saddle_adjoint", BOX, AssertionError),
         ("small norm", "check_saddle_norm", BOX, AssertionError),
@@ -186,6 +191,17 @@ class FaultyTerm(Term):
 )
 def test_faulty_regularizers_are_found(fault, check, arguments, error):
     expect_failure(suite_for(testing.RegularizerConformance, FaultyPrior(1.5, fault)), check, arguments, error)
+
+
+def test_a_regularizer_that_takes_any_weight_is_found():
+    """The base class checks the weight, so one has to take that out."""
+
+    class Unchecked(FaultyPrior):
+        pass
+
+    Unchecked.__post_init__ = lambda self: None
+    suite = suite_for(testing.RegularizerConformance, Unchecked(1.5))
+    expect_failure(suite, "test_negative_weight_is_refused", {}, pytest.fail.Exception)
 
 
 def test_the_fault_makes_the_difference():

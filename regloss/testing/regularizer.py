@@ -229,6 +229,15 @@ class RegularizerConformance(Suite):
                 elif isinstance(form, Projection):
                     form.project(probabilities)
 
+    def test_image_matters_where_it_says_so(self, ndim: int) -> None:
+        """A loss asks for no image where ``needs_image`` is False, so the energy must not depend on it."""
+        regularizer, image, probabilities = self.make(), self.image(ndim), self.probabilities(ndim)
+        if regularizer.needs_image:
+            pytest.skip("needs_image = True")
+        expected = regularizer.bind(image).penalty(probabilities)
+        for other in (1 - image, torch.zeros_like(image[:, :1])):
+            assert_close(regularizer.bind(other).penalty(probabilities), expected, 1e-12, "penalty with another image")
+
     def test_batch_is_one_by_one(self, ndim: int) -> None:
         """Images of a batch do not see each other."""
         image, region = self.image(ndim), irregular_region(2, SIZES[ndim])
