@@ -208,7 +208,7 @@ def alternate(
             observe=solver_callback,
         )
         rounds = rounds + running
-        stopped = torch.tensor([status is Status.MAX_STEPS for status in new.status], device=running.device)
+        stopped = torch.tensor([not status.is_done for status in new.status], device=running.device)
         ended = torch.where(running, ~stopped, ended)
         if solution is None:
             solution, rose = new, torch.zeros_like(running)

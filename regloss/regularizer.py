@@ -382,6 +382,10 @@ class Term(ABC):
         """What gradient descent minimises, (B,): the energy, or the smooth stand-in for a hard constraint."""
         return self.energy(probabilities)
 
+    def constraints(self) -> tuple[Term, ...]:
+        """The hard constraints in it, see `regloss.constraint`; none for a prior."""
+        return ()
+
     def adapted(self, probabilities: Tensor) -> Term:
         """This term with what it takes from a prediction (a centre, say) taken from ``probabilities`` (B, K, *S).
 
@@ -595,6 +599,9 @@ class _SumTerm(Term):
 
     def violation(self, probabilities: Tensor) -> Tensor:
         return torch.stack([term.violation(probabilities) for term in self.terms]).amax(0)
+
+    def constraints(self) -> tuple[Term, ...]:
+        return tuple(one for term in self.terms for one in term.constraints()) if self.weight > 0 else ()
 
     def adapted(self, probabilities: Tensor) -> Term:
         terms = [term.adapted(probabilities) for term in self.terms]

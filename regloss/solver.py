@@ -10,13 +10,15 @@ import enum
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from regloss import grid
 from regloss.checks import at_least_float32, check_finite, check_labels, check_scores
+from regloss.constraint import EXACT, Constraints
 from regloss.errors import MissingForm, ReglossError, UsageError
 from regloss.registry import components, load, name_of, resolve
 from regloss.regularizer import Form, Regularizer, Term
@@ -28,6 +30,13 @@ class Status(enum.Enum):
     OPTIMAL = "solved to optimality"
     CONVERGED = "converged: no step improves further"
     MAX_STEPS = "stopped at the largest number of steps before converging"
+    NOT_MET = "stopped before the iterate met its constraints; labels and energy are those of a point that does"
+    INFEASIBLE = "no labels were found that meet all constraints; the violation is that of the labels"
+
+    @property
+    def is_done(self) -> bool:
+        """Whether more steps would not have helped."""
+        return self in (Status.OPTIMAL, Status.CONVERGED)
 
 
 @dataclass(frozen=True)
@@ -37,14 +46,16 @@ class Look:
     Attributes:
         steps: taken so far.
         images: (M,) int64 places in the batch of the images that are still worked on.
-        energy: (M,) value at the current iterate.
+        energy: (M,) value at the current iterate; with constraints, at a point near it that meets them.
         bound: (M,) lower bound on the minimum, -inf where none is known.
+        violation: (M,) how far the iterate is from meeting the constraints; None where there are none.
     """
 
     steps: int
     images: Tensor
     energy: Tensor
     bound: Tensor
+    violation: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +71,8 @@ class Problem:
         roi: (B, *S) bool; outside nothing counts. None = everywhere.
         warm: labels (B, *S) int64, or the ``state`` of an earlier `Solution` of the same solver; None = cold start.
         observe: called with each `Look` by solvers that iterate; what it returns is not used. None = nobody looks.
+        constraints: those in the form, for solvers whose iterates need not meet them: energies that they report are
+            those of points that do. None = there are none, or nobody asks.
     """
 
     form: Form
@@ -70,6 +83,7 @@ class Problem:
     roi: Tensor | None = None
     warm: Any = None
     observe: Callable[[Look], object] | None = None
+    constraints: Constraints | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +92,10 @@ class Solution:
 
     Attributes:
         probabilities: (B, K, *S) minimiser; one-hot for discrete solvers. Of no meaning outside the region of interest.
-        labels: (B, *S) int64; the minimiser, or its argmax.
+            With constraints, what `solve` returns meets them: it is near the solver's iterate, which ``state`` keeps,
+            or the labels if these are better.
+        labels: (B, *S) int64; the minimiser, or its argmax. With constraints, labels that meet them exactly and are
+            probable under the iterate.
         energy: (B,) value of the problem at ``probabilities``, inside the region of interest.
         bound: (B,) lower bound on the minimum, -inf where none is known.
         steps: (B,) int64 steps or cycles taken.
@@ -86,6 +103,9 @@ class Solution:
         start_energy: (B,) value at the start, for iterative solvers; NaN where it was not computed.
         state: what `solve` takes as ``warm`` for the next, similar problem: labels, or an object of the solver's own
             that holds its variables (no bare tensor, which would be read as labels).
+        violation: (B,) how far the solver's iterate was from meeting the constraints, in their own units, the largest
+            over several; 0 without constraints. Where no labels were found that meet all (`Status.INFEASIBLE`), how far
+            the labels are.
     """
 
     probabilities: Tensor
@@ -96,6 +116,11 @@ class Solution:
     status: tuple[Status, ...]
     start_energy: Tensor
     state: Any = None
+    violation: Tensor = field(default=None)  # type: ignore[assignment]  # zeros if it is not given
+
+    def __post_init__(self) -> None:
+        if self.violation is None:
+            object.__setattr__(self, "violation", torch.zeros_like(self.energy))
 
     @property
     def gap(self) -> Tensor:
@@ -233,11 +258,12 @@ def solve(
             their way.
 
     Returns:
-        The minimiser with its certificates; energies in float32 at least.
+        The minimiser with its certificates; energies in float32 at least. With constraints in R, labels and
+        probabilities meet them, whatever the solver's iterate did.
 
     Raises:
         MissingForm: the solver cannot use any form that the term offers.
-        UsageError: shapes disagree, NaN, labels outside 0..K-1.
+        UsageError: shapes disagree, NaN, labels outside 0..K-1, seeds or allowed labels that contradict a constraint.
 
     >>> from regloss import GridCRF
     >>> image = torch.tensor([[[[0.0, 0.0, 1.0, 1.0]]]])
@@ -283,10 +309,79 @@ def solve(
         roi=term.roi,
         warm=warm,
         observe=observe,
+        constraints=Constraints.of([term], unary, fixed, allowed),
     )
     with torch.no_grad(), torch.autocast(unary.device.type, enabled=False):
-        solution = chosen.minimise(problem)
+        solution = meet_constraints(chosen, problem, chosen.minimise(problem), term.energy)
     return replace(solution, probabilities=solution.probabilities.to(unary.dtype))
+
+
+def meet_constraints(
+    solver: Solver, problem: Problem, solution: Solution, prior: Callable[[Tensor], Tensor]
+) -> Solution:
+    """A solver's ``solution`` of ``problem``, made to meet the problem's constraints: see `Solution`.
+
+    Args:
+        solver: that found it.
+        problem: returned as it is if it has no constraints.
+        solution: whose probabilities are the solver's iterate.
+        prior: R (B,) of probabilities (B, K, *S), constraints left out.
+    """
+    constraints = problem.constraints
+    if constraints is None:
+        return solution
+    logs = _log_iterate(solver, problem, solution)
+    raw = constraints.violation(solution.probabilities)
+    rounded = constraints.round(logs)
+    soft, left = constraints.feasible(logs)
+
+    def value(s: Tensor) -> Tensor:
+        smooth = linear_energy(problem.unary.to(s), s, problem.roi) + problem.entropy * negative_entropy(s, problem.roi)
+        return smooth + prior(s).to(smooth)
+
+    hard = one_hot(rounded.labels, soft.shape[1], soft.dtype)
+    energy, energy_of_labels = value(soft), value(hard)
+    # Any point that meets the constraints will do, and the better one certifies more. (Labels need not be one: whole
+    # volumes are not the volumes that were asked for.)
+    take = (energy_of_labels < energy) & (constraints.violation(hard) <= EXACT)
+    chosen = torch.where(grid.spread(take, soft), hard, soft)
+    energy = torch.where(take, energy_of_labels, energy)
+    missed = (rounded.violation > 0).tolist()
+    met = constraints.is_met(solution.probabilities).tolist()
+    status = tuple(
+        Status.INFEASIBLE if bad else (old if fine else Status.NOT_MET)
+        for old, bad, fine in zip(solution.status, missed, met, strict=True)
+    )
+    bound = solution.bound.to(energy)
+    # A bound that exceeds the energy by what single precision leaves out of the sums is equal to it.
+    rounding = 16 * torch.finfo(problem.unary.dtype).eps * _magnitude(problem, chosen)
+    # Where no such point was found, the labels meet other constraints, by less than a pixel, than the bound is of.
+    below = (bound <= energy + rounding) | (left > EXACT)
+    bound = torch.where((bound > energy) & below, energy, bound)
+    return replace(
+        solution,
+        probabilities=chosen.to(solution.probabilities.dtype),
+        labels=rounded.labels,
+        energy=energy,
+        bound=bound,
+        status=status,
+        violation=torch.where(rounded.violation > 0, rounded.violation.to(raw), raw),
+    )
+
+
+def _magnitude(problem: Problem, s: Tensor) -> Tensor:
+    """(B,) size of what the energy at ``s`` is summed from."""
+    entropy = -problem.entropy * negative_entropy(s, problem.roi)
+    return linear_energy(problem.unary.to(s).abs(), s, problem.roi) + entropy
+
+
+def _log_iterate(solver: Solver, problem: Problem, solution: Solution) -> Tensor:
+    """Logarithms of a solver's iterate, or for solvers over labels what orders labels like them."""
+    if problem.entropy > 0 and isinstance(solver, DifferentiableSolver):
+        return solver.log_probabilities(problem, solution)
+    cost = problem.unary - problem.unary.amin(1, keepdim=True)
+    cost = cost / grid.spread(cost.flatten(1).amax(1).clamp(min=torch.finfo(cost.dtype).tiny), cost)
+    return solution.probabilities.to(cost).clamp(min=1e-3).log() - cost
 
 
 def _without_prior(unary: Tensor, entropy: float, fixed: Tensor | None, allowed: Tensor | None) -> Tensor:

@@ -21,6 +21,7 @@ For assertions that show the values compared, put this into your ``conftest.py``
 
 from __future__ import annotations
 
+from regloss.testing.constraint import ConstraintConformance
 from regloss.testing.data_term import DataTermConformance
 from regloss.testing.dataset import DatasetConformance
 from regloss.testing.divergence import DivergenceConformance
@@ -33,6 +34,7 @@ from regloss.testing.segmenter import SegmenterConformance
 from regloss.testing.solver import SolverConformance
 
 __all__ = [
+    "ConstraintConformance",
     "DataTermConformance",
     "DatasetConformance",
     "DivergenceConformance",

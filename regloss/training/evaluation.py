@@ -19,7 +19,7 @@ from regloss.metrics.scores import Scores
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer
 from regloss.report.examples import Example
-from regloss.solver import Solution, Status, one_hot
+from regloss.solver import Solution, one_hot
 from regloss.training.config import Config
 from regloss.training.devices import Process
 from regloss.training.loader import same_size_groups, whole_batch
@@ -120,7 +120,7 @@ class LayerReport(ScoreMetric):
     def update(self, solution: Solution, pixels: Tensor) -> None:
         """Add the images of the layer's last call, with their numbers of pixels (B,)."""
         gap = float((solution.gap / pixels.to(solution.gap)).sum())
-        converged = sum(status is not Status.MAX_STEPS for status in solution.status)
+        converged = sum(status.is_done for status in solution.status)
         found = torch.tensor([gap, float(solution.steps.sum()), converged], dtype=torch.float64)
         self.sums += found.to(self.device)
         self.images += len(solution.status)

@@ -369,4 +369,5 @@ def _summed(solutions: Sequence[Solution]) -> Solution | None:
         status=tuple(max(group, key=order.index) for group in zip(*(s.status for s in solutions), strict=True)),
         start_energy=torch.stack([solution.start_energy for solution in solutions]).sum(0),
         state=tuple(solution.state for solution in solutions),
+        violation=torch.stack([solution.violation for solution in solutions]).amax(0),
     )

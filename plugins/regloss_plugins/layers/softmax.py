@@ -15,6 +15,10 @@ for logits o; without R this is softmax(o / entropy). Forward it is a `Solver` a
     one-step    differentiates one more step of the solver, taken from its result: cheap, biased, for when the layer's
                 own settings hardly need a gradient.
 
+With hard constraints in R the solver's iterate meets them in the limit only, and so do the probabilities; that is what
+is differentiated. In evaluation mode the most probable labels meet them exactly, always: where they would not, the
+labels of ``solution`` are raised to the largest probability of their pixel.
+
 Source: Jia, Tai, Liu, "Nonlocal regularized CNN for image segmentation"; Liu, Wang, Tai, arXiv:2002.03989; for the
 one-step gradient Bolte, Pauwels, Vaiter, "One-step differentiation of iterative algorithms", NeurIPS 2023.
 """
@@ -30,10 +34,11 @@ import torch
 from torch import Tensor, nn
 
 from regloss.checks import at_least_float32, check_finite, check_scores
+from regloss.constraint import Constraints, raise_labels
 from regloss.errors import UsageError
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Form, Regularizer, Sum, Term, combine, join_all, part_form, scaled
-from regloss.solver import DifferentiableSolver, Problem, Solution, negotiate
+from regloss.solver import DifferentiableSolver, Problem, Solution, meet_constraints, negotiate
 from regloss_plugins.layers.entropic import EntropicLayer
 
 BACKWARD = ("implicit", "unrolled", "one-step")
@@ -173,9 +178,18 @@ class RegularizedSoftmax(EntropicLayer):
         with torch.autocast(logits.device.type, enabled=False):
             bound = self.bind(image, roi)
             bound.check(logits)
-            return self.solve(bound, at_least_float32(logits), warm, logarithms=logarithms).to(logits.dtype)
+            scores = at_least_float32(logits)
+            return self.solve(bound, scores, warm, logarithms=logarithms, dtype=logits.dtype).to(logits.dtype)
 
-    def solve(self, bound: BoundRegularizers, scores: Tensor, warm: Any = None, *, logarithms: bool = True) -> Tensor:
+    def solve(
+        self,
+        bound: BoundRegularizers,
+        scores: Tensor,
+        warm: Any = None,
+        *,
+        logarithms: bool = True,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
         """What a call computes once it has bound the images and checked the logits: log-probabilities (B, K, *S).
 
         Args:
@@ -183,13 +197,39 @@ class RegularizedSoftmax(EntropicLayer):
             scores: (B, K, *S) logits, float32 at least.
             warm: an earlier solution, or its state.
             logarithms: False = probabilities.
+            dtype: in which an argmax will be taken of them; None = the scores' own.
         """
+        dtype = scores.dtype if dtype is None else dtype
         entropy = scores.new_tensor(self._entropy) if self.log_entropy is None else self.log_entropy.exp()
         temperature = float(entropy.detach())
-        form = self._form(bound, scores.detach() / temperature)
+        terms = self._adapted(bound, scores.detach() / temperature)
+        form = self._form(bound, terms)
         if isinstance(warm, Solution):
             warm = warm.state
-        problem = Problem(form=form, unary=-scores, entropy=temperature, roi=bound.roi, warm=warm)
+        constraints = Constraints.of(terms, scores)
+        problem = Problem(
+            form=form, unary=-scores, entropy=temperature, roi=bound.roi, warm=warm, constraints=constraints
+        )
+        if constraints is None:
+            return self._logarithms(problem, scores, entropy, logarithms)
+        found = self._logarithms(problem, scores, entropy, logarithms=True)
+        if self.solution is not None:
+            factors = self._factors(bound)
+
+            def prior(s: Tensor) -> Tensor:
+                return torch.stack([f * term.energy(s) for f, term in zip(factors, terms, strict=True)]).sum(0)
+
+            with torch.no_grad():
+                self.solution = meet_constraints(self.solver, _detached(problem), self.solution, prior)
+        if not self.training:
+            with torch.no_grad():
+                labels = constraints.round(found).labels if self.solution is None else self.solution.labels
+            found = raise_labels(found, labels, dtype)
+        return found if logarithms else found.exp()
+
+    def _logarithms(self, problem: Problem, scores: Tensor, entropy: Tensor, logarithms: bool) -> Tensor:
+        """The solver's log-probabilities (B, K, *S), or probabilities."""
+        form = problem.form
         if self.backward == "implicit":
             parameters = self.solver.parameters(form)
             found: Tensor = _Implicit.apply(  # type: ignore[no-untyped-call]
@@ -237,14 +277,23 @@ class RegularizedSoftmax(EntropicLayer):
         parts = [dataclasses.replace(part, weight=1.0) for part in self._parts(self.regularizer)]  # type: ignore[type-var]
         return BoundRegularizers(tuple(part.bind(image, roi) for part in parts), total, self.form)
 
-    def _form(self, bound: BoundRegularizers, scores: Tensor) -> Form:
-        """The form to solve, with learnt weights in it, and adapted to what softmax makes of ``scores``."""
-        terms = [
+    def _adapted(self, bound: BoundRegularizers, scores: Tensor) -> list[Term]:
+        """The bound terms, adapted to what softmax makes of ``scores``."""
+        return [
             term
             if term.regularizer.forms == term.regularizer.adapted_forms
             else term.adapted(torch.softmax(scores, dim=1))
             for term in bound.terms
         ]
+
+    def _factors(self, bound: BoundRegularizers) -> list[float]:
+        """What the energies of the bound terms are multiplied by: weights that are learnt."""
+        if self.log_weight is None:
+            return [1.0] * len(bound.terms)
+        return (self.log_weight.detach().exp() * bound.factor).tolist()
+
+    def _form(self, bound: BoundRegularizers, terms: Sequence[Term]) -> Form:
+        """The form to solve, with learnt weights in it."""
         if self.log_weight is None:
             return terms[0].form(bound.form)
         if len(terms) == 1:

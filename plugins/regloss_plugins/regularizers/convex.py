@@ -2,7 +2,7 @@
 
 With D = {s_label > 1/2} and B_r(x) the lattice ball of radius r about x, outside of the image counting as not D,
 
-    R(s) = 0 where at most half of B_r(x) lies in D, for all radii r and pixels x that are not in D; inf elsewhere
+    at most half of B_r(x) lies in D, for all radii r and pixels x that are not in D
 
 Every digitised convex set fulfils it for every radius: a line through x has the set on one side, and lattice balls are
 symmetric about their centre. The reverse holds only for smooth boundaries and small radii; on the grid small radii see
@@ -20,6 +20,10 @@ relu((1 - s_label) (2 fraction_r(s_label) - 1)), with the ball's mean probabilit
 The violation is the largest number of pixels, over the radii, that break the condition. Pixels outside the region of
 interest count as background and are never added.
 
+Labels are rounded by the same cycle. Where it would add a pixel that must not be of the class, because it is a seed of
+another, it starts from fewer pixels: those at which the class is cheapest by the least margin that leaves no dent, and
+its seeds.
+
 Source: Liu, Wang, Tai, arXiv:2002.03989, and Tai's lectures on it (the condition and the cycle). There the
 probabilities are tested; the mask has to be, or straight boundaries creep outwards without end as soon as background
 probabilities exceed a few parts in a hundred.
@@ -36,13 +40,14 @@ import torch
 from torch import Tensor
 
 from regloss import grid
+from regloss.constraint import ConstraintTerm, HardConstraint, contradiction
 from regloss.errors import UsageError
-from regloss.regularizer import Form, Projection, Regularizer, Term
+from regloss.regularizer import Form, Projection, Term
 from regloss_plugins.kernels.balls import ball_size, ball_sums
 
 
 @dataclass(frozen=True)
-class ConvexShape(Regularizer):
+class ConvexShape(HardConstraint):
     """The region of one class is convex, in 1D to 3D.
 
     Args:
@@ -123,10 +128,10 @@ def fill(region: Tensor, radii: Sequence[float], inside: Tensor | None = None) -
     return region, sweeps
 
 
-class _ConvexShapeTerm(Term):
+class _ConvexShapeTerm(ConstraintTerm):
     def __init__(self, regularizer: ConvexShape, inside: Tensor, shape: tuple[int, ...], roi: Tensor | None) -> None:
         super().__init__(regularizer, shape, roi)
-        self.settings, self.inside = regularizer, inside
+        self.settings, self.everywhere = regularizer, inside
 
     def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
         return {Projection: lambda: Projection(self._project, exact=False)}
@@ -135,23 +140,101 @@ class _ConvexShapeTerm(Term):
         """Largest number of dents over the radii."""
         s = self.check(probabilities)
         region = self._region(s)
-        counts = [dents(region, radius, self.inside).flatten(1).sum(1) for radius in self.settings.radii]
+        counts = [dents(region, radius, self.everywhere).flatten(1).sum(1) for radius in self.settings.radii]
         return torch.stack(counts).amax(0).to(s.dtype)
 
-    def energy(self, probabilities: Tensor) -> Tensor:
-        violation = self.violation(probabilities)
-        if self.settings.weight == 0:
-            return torch.zeros_like(violation)
-        return torch.zeros_like(violation).masked_fill(violation > 0, math.inf)
+    def check_classes(self, probabilities: Tensor) -> None:
+        """The class must be one of them."""
+        self._class(probabilities)
+
+    def __getitem__(self, images: Tensor) -> _ConvexShapeTerm:
+        """Those images."""
+        inside, roi = self.everywhere[images], None if self.roi is None else self.roi[images]
+        return _ConvexShapeTerm(self.settings, inside, tuple(inside.shape), roi)
+
+    def refuse(self, possible: Tensor) -> None:
+        """What the seeds of the class fill must hold no pixel of another."""
+        label = self.settings.label
+        forced, barred = self._forced(possible)
+        _, dented = self._filled(forced, barred)
+        if bool(dented.any()):
+            image = int(dented.nonzero()[0])
+            raise contradiction(
+                self, image, f"pixels that must be class {label} surround some that must not be class {label}"
+            )
+
+    def settled(self, labels: Tensor, possible: Tensor) -> Tensor:
+        """Which pixels are of the class; what the others are is left open."""
+        region = (labels == self.settings.label).unsqueeze(1)
+        return possible & (region == self._channel(possible))
+
+    def round(self, cost: Tensor, possible: Tensor, counts: Tensor | None = None) -> Tensor:
+        """The fill of the region where the class is cheapest, or cheapest by a margin."""
+        label = self.settings.label
+        cheapest, rest = cost.masked_fill(self._channel(cost), torch.inf).min(1)
+        forced, barred = self._forced(possible)
+        gain = torch.where(forced | barred, 0, cheapest - cost[:, label])  # of taking the class
+        most = None if counts is None else counts[:, label, 1]
+        region = self._region_above(gain, torch.zeros_like(gain[:, :1]), forced, barred)
+        filled, bad = self._filled(region, barred)
+        bad = bad | self._too_large(filled, most)
+        if bool(bad.any()):
+            # The filled region shrinks as the margin grows, down to the fill of the seeds.
+            low = gain.flatten(1).new_zeros(len(gain))
+            high = gain.flatten(1).amax(1) + 1
+            filled = torch.where(grid.spread(bad, filled), self._filled(forced, barred)[0], filled)
+            for _ in range(24):
+                middle = (low + high) / 2
+                tried, worse = self._filled(self._region_above(gain, grid.spread(middle, gain), forced, barred), barred)
+                worse = worse | self._too_large(tried, most)
+                low, high = torch.where(worse, middle, low), torch.where(worse, high, middle)
+                filled = torch.where(grid.spread(bad & ~worse, filled), tried, filled)
+        # Outside the region of interest, and where the class is barred, the others are left.
+        outside = ~self.everywhere & (cost.argmin(1) == label)
+        return torch.where(filled | outside, label, rest)
+
+    def feasible(self, log_probabilities: Tensor, possible: Tensor) -> Tensor:
+        """Pixels that are added get probability 1."""
+        forced, barred = self._forced(possible)
+        s = log_probabilities.exp()
+        region = (self._region(s) | forced) & ~barred
+        added = (self._filled(region, barred)[0] & ~region).unsqueeze(1)
+        return torch.where(added, self._channel(s).to(s.dtype), s)
+
+    def _channel(self, values: Tensor) -> Tensor:
+        """(1, K, 1, ...) bool: the channel of the class."""
+        order = torch.arange(values.shape[1], device=values.device)
+        return (order == self.settings.label).reshape(1, -1, *[1] * (values.ndim - 2))
+
+    def _forced(self, possible: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, *S) bool: pixels in the region of interest that must be of the class, and that must not."""
+        forced = ~possible.masked_fill(self._channel(possible), False).any(1) & self.everywhere
+        return forced, ~possible[:, self.settings.label] & self.everywhere
+
+    def _region_above(self, gain: Tensor, margin: Tensor, forced: Tensor, barred: Tensor) -> Tensor:
+        return (forced | (gain > margin)) & ~barred & self.everywhere
+
+    def _filled(self, region: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
+        """The fill of a region by pixels that are not barred, and (B,) whether dents are left."""
+        filled = fill(region, self.settings.radii, self.everywhere & ~barred)[0]
+        left = torch.zeros(len(filled), dtype=torch.bool, device=filled.device)
+        if bool(barred.any()):
+            for radius in self.settings.radii:
+                left = left | dents(filled, radius, barred).flatten(1).any(1)
+        return filled, left
+
+    def _too_large(self, filled: Tensor, most: Tensor | None) -> Tensor:
+        sizes = filled.flatten(1).sum(1)
+        return torch.zeros_like(sizes, dtype=torch.bool) if most is None else sizes > most
 
     def penalty(self, probabilities: Tensor) -> Tensor:
         s = self.check(probabilities)
         ndim = s.ndim - 2
-        u = self._class(s) * self.inside
+        u = self._class(s) * self.everywhere
         total = s.new_zeros(s.shape[0])
         for radius in self.settings.radii:
             fraction = ball_sums(u, radius, ndim) / ball_size(radius, ndim)
-            total = total + ((1 - u) * (2 * fraction - 1) * self.inside).clamp(min=0).flatten(1).sum(1)
+            total = total + ((1 - u) * (2 * fraction - 1) * self.everywhere).clamp(min=0).flatten(1).sum(1)
         return self.settings.weight * total / len(self.settings.radii)
 
     def _class(self, s: Tensor) -> Tensor:
@@ -161,12 +244,12 @@ class _ConvexShapeTerm(Term):
         return s[:, label]
 
     def _region(self, s: Tensor) -> Tensor:
-        return (self._class(s) > 0.5) & self.inside
+        return (self._class(s) > 0.5) & self.everywhere
 
     def _project(self, s: Tensor) -> Tensor:
         if self.settings.weight == 0:
             return s
         region = self._region(s.detach())
-        added = (fill(region, self.settings.radii, self.inside)[0] & ~region).unsqueeze(1)
+        added = (fill(region, self.settings.radii, self.everywhere)[0] & ~region).unsqueeze(1)
         order = torch.arange(s.shape[1], device=s.device).reshape(1, -1, *[1] * (s.ndim - 2))
         return torch.where(added, (order == self.settings.label).to(s.dtype), s)

@@ -1,12 +1,13 @@
 """Ordered sets: one inside the next, like the cup inside the disc of an optic nerve. A hard constraint.
 
-    R(u) = 0 where u_1 <= u_2 <= ... <= u_K at every pixel, inf elsewhere
+    u_1 <= u_2 <= ... <= u_K at every pixel
 
 Here the K channels are no alternatives that sum to 1 but one probability each, as of K sigmoids: u_g says whether a
 pixel lies in the g-th set, the smallest first. Sets that are nested so are K + 1 classes: class 0 lies outside of all
 sets, class K in the smallest one, and u_g is the probability of the classes above K - g (`classes_of`, `nested_of`).
-`regloss.RegularizedSigmoid` is the layer for such channels. (Of probabilities that sum to 1 the constraint would order
-the classes, which is seldom meant.)
+`regloss.RegularizedSigmoid` is the layer for such channels. (Of probabilities that sum to 1, as `solve` has them, the
+constraint orders the classes, which is seldom meant: the last one is the most probable, so that labels are the last
+class everywhere.)
 
 The Euclidean projection onto {0 <= u_1 <= ... <= u_K <= 1} is isotonic regression, pixel by pixel, followed by
 clipping; the other order is wrong, and so is a running maximum. With the entropy of K sigmoids,
@@ -14,9 +15,9 @@ clipping; the other order is wrong, and so is a running maximum. With the entrop
     argmin over ordered u of  -<y, u> + entropy * sum of (u log u + (1 - u) log (1 - u))
         = sigmoid(isotonic(y) / entropy)                                              exactly: `ordered_sigmoid`
 
-As a saddle form, R(u) = max over q >= 0 of the sum of q_g (u_g - u_(g+1)), with norm^2 <= 4. The constraint counts as
-met when no u_g exceeds u_(g+1) by more than ``tolerance``. Gradient descent gets weight times the sum of squared
-excesses.
+As a saddle form, R(u) = max over q >= 0 of the sum of q_g (u_g - u_(g+1)), with norm^2 <= 4. A solver's iterate counts
+as meeting the constraint when no u_g exceeds u_(g+1) by more than ``tolerance``. Gradient descent gets weight times the
+sum of squared excesses.
 
 Source: Liu, Wang, Tai, arXiv:2002.03989, and Tai's lectures on it (sublevel sets); Barlow et al., "Statistical
 inference under order restrictions", 1972 (isotonic regression and its entropic relatives).
@@ -34,12 +35,13 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from regloss import grid
+from regloss.constraint import ConstraintTerm, HardConstraint, contradiction
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Projection, Regularizer, Saddle, SaddleBlock, Term
+from regloss.regularizer import Face, Form, Projection, Saddle, SaddleBlock, Term
 
 
 @dataclass(frozen=True)
-class Ordered(Regularizer):
+class Ordered(HardConstraint):
     """Channels are ordered: the first set lies in the second, and so on.
 
     Args:
@@ -48,8 +50,8 @@ class Ordered(Regularizer):
 
     >>> cup_and_disc = torch.tensor([0.7, 0.4]).reshape(1, 2, 1, 1)
     >>> term = Ordered().bind(torch.zeros(1, 1, 1, 1))
-    >>> term.energy(cup_and_disc), term.form(Projection).project(cup_and_disc).flatten()
-    (tensor([inf]), tensor([0.5500, 0.5500]))
+    >>> term.violation(cup_and_disc), term.form(Projection).project(cup_and_disc).flatten()
+    (tensor([0.3000]), tensor([0.5500, 0.5500]))
     """
 
     weight: float = 1.0
@@ -135,15 +137,15 @@ def nested_of(probabilities: Tensor) -> Tensor:
     return probabilities.flip(1).cumsum(1)[:, :-1]
 
 
-class _OrderedTerm(Term):
+class _OrderedTerm(ConstraintTerm):
     def __init__(self, regularizer: Ordered, inside: Tensor, shape: tuple[int, ...], roi: Tensor | None) -> None:
         super().__init__(regularizer, shape, roi)
         self.settings = regularizer
-        self.inside = inside  # (B, 1, *S) bool
+        self.everywhere = inside  # (B, 1, *S) bool
 
     def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
         return {
-            Saddle: lambda: Saddle((_block(self.settings, self.inside),)),
+            Saddle: lambda: Saddle((_block(self.settings, self.everywhere),)),
             Projection: lambda: Projection(self._project, project_scores=self._order),
         }
 
@@ -151,26 +153,57 @@ class _OrderedTerm(Term):
         """Largest excess of a channel over the next, 0 to 1."""
         return self._excess(self.check(probabilities)).flatten(1).amax(1).clamp(min=0)
 
-    def energy(self, probabilities: Tensor) -> Tensor:
-        violation = self.violation(probabilities)
-        if self.settings.weight == 0:
-            return torch.zeros_like(violation)
-        return torch.zeros_like(violation).masked_fill(violation > self.settings.tolerance, math.inf)
+    def check_classes(self, probabilities: Tensor) -> None:
+        """Any number will do."""
+
+    def __getitem__(self, images: Tensor) -> _OrderedTerm:
+        """Those images."""
+        inside, roi = self.everywhere[images], None if self.roi is None else self.roi[images]
+        return _OrderedTerm(self.settings, inside, (len(inside), *inside.shape[2:]), roi)
+
+    def refuse(self, possible: Tensor) -> None:
+        """The last class must be possible everywhere."""
+        last = possible.shape[1] - 1
+        wrong = (~possible[:, last] & self.everywhere[:, 0]).flatten(1).any(1)
+        if bool(wrong.any()):
+            image = int(wrong.nonzero()[0])
+            raise contradiction(
+                self,
+                image,
+                f"labels of ordered classes are the last one, class {last}, everywhere, which seeds or allowed labels "
+                "forbid",
+            )
+
+    def round(self, cost: Tensor, possible: Tensor, counts: Tensor | None = None) -> Tensor:
+        """The last class: of ordered probabilities it is the most probable one."""
+        labels = cost.argmin(1)
+        last = torch.full_like(labels, cost.shape[1] - 1)
+        return torch.where(self.everywhere[:, 0] & possible[:, -1], last, labels)
+
+    def feasible(self, log_probabilities: Tensor, possible: Tensor) -> Tensor:
+        """Isotonic regression, which keeps sums; classes below one that is not possible are not either."""
+        can = possible.flip(1).cumprod(1).flip(1).bool()
+        masked = log_probabilities.masked_fill(~can, -torch.inf)
+        masked = torch.where(can.any(1, keepdim=True), masked, log_probabilities)
+        s = torch.softmax(masked, dim=1)
+        # Means of equal pools may differ by rounding.
+        ordered = isotonic(s).clamp(min=0).cummax(1).values
+        return torch.where(self.everywhere, ordered / ordered.sum(1, keepdim=True), log_probabilities.exp())
 
     def penalty(self, probabilities: Tensor) -> Tensor:
         excess = self._excess(self.check(probabilities)).clamp(min=0)
         return self.settings.weight * excess.square().flatten(1).sum(1)
 
     def _excess(self, u: Tensor) -> Tensor:
-        return -torch.diff(u, dim=1) * self.inside
+        return -torch.diff(u, dim=1) * self.everywhere
 
     def _project(self, u: Tensor) -> Tensor:
         if self.settings.weight == 0:
             return u
-        return torch.where(self.inside, isotonic(u).clamp(0, 1), u)
+        return torch.where(self.everywhere, isotonic(u).clamp(0, 1), u)
 
     def _order(self, scores: Tensor) -> Tensor:
-        return scores if self.settings.weight == 0 else torch.where(self.inside, isotonic(scores), scores)
+        return scores if self.settings.weight == 0 else torch.where(self.everywhere, isotonic(scores), scores)
 
 
 def _block(settings: Ordered, inside: Tensor) -> SaddleBlock:
@@ -190,7 +223,7 @@ def _block(settings: Ordered, inside: Tensor) -> SaddleBlock:
 
     def support(z: Tensor) -> Tensor:
         worst = z.flatten(1).amax(1) * on
-        return torch.zeros_like(worst).masked_fill(worst > settings.tolerance, math.inf)
+        return torch.zeros_like(worst).masked_fill(worst > settings.tolerance, torch.inf)
 
     def face(z: Tensor, dual: Tensor) -> Face:
         free = dual > 0

@@ -1,20 +1,25 @@
 """Star shape: from the centre one sees every pixel of a class without leaving it. A hard constraint.
 
-    R(s) = 0 where s_label(parent(x)) >= s_label(x) for every pixel x, inf elsewhere
+    s_label(parent(x)) >= s_label(x) for every pixel x
     parent(x) = round(x + (c - x) / max over axes of |c - x|),    parent(c) = c
 
 so that the class's probability does not rise along any of the discrete rays that lead away from the centre c, and every
 region {s_label > t} is star-shaped about c. The region where the class is the *most probable* one is so too for two
-classes; with more, threshold its probability instead.
+classes, and the labels of a solution are made so with more.
 
 The centre is given, or taken from a prediction: the centre of mass of the region where the class is the most probable
 one, rounded to a pixel. Evaluated, the prediction is what is evaluated; `solve` takes the minimiser of the unaries and
 the entropy alone, and a layer the softmax of the network's logits. Where the class is the most probable one nowhere,
 all its mass decides, and where it has none, the centre of the region of interest. No gradient flows through the centre.
 
-A pixel whose parent lies outside the region of interest is not constrained. The constraint counts as met when no
-probability exceeds its parent's by more than ``tolerance``. Gradient descent gets weight times the sum of squared
-excesses.
+A pixel whose parent lies outside the region of interest is not constrained. A solver's iterate counts as meeting the
+constraint when no probability exceeds its parent's by more than ``tolerance``. Gradient descent gets weight times the
+sum of squared excesses.
+
+Rounded, the labels are those of least total cost in which the class's region holds every pixel's parent: the cheapest
+closed set of the tree, by dynamic programming from the outermost pixels inwards, exactly and in linear time.
+Probabilities become feasible by the mean of two monotone ones around them: the least on the way to the centre, and the
+largest among those behind.
 
 As a saddle form, R(s) = max over q >= 0 of <-G s, q>, with (G s)(x) = s_label(parent(x)) - s_label(x), and
 |G|^2 <= 2 (1 + largest number of children), about 9.4 in fact.
@@ -26,7 +31,6 @@ differences, as printed there, let through digital regions that are not star-sha
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -36,12 +40,13 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.checks import check_scores, holds
+from regloss.constraint import ConstraintTerm, HardConstraint, contradiction
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Regularizer, Saddle, SaddleBlock, Term
+from regloss.regularizer import Face, Form, Saddle, SaddleBlock, Term
 
 
 @dataclass(frozen=True)
-class StarShape(Regularizer):
+class StarShape(HardConstraint):
     """One class is star-shaped about a centre.
 
     Args:
@@ -58,7 +63,7 @@ class StarShape(Regularizer):
     >>> probabilities = torch.stack([labels == 0, labels == 1], dim=1).float()
     >>> term = StarShape(center=(0, 0)).bind(torch.zeros(1, 1, 1, 5))
     >>> term.energy(probabilities), term.violation(probabilities)
-    (tensor([inf]), tensor([1.]))
+    (tensor([0.]), tensor([1.]))
     """
 
     weight: float = 1.0
@@ -162,11 +167,25 @@ class _Tree:
     parent: Tensor  # (B, N) int64
     active: Tensor  # (B, N) bool: pixels that have a parent, both in the region of interest
     most: Tensor  # () largest number of children of a pixel
+    depth: Tensor  # (B, N) int64 steps to the centre
 
     @property
     def children(self) -> int:
         """The same as a number, which waits for the device; only solvers ask for it."""
         return int(self.most)
+
+    def __getitem__(self, images: Tensor) -> _Tree:
+        return _Tree(self.parent[images], self.active[images], self.most, self.depth[images])
+
+    def levels(self) -> tuple[Tensor, list[Tensor]]:
+        """Parents (B N,) of all pixels of the batch, counted through, and the active pixels, outermost level last."""
+        count = self.parent.shape[1]
+        first = torch.arange(len(self.parent), device=self.parent.device).unsqueeze(1) * count
+        pixels = self.active.flatten().nonzero().squeeze(1)
+        depth = self.depth.flatten()[pixels]
+        depth, order = depth.sort()
+        sizes = torch.unique_consecutive(depth, return_counts=True)[1].tolist()
+        return (self.parent + first).flatten(), list(torch.split(pixels[order], sizes)) if sizes else []
 
 
 def _tree(center: Tensor, inside: Tensor) -> _Tree:
@@ -183,10 +202,10 @@ def _tree(center: Tensor, inside: Tensor) -> _Tree:
     own = torch.arange(flat.shape[1], device=inside.device)
     active = flat & flat.gather(1, parent) & (parent != own)
     counts = torch.zeros_like(parent).scatter_add_(1, parent, active.long())
-    return _Tree(parent, active, counts.amax())
+    return _Tree(parent, active, counts.amax(), toward.abs().amax(1))
 
 
-class _StarShapeTerm(Term):
+class _StarShapeTerm(ConstraintTerm):
     def __init__(
         self,
         regularizer: StarShape,
@@ -196,7 +215,7 @@ class _StarShapeTerm(Term):
         roi: Tensor | None,
     ) -> None:
         super().__init__(regularizer, shape, roi)
-        self.settings, self.tree, self.inside = regularizer, tree, inside
+        self.settings, self.tree, self.everywhere = regularizer, tree, inside
 
     def adapted(self, probabilities: Tensor) -> Term:
         """This term about the centre of a prediction; itself, if its centre was given."""
@@ -204,8 +223,8 @@ class _StarShapeTerm(Term):
             return self
         settings = self.settings.centered_on(self.check(probabilities), self.roi)
         assert isinstance(settings.center, Tensor)
-        tree = _tree(settings.center.to(self.inside.device).long(), self.inside)
-        return _StarShapeTerm(settings, tree, self.inside, self.shape, self.roi)
+        tree = _tree(settings.center.to(self.everywhere.device).long(), self.everywhere)
+        return _StarShapeTerm(settings, tree, self.everywhere, self.shape, self.roi)
 
     def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
         tree = self.tree
@@ -215,22 +234,155 @@ class _StarShapeTerm(Term):
         """Largest excess of a probability over its parent's, 0 to 1."""
         return self._excess(self.check(probabilities)).amax(1).clamp(min=0)
 
-    def energy(self, probabilities: Tensor) -> Tensor:
-        violation = self.violation(probabilities)
-        if self.settings.weight == 0:
-            return torch.zeros_like(violation)
-        return torch.zeros_like(violation).masked_fill(violation > self.settings.tolerance, math.inf)
+    def check_classes(self, probabilities: Tensor) -> None:
+        """The class must be one of them."""
+        _check_label(self.settings.label, probabilities)
 
     def penalty(self, probabilities: Tensor) -> Tensor:
         return self.settings.weight * self._excess(self.check(probabilities)).clamp(min=0).square().sum(1)
+
+    def __getitem__(self, images: Tensor) -> _StarShapeTerm:
+        """Those images."""
+        tree, inside = None if self.tree is None else self.tree[images], self.everywhere[images]
+        roi = None if self.roi is None else self.roi[images]
+        return _StarShapeTerm(self.settings, tree, inside, tuple(inside.shape), roi)
+
+    def refuse(self, possible: Tensor) -> None:
+        """A seed of the class needs the whole way to the centre, which seeds of other classes may stand on."""
+        forced, barred = self._forced(possible)
+        wrong = forced & barred
+        if bool(wrong.any()):
+            image, pixel = wrong.reshape(len(possible), -1).nonzero()[0].tolist()
+            place = [int(index) for index in torch.unravel_index(torch.tensor(pixel), self.shape[1:])]
+            label = self.settings.label
+            raise contradiction(
+                self,
+                image,
+                f"the way to the centre, at {place} or nearer to it, leads from a pixel that must be class {label} "
+                f"over one that must not be class {label}",
+            )
+
+    def settled(self, labels: Tensor, possible: Tensor) -> Tensor:
+        """Which pixels are of the class; what the others are is left open."""
+        region = (labels == self.settings.label).unsqueeze(1)
+        return possible & (region == _is_label(possible, self.settings.label))
+
+    def round(self, cost: Tensor, possible: Tensor, counts: Tensor | None = None) -> Tensor:
+        """The cheapest closed set of the tree, exactly; with counts, by a price on the class's pixels."""
+        label = self.settings.label
+        mine, others = cost[:, label], cost.masked_fill(_is_label(cost, label), torch.inf)
+        cheapest, rest = others.min(1)
+        forced, barred = self._forced(possible)
+        gain = torch.where(forced | barred, 0, (cheapest - mine).flatten())  # of taking the class
+        region = self._closed_set(gain, forced, barred)
+        if counts is not None:
+            region = self._counted(region, gain, forced, barred, counts)
+        return torch.where(region.reshape(rest.shape), label, rest)
+
+    def feasible(self, log_probabilities: Tensor, possible: Tensor) -> Tensor:
+        """Between the largest monotone probabilities below and the least above; the other classes share the rest."""
+        label = self.settings.label
+        forced, barred = self._forced(possible)
+        u = log_probabilities[:, label].exp().flatten()
+        u = torch.where(forced, 1, torch.where(barred, 0, u))
+        parent, levels = self._tree_of(possible).levels()
+        below, above = u.clone(), u.clone()
+        for level in levels:
+            below[level] = torch.minimum(below[level], below[parent[level]])
+        for level in reversed(levels):
+            above.scatter_reduce_(0, parent[level], above[level], "amax")
+        u = ((below + above) / 2).reshape(log_probabilities[:, label].shape)
+        own = _is_label(possible, label)
+        others = log_probabilities.masked_fill(own, -torch.inf)
+        # Where the others have no probability at all they share alike.
+        none = (others == -torch.inf).all(1, keepdim=True)
+        others = torch.where(none, torch.where(possible & ~own, 0.0, -torch.inf), others)
+        shares = torch.softmax(others, dim=1).nan_to_num(0.0)
+        return torch.where(own, u.unsqueeze(1), shares * (1 - u).unsqueeze(1))
+
+    def _tree_of(self, like: Tensor) -> _Tree:
+        """The tree, of which there is one wherever a solver has been: without a centre it has none."""
+        if self.tree is None:
+            raise UsageError("star has no centre yet: give center, or ask term.adapted(probabilities) for one.")
+        return self.tree
+
+    def _forced(self, possible: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels (B N,) bool that must be of the class, and that must not, with what follows along the tree."""
+        label = self.settings.label
+        parent, levels = self._tree_of(possible).levels()
+        forced = (~possible.masked_fill(_is_label(possible, label), False).any(1)).flatten()
+        barred = (~possible[:, label]).flatten()
+        for level in reversed(levels):
+            forced[parent[level][forced[level]]] = True
+        for level in levels:
+            barred[level] |= barred[parent[level]]
+        return forced, barred
+
+    def _closed_set(self, gain: Tensor, forced: Tensor, barred: Tensor) -> Tensor:
+        """The closed set (B N,) bool of largest total ``gain``, with the forced and without the barred pixels."""
+        assert self.tree is not None
+        parent, levels = self.tree.levels()
+        total = gain.clone()  # of a pixel and the best of what lies behind it
+        for level in reversed(levels):
+            behind = torch.where(barred[level], 0, torch.where(forced[level], total[level], total[level].clamp(min=0)))
+            total.index_add_(0, parent[level], behind)
+        region = (forced | (total > 0)) & ~barred
+        for level in levels:
+            region[level] &= region[parent[level]]
+        return region
+
+    def _counted(self, region: Tensor, gain: Tensor, forced: Tensor, barred: Tensor, counts: Tensor) -> Tensor:
+        """As `_closed_set`, with a number of pixels that the counts of all classes allow."""
+        label, inside = self.settings.label, self.everywhere.flatten()
+        pixels, batch = self.everywhere.flatten(1).sum(1), len(self.everywhere)
+        others = counts.sum(1) - counts[:, label]
+        least = torch.maximum(counts[:, label, 0], pixels - others[:, 1])
+        most = torch.minimum(counts[:, label, 1], pixels - others[:, 0])
+
+        def size(chosen: Tensor) -> Tensor:
+            return (chosen & inside).reshape(batch, -1).sum(1)
+
+        now = size(region)
+        wanted = torch.maximum(torch.minimum(now, most), least)
+        if bool((wanted == now).all()):
+            return region
+        # Sets grow with a premium on the class; between two of them pixels are taken from the centre outwards, which
+        # keeps them closed.
+        everything = ~barred & (inside | region)
+        small, large = forced, everything
+        reach = 1.001 * gain.reshape(batch, -1).abs().amax(1) + 1e-12  # gains of sets are means of their pixels' ones
+        low, high = -reach, reach
+        for _ in range(50):
+            middle = (low + high) / 2
+            premium = middle.unsqueeze(1).expand(batch, len(gain) // batch).flatten()
+            tried = self._closed_set(torch.where(forced | barred, gain, gain + premium), forced, barred)
+            up = size(tried) > wanted
+            low, high = torch.where(up, low, middle), torch.where(up, middle, high)
+            rows = up.unsqueeze(1).expand(batch, len(gain) // batch).flatten()
+            large, small = torch.where(rows, tried, large), torch.where(rows, small, tried)
+        assert self.tree is not None
+        chosen = small.reshape(batch, -1).clone()
+        between = (large & ~small & inside).reshape(batch, -1)
+        for image in range(batch):
+            missing = int(wanted[image]) - int((chosen[image] & inside.reshape(batch, -1)[image]).sum())
+            pixels_between = between[image].nonzero().squeeze(1)
+            order = self.tree.depth[image][pixels_between].argsort(stable=True)
+            chosen[image, pixels_between[order[: max(missing, 0)]]] = True
+        return chosen.flatten()
 
     def _excess(self, s: Tensor) -> Tensor:
         """-G s, (B, N)."""
         _check_label(self.settings.label, s)
         tree = self.tree
         if tree is None:
-            tree = _tree(_center_of_mass(s.detach(), self.settings.label, self.roi).long(), self.inside)
+            tree = _tree(_center_of_mass(s.detach(), self.settings.label, self.roi).long(), self.everywhere)
         return _rise(s, self.settings.label, tree)
+
+
+def _is_label(values: Tensor, label: int) -> Tensor:
+    """(1, K, 1, ...) bool: the channel of the class."""
+    order = torch.arange(values.shape[1], device=values.device)
+    return (order == label).reshape(1, -1, *[1] * (values.ndim - 2))
 
 
 def _rise(s: Tensor, label: int, tree: _Tree) -> Tensor:
@@ -260,14 +412,14 @@ def _block(settings: StarShape, tree: _Tree) -> SaddleBlock:
 
     def support(z: Tensor) -> Tensor:
         worst = z[:, label].flatten(1).amax(1) * on
-        return torch.zeros_like(worst).masked_fill(worst > settings.tolerance, math.inf)
+        return torch.zeros_like(worst).masked_fill(worst > settings.tolerance, torch.inf)
 
     def face(z: Tensor, dual: Tensor) -> Face:
         free = dual > 0
         return Face(lambda values: values * free)
 
     def select(images: Tensor) -> SaddleBlock:
-        return _block(settings, replace(tree, parent=tree.parent[images], active=tree.active[images]))
+        return _block(settings, tree[images])
 
     return SaddleBlock(
         apply=lambda values: gather(values, -1),

@@ -1,10 +1,15 @@
 """Volume: every class covers a given number of pixels, or one between bounds. A hard constraint.
 
-    R(s) = 0 where lower_k <= m_k(s) <= upper_k for every class k, inf elsewhere;    m_k(s) = sum over pixels of s_k
+    lower_k <= m_k(s) <= upper_k for every class k;    m_k(s) = sum over pixels of s_k
 
-Volumes given exactly are lower = upper. Only pixels of the region of interest count. The constraint counts as met when
-no m_k is off by more than ``tolerance`` times the number of pixels; the violation is in the same unit. Gradient descent
-gets weight * pixels * sum over k of (m_k's distance from its bounds / pixels)^2.
+Volumes given exactly are lower = upper. Only pixels of the region of interest count. The violation is the largest error
+of an m_k as a fraction of the pixels; a solver's iterate counts as meeting the constraint up to ``tolerance``. Gradient
+descent gets weight * pixels * sum over k of (m_k's distance from its bounds / pixels)^2.
+
+Labels have whole volumes: those between the bounds, and where there are none, the next ones on both sides, so that the
+error is below one pixel. Rounded, the labels are those of least total cost with such volumes, exactly
+(`regloss_plugins.kernels.assignment`). Probabilities become feasible by one factor per class
+(`regloss_plugins.kernels.volumes`): they are the nearest ones in Kullback-Leibler divergence.
 
 As a saddle form, R(s) = max over y of <m(s) - volumes, y> with one number y_k per class, free for exact volumes; for
 bounds there are two, not negative, one on each side. (Rows are divided by sqrt(pixels): the norm is then 1, and
@@ -19,7 +24,6 @@ for image segmentation", arXiv:2002.03989. Its volumes may sum to anything; here
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -29,15 +33,18 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.checks import holds
+from regloss.constraint import ConstraintTerm, HardConstraint, contradiction, one_hot
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Regularizer, Saddle, SaddleBlock, Term
+from regloss.regularizer import Face, Form, Saddle, SaddleBlock, Term
+from regloss_plugins.kernels.assignment import assign
+from regloss_plugins.kernels.volumes import scale_to_volumes
 
 # Volumes that are off the number of pixels by less than this part of it are rounded ones; they are scaled to fit.
 _ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
-class Volume(Regularizer):
+class Volume(HardConstraint):
     """Prescribed volumes, or bounds on them.
 
     Args:
@@ -57,7 +64,7 @@ class Volume(Regularizer):
     >>> term = Volume(volumes=(3, 1)).bind(image)
     >>> labels = torch.tensor([[[0, 0], [0, 1]]])
     >>> probabilities = torch.stack([labels == 0, labels == 1], dim=1).float()
-    >>> term.energy(probabilities), term.violation(probabilities.flip(1))
+    >>> term.violation(probabilities), term.violation(probabilities.flip(1))
     (tensor([0.]), tensor([0.5000]))
     """
 
@@ -164,7 +171,7 @@ class VolumeBlock(SaddleBlock):
     upper: Tensor = field(default_factory=lambda: torch.ones(1, 2))
 
 
-class _VolumeTerm(Term):
+class _VolumeTerm(ConstraintTerm):
     def __init__(
         self,
         regularizer: Volume,
@@ -177,7 +184,7 @@ class _VolumeTerm(Term):
     ) -> None:
         super().__init__(regularizer, shape, roi)
         self.settings = regularizer
-        self.inside, self.pixels, self.lower, self.upper = inside, pixels, lower, upper
+        self.everywhere, self.pixels, self.lower, self.upper = inside, pixels, lower, upper
 
     def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
         return {Saddle: lambda: Saddle((self._block(),))}
@@ -187,10 +194,102 @@ class _VolumeTerm(Term):
         s = self.check(probabilities)
         return self._errors(s).abs().amax(1).to(s.dtype)
 
-    def energy(self, probabilities: Tensor) -> Tensor:
-        s = self.check(probabilities)
-        violation = self.violation(s)
-        return torch.zeros_like(violation).masked_fill(violation > self.settings.tolerance, math.inf)
+    def check_classes(self, probabilities: Tensor) -> None:
+        """As many as there are volumes."""
+        _check_classes(self.lower, probabilities)
+
+    def __getitem__(self, images: Tensor) -> _VolumeTerm:
+        """Those images."""
+        lower, upper = (bound if bound.shape[0] == 1 else bound[images] for bound in (self.lower, self.upper))
+        roi, inside = None if self.roi is None else self.roi[images], self.everywhere[images]
+        return _VolumeTerm(self.settings, inside, self.pixels[images], lower, upper, tuple(inside.shape), roi)
+
+    def refuse(self, possible: Tensor) -> None:
+        """Seeds and allowed labels must leave room for the volumes: to each class, and to all together."""
+        must, may = self._room(possible)
+        lower, upper = self.lower.detach().to(must), self.upper.detach().to(must)
+        slack = 1e-9 * self.pixels
+        above, below = (
+            "{} pixels must be class {}, whose largest volume is {}",
+            "{} pixels may be class {}, whose least volume is {}",
+        )
+        named = ((must > upper + slack, must, upper, above), (may < lower - slack, may, lower, below))
+        for wrong, found, wanted, why in named:
+            if bool(wrong.any()):
+                image, label = wrong.nonzero()[0].tolist()
+                limit = wanted.expand_as(found)[image, label]
+                raise contradiction(self, image, why.format(int(found[image, label]), label, f"{float(limit):.6g}"))
+        least, most = torch.maximum(lower, must).sum(1), torch.minimum(upper, may).sum(1)
+        pixels = self.pixels.squeeze(1)
+        joint = (
+            (least > pixels + slack.squeeze(1), least, must, "volumes exceed the pixels that are free"),
+            (most < pixels - slack.squeeze(1), most, may, "allowed volumes do not fill the image"),
+        )
+        for wrong, total, found, why in joint:
+            if bool(wrong.any()):
+                image = int(wrong.nonzero()[0])
+                label = int((found - lower if found is must else upper - found)[image].argmax())
+                raise contradiction(
+                    self,
+                    image,
+                    f"{why}: with {int(found[image, label])} pixels that {'must' if found is must else 'may'} be class "
+                    f"{label}, they come to {float(total[image]):.6g} of {int(pixels[image])}",
+                )
+
+    def counts(self, possible: Tensor) -> Tensor:
+        """Whole numbers between the bounds; the next ones outside where there are none that add up."""
+        lower, upper = (bound.detach().expand(len(possible), -1) for bound in (self.lower, self.upper))
+        tiny = 1e-9 * self.pixels
+        floor, ceiling = (lower + tiny).floor(), (upper - tiny).ceil()
+        least, most = (lower - tiny).ceil(), (upper + tiny).floor()
+        none = least > most
+        least, most = torch.where(none, floor, least), torch.where(none, ceiling, most)
+        must, may = self._room(possible)
+        least = torch.where((torch.maximum(least, must).sum(1, keepdim=True) > self.pixels), floor, least)
+        most = torch.where((torch.minimum(most, may).sum(1, keepdim=True) < self.pixels), ceiling, most)
+        return torch.stack([least, most], dim=-1).long()
+
+    def violation_of_labels(self, labels: Tensor, classes: int) -> Tensor:
+        """Of whole volumes, as a fraction of the pixels."""
+        chosen = one_hot(labels, classes)
+        self.check_classes(chosen)
+        # Which whole numbers count does not depend on the labels' own possibilities, but for seeds.
+        counts = self.counts(torch.ones_like(chosen, dtype=torch.bool))
+        found = (chosen * self.everywhere.unsqueeze(1)).flatten(2).sum(2, dtype=torch.float64)
+        off = (found - torch.minimum(torch.maximum(found, counts[..., 0]), counts[..., 1].to(found))).abs()
+        return off.amax(1) / self.pixels.squeeze(1)
+
+    def round(self, cost: Tensor, possible: Tensor, counts: Tensor | None = None) -> Tensor:
+        """The cheapest labels with such volumes, exactly."""
+        allowed = self.counts(possible) if counts is None else counts
+        flat, inside = cost.flatten(2), self.everywhere.flatten(1)
+        labels = flat.argmin(1)
+        bounds = allowed.cpu().numpy()
+        for image in range(len(flat)):
+            chosen = flat[image][:, inside[image]].double().cpu().numpy()
+            found = assign(chosen, bounds[image, :, 0], bounds[image, :, 1])
+            labels[image, inside[image]] = torch.from_numpy(found).to(labels.device)
+        return labels.reshape(self.shape)
+
+    def feasible(self, log_probabilities: Tensor, possible: Tensor) -> Tensor:
+        """The nearest ones: a factor for each class."""
+        must, _ = self._room(possible)
+        lower, upper = (bound.detach().expand_as(must) for bound in (self.lower, self.upper))
+        # Classes that seeds fill already take no further pixels, and need no factor.
+        closed = upper - must <= 1e-9 * self.pixels
+        free = possible.sum(1, keepdim=True) > 1
+        shut = closed.reshape(*closed.shape, *[1] * (possible.ndim - 2)) & free
+        cost = (-log_probabilities).masked_fill(shut, torch.inf)
+        # Where nothing else is left, what was shut has to do; the violation tells.
+        cost = torch.where((cost == torch.inf).all(1, keepdim=True), -log_probabilities, cost)
+        lower, upper = torch.where(closed, must, lower), torch.where(closed, must, upper)
+        return scale_to_volumes(cost, 1.0, lower, upper, self.everywhere).probabilities
+
+    def _room(self, possible: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, K) float64 numbers of pixels that must be, and that may be of each class."""
+        inside = self.everywhere.unsqueeze(1)
+        must = possible & (possible.sum(1, keepdim=True) == 1) & inside
+        return must.flatten(2).sum(2).to(self.pixels), (possible & inside).flatten(2).sum(2).to(self.pixels)
 
     def penalty(self, probabilities: Tensor) -> Tensor:
         s = self.check(probabilities)
@@ -200,11 +299,11 @@ class _VolumeTerm(Term):
     def _errors(self, s: Tensor) -> Tensor:
         """(B, K) float64: how much too large each volume is, negative if too small, as a fraction of the pixels."""
         _check_classes(self.lower, s)
-        masses = (s * self.inside.unsqueeze(1)).flatten(2).sum(2, dtype=torch.float64)
+        masses = (s * self.everywhere.unsqueeze(1)).flatten(2).sum(2, dtype=torch.float64)
         return (masses - torch.minimum(torch.maximum(masses, self.lower), self.upper)) / self.pixels
 
     def _block(self) -> SaddleBlock:
-        return _block(self.settings, self.inside, self.pixels, self.lower, self.upper)
+        return _block(self.settings, self.everywhere, self.pixels, self.lower, self.upper)
 
 
 def _check_classes(bound: Tensor, s: Tensor) -> None:
@@ -237,7 +336,7 @@ def _block(settings: Volume, inside: Tensor, pixels: Tensor, lower: Tensor, uppe
 
     def support(z: Tensor) -> Tensor:
         worst = (z.abs() if exact else z).flatten(1).amax(1)
-        return torch.zeros_like(worst).masked_fill(worst > largest.to(worst), math.inf)
+        return torch.zeros_like(worst).masked_fill(worst > largest.to(worst), torch.inf)
 
     def squared(values: Tensor) -> Tensor:
         masses = (values * inside.unsqueeze(1)).flatten(2).sum(2) / pixels.to(values)

@@ -30,8 +30,9 @@ With Q = max over y in Y of <K s - b, y>, each step is a convex problem, and the
                   s+ = softmax(-(unary + p + K^T y+) / entropy). Far cheaper, and where it stands still it stands at a
                   stationary point of E. But nothing guarantees that it does, iterates violate constraints, and while
                   they do E may rise. So an image counts as converged only once the constraints hold and y is a
-                  maximiser, see ``tolerance``; where steps run out before, the status says so, and the energy is inf if
-                  the violation exceeds the constraint's own tolerance.
+                  maximiser, see ``tolerance``; where steps run out before, the status says so.
+
+Energies are those of points that meet the constraints, near the iterates (`regloss.constraint`).
 
 An image is done when an undamped step would change no probability of it by more than ``tolerance``, without entropy
 when the gap <unary + p, s - s+> is at most ``tolerance`` per pixel; from then on it does not change, and leaves the
@@ -184,7 +185,10 @@ class DCA(DifferentiableSolver):
             steps[rows] += active
             if problem.observe is not None:
                 energy = run.energy(s)[active]
-                problem.observe(Look(int(steps.max()), rows[active], energy, torch.full_like(energy, -math.inf)))
+                constraints = run.problem.constraints
+                violation = None if constraints is None else constraints.violation(s)[active]
+                unknown = torch.full_like(energy, -math.inf)
+                problem.observe(Look(int(steps.max()), rows[active], energy, unknown, violation))
             active = active & ((change > self.tolerance) if nested else (change > self.tolerance) | ~found.done)
             if not bool(active.any()):
                 break
@@ -348,7 +352,9 @@ class DCA(DifferentiableSolver):
         problem = replace(problem, fixed=seeds_inside(problem))
         assert problem.fixed is not None
         cost = seeded_cost(problem.unary, problem.fixed, problem.allowed)
-        return _Run(problem, concave, saddle, cost, self._convex_step(problem, cost, saddle))
+        # Between two steps the constraints may be off by their tolerance; a convex problem's only step is held to more.
+        given = problem if concave is None else replace(problem, constraints=None)
+        return _Run(problem, concave, saddle, cost, self._convex_step(given, cost, saddle))
 
     def _picked(self, run: _Run, images: Tensor) -> _Run | None:
         """The run with some of its images alone; None where a form cannot do without the others."""
@@ -368,9 +374,10 @@ class DCA(DifferentiableSolver):
             allowed=pick(problem.allowed),
             roi=pick(problem.roi),
             warm=None,
+            constraints=None if problem.constraints is None else problem.constraints[images],
         )
         cost = run.cost[images]
-        return _Run(some, concave, saddle, cost, self._convex_step(some, cost, saddle))
+        return _Run(some, concave, saddle, cost, self._convex_step(replace(some, constraints=None), cost, saddle))
 
     def _given(self, run: _Run) -> tuple[Tensor | None, Any]:
         """Probabilities to start from, None if none were given, and where the convex part starts."""
@@ -416,7 +423,13 @@ class _Run:
         return torch.zeros_like(s) if self.concave is None else self.concave.supergradient(s)
 
     def energy(self, s: Tensor) -> Tensor:
-        """E (B,) at probabilities (B, K, *S)."""
+        """E (B,) at probabilities (B, K, *S), or at such near them that meet the constraints."""
+        if self.problem.constraints is not None:
+            met = self.problem.constraints.feasible(s.log())[0]
+            energy = concave_energy(self.problem, self.concave, met)
+            for block in self.saddle.blocks:
+                energy = energy if block.cone else energy + block.support(block.residual(met))
+            return energy
         energy = concave_energy(self.problem, self.concave, s)
         return energy + self.saddle.value(s) if self.saddle.blocks else energy
 

@@ -27,7 +27,7 @@ from regloss.errors import UsageError
 from regloss.implicit import sum_adjoint
 from regloss.registry import name_of
 from regloss.regularizer import Saddle
-from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, Solver, Status, one_hot, statuses
+from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, Solver, one_hot, statuses
 from regloss_plugins.kernels.volumes import respond, scale_to_volumes, scaling_step, volume_softmax
 from regloss_plugins.regularizers.volume import VolumeBlock
 from regloss_plugins.solvers.pdhg import PDHG, PDHGState
@@ -341,7 +341,7 @@ class _SolverStep(ConvexStep):
 
     def __call__(self, slope: Tensor, entropy: float, state: Any, s: Tensor) -> Step:
         found = self.solver.minimise(self._given(slope, entropy, state))
-        done = torch.tensor([status is not Status.MAX_STEPS for status in found.status], device=slope.device)
+        done = torch.tensor([status.is_done for status in found.status], device=slope.device)
         return Step(found.probabilities.to(slope), found.state, done, found.bound, found.steps)
 
     def log_probabilities(self, slope: Tensor, entropy: float | Tensor, state: Any) -> Tensor:

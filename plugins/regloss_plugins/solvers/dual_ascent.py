@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from regloss.ascent import Ascent, Certified, ImageAscent
+from regloss.constraint import Constraints
 from regloss.errors import UsageError
 from regloss.grid import spread
 from regloss.implicit import sum_adjoint
@@ -204,6 +205,9 @@ class Run(Protocol):
     def certify(self) -> Certificate:
         """Energy and gap at the projected dual variables."""
 
+    def certify_feasible(self, known: Certificate, constraints: Constraints) -> Certificate:
+        """``known``, of the last `certify`, with the energy of points that meet the constraints."""
+
     def results(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Minimisers and dual variables of the images (M,), where `certify` found them."""
 
@@ -232,6 +236,7 @@ def ascend(
     observe: Callable[[Look], object] | None = None,
     *,
     look_first: bool = True,
+    constraints: Constraints | None = None,
 ) -> Ascended:
     """Work on all images of the batch side by side; those whose gap is small enough leave it.
 
@@ -242,10 +247,12 @@ def ascend(
         warm: dual variables to start from, which are projected; None = 0.
         observe: called with what is known, whenever that is looked at.
         look_first: look at the start too; else at least one step is taken, and its energy is NaN.
+        constraints: that the cones of the form stand for. An image is done only if the gap of a point that meets them
+            is small, and energies are those of such points; None = a constraint counts as met within its tolerance.
     """
     batch, device = pixels.cost.shape[0], pixels.cost.device
     start = None if warm is None else starting_duals(form, pixels, warm)
-    run: Run | None = CompiledRun.of(solver, form, pixels, start)
+    run: Run | None = None if constraints is not None else CompiledRun.of(solver, form, pixels, start)
     if run is None:
         run = TensorRun(solver, form, pixels, starting_duals(form, pixels, None) if start is None else start)
     energy = torch.empty(batch, dtype=_wide(device), device=device)
@@ -260,12 +267,20 @@ def ascend(
         run.advance(taken)
     while True:
         known = run.certify()
+        last = taken == solver.max_steps
+        small = known.gap.abs() <= solver.tolerance * pixels.counts[rows]
+        violation = None
+        if constraints is not None:
+            now = constraints if len(rows) == batch else constraints[rows]
+            violation = now.violation(run.results(torch.arange(len(rows), device=device))[0])
+            # Finding a point that meets the constraints costs as much as a few steps: it is left out where nobody asks.
+            if last or taken == 0 or observe is not None or bool((small & ~done[rows]).any()):
+                known = run.certify_feasible(known, now)
+                small = small & (known.gap.abs() <= solver.tolerance * pixels.counts[rows])
         if taken == 0:
             start_energy.copy_(known.energy)
         if observe is not None:
-            observe(Look(taken, rows, known.energy, known.bound))
-        small = known.gap.abs() <= solver.tolerance * pixels.counts[rows]
-        last = taken == solver.max_steps
+            observe(Look(taken, rows, known.energy, known.bound, violation))
         ends = (small | last) & ~done[rows]
         if bool(ends.any()):
             where = rows[ends]
@@ -393,6 +408,18 @@ class TensorRun:
             energy, bound, gap = energy + support, bound + inner, gap + slack
         return Certificate(energy, bound, gap)
 
+    def certify_feasible(self, known: Certificate, constraints: Constraints) -> Certificate:
+        """See `Run`."""
+        form, pixels = self.form, self.pixels
+        assert isinstance(pixels, EntropyPixels)
+        pull: Tensor | float = sum_adjoint(form, self.duals) if form.blocks else 0.0
+        s, _ = constraints.feasible(pixels.log_minimiser(pull))
+        energy = pixels.value(s)
+        for block in form.blocks:
+            if not block.cone:
+                energy = energy + block.support(block.residual(s))
+        return Certificate(energy, known.bound, energy - known.bound)
+
     def results(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """See `Run`."""
         assert self._minimiser is not None
@@ -474,6 +501,10 @@ class CompiledRun:
         energy = torch.tensor([one.smooth + one.support for one in found], dtype=torch.float64)
         gap = torch.tensor([one.slack for one in found], dtype=torch.float64)
         return Certificate(energy, energy - gap, gap)
+
+    def certify_feasible(self, known: Certificate, constraints: Constraints) -> Certificate:
+        """See `Run`; with constraints the steps are not taken here."""
+        raise NotImplementedError
 
     def results(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """See `Run`."""

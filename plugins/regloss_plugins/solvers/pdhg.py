@@ -22,7 +22,8 @@ converges fastest; one from the bound on the norm ("norm"); or a given number, w
 Certificate: gap = P(s(y)) - D(y) = max over Y of <K s - b, .> - <K s - b, y> >= 0, summed without cancellation, and
 |s(y) - s*| <= sqrt(gap / (2 entropy)) for the minimiser s*. An image is done when gap per pixel <= tolerance (units of
 the unary). Unlike a gap relative to the energy, this does not change when a constant is added to a pixel's unaries.
-With constraints (Y a cone) the gap is inf until they hold within their tolerance; then its magnitude counts.
+With constraints (Y a cone) an image is done when they hold within their tolerance, and the gap is small between the
+bound and a point near s(y) that meets them exactly (`regloss.constraint`); energies are those of such points.
 
 In float32 the gap of a converged run has a floor of about 1e-6 of the energy.
 
@@ -134,7 +135,8 @@ class PDHG(DifferentiableSolver, Denoiser):
         """Solve all images of the batch side by side; those that are done leave it."""
         form = problem.form
         assert isinstance(form, Saddle)
-        found = ascend(self, form, EntropyPixels.of(problem), self._warm(problem.warm), problem.observe)
+        pixels, start = EntropyPixels.of(problem), self._warm(problem.warm)
+        found = ascend(self, form, pixels, start, problem.observe, constraints=problem.constraints)
         probabilities = found.minimiser.to(problem.unary.dtype)
         return Solution(
             probabilities=probabilities,

@@ -10,14 +10,14 @@ import torch
 
 from regloss import Projection, UsageError
 from regloss.solver import one_hot
-from regloss.testing import RegularizerConformance
+from regloss.testing import ConstraintConformance
 from regloss.testing.suite import SIZES
 from regloss_plugins.regularizers.convex import ConvexShape, dents, fill
 
 RADII = (1.5, 3, 5, 9, 15)
 
 
-class TestConvex(RegularizerConformance):
+class TestConvex(ConstraintConformance):
     """Probabilities whose class 1 exceeds 1/2 in a box, whose part in any region is convex too."""
 
     spatial = (1, 2, 3)
@@ -36,8 +36,9 @@ class TestConvex(RegularizerConformance):
         labels[(slice(None), *[slice(1, 4)] * ndim)] = 1
         return labels
 
-    def discrete_energy(self, image, labels):
-        return torch.where(active_by_loops(labels == 1, (1.5, 3)).flatten(1).any(1), math.inf, 0.0)
+    def discrete_violation(self, image, labels):
+        dents = [active_by_loops(labels == 1, (radius,)).flatten(1).sum(1) for radius in (1.5, 3)]
+        return torch.stack(dents).amax(0).double()
 
     # A ragged region of interest is no convex set, so what lies in it is none; the box is.
     def _terms(self, ndim):
@@ -51,9 +52,9 @@ class TestWithoutWeight(TestConvex):
         return ConvexShape(weight=0.0)
 
     def labels(self, ndim):
-        return RegularizerConformance.labels(self, ndim)
+        return ConstraintConformance.labels(self, ndim)
 
-    def discrete_energy(self, image, labels):
+    def discrete_violation(self, image, labels):
         return torch.zeros(len(labels))
 
 
@@ -125,9 +126,11 @@ def test_oracle(name: str, oracles: Path):
     term = ConvexShape(radii=radii).bind(torch.zeros(1, 1, 32, 32))
     s = term.form(Projection).project(one_hot(mask("in").long(), 2, torch.float64))
     assert torch.equal(s, one_hot(mask("out").long(), 2, torch.float64))
-    assert float(term.energy(s)) == 0
+    assert float(term.violation(s)) == 0
     was_convex = torch.equal(mask("in"), mask("out"))
-    assert float(term.energy(one_hot(mask("in").long(), 2, torch.float64))) == (0 if was_convex else math.inf)
+    before = one_hot(mask("in").long(), 2, torch.float64)
+    assert (float(term.violation(before)) == 0) == was_convex
+    assert float(term.energy(before)) == 0
 
 
 def random_polygons(count, size=(28, 31), seed=0, outside=8):
@@ -286,5 +289,5 @@ def test_a_label_outside_the_classes_is_refused():
 def test_empty_and_full_regions_are_convex():
     term = ConvexShape().bind(torch.zeros(2, 1, 9, 9))
     s = one_hot(torch.stack([torch.zeros(9, 9), torch.ones(9, 9)]).long(), 2, torch.float32)
-    assert term.energy(s).tolist() == [0, 0]
+    assert term.violation(s).tolist() == [0, 0]
     assert torch.equal(term.form(Projection).project(s), s)

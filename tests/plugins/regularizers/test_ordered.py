@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from regloss import Projection, UsageError, create, solve
-from regloss.testing import RegularizerConformance
+from regloss.testing import ConstraintConformance
 from regloss_plugins.regularizers.ordered import Ordered, classes_of, isotonic, nested_of, ordered_sigmoid
 
 
-class TestOrdered(RegularizerConformance):
+class TestOrdered(ConstraintConformance):
     spatial = (1, 2, 3)
     symmetric = False
 
@@ -28,9 +28,9 @@ class TestOrdered(RegularizerConformance):
     def labels(self, ndim):
         return torch.full_like(super().labels(ndim), 2)
 
-    def discrete_energy(self, image, labels):
+    def discrete_violation(self, image, labels):
         # One-hot probabilities do not fall from class to class where the last one is 1.
-        return torch.where((labels == 2).flatten(1).all(1), 0.0, math.inf)
+        return torch.where((labels == 2).flatten(1).all(1), 0.0, 1.0)
 
 
 class TestWithoutWeight(TestOrdered):
@@ -40,9 +40,9 @@ class TestWithoutWeight(TestOrdered):
         return Ordered(weight=0.0)
 
     def labels(self, ndim):
-        return RegularizerConformance.labels(self, ndim)
+        return ConstraintConformance.labels(self, ndim)
 
-    def discrete_energy(self, image, labels):
+    def discrete_violation(self, image, labels):
         return torch.zeros(len(labels))
 
 
@@ -85,7 +85,7 @@ def test_output_is_sorted_and_a_fixed_point():
     u = ordered_sigmoid(y, 0.3)
     assert float(torch.diff(u, dim=1).min()) >= -1e-6
     torch.testing.assert_close(isotonic(u), u)
-    assert Ordered().bind(torch.zeros(2, 1, 5, 6)).energy(u).tolist() == [0, 0]
+    assert Ordered().bind(torch.zeros(2, 1, 5, 6)).violation(u).amax().item() <= 1e-6
 
 
 def test_derivative_averages_over_pools():
@@ -123,14 +123,14 @@ def test_penalty_and_violation_by_hand():
     term = Ordered(weight=2.0).bind(torch.zeros(1, 1, 1, 1))
     assert float(term.penalty(u)) == pytest.approx(2 * (0.3**2 + 0.7**2))
     assert float(term.violation(u)) == pytest.approx(0.7)
-    assert float(term.energy(u)) == math.inf
+    assert float(term.energy(u)) == 0
 
 
 def test_only_the_region_counts():
     u = torch.tensor([[[0.2, 0.9]], [[0.8, 0.1]]]).unsqueeze(0)
     region = torch.tensor([[[True, False]]])
     term = Ordered().bind(torch.zeros(1, 1, 1, 2), region)
-    assert float(term.energy(u)) == 0
+    assert float(term.violation(u)) == 0
     assert torch.equal(term.form(Projection).project(u), u)
 
 

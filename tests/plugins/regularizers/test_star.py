@@ -10,7 +10,7 @@ import torch
 
 from regloss import Batch, MissingForm, Saddle, TotalVariation, UsageError, create, solve
 from regloss.solver import one_hot
-from regloss.testing import RegularizerConformance
+from regloss.testing import ConstraintConformance
 from regloss.testing.suite import SIZES, box_region, irregular_region
 from regloss_plugins.regularizers.star import StarShape
 
@@ -32,7 +32,7 @@ def falling(size, center, drop, label=1):
     return s.expand(2, *s.shape).contiguous()
 
 
-class TestCenterOfThePrediction(RegularizerConformance):
+class TestCenterOfThePrediction(ConstraintConformance):
     """The most probable region of the class is one pixel, inside all regions of interest that the suite tries."""
 
     spatial = (1, 2, 3)
@@ -55,11 +55,11 @@ class TestCenterOfThePrediction(RegularizerConformance):
         lower[(slice(None), *center)] = 0.6
         return torch.stack([(1 - lower) / 2, (1 - lower) / 2, lower], dim=1)
 
-    def discrete_energy(self, image, labels):
+    def discrete_violation(self, image, labels):
         return torch.zeros(len(labels))
 
 
-class TestCenterGiven(RegularizerConformance):
+class TestCenterGiven(ConstraintConformance):
     """In a crop the same coordinates are another pixel; the fall is small enough to be met about both."""
 
     spatial = (2,)
@@ -78,12 +78,12 @@ class TestCenterGiven(RegularizerConformance):
     def probabilities(self, ndim):
         return falling(SIZES[ndim], (3, 2), drop=1e-3)
 
-    def discrete_energy(self, image, labels):
+    def discrete_violation(self, image, labels):
         size = tuple(labels.shape[1:])
         energies = []
         for one in labels:
             met = all(one[parent_of(p, (3, 2))] == 1 for p in itertools.product(*map(range, size)) if one[p] == 1)
-            energies.append(0.0 if met else math.inf)
+            energies.append(0.0 if met else 1.0)
         return torch.tensor(energies)
 
 
@@ -92,9 +92,9 @@ class TestWithoutWeight(TestCenterGiven):
         return StarShape(weight=0.0, label=1, center=(3, 2))
 
     def labels(self, ndim):
-        return RegularizerConformance.labels(self, ndim)
+        return ConstraintConformance.labels(self, ndim)
 
-    def discrete_energy(self, image, labels):
+    def discrete_violation(self, image, labels):
         return torch.zeros(len(labels))
 
 
@@ -142,10 +142,12 @@ def test_a_disc_is_a_star_and_a_ring_is_not(radius):
     """Also the direction's sign: turned round, most of the disc's boundary would violate it."""
     labels = disc((31, 33), (15, 14), radius)
     term = StarShape(center=(15, 14)).bind(torch.zeros(1, 1, 31, 33))
-    assert float(term.energy(one_hot(labels, 2, torch.float64))) == 0
-    assert float(term.energy(one_hot(1 - labels, 2, torch.float64))) == math.inf
+    assert float(term.violation(one_hot(labels, 2, torch.float64))) == 0
+    assert float(term.violation(one_hot(1 - labels, 2, torch.float64))) == 1
     ring = labels - disc((31, 33), (15, 14), 1.5)
-    assert float(term.energy(one_hot(ring, 2, torch.float64))) == math.inf
+    assert float(term.violation(one_hot(ring, 2, torch.float64))) == 1
+    # A constraint has no energy, held or not.
+    assert float(term.energy(one_hot(ring, 2, torch.float64))) == 0
 
 
 def test_penalty_is_the_sum_of_squared_excesses():
@@ -170,13 +172,13 @@ def test_superlevel_sets_of_the_solution_are_stars():
     free = solve(
         term.regularizer.__class__(weight=0.0, center=center).bind(torch.zeros(1, 1, *size)), unary, "pdhg", entropy=0.5
     )
-    assert float(term.energy(one_hot(free.labels, 2, torch.float64))) == math.inf
+    assert float(term.violation(one_hot(free.labels, 2, torch.float64))) == 1
     solution = solve(term, unary, create("solver", "pdhg", max_steps=1500, tolerance=1e-8), entropy=0.5)
     assert float(term.violation(solution.probabilities)) < 1e-3
     for threshold in (0.2, 0.5, 0.8):
         above = (solution.probabilities[:, 1] > threshold).long()
         assert 0 < int(above.sum()) < 33 * 33
-        assert float(term.energy(one_hot(above, 2, torch.float64))) == 0
+        assert float(term.violation(one_hot(above, 2, torch.float64))) == 0
 
 
 def test_the_center_of_a_prediction():
@@ -184,7 +186,7 @@ def test_the_center_of_a_prediction():
     settings = StarShape().centered_on(one_hot(labels, 2, torch.float32))
     assert settings.center.tolist() == [[7, 9], [12, 16]]
     term = settings.bind(torch.zeros(2, 1, 21, 25))
-    assert term.energy(one_hot(labels, 2, torch.float32)).tolist() == [0, 0]
+    assert term.violation(one_hot(labels, 2, torch.float32)).tolist() == [0, 0]
     # A class that is the most probable one nowhere has a centre all the same.
     weak = one_hot(labels, 2, torch.float32).flip(1) * 0.2
     weak = torch.stack([1 - weak[:, 0], weak[:, 0]], dim=1)
@@ -202,9 +204,9 @@ def test_without_a_center_the_prediction_has_one():
     """Energy, violation and penalty take the centre of what they are given; a saddle form needs a prediction."""
     labels = disc((21, 25), (7, 9), 4)
     term = StarShape().bind(torch.zeros(1, 1, 21, 25))
-    assert float(term.energy(one_hot(labels, 2, torch.float64))) == 0
+    assert float(term.violation(one_hot(labels, 2, torch.float64))) == 0
     crescent = labels * (1 - disc((21, 25), (7, 11), 3))
-    assert float(term.energy(one_hot(crescent, 2, torch.float64))) == math.inf
+    assert float(term.violation(one_hot(crescent, 2, torch.float64))) == 1
     with pytest.raises(MissingForm, match=r"star.*adapted"):
         term.form(Saddle)
     adapted = term.adapted(one_hot(crescent, 2, torch.float64))
@@ -228,14 +230,14 @@ def test_solve_takes_the_center_of_the_unaries():
         solution = solve(term, unary, solver, entropy=0.5)
         center = StarShape().centered_on((-unary).softmax(1)).center
         about = StarShape(center=center).bind(image)
-        assert about.energy(solution.probabilities).tolist() == [0, 0]
+        assert float(about.violation(solution.probabilities).max()) <= 1e-8
         assert float(about.violation((-unary / 0.5).softmax(1)).min()) > 0.5
     # Seeds are part of the prediction, whatever the unaries say.
     fixed = torch.full((2, 15, 17), -1)
     fixed[:, 3, 12] = 1
     seeded = solve(StarShape().bind(image), torch.zeros_like(unary), solver, entropy=0.5, fixed=fixed)
     about = StarShape(center=(3, 12)).bind(image)
-    assert about.energy(seeded.probabilities).tolist() == [0, 0]
+    assert float(about.violation(seeded.probabilities).max()) <= 1e-8
     assert float((seeded.probabilities[:, 1] > 0.5).sum()) >= 2
 
 
@@ -258,7 +260,7 @@ def test_gradient_descent_takes_the_center_of_the_network():
 def test_a_center_at_the_border_and_in_a_corner():
     for center in ((0, 0), (8, 4)):
         term = StarShape(center=center).bind(torch.zeros(1, 1, 9, 9))
-        assert float(term.energy(one_hot(disc((9, 9), center, 4), 2, torch.float64))) == 0
+        assert float(term.violation(one_hot(disc((9, 9), center, 4), 2, torch.float64))) == 0
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,14 @@ import math
 import pytest
 import torch
 
-from regloss import Ordered, Saddle, StarShape, TotalVariation, UsageError, create, solve
+from regloss import Ordered, Saddle, StarShape, Status, TotalVariation, UsageError, create, solve
 from regloss.regularizer import scaled
 from regloss.solver import one_hot
-from regloss.testing import RegularizerConformance
+from regloss.testing import ConstraintConformance
 from regloss_plugins.regularizers.volume import Volume, VolumeBlock
 
 
-class TestExact(RegularizerConformance):
+class TestExact(ConstraintConformance):
     """Probabilities of 1/3 everywhere have equal volumes in every region."""
 
     spatial = (1, 2, 3)
@@ -25,21 +25,21 @@ class TestExact(RegularizerConformance):
         return torch.full_like(super().probabilities(ndim), 1 / 3)
 
 
-class TestBounds(RegularizerConformance):
+class TestBounds(ConstraintConformance):
     spatial = (2, 3)
     symmetric = False
 
     def make(self):
         return Volume(weight=0.5, lower=(0.1, 0.05, 0.2), upper=(0.9, 0.6, 0.7), unit="fraction")
 
-    def discrete_energy(self, image, labels):
+    def discrete_violation(self, image, labels):
         pixels = labels[0].numel()
-        energies = []
+        errors = []
         for one in labels:
             shares = [int((one == k).sum()) / pixels for k in range(3)]
-            met = all(low <= x <= high for low, x, high in zip((0.1, 0.05, 0.2), shares, (0.9, 0.6, 0.7), strict=True))
-            energies.append(0.0 if met else math.inf)
-        return torch.tensor(energies)
+            sides = zip((0.1, 0.05, 0.2), shares, (0.9, 0.6, 0.7), strict=True)
+            errors.append(max(max(low - x, x - high, 0.0) for low, x, high in sides))
+        return torch.tensor(errors, dtype=torch.float64)
 
 
 class TestWithoutWeight(TestBounds):
@@ -50,7 +50,7 @@ class TestWithoutWeight(TestBounds):
     def make(self):
         return Volume(weight=0.0, volumes=(0.98, 0.01, 0.01), unit="fraction")
 
-    def discrete_energy(self, image, labels):
+    def discrete_violation(self, image, labels):
         return torch.zeros(len(labels))
 
 
@@ -65,36 +65,41 @@ def bound(**settings):
 
 def test_energy_violation_and_penalty_by_hand():
     s = labelled("00011 00012")
-    assert float(bound(volumes=(6, 3, 1)).energy(s)) == 0
+    assert float(bound(volumes=(6, 3, 1)).violation(s)) == 0
     off = bound(volumes=(5, 3, 2), weight=3.0)
-    assert float(off.energy(s)) == math.inf
+    assert float(off.energy(s)) == 0
     assert float(off.violation(s)) == pytest.approx(0.1)
     # 10 pixels * (0.1^2 + 0.1^2), times the weight
     assert float(off.penalty(s)) == pytest.approx(0.6)
     limits = bound(lower=(0, 4, 0), upper=(9, 9, 1))
-    assert float(limits.energy(s)) == math.inf
     assert float(limits.violation(s)) == pytest.approx(0.1)
-    assert float(bound(upper=(6, 3, 1)).energy(s)) == 0
+    assert float(bound(upper=(6, 3, 1)).violation(s)) == 0
     assert float(bound(lower=(6, 3, 1)).violation(s)) == 0
 
 
-def test_tolerance_decides():
-    s = labelled("00011 00012")
-    assert float(bound(volumes=(5, 3, 2), tolerance=0.101).energy(s)) == 0
-    assert float(bound(volumes=(5, 3, 2), tolerance=0.099).energy(s)) == math.inf
+def test_tolerance_decides_when_an_iterate_counts_as_meeting_it():
+    """Not what the labels of a solution have to obey."""
+    unary = torch.randn(1, 3, 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for tolerance, status in ((0.9, Status.MAX_STEPS), (1e-6, Status.NOT_MET)):
+        term, solver = bound(volumes=(5, 3, 2), tolerance=tolerance), create("solver", "pdhg", max_steps=1)
+        found = solve(term, unary, solver, entropy=0.5)
+        assert found.status == (status,)
+        assert 1e-3 < float(found.violation) < 0.9
+        assert found.labels.flatten().bincount(minlength=3).tolist() == [5, 3, 2]
 
 
 def test_only_the_region_counts():
     region = torch.tensor([[[True, True, True, True, False], [False] * 5]])
     term = Volume(volumes=(3, 1, 0)).bind(torch.zeros(1, 1, 2, 5), region)
-    assert float(term.energy(labelled("00012 22222"))) == 0
+    assert float(term.violation(labelled("00012 22222"))) == 0
 
 
 def test_volumes_may_differ_by_image():
     image = torch.zeros(2, 1, 2, 5)
     s = torch.cat([labelled("00011 00012"), labelled("00000 00000")])
-    assert Volume(volumes=[[6, 3, 1], [10, 0, 0]]).bind(image).energy(s).tolist() == [0, 0]
-    assert Volume(volumes=torch.tensor([[6, 3, 1], [9.0, 1, 0]])).bind(image).energy(s).tolist() == [0, math.inf]
+    assert Volume(volumes=[[6, 3, 1], [10, 0, 0]]).bind(image).violation(s).tolist() == [0, 0]
+    off = Volume(volumes=torch.tensor([[6, 3, 1], [9.0, 1, 0]])).bind(image).violation(s)
+    assert off.tolist() == pytest.approx([0, 0.1])
 
 
 def test_rounded_fractions_are_scaled_to_fit():
