@@ -190,7 +190,7 @@ def segment(
     overwrite: Overwrite = False,
 ) -> None:
     """Segment one image from scribbles, or into phases by its colours, without a network."""
-    from regloss.training.segment import segment_file
+    from regloss.apps.segment import segment_file
 
     result = segment_file(
         image,

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from regloss.apps.components import parse_component
 from regloss.errors import UsageError
 from regloss.regularizer import Regularizer, combine
 from regloss.solver import Solution, Solver, negotiate, solve
-from regloss.training.segment import parse_component
 
 REGULARIZERS = (
     "dense-crf:weight=10,sigma-xy=80,sigma-rgb=0.051,scale=1",

@@ -7,8 +7,8 @@ from typing import Any
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError, listed
-from regloss.io.folders import read_toml
 from regloss.io.palettes import Color, class_colors
+from regloss.io.toml import read_toml
 
 MAX_CLASSES = IGNORE
 """Class indices are 0..254, because 255 says that there is no label."""

@@ -1,22 +1,15 @@
-"""Finding files in folders, and the small text files beside them."""
+"""Finding files: folders by stem, roots of data sets."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from regloss.errors import UsageError, listed
 from regloss.io.images import IMAGE_SUFFIXES
 from regloss.io.labels import LABEL_SUFFIXES
 from regloss.io.types import PathLike
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def index_folder(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
@@ -89,15 +82,3 @@ def find_file(path: PathLike, root: Path, purpose: str) -> Path:
         if place.is_file():
             return place
     raise UsageError(f"there is no {purpose} {os.fspath(path)!r}; looked for {' and '.join(map(str, places))}")
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The contents of a TOML file.
-
-    Raises:
-        UsageError: it cannot be read, or is no TOML.
-    """
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as TOML: {error}") from error

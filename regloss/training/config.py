@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -19,14 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor, nn
 
 from regloss.errors import ReglossError, UsageError
+from regloss.io.toml import toml_value, tomllib
 from regloss.layer import RegularizedLayer
 from regloss.registry import check_settings, create, find, get, settings
 from regloss.training.color_pseudo_labels import ColorPseudoLabels
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 def _hyphens(name: str) -> str:
@@ -331,18 +326,6 @@ def apply_change(table: dict[str, Any], change: str) -> None:
     if isinstance(table, list):
         raise UsageError(f"--set {change}: name an entry by its number, for example loss.regularizer.0.weight=2.")
     table[parts[-1]] = value
-
-
-def toml_value(text: str) -> Any:
-    """A value as TOML has it; what is no TOML is text, which needs no quotes on a command line.
-
-    >>> toml_value("[1, 2]"), toml_value("runs/a")
-    ([1, 2], 'runs/a')
-    """
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text.strip()
 
 
 def parse(table: Mapping[str, Any], source: str = "the configuration") -> Config:

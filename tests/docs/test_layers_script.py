@@ -11,7 +11,8 @@ import pytest
 from experiment_scripts import EXPERIMENTS, script_module
 from numpy.typing import NDArray
 
-from regloss.training.config import build_layer, read, toml_value
+from regloss.io.toml import toml_value
+from regloss.training.config import build_layer, read
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 
 import regloss
 from regloss.errors import UnknownComponent, UsageError
-from regloss.training.config import apply_change, build_loop, parse, read, tomllib
+from regloss.io.toml import tomllib
+from regloss.training.config import apply_change, build_loop, parse, read
 
 TEXT = """
 output = "runs/a"

@@ -24,13 +24,14 @@ import numpy as np
 from regloss.dataset import Dataset, Sample
 from regloss.errors import UsageError, listed
 from regloss.io.classes import MAX_CLASSES, read_classes
-from regloss.io.folders import find_file, find_root, index_folder, index_label_folder, read_toml
+from regloss.io.folders import find_file, find_root, index_folder, index_label_folder
 from regloss.io.images import IMAGE_SUFFIXES, common_channels
 from regloss.io.labels import label_values
 from regloss.io.palettes import Color, class_colors
 from regloss.io.reduction import check_reduce
 from regloss.io.samples import SampleFiles, check_samples, find_sample, load_sample, subset_ids
 from regloss.io.scribbles import simulate
+from regloss.io.toml import read_toml
 from regloss.io.types import PathLike
 
 _DISJOINT = ("train", "val", "test")

@@ -17,10 +17,10 @@ import numpy as np
 
 from regloss.dataset import Dataset, Sample
 from regloss.errors import MissingDependency, UsageError, listed
-from regloss.io.folders import read_toml
 from regloss.io.images import read_image
 from regloss.io.labels import read_label_map
 from regloss.io.samples import subset_ids
+from regloss.io.toml import read_toml
 from regloss.io.types import FloatImage, LabelMap
 
 _DATA = Path(__file__).with_name("sample_data")

@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from regloss.dataset import IGNORE
 from regloss.errors import MissingDependency, UsageError
-from regloss.io.folders import read_toml
+from regloss.io.toml import read_toml
 from regloss_plugins.datasets import sample as module
 from regloss_plugins.datasets.sample import SampleDataset
 

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from regloss.apps.components import parse_component, split_name
 from regloss.dataset import IGNORE
 from regloss.errors import ReglossError, UsageError
 from regloss.io.images import read_image
@@ -26,19 +27,15 @@ from regloss.region_force import RegionForce
 from regloss.registry import (
     OWN_DISTRIBUTION,
     Component,
-    check_settings,
     components,
     get,
     load,
     name_of,
-    names,
-    resolve,
     settings,
 )
 from regloss.report.convergence import has_curve, write_chart, write_table
 from regloss.report.overlays import outlined
 from regloss.segmenter import EnergyRecord, Segmentation, Segmenter
-from regloss.training.config import toml_value
 
 _FILES = ("labels.png", "overlay.png", "masks", "convergence.csv", "convergence.png")
 
@@ -66,52 +63,6 @@ class SegmentedFile:
             *self.segmentation.notes,
             *(f"wrote {path}" for path in self.files),
         ]
-
-
-def parse_component(kind: str, text: str, /, **more: Any) -> Any:
-    """A component from ``NAME`` or ``NAME:setting=value,...``, as a command line gives it.
-
-    Args:
-        kind: of the component.
-        text: its name and settings.
-        **more: settings that replace those in ``text``.
-
-    >>> parse_component("regularizer", "grid-crf:weight=2,connectivity=4")
-    GridCRF(weight=2, connectivity=4, sigma='auto', diagonal='distance', relaxation='bilinear')
-    >>> parse_component("region-force", "chan-vese:scale=[1, 2]")
-    ChanVese(scale=(1, 2))
-    """
-    name, tail = _split_name(kind, text)
-    chosen: dict[str, Any] = {}
-    for part in filter(None, _settings(tail)):
-        key, equals, value = part.partition("=")
-        if not equals:
-            raise UsageError(f"{kind} {text!r}: settings are written NAME:setting=value,setting=value.")
-        chosen[key.strip().replace("-", "_")] = toml_value(value)
-    check_settings(kind, name, chosen)
-    return resolve(kind, {"name": name, **chosen, **more})
-
-
-def _split_name(kind: str, text: str) -> tuple[str, str]:
-    """The name, which may be qualified, and the settings behind it."""
-    # A qualified name (distribution:name) has a colon too, but no "=" behind it.
-    name, colon, tail = text.partition(":")
-    if colon and "=" not in tail.partition(":")[0] and name not in names(kind):
-        second, _, rest = tail.partition(":")
-        return f"{name}:{second}", rest
-    return name, tail
-
-
-def _settings(text: str) -> list[str]:
-    """``text`` split at the commas that stand in no bracket."""
-    parts, depth = [""], 0
-    for letter in text:
-        depth += (letter in "[{") - (letter in "]}")
-        if letter == "," and depth == 0:
-            parts.append("")
-        else:
-            parts[-1] += letter
-    return parts
 
 
 def segment_file(
@@ -207,7 +158,7 @@ def _segmenter(method: str | None, chosen: Mapping[str, Any], task: Literal["scr
     """The segmenter to use, with the ``chosen`` settings."""
     if method is None:
         method = _default(chosen.get("region_force"), task)
-    name, _ = _split_name("segmenter", method)
+    name, _ = split_name("segmenter", method)
     known = settings(get("segmenter", name))
     unknown = [setting.replace("_", " ") for setting in chosen if setting not in known]
     if unknown:

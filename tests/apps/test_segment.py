@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from regloss import ChanVese, GridCRF, MeanField, TotalVariation
+from regloss.apps.components import parse_component
+from regloss.apps.segment import segment_file
 from regloss.errors import MissingForm, UnknownComponent, UsageError
 from regloss.solver import Status
-from regloss.training.segment import parse_component, segment_file
 
 SIZE = (20, 30)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from regloss import UsageError, deep_chan_vese
-from regloss.training.segment import segment_file
+from regloss.apps.segment import segment_file
 from regloss_cli.main import app
 from regloss_plugins.segmenters.deep_chan_vese import DeepChanVeseSegmentation
 
