@@ -70,7 +70,10 @@ class RegularizedLayer(nn.Module, ABC):
 
         Of a setting of many numbers they may be a few that tell what matters.
         """
-        return {name: _scalars_of(name, value.detach()) for name, value in self.learnable_parameters().items()}
+        return {
+            name: _scalars_of(name.replace("_", "-"), value.detach())
+            for name, value in self.learnable_parameters().items()
+        }
 
     def check(self) -> None:
         """Raise `UsageError` if what has been learnt cannot be used; called before a training saves it."""
@@ -85,6 +88,7 @@ class RegularizedLayer(nn.Module, ABC):
 
 
 def _scalars_of(name: str, value: Tensor) -> dict[str, float]:
+    name = name.replace("_", "-")
     if value.numel() == 1:
         return {name: float(value)}
     return {f"{name}-{number}": entry for number, entry in enumerate(value.flatten().tolist())}

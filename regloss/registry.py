@@ -388,8 +388,8 @@ def public_targets() -> dict[str, str]:
     Components go by the name of their class; functions, and classes that are no component, are those that the
     entry-point group `FUNCTIONS` names.
 
-    >>> public_targets()["GridCRF"]
-    'regloss_plugins.regularizers.grid_crf:GridCRF'
+    >>> public_targets()["GridCRF"].partition(":")[2]
+    'GridCRF'
     """
     return {name: component.target for name, component in _public_components().items()} | _public_functions()
 

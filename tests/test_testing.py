@@ -17,8 +17,11 @@ from regloss import (
     ChanVese,
     CrossEntropy,
     Dataset,
+    DeepChanVeseSegmenter,
+    GraphCut,
     GridCRF,
     Proposal,
+    RegularizedLayer,
     Regularizer,
     Sample,
     Status,
@@ -27,6 +30,7 @@ from regloss import (
     UsageError,
     testing,
 )
+from regloss.checks import at_least_float32, check_finite, check_image, check_scores
 from regloss.regularizer import Concave, Face, GridGraph, Saddle
 from regloss.solver import one_hot
 from regloss.testing.suite import gradient_of_sum
@@ -744,3 +748,146 @@ def test_a_suite_without_make_says_so(pytester):
     outcomes = result.parseoutcomes()
     assert outcomes["failed"] > 5
     assert "passed" not in outcomes
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Layers
+
+
+class FaultyLayer(RegularizedLayer):
+    """Softmax of logits that a pixel's neighbours along the last axis have a share in, with a fault."""
+
+    def __init__(self, fault=""):
+        super().__init__()
+        self.fault = fault
+        self.share = nn.Parameter(torch.tensor(0.3))
+        self.calls = 0
+
+    def log_probabilities(self, logits, image, roi=None, warm=None):
+        if self.fault != "takes anything":
+            check_image(image)
+            check_scores(logits, "logits")
+            check_finite(logits, "logits")
+            if logits.shape[2:] != image.shape[2:]:
+                raise UsageError("logits do not fit the image.")
+        self.calls += 1
+        scores = at_least_float32(logits)
+        if self.fault == "modifies":
+            logits.mul_(0.5)
+        if self.fault == "couples images":
+            scores = scores + scores.mean(0, keepdim=True)
+        if self.fault == "random":
+            scores = scores + 1e-3 * torch.randn_like(scores)
+        if self.fault == "remembers":
+            scores = scores * self.calls
+        if self.fault == "ignores logits":
+            scores = torch.zeros_like(scores)
+        inside = torch.ones_like(scores[:, :1]) if roi is None or self.fault == "sees outside" else roi.unsqueeze(1)
+        votes = torch.zeros_like(scores)
+        votes[..., 1:] += (scores * inside)[..., :-1]
+        share = self.share.detach() if self.fault == "loses gradient" else self.share
+        if self.fault == "half gradient":
+            share = (share + share.detach()) / 2
+        found = (scores + share * votes).log_softmax(1)
+        if self.fault == "no distribution":
+            found = found - 0.1
+        return found if self.fault == "of another type" else found.to(logits.dtype)
+
+    def learnable_parameters(self):
+        return {} if self.fault == "hides parameters" else super().learnable_parameters()
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "arguments", "error"),
+    [
+        ("no distribution", "test_it_gives_distributions", BOX, AssertionError),
+        ("ignores logits", "test_it_depends_on_the_logits", BOX, AssertionError),
+        ("half gradient", "test_gradient_in_what_is_learnt", BOX, AssertionError),
+        ("loses gradient", "test_gradient_in_what_is_learnt", BOX, RuntimeError),
+        ("sees outside", "test_region_of_interest_is_like_a_crop", BOX, AssertionError),
+        ("couples images", "test_batch_is_one_by_one", BOX, AssertionError),
+        ("random", "test_the_same_twice", BOX, AssertionError),
+        ("remembers", "test_the_same_twice", BOX, AssertionError),
+        ("modifies", "test_arguments_are_not_modified", BOX, AssertionError),
+        ("of another type", "test_logits_of_any_precision", {"dtype": torch.bfloat16}, AssertionError),
+        ("hides parameters", "test_what_is_learnt_is_named_and_told", {}, AssertionError),
+        ("takes anything", "test_bad_input_is_refused", {}, pytest.fail.Exception),
+    ],
+)
+def test_faulty_layers_are_found(fault, check, arguments, error):
+    sound = type("Suite", (testing.LayerConformance,), {"make": lambda self: FaultyLayer()})
+    faulty = type("Suite", (testing.LayerConformance,), {"make": lambda self: FaultyLayer(fault)})
+    getattr(sound(), check)(**arguments)
+    expect_failure(faulty, check, arguments, error)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Segmenters
+
+
+@dataclass(frozen=True)
+class FaultySegmenter(GraphCut):
+    """Graph cuts with a fault."""
+
+    fault: str = ""
+
+    def segment(self, task):
+        given = replace(task, scribbles=None) if self.fault == "ignores scribbles" else task
+        if self.fault == "modifies":
+            task.image.mul_(0.5)
+        if self.fault == "random":
+            given = replace(given, seed=int(torch.randint(1000, ())))
+        found = super().segment(given)
+        match self.fault:
+            case "overrules seeds":
+                return replace(found, labels=found.labels.roll(3, -1))
+            case "out of range":
+                return replace(found, labels=found.labels + 1)
+            case "infinite":
+                return replace(found, energy=float("inf"))
+            case "false bound":
+                return replace(found, bound=found.energy + 1)
+            case "undecided":
+                return replace(found, labels=torch.zeros_like(found.labels))
+            case "uses all classes" if task.scribbles is not None:
+                return replace(found, labels=found.labels.masked_fill(found.labels == 4, 3))
+            case "announces pictures":
+                return found
+            case "records":
+                return replace(found, history=(*found.history, "the end"))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "arguments"),
+    [
+        ("out of range", "test_phases_are_found", {"phases": 2, "channels": 3}),
+        ("undecided", "test_phases_are_found", {"phases": 2, "channels": 3}),
+        ("infinite", "test_phases_are_found", {"phases": 2, "channels": 3}),
+        ("false bound", "test_phases_are_found", {"phases": 2, "channels": 3}),
+        ("overrules seeds", "test_seeds_are_kept", {"channels": 3}),
+        ("ignores scribbles", "test_seeds_are_kept", {"channels": 3}),
+        ("uses all classes", "test_classes_without_seeds_are_not_used", {}),
+        ("undecided", "test_a_start_is_taken", {}),
+        ("random", "test_the_same_seed_gives_the_same", {}),
+        ("records", "test_what_it_tells", {}),
+        ("modifies", "test_arguments_are_not_modified", {}),
+    ],
+)
+def test_faulty_segmenters_are_found(fault, check, arguments):
+    getattr(suite_for(testing.SegmenterConformance, FaultySegmenter())(), check)(**arguments)
+    expect_failure(suite_for(testing.SegmenterConformance, FaultySegmenter(fault=fault)), check, arguments)
+
+
+def test_a_false_statement_about_a_segmenter_is_found():
+    """One that announces a picture must draw it; one that takes scribbles must not refuse them."""
+
+    class Announces(GraphCut):
+        figures = ("convergence",)
+
+    class TakesAll(DeepChanVeseSegmenter):
+        takes_scribbles = True
+
+    expect_failure(suite_for(testing.SegmenterConformance, Announces()), "test_what_it_tells", {})
+    quick = TakesAll(max_steps=2, warm_up=1)
+    expect_failure(suite_for(testing.SegmenterConformance, quick), "test_seeds_are_kept", {"channels": 3})

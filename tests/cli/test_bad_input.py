@@ -304,7 +304,7 @@ def test_segment(regloss, images, tmp_path):
     save(tmp_path / "small.png", np.zeros((5, 5), np.uint8))
     for arguments, expected in (
         ((image,), "Give scribbles"),
-        ((image, "--scribbles", tmp_path / "one.png"), "labels only class 1"),
+        ((image, "--scribbles", tmp_path / "one.png"), "In the scribbles only class 1 is labelled"),
         ((image, "--scribbles", tmp_path / "small.png"), "They must agree"),
         ((image, "--scribbles", scribbles, "--solver", "cut"), "no solver called 'cut'"),
         ((tmp_path / "absent.png", "--scribbles", scribbles), "absent.png"),
