@@ -106,6 +106,8 @@ class Solution:
         violation: (B,) how far the solver's iterate was from meeting the constraints, in their own units, the largest
             over several; 0 without constraints. Where no labels were found that meet all (`Status.INFEASIBLE`), how far
             the labels are.
+        log_probabilities: (B, K, *S), where a differentiable solver's `DifferentiableSolver.log_probabilities` has been
+            asked for them already, so that its ``pullback`` need not compute them again; else None.
     """
 
     probabilities: Tensor
@@ -117,6 +119,7 @@ class Solution:
     start_energy: Tensor
     state: Any = None
     violation: Tensor = field(default=None)  # type: ignore[assignment]  # zeros if it is not given
+    log_probabilities: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.violation is None:

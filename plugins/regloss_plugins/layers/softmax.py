@@ -348,12 +348,9 @@ class _Implicit(torch.autograd.Function):
         ctx.layer, ctx.problem, ctx.solution = layer, _detached(problem), layer.solution
         ctx.logarithms, ctx.dtypes = logarithms, (scores.dtype, entropy.dtype)
         found = layer.solver.log_probabilities(ctx.problem, layer.solution)
-        if logarithms:
-            return found
-        probabilities = found.exp()
-        if layer.polisher is None:  # the derivative of exp at the solution that is differentiated
-            ctx.save_for_backward(probabilities)
-        return probabilities
+        if layer.polisher is None:  # else another solution is differentiated
+            ctx.save_for_backward(found)
+        return found if logarithms else found.exp()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -361,13 +358,14 @@ class _Implicit(torch.autograd.Function):
         layer: RegularizedSoftmax = ctx.layer
         with torch.autocast(cotangent.device.type, enabled=False):
             solution = ctx.solution
-            if layer.polisher is not None:
+            if layer.polisher is None:
+                (log_probabilities,) = ctx.saved_tensors
+            else:
                 solution = layer.polisher.minimise(dataclasses.replace(ctx.problem, warm=solution.state))
+                log_probabilities = layer.solver.log_probabilities(ctx.problem, solution)
+            solution = dataclasses.replace(solution, log_probabilities=log_probabilities)
             if not ctx.logarithms:
-                kept = ctx.saved_tensors
-                cotangent = cotangent * (
-                    kept[0] if kept else layer.solver.log_probabilities(ctx.problem, solution).exp()
-                )
+                cotangent = cotangent * log_probabilities.exp()
             found = layer.solver.pullback(
                 ctx.problem,
                 solution,

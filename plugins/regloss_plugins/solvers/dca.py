@@ -283,7 +283,9 @@ class DCA(DifferentiableSolver):
         """
         run, slope, state = self._end(problem, solution)
         concave, step = run.concave, run.step
-        log_s = step.log_probabilities(slope, problem.entropy, state)
+        log_s = solution.log_probabilities
+        if log_s is None:
+            log_s = step.log_probabilities(slope, problem.entropy, state)
         s, cotangent = log_s.exp(), cotangent.to(log_s)
 
         def through_step(given: Tensor) -> Pullback:

@@ -197,7 +197,9 @@ class PDHG(DifferentiableSolver, Denoiser):
         form, state = problem.form, solution.state
         assert isinstance(form, Saddle)
         assert isinstance(state, PDHGState)
-        log_probabilities = self.log_probabilities(problem, solution)
+        log_probabilities = solution.log_probabilities
+        if log_probabilities is None:
+            log_probabilities = self.log_probabilities(problem, solution)
         probabilities, cotangent = log_probabilities.exp(), cotangent.to(log_probabilities)
         # S' g for g = cotangent / s, which may overflow where this does not.
         start = (cotangent - probabilities * cotangent.sum(1, keepdim=True)) / problem.entropy

@@ -172,6 +172,26 @@ def test_polished_gradient_of_an_inexact_solution(regularizer: Any, mistaken: bo
     assert (error() > 1e-2) == mistaken
 
 
+@pytest.mark.parametrize(("polish", "count"), [(None, 1), (1e-8, 2)])  # of another solution once more
+@pytest.mark.parametrize("logarithms", [True, False])
+def test_log_probabilities_are_computed_once(
+    polish: float | None, count: int, logarithms: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = PDHG.log_probabilities
+
+    def counted(*arguments: Any) -> Tensor:
+        calls.append(arguments)
+        return original(*arguments)
+
+    monkeypatch.setattr(PDHG, "log_probabilities", counted)
+    layer = RegularizedSoftmax(TotalVariation(0.3), polish=polish)
+    logits = random(1, 3, 5, 6, seed=1).requires_grad_()
+    call = layer.log_probabilities if logarithms else layer
+    call(logits, image_of(1, 1, 5, 6))[:, 0].sum().backward()
+    assert len(calls) == count
+
+
 def test_gradcheck() -> None:
     layer = RegularizedSoftmax(TotalVariation(0.3), EXACT, 0.5, **EXACTLY)
     logits = random(1, 2, 3, 3, seed=7).requires_grad_()
