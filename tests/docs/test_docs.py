@@ -140,8 +140,11 @@ SMALLEST: dict[str, dict[str, Any]] = {
 def test_toml_blocks_parse(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Configurations are checked as `regloss train` does; parts of one are put into the smallest that there is."""
     monkeypatch.syspath_prepend(ROOT / "docs" / "writing-a-plugin")
-    regularizer = importlib.import_module("regloss_geodesic.length").GeodesicLength
-    registry.register("regularizer", "geodesic-length")(regularizer)  # as if the example were installed
+    for kind, name, module, cls in (  # as if the example were installed
+        ("regularizer", "geodesic-length", "length", "GeodesicLength"),
+        ("layer", "geodesic-votes", "votes", "GeodesicVotes"),
+    ):
+        registry.register(kind, name)(getattr(importlib.import_module(f"regloss_geodesic.{module}"), cls))
     for block in blocks(page, "toml"):
         table = tomllib.loads(block.text)
         if not set(table) <= {name.replace("_", "-") for name in Config.model_fields}:
