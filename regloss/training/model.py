@@ -123,7 +123,7 @@ class Segmenter(nn.Module):
             return found
         return {"all": list(self.network.parameters())}
 
-    def learnt(self) -> list[nn.Parameter]:
+    def learnable_parameters(self) -> list[nn.Parameter]:
         """The layer's parameters."""
         return [] if self.layer is None else list(self.layer.parameters())
 

@@ -37,9 +37,10 @@ def build_optimizer(config: Config, segmenter: Segmenter) -> torch.optim.Optimiz
         {"params": parameters, "lr": rate * (config.training.head_lr if name == "head" else 1.0)}
         for name, parameters in segmenter.groups().items()
     ]
-    if segmenter.learnt():
+    learnt = segmenter.learnable_parameters()
+    if learnt:
         # Decay would pull the logarithms to 0, and so what is learnt to 1.
-        groups.append({"params": segmenter.learnt(), "lr": rate * config.training.layer_lr, "weight_decay": 0.0})
+        groups.append({"params": learnt, "lr": rate * config.training.layer_lr, "weight_decay": 0.0})
     return optimizer_of(config, groups)
 
 

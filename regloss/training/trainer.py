@@ -265,7 +265,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
         for name, module in modules.items():
             (folder / "modules").mkdir(exist_ok=True)
             checkpoints.save_network(folder / "modules" / f"{name}.safetensors", module.state_dict())
-        if segmenter.layer is not None and segmenter.learnt():
+        if segmenter.layer is not None and segmenter.learnable_parameters():
             learnt = describe_layer(segmenter.layer)
             tell("Layer after training: " + ", ".join(f"{name[6:]} {value:.4g}" for name, value in learnt.items()))
     return _finish(fabric, parts, store if generation >= 0 else None, generation, tell)

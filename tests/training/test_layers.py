@@ -93,7 +93,7 @@ def test_a_layer_is_trained_saved_and_applied(name, layered, images, tmp_path):
             tables = [{**table, "weight": w} for table, w in zip(own["regularizer"], weights, strict=True)]
             layer.regularizer = regloss.regularizer.combine(tables)
         with torch.no_grad():
-            by_hand = layer(model.segmenter.network(image), image)
+            by_hand = layer.eval()(model.segmenter.network(image), image)
         torch.testing.assert_close(predict(model.segmenter, image).exp(), by_hand, rtol=1e-5, atol=1e-6)
 
 
