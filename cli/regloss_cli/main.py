@@ -30,7 +30,7 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results th
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
-def _tell(message: str) -> None:
+def _print_message(message: str) -> None:
     typer.echo(message, err=True)
 
 
@@ -65,7 +65,9 @@ def train(
     from regloss.apps.train import train_file
 
     silent = quiet or not sys.stderr.isatty()
-    scores = train_file(config, changes or (), resume=resume, overwrite=overwrite, quiet=silent, tell=_tell)
+    scores = train_file(
+        config, changes or (), resume=resume, overwrite=overwrite, quiet=silent, callback=_print_message
+    )
     _print_scores(scores)
 
 
@@ -209,7 +211,7 @@ def segment(
         post_processing=post_processing,
         seed=seed,
         overwrite=overwrite,
-        callback=_tell,
+        callback=_print_message,
     )
     for line in result.lines():
         typer.echo(line)
@@ -225,7 +227,9 @@ def demo(
     """Train on the sample images with partial cross entropy and with the trust region, and compare."""
     from regloss.apps.demo import run_demo
 
-    lines = run_demo(output, epochs=epochs, overwrite=overwrite, quiet=quiet or not sys.stderr.isatty(), tell=_tell)
+    lines = run_demo(
+        output, epochs=epochs, overwrite=overwrite, quiet=quiet or not sys.stderr.isatty(), callback=_print_message
+    )
     for line in lines:
         typer.echo(line)
 

@@ -56,7 +56,12 @@ def demo_configs(output: Path, epochs: int) -> dict[str, Config]:
 
 
 def run_demo(
-    output: Path, *, epochs: int = 60, overwrite: bool = False, quiet: bool = True, tell: Callable[[str], None] = print
+    output: Path,
+    *,
+    epochs: int = 60,
+    overwrite: bool = False,
+    quiet: bool = True,
+    callback: Callable[[str], None] = print,
 ) -> list[str]:
     """Train on the sample images; returns the comparison in words.
 
@@ -65,7 +70,7 @@ def run_demo(
         epochs: of each run.
         overwrite: replace an earlier demonstration.
         quiet: no progress bars.
-        tell: called with messages worth reading.
+        callback: called with messages worth reading.
 
     Raises:
         UsageError: the output is in use, or the package that carries the images is not installed.
@@ -75,8 +80,8 @@ def run_demo(
     make_new_folder(output, tuple(configs))
     scores = {}
     for name, config in configs.items():
-        tell(f"Training: {name}")
-        scores[name] = train(config, quiet=quiet, tell=tell)["test"]
+        callback(f"Training: {name}")
+        scores[name] = train(config, quiet=quiet, callback=callback)["test"]
     lines = [f"{'on the test images':24}  mean IoU   grid-CRF energy a pixel"]
     for name in ("partial-cross-entropy", "trust-region"):
         lines.append(f"{name:24}  {scores[name]['mean-iou']:.3f}      {scores[name]['energy']:.4f}")

@@ -17,7 +17,7 @@ def train_file(
     resume: bool = False,
     overwrite: bool = False,
     quiet: bool = True,
-    tell: Callable[[str], None] = print,
+    callback: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Train as a file says; see `regloss.training.trainer.train`.
 
@@ -27,7 +27,7 @@ def train_file(
         resume: go on from the last checkpoint in the output folder, if it holds one.
         overwrite: replace an output folder that an earlier run left.
         quiet: no progress bars.
-        tell: called with messages worth reading.
+        callback: called with messages worth reading.
 
     Returns:
         Scores by subset.
@@ -35,4 +35,4 @@ def train_file(
     Raises:
         UsageError: the configuration is invalid, or the output folder is in use.
     """
-    return train(read(path, changes), resume=resume, overwrite=overwrite, quiet=quiet, tell=tell)
+    return train(read(path, changes), resume=resume, overwrite=overwrite, quiet=quiet, callback=callback)

@@ -281,7 +281,7 @@ def read(path: Path, changes: Sequence[str] = ()) -> Config:
 
     Raises:
         UsageError: the file is missing or no TOML, a key is unknown (the message names it and the allowed ones), a
-            value cannot be meant, or a component does not exist or has no such setting.
+            value is invalid, or a component does not exist or has no such setting.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -484,7 +484,7 @@ def build_proposals(proposals: Proposals | None) -> ColorPseudoLabels | None:
     """What makes the proposals of a configuration; None where there are none.
 
     Raises:
-        UsageError: a setting that does not exist or cannot be meant.
+        UsageError: a setting that does not exist or is invalid.
         MissingForm: a solver that cannot use the regularizer.
     """
     if proposals is None:

@@ -46,7 +46,7 @@ from regloss.training.proposals import ProposalStore
 from regloss.training.run_parts import Parts, build
 from regloss.training.stage_a import ENERGIES, add_energies, finite_energies, proposals_due, propose, propose_all
 
-Tell = Callable[[str], None]
+Callback = Callable[[str], None]
 
 
 def _silent(message: str) -> None:
@@ -54,7 +54,7 @@ def _silent(message: str) -> None:
 
 
 def train(
-    config: Config, *, resume: bool = False, overwrite: bool = False, quiet: bool = True, tell: Tell = _silent
+    config: Config, *, resume: bool = False, overwrite: bool = False, quiet: bool = True, callback: Callback = _silent
 ) -> dict[str, Any]:
     """Train as ``config`` says.
 
@@ -63,7 +63,7 @@ def train(
         resume: go on from the last checkpoint in the output folder, if it holds one.
         overwrite: replace an output folder that an earlier run left.
         quiet: no progress bars.
-        tell: called with messages worth reading.
+        callback: called with messages worth reading.
 
     Returns:
         Scores by subset, as in scores.json.
@@ -81,25 +81,25 @@ def train(
     parts = build(config, resume=resume)
     if first:
         for warning in parts.warnings:
-            tell(warning)
+            callback(warning)
         prepare_output(folder, config, parts.dataset, overwrite=overwrite)
     try:
-        scores: dict[str, Any] = fabric.launch(_launched, CopiedParts(parts), quiet, tell)  # type: ignore[arg-type]
+        scores: dict[str, Any] = fabric.launch(_launched, CopiedParts(parts), quiet, callback)  # type: ignore[arg-type]
     except ProcessException as error:
         raise ReglossError(f"A training process failed. {error}") from error
     return scores
 
 
-def _launched(fabric: Fabric, copied: CopiedParts, quiet: bool, tell: Tell) -> dict[str, Any]:
+def _launched(fabric: Fabric, copied: CopiedParts, quiet: bool, callback: Callback) -> dict[str, Any]:
     """Run, and leave the process group: a process that ends with its threads of communication alive is aborted."""
     try:
-        return _run(fabric, copied.parts, quiet, tell)
+        return _run(fabric, copied.parts, quiet, callback)
     finally:
         if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
 
 
-def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any]:
+def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[str, Any]:
     config, loop = parts.config, parts.loop
     folder, training = Path(config.output), config.training
     if training.threads is not None:
@@ -134,7 +134,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
         epoch = step // order.steps
         numbers = dict(state.get("numbers", {}))
         if main:
-            tell(f"Going on from step {step} of {total_steps}.")
+            callback(f"Going on from step {step} of {total_steps}.")
 
     if main:
         steps_log, epochs_log = CsvLog(folder / "log" / "steps.csv"), CsvLog(folder / "log" / "epochs.csv")
@@ -267,11 +267,13 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, tell: Tell) -> dict[str, Any
             checkpoints.save_network(folder / "modules" / f"{name}.safetensors", module.state_dict())
         if segmenter.layer is not None and segmenter.learnable_parameters():
             learnt = describe_layer(segmenter.layer)
-            tell("Layer after training: " + ", ".join(f"{name[6:]} {value:.4g}" for name, value in learnt.items()))
-    return _finish(fabric, parts, store if generation >= 0 else None, generation, tell)
+            callback("Layer after training: " + ", ".join(f"{name[6:]} {value:.4g}" for name, value in learnt.items()))
+    return _finish(fabric, parts, store if generation >= 0 else None, generation, callback)
 
 
-def _finish(fabric: Fabric, parts: Parts, store: ProposalStore | None, generation: int, tell: Tell) -> dict[str, Any]:
+def _finish(
+    fabric: Fabric, parts: Parts, store: ProposalStore | None, generation: int, callback: Callback
+) -> dict[str, Any]:
     """Scores and report."""
     from regloss.report.page import write_report  # matplotlib is needed only now
 
@@ -302,7 +304,7 @@ def _finish(fabric: Fabric, parts: Parts, store: ProposalStore | None, generatio
         examples=examples_of(fabric, parts.segmenter, parts.reader, config, read, parts.loop.data_term),
         sections=sections,
     )
-    tell(f"Report: {path}")
+    callback(f"Report: {path}")
     return scores
 
 

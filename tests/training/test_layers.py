@@ -66,7 +66,7 @@ def learnt(folder):
 def test_a_layer_is_trained_saved_and_applied(name, layered, images, tmp_path):
     parsed = layered(LAYERS[name])
     told = []
-    scores = train(parsed, tell=told.append)
+    scores = train(parsed, callback=told.append)
     run = tmp_path / "run"
     expected = [f"layer:log_{setting}" for setting in sorted(parsed.layer.component_settings()["learn"])]
     assert sorted(learnt(run)) == expected
@@ -127,7 +127,7 @@ def dense(images, tmp_path_factory):
     output, told = tmp_path_factory.mktemp("runs") / "dense", []
     learn = '["weights", "sigma-xy", "sigma-rgb", "compatibility", "entropy"]'
     layer = f'layer={{kind = "dense-crf", sigma-xy = [8.0, 2.0], steps = 3, learn = {learn}}}'
-    train(parse(small_data.settings(images, output, layer, *SHORT, loop="gradient-descent")), tell=told.append)
+    train(parse(small_data.settings(images, output, layer, *SHORT, loop="gradient-descent")), callback=told.append)
     return output, told
 
 

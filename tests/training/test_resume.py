@@ -141,7 +141,7 @@ def test_a_finished_training_may_be_resumed(tmp_path, config):
     scores = train(parsed)
     before = result(tmp_path / "run")
     told = []
-    assert train(parsed, resume=True, tell=told.append) == scores
+    assert train(parsed, resume=True, callback=told.append) == scores
     assert result(tmp_path / "run") == before
     assert told[0] == "Going on from step 3 of 3."
 

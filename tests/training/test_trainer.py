@@ -37,7 +37,7 @@ def rows(folder, name):
 def test_what_a_training_leaves(loop, config, tmp_path, real_report):
     told = []
     parsed = config("data.val=all", "training.epochs=3", loop=loop)
-    scores = train(parsed, tell=told.append)
+    scores = train(parsed, callback=told.append)
     folder = tmp_path / "run"
     expected = {"config.json", "log", "checkpoints", "model.safetensors", "model.json", "scores.json", "report.html"}
     kept = {"proposals"} if loop == "trust-region" else set()
