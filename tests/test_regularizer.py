@@ -36,9 +36,6 @@ class Impurity(Regularizer):
 
     weight: float = 1.0
 
-    def __post_init__(self):
-        check_weight(self.weight, "impurity")
-
     @property
     def forms(self):
         return (Concave,)
@@ -66,9 +63,6 @@ class Majority(Regularizer):
     """Class 0 has at least the mass of class 1: a cone in the saddle form, a half-space as a projection."""
 
     weight: float = 1.0
-
-    def __post_init__(self):
-        check_weight(self.weight, "majority")
 
     @property
     def forms(self):
@@ -420,6 +414,36 @@ def test_binding_cuts_the_gradient_of_the_image():
 def test_invalid_weights_are_refused(weight):
     with pytest.raises(UsageError, match="weight of something"):
         check_weight(weight, "something")
+
+
+def test_the_base_class_checks_the_weight():
+    """Before the fields that a subclass checks, and in subclasses of it, which need not say so."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Sharp(Impurity):
+        sharpness: float = 1.0
+
+        def __post_init__(self):
+            if self.sharpness <= self.weight:
+                raise UsageError("sharpness must exceed the weight")
+
+    @dataclasses.dataclass(frozen=True)
+    class Sharper(Sharp):
+        def __post_init__(self):
+            super().__post_init__()
+            object.__setattr__(self, "sharpness", 2 * self.sharpness)
+
+    for cls in (Impurity, Sharp, Sharper):
+        for weight in (-1.0, float("nan"), float("inf")):
+            with pytest.raises(UsageError, match=f"weight of .*{cls.__name__} must be finite and not negative"):
+                cls(weight)
+        with pytest.raises(UsageError, match=r"must be a number.*give other settings by name"):
+            cls("heavy")
+    with pytest.raises(UsageError, match="sharpness must exceed"):
+        Sharp(1.0, sharpness=0.5)
+    assert Sharper(1.0, sharpness=3.0).sharpness == 6.0
+    with pytest.raises(UsageError, match="weight of grid-crf"):
+        GridCRF(-1.0)
 
 
 def test_what_was_meant_for_another_setting_is_no_weight():

@@ -73,7 +73,11 @@ def _compute(
     return energies.detach(), gradient.contiguous()
 
 
-@torch.library.custom_op("regloss::energies", mutates_args=())
+_SCHEMA = "(Tensor probabilities, Tensor image, Tensor? roi, int handle, bool differentiate) -> (Tensor, Tensor)"
+
+
+# Older versions of torch cannot infer a schema from annotations that are strings.
+@torch.library.custom_op("regloss::energies", mutates_args=(), schema=_SCHEMA)
 def _energies(
     probabilities: Tensor, image: Tensor, roi: Tensor | None, handle: int, differentiate: bool
 ) -> tuple[Tensor, Tensor]:

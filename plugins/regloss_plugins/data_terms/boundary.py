@@ -94,7 +94,10 @@ def signed_distances(labels: Tensor, known: Tensor, classes: Sequence[int]) -> T
     return distances
 
 
-@torch.library.custom_op("regloss::signed_distances", mutates_args=())
+_SCHEMA = "(Tensor labels, Tensor known, int[] classes) -> Tensor"
+
+
+@torch.library.custom_op("regloss::signed_distances", mutates_args=(), schema=_SCHEMA)
 def _signed_distances(labels: Tensor, known: Tensor, classes: list[int]) -> Tensor:
     # One operation to compilers, which cannot look into scipy.
     values, given = labels.cpu().numpy(), known.cpu().numpy()
