@@ -29,11 +29,13 @@ from torch import Tensor
 from regloss.checks import at_least_float32, check_labels, check_scores
 from regloss.dataset import IGNORE
 from regloss.errors import ReglossError, UsageError
+from regloss.forms import Form, Graph, GridGraph
 from regloss.grid import full_roi, spread
-from regloss.region_force import RegionForce, pick_statistics, wide_dtype
+from regloss.numerics import widest_float
+from regloss.region_force import RegionForce, pick_statistics
 from regloss.registry import name_of, resolve
-from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term, combine
-from regloss.solver import Look, Solution, Solver, Status, linear_energy, negotiate, one_hot, solve, statuses
+from regloss.regularizer import Regularizer, Term, combine
+from regloss.solver import Callback, Solution, Solver, Status, linear_energy, negotiate, one_hot, solve, statuses
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def alternate(
     max_rounds: int = 50,
     tolerance: float = 1e-6,
     callback: Callable[[HalfStep], object] | None = None,
-    solver_callback: Callable[[Look], object] | None = None,
+    solver_callback: Callback | None = None,
 ) -> Alternation:
     """Alternate between the statistics of regions and the labels, for every image of a batch.
 
@@ -205,7 +207,7 @@ def alternate(
             fixed=fixed,
             allowed=allowed,
             warm=labels if solution is None else solution,
-            observe=solver_callback,
+            callback=solver_callback,
         )
         rounds = rounds + running
         stopped = torch.tensor([not status.is_done for status in new.status], device=running.device)
@@ -268,7 +270,7 @@ def _start(start: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def _at_start(term: Term, kind: type[Form], unary: Tensor, labels: Tensor | None, classes: int) -> HalfStep:
     """The energy of the labels to start from, whose entropy is 0."""
-    wide = wide_dtype(unary.device)
+    wide = widest_float(unary.device)
     if labels is None:
         energy = torch.full((unary.shape[0],), float("nan"), dtype=wide, device=unary.device)
     else:
@@ -287,7 +289,7 @@ def _record(step: HalfStep, callback: Callable[[HalfStep], object] | None) -> Ha
 
 def _change(before: Tensor, after: Tensor, probabilities: Tensor, roi: Tensor | None) -> Tensor:
     """<after - before, s> (B,), as the energy changes when costs do."""
-    wide = wide_dtype(before.device)
+    wide = widest_float(before.device)
     return linear_energy(after.to(wide) - before.to(wide), probabilities, roi)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from regloss import grid
 from regloss.checks import at_least_float32
 from regloss.errors import UsageError
+from regloss.numerics import widest_float
 from regloss.registry import name_of
 from regloss.regularizer import Regularizer, Term
 
@@ -138,8 +139,7 @@ class ConstraintTerm(Term, ABC):
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """``labels`` (B, *S) as float64 probabilities (B, K, *S); float32 where the device knows no float64."""
-    wide = torch.float32 if labels.device.type == "mps" else torch.float64
-    return F.one_hot(labels, classes).movedim(-1, 1).to(wide)
+    return F.one_hot(labels, classes).movedim(-1, 1).to(widest_float(labels.device))
 
 
 def contradiction(term: Term, image: int, why: str) -> UsageError:
@@ -230,7 +230,7 @@ class Constraints:
 
     def costs(self, log_probabilities: Tensor) -> Tensor:
         """-log s (B, K, *S) in float64, inf where a label is not possible and finite elsewhere."""
-        wide = torch.float32 if log_probabilities.device.type == "mps" else torch.float64
+        wide = widest_float(log_probabilities.device)
         return -log_probabilities.to(wide).clamp(min=-1e6).masked_fill(~self.possible, -torch.inf)
 
     def round(self, log_probabilities: Tensor) -> Rounded:

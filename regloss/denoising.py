@@ -18,9 +18,6 @@ processing", 2008.
 from __future__ import annotations
 
 import dataclasses
-from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,65 +25,10 @@ from torch import Tensor
 
 from regloss.checks import at_least_float32, check_finite
 from regloss.errors import MissingForm, UsageError
+from regloss.forms import Saddle
 from regloss.registry import name_of, resolve
-from regloss.regularizer import Regularizer, Saddle, Term, combine
-from regloss.solver import Look, Status
-
-
-@dataclass(frozen=True)
-class Denoising:
-    """What a denoiser is given; checked already.
-
-    Attributes:
-        form: R.
-        image: f (B, C, *S), float32 or float64.
-        roi: (B, *S) bool; values are summed inside. None = everywhere.
-        warm: the state of an earlier `Denoised`; None = cold start.
-        observe: called with each `regloss.solver.Look`; None = nobody looks.
-    """
-
-    form: Saddle
-    image: Tensor
-    roi: Tensor | None = None
-    warm: Any = None
-    observe: Callable[[Look], object] | None = None
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """What came out, and what certifies it.
-
-    Attributes:
-        image: u (B, C, *S).
-        energy: (B,) value at u, inside the region of interest.
-        bound: (B,) lower bound on the minimum.
-        steps: (B,) int64.
-        status: one for each image.
-        state: what `denoise` takes as ``warm`` for the next, similar problem.
-    """
-
-    image: Tensor
-    energy: Tensor
-    bound: Tensor
-    steps: Tensor
-    status: tuple[Status, ...]
-    state: Any = None
-
-    @property
-    def gap(self) -> Tensor:
-        """(B,) energy - bound; half the squared distance to the minimiser is no more."""
-        return self.energy - self.bound
-
-
-class Denoiser(ABC):
-    """A solver that can denoise; a frozen dataclass with the fields ``max_steps`` and ``tolerance``."""
-
-    max_steps: int
-    tolerance: float
-
-    @abstractmethod
-    def denoise(self, problem: Denoising) -> Denoised:
-        """Minimise |u - f|^2 / 2 + R(u) for every image."""
+from regloss.regularizer import Regularizer, Term, combine
+from regloss.solver import Callback, Problem, Solution, Solver
 
 
 def denoise(
@@ -99,8 +41,8 @@ def denoise(
     tolerance: float = 1e-5,
     max_steps: int = 1000,
     warm: Any = None,
-    observe: Callable[[Look], object] | None = None,
-) -> Denoised:
+    callback: Callback | None = None,
+) -> Solution:
     """Remove noise from images: min over u of |u - image|^2 / 2 + R(u). No gradient flows through it.
 
     Args:
@@ -116,10 +58,11 @@ def denoise(
             that per pixel, in units of squared image values; by default this is about 1/255.
         max_steps: largest number of steps, >= 1.
         warm: an earlier result for similar images, or its state, to start from.
-        observe: called with what is known at each look at the gap.
+        callback: called with each `regloss.solver.Progress`, at each look at the gap.
 
     Returns:
-        The images, with their certificates.
+        The images, as ``image`` of a `Solution`, with their certificates; half the squared distance to the minimiser is
+        at most the gap.
 
     Raises:
         UsageError: shapes disagree, values that are not finite, settings outside their range.
@@ -135,7 +78,7 @@ def denoise(
         raise UsageError(f"An image to denoise must be floating point of shape (B, C, *S); got {found}.")
     check_finite(image, "image", "Replace missing pixels, and leave them out by roi.")
     chosen = resolve("solver", {"name": "pdhg", "momentum": 0.97} if solver is None else solver)
-    if not isinstance(chosen, Denoiser):
+    if not isinstance(chosen, Solver) or "square" not in chosen.smoothings:
         raise UsageError(f"Denoising needs a solver such as pdhg; {name_of(chosen)} minimises over labels only.")
     settings = {"tolerance": tolerance, "max_steps": max_steps}
     chosen = dataclasses.replace(chosen, **settings)  # type: ignore[type-var]
@@ -146,9 +89,17 @@ def denoise(
         term = _bound(values, regularizer, guide, roi)
         if (values.shape[0], *values.shape[2:]) != term.shape:
             raise UsageError(f"image {tuple(image.shape)} does not fit the bound term, with (B, *S) = {term.shape}.")
-        start = warm.state if isinstance(warm, Denoised) else warm
-        result = chosen.denoise(Denoising(_saddle(term), values, term.roi, start, observe))
-    return dataclasses.replace(result, image=result.image.to(image.dtype))
+        problem = Problem(
+            form=_saddle(term),
+            unary=-values,
+            entropy=1.0,
+            smoothing="square",
+            roi=term.roi,
+            warm=warm.state if isinstance(warm, Solution) else warm,
+            callback=callback,
+        )
+        result = chosen.minimise(problem)
+    return dataclasses.replace(result, probabilities=result.probabilities.to(image.dtype))
 
 
 def _bound(image: Tensor, regularizer: Any, guide: Tensor | None, roi: Tensor | None) -> Term:
@@ -163,7 +114,7 @@ def _bound(image: Tensor, regularizer: Any, guide: Tensor | None, roi: Tensor | 
 
 
 def _saddle(term: Term) -> Saddle:
-    if Saddle not in term.builders():
+    if Saddle not in term.regularizer.forms:
         name = name_of(term.regularizer)
         raise MissingForm(f"Denoising needs a regularizer in saddle form, such as tv or nltv; {name} offers none.")
     return term.form(Saddle)

@@ -46,6 +46,15 @@ def neighbor_offsets(ndim: int, connectivity: int) -> tuple[Offset, ...]:
     )
 
 
+def axis_offsets(ndim: int) -> tuple[Offset, ...]:
+    """The offsets along which forward differences are taken, one for each axis.
+
+    >>> axis_offsets(2)
+    ((1, 0), (0, 1))
+    """
+    return tuple(tuple(int(i == axis) for i in range(ndim)) for axis in range(ndim))
+
+
 def pair_slices(offset: Offset) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Slices of the last axes that pick ``p`` and ``p + offset`` for all pairs inside the grid."""
     first = tuple(slice(0, -step) if step > 0 else slice(-step, None) for step in offset)

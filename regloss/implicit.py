@@ -3,7 +3,7 @@
 At the solution s = softmax(-(unary + K^T y) / entropy), and y maximises <z, y> over Y at z = K s - b. To first order
 
     ds = -S' (d unary + K^T dy)          S' x = s (x - <s, x>) / entropy, pixel by pixel
-    Q (K ds + dz) = c dy,  dy = Q dy     Q, c: the face of Y at y (see `regloss.regularizer.Face`), dz from K and b
+    Q (K ds + dz) = c dy,  dy = Q dy     Q, c: the tangent of Y at y (see `regloss.dual_sets.Tangent`), dz from K, b
 
 S' and the system matrix are symmetric, so for the cotangent g = dLoss/ds
 
@@ -26,9 +26,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regloss.errors import MissingForm
+from regloss.dual_sets import Tangent
+from regloss.forms import Composite, SaddlePart
 from regloss.grid import spread
-from regloss.regularizer import Face, Saddle, SaddleBlock
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Adjoint:
 
     Attributes:
         response: v (B, K, *S), minus the gradient with respect to the unary.
-        duals: nu, one tensor a block.
+        duals: nu, one tensor a part.
         steps: of conjugate gradients.
         residual: (B,) relative residual in the preconditioner's norm.
     """
@@ -59,7 +59,7 @@ def softmax_response(probabilities: Tensor, entropy: float) -> Callable[[Tensor]
 
 
 def solve_adjoint(
-    form: Saddle,
+    form: Composite,
     duals: Sequence[Tensor],
     probabilities: Tensor,
     entropy: float,
@@ -72,8 +72,8 @@ def solve_adjoint(
     """Solve the linear system above for all images at once, with Jacobi preconditioning.
 
     Args:
-        form: K, b and Y.
-        duals: y, one tensor a block, in Y.
+        form: K, b and Y; its concave function is not looked at.
+        duals: y, one tensor a part, in Y.
         probabilities: s (B, K, *S).
         entropy: > 0.
         start: S' g (B, K, *S).
@@ -82,34 +82,34 @@ def solve_adjoint(
         tolerance: relative residual at which to stop.
 
     Raises:
-        MissingForm: a block cannot tell its face.
+        MissingForm: a dual set defines no tangent.
     """
-    if not form.blocks:
+    if not form.parts:
         return Adjoint(start, (), 0, start.new_zeros(start.shape[0]))
-    faces: list[Face] = []
+    tangents: list[Tangent] = []
     inverses: list[Tensor] = []  # of the preconditioner's diagonal
     variance = probabilities * (1 - probabilities) / entropy
-    for block, dual in zip(form.blocks, duals, strict=True):
-        if block.face is None:
-            raise MissingForm(
-                'Cannot differentiate implicitly: a regularizer offers a saddle form without "face". '
-                'Use backward = "unrolled" or "one-step".'
-            )
-        face = block.face(block.residual(probabilities), dual)
-        faces.append(face)
-        inverses.append(_inverse_diagonal(block, face, dual, variance))
+    for part, dual in zip(form.parts, duals, strict=True):
+        tangent = part.dual_set.tangent(part.residual(probabilities), dual)
+        tangents.append(tangent)
+        inverses.append(_inverse_diagonal(part, tangent, dual, variance))
 
     def system(values: Sequence[Tensor]) -> list[Tensor]:
-        back = respond(sum_adjoint(form, values))
+        back = respond(form.adjoint(values))
         return [
-            face.project(_bent(block.apply(back), face.curvature, value))
-            for block, face, value in zip(form.blocks, faces, values, strict=True)
+            tangent.project(_bent(part.operator.apply(back), tangent.curvature, value))
+            for part, tangent, value in zip(form.parts, tangents, values, strict=True)
         ]
 
     def precondition(values: Sequence[Tensor]) -> list[Tensor]:
-        return [face.project(inverse * value) for face, inverse, value in zip(faces, inverses, values, strict=True)]
+        return [
+            tangent.project(inverse * value) for tangent, inverse, value in zip(tangents, inverses, values, strict=True)
+        ]
 
-    residual = [_own(face.project(block.apply(start)), start) for block, face in zip(form.blocks, faces, strict=True)]
+    residual = [
+        _own(tangent.project(part.operator.apply(start)), start)
+        for part, tangent in zip(form.parts, tangents, strict=True)
+    ]
     solution = [torch.zeros_like(value) for value in residual]
     preconditioned = precondition(residual)
     direction = [value.clone() for value in preconditioned]
@@ -137,60 +137,44 @@ def solve_adjoint(
         for value, old in zip(preconditioned, direction, strict=True):
             old.mul_(spread(turn, old)).add_(value)
         active = active & (power > target)
-    response = start - respond(sum_adjoint(form, solution))
+    response = start - respond(form.adjoint(solution))
     relative = torch.where(first > 0, power / torch.where(first > 0, first, 1), 0).clamp(min=0).sqrt()
     return Adjoint(response, tuple(solution), steps, relative)
 
 
-def sum_adjoint(form: Saddle, duals: Sequence[Tensor]) -> Tensor:
-    """K^T y (B, K, *S), summed over the blocks, of which there must be one at least."""
-    total = form.blocks[0].adjoint(duals[0])
-    for block, dual in zip(form.blocks[1:], duals[1:], strict=True):
-        total = total + block.adjoint(dual)
-    return total
-
-
-def saddle_parameters(form: Saddle) -> tuple[Tensor, ...]:
-    """Tensors that the blocks are computed from and that need a gradient, each once."""
-    found: dict[int, Tensor] = {}
-    for block in form.blocks:
-        for parameter in block.parameters:
-            if parameter.requires_grad:
-                found.setdefault(id(parameter), parameter)
-    return tuple(found.values())
-
-
 def parameter_gradients(
-    form: Saddle, duals: Sequence[Tensor], probabilities: Tensor, adjoint: Adjoint
+    form: Composite, duals: Sequence[Tensor], probabilities: Tensor, adjoint: Adjoint
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the loss with respect to `saddle_parameters`."""
-    parameters = saddle_parameters(form)
+    """Gradients of the loss with respect to the parameters of the form's convex part."""
+    parameters = form.saddle.parameters
     if not parameters:
         return ()
     with torch.enable_grad():
         total = probabilities.new_zeros(())
-        for block, dual, nu in zip(form.blocks, duals, adjoint.duals, strict=True):
-            total = total - (block.apply(adjoint.response) * dual).sum() - (block.residual(probabilities) * nu).sum()
+        for part, dual, nu in zip(form.parts, duals, adjoint.duals, strict=True):
+            total = total - (part.operator.apply(adjoint.response) * dual).sum()
+            total = total - (part.residual(probabilities) * nu).sum()
         # What the forms were built from belongs to the caller's graph, and this may be asked for more than once.
         return torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
 
 
 def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """(B,) inner products over all blocks, image by image."""
+    """(B,) inner products over all parts, image by image."""
     return torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(first, second, strict=True)]).sum(0)
 
 
-def _inverse_diagonal(block: SaddleBlock, face: Face, dual: Tensor, variance: Tensor) -> Tensor:
+def _inverse_diagonal(part: SaddlePart, tangent: Tangent, dual: Tensor, variance: Tensor) -> Tensor:
     """Of the system matrix; a function of its own, so that what it takes is given back before the iteration."""
-    if block.squared is None:
+    squared = part.operator.squared()
+    if squared is None:
         return torch.ones_like(dual)
-    diagonal = block.squared(variance) + face.curvature
+    diagonal = squared.apply(variance) + tangent.curvature
     # Entries without any coupling keep their residual of 0, whatever they are divided by.
     return torch.where(diagonal > 0, diagonal, 1).reciprocal_()
 
 
 def _own(value: Tensor, given: Tensor) -> Tensor:
-    """``value``, copied if a block's functions handed back the memory that they were given; it is changed in place."""
+    """``value``, copied if an operator or a set handed back the memory that they were given; it is changed in place."""
     shared = value.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
     return value.clone() if shared else value
 

@@ -23,13 +23,13 @@ weakly-supervised segmentation", CVPR 2025, for the last four.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
 from torch import Tensor
 
 from regloss import grid
-from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term
+from regloss.forms import Graph, GridGraph
+from regloss.regularizer import Regularizer, Term
 
 Relaxation = Literal[
     "bilinear",
@@ -72,8 +72,9 @@ class PottsTerm(Term):
     """A Potts model on the grid of the bound images; offers `GridGraph` and `Graph`.
 
     Args:
-        regularizer: where it comes from; its ``forms`` must be ``(GridGraph, Graph)``.
-        graph: the pair weights, with the regularizer's weight in them; 0 for pairs that leave the region of interest.
+        regularizer: where it comes from; its ``forms`` should be {GridGraph: PottsTerm.grid_graph, Graph:
+            PottsTerm.graph}.
+        pairs: the pair weights, with the regularizer's weight in them; 0 for pairs that leave the region of interest.
         shape: (B, *S).
         roi: (B, *S) bool, or None.
         relaxation: the energy of probabilities.
@@ -82,18 +83,22 @@ class PottsTerm(Term):
     def __init__(
         self,
         regularizer: Regularizer,
-        graph: GridGraph,
+        pairs: GridGraph,
         shape: tuple[int, ...],
         roi: Tensor | None,
         relaxation: Relaxation = "bilinear",
     ) -> None:
         super().__init__(regularizer, shape, roi)
-        self.graph = graph
+        self.pairs = pairs
         self.relaxation = relaxation
 
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        """The same graph, implicit or as a list of edges."""
-        return {GridGraph: lambda: self.graph, Graph: self.graph.graph}
+    def grid_graph(self) -> GridGraph:
+        """The pairs."""
+        return self.pairs
+
+    def graph(self) -> Graph:
+        """The pairs as a list of edges."""
+        return self.pairs.graph()
 
     def energy(self, probabilities: Tensor) -> Tensor:
         """R (B,) at ``probabilities`` (B, K, *S), by the relaxation."""
@@ -104,9 +109,9 @@ class PottsTerm(Term):
             # Each pixel is normalised once, rather than in every pair. On the simplex no norm is below 1 / sqrt(K).
             probabilities = probabilities * probabilities.square().sum(1, keepdim=True).rsqrt()
             relaxation = "bilinear" if relaxation == "normalized-quadratic" else "collision-cross-entropy"
-        for number, offset in enumerate(self.graph.offsets):
+        for number, offset in enumerate(self.pairs.offsets):
             first, second = grid.pair_slices(offset)
             p, q = grid.pick(probabilities, first), grid.pick(probabilities, second)
             cost = pair_cost(relaxation, p, q)
-            energy = energy + (grid.pick(self.graph.weights[:, number], first) * cost).flatten(1).sum(1)
+            energy = energy + (grid.pick(self.pairs.weights[:, number], first) * cost).flatten(1).sum(1)
         return energy

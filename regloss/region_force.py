@@ -18,6 +18,7 @@ from torch import Tensor
 from regloss import grid
 from regloss.checks import at_least_float32, check_finite, check_roi, check_scores
 from regloss.errors import UsageError
+from regloss.numerics import widest_float
 from regloss.registry import name_of
 
 Statistics = TypeVar("Statistics", bound="tuple[Any, ...]")
@@ -43,8 +44,8 @@ class RegionForce(ABC):
 
         Args:
             features: (B, C, N) float32 at least, finite.
-            weights: (B, K, N) in the wide type of `wide_dtype`, >= 0, 0 outside the region of interest; every class has
-                mass.
+            weights: (B, K, N) of the type `regloss.numerics.widest_float`, >= 0, 0 outside the region of interest;
+                every class has mass.
         """
 
     @abstractmethod
@@ -82,7 +83,7 @@ class RegionForce(ABC):
                 f"probabilities {tuple(probabilities.shape)} (B, K, *S) do not fit features {tuple(features.shape)} "
                 "(B, C, *S)."
             )
-        weights = probabilities.detach().flatten(2).to(wide_dtype(features.device))
+        weights = probabilities.detach().flatten(2).to(widest_float(features.device))
         if not bool((weights >= 0).all()):  # false for NaN
             raise UsageError("probabilities of a region force must not be negative or NaN.")
         inside = grid.full_roi(roi, shape, features.device).flatten(1).unsqueeze(1)
@@ -129,11 +130,6 @@ def checked_features(features: Tensor) -> Tensor:
         )
     check_finite(features, "features")
     return at_least_float32(features.detach())
-
-
-def wide_dtype(device: torch.device) -> torch.dtype:
-    """The type that statistics and energies are summed in: float64, but Apple's GPUs know none."""
-    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def pick_statistics(choice: Tensor, yes: Statistics, no: Statistics) -> Statistics:

@@ -1,7 +1,7 @@
-"""Solver, Problem, Solution, Status, Look, and `solve`.
+"""Solver, Problem, Solution, Status, Progress, and `solve`.
 
 A solver minimises <unary, s> + entropy * <s, log s> + R(s), over the simplex at every pixel or over labels, given one
-form of R.
+form of R; some also <unary, s> + entropy * |s|^2 / 2 + R(s) over all s, which is denoising.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from torch import Tensor
 from regloss import grid
 from regloss.checks import at_least_float32, check_finite, check_labels, check_scores
 from regloss.constraint import EXACT, Constraints
+from regloss.dual_problem import Smoothing
 from regloss.errors import MissingForm, ReglossError, UsageError
+from regloss.forms import Form
 from regloss.registry import components, load, name_of, resolve
-from regloss.regularizer import Form, Regularizer, Term
+from regloss.regularizer import Regularizer, Term, form_names, offered_kind
 
 
 class Status(enum.Enum):
@@ -40,8 +42,8 @@ class Status(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Look:
-    """What an iterative solver knows on its way, when it looks at its certificate.
+class Progress:
+    """What an iterative algorithm knows on its way, when it looks at its certificate.
 
     Attributes:
         steps: taken so far.
@@ -58,6 +60,9 @@ class Look:
     violation: Tensor | None = None
 
 
+Callback = Callable[[Progress], object]
+
+
 @dataclass(frozen=True)
 class Problem:
     """What a solver is given; checked already.
@@ -65,12 +70,14 @@ class Problem:
     Attributes:
         form: R, in one of the forms that the solver accepts.
         unary: (B, K, *S) cost of each class at each pixel; float32 or float64, finite.
-        entropy: weight of <s, log s>, >= 0.
+        entropy: weight of <s, log s>, >= 0; with the other smoothing, of |s|^2 / 2, > 0.
+        smoothing: "entropy", over the simplex at every pixel; or "square", over all s, with |s|^2 / 2 in the place of
+            <s, log s>: for unary = -f and entropy = 1 that denoises f, and |f|^2 / 2 is part of the energy.
         fixed: (B, *S) int64 labels of pixels that are given, -1 where free; None = all free.
         allowed: (B, K) bool, labels that free pixels may take; None = all.
         roi: (B, *S) bool; outside nothing counts. None = everywhere.
         warm: labels (B, *S) int64, or the ``state`` of an earlier `Solution` of the same solver; None = cold start.
-        observe: called with each `Look` by solvers that iterate; what it returns is not used. None = nobody looks.
+        callback: called with each `Progress` by solvers that iterate; what it returns is not used. None = nobody looks.
         constraints: those in the form, for solvers whose iterates need not meet them: energies that they report are
             those of points that do. None = there are none, or nobody asks.
     """
@@ -78,11 +85,12 @@ class Problem:
     form: Form
     unary: Tensor
     entropy: float = 0.0
+    smoothing: Smoothing = "entropy"
     fixed: Tensor | None = None
     allowed: Tensor | None = None
     roi: Tensor | None = None
     warm: Any = None
-    observe: Callable[[Look], object] | None = None
+    callback: Callback | None = None
     constraints: Constraints | None = None
 
 
@@ -130,11 +138,21 @@ class Solution:
         """(B,) energy - bound; inf where no bound is known."""
         return self.energy - self.bound
 
+    @property
+    def image(self) -> Tensor:
+        """(B, C, *S) minimiser of a denoising problem, whose channels are no probabilities."""
+        return self.probabilities
+
 
 class Solver(ABC):
-    """Minimises problems whose regularizer comes in one of the forms in ``accepts``, the first offered being used."""
+    """Minimises problems whose regularizer comes in one of the forms in ``accepts``, the first offered being used.
+
+    A form that is accepted stands for its special cases: `regloss.forms.Composite` for `Saddle` and `Concave`.
+    """
 
     accepts: ClassVar[tuple[type[Form], ...]]
+    smoothings: ClassVar[tuple[Smoothing, ...]] = ("entropy",)
+    """Kinds of problems that it can solve, see `Problem.smoothing`."""
 
     @abstractmethod
     def minimise(self, problem: Problem) -> Solution:
@@ -211,14 +229,14 @@ def negotiate(regularizer: Regularizer, solver: Solver) -> type[Form]:
         MissingForm: there is none; the message names both sides and the solvers that would do.
     """
     for kind in solver.accepts:
-        if kind in regularizer.adapted_forms:
-            return kind
-    offered = ", ".join(form.__name__ for form in regularizer.adapted_forms) or "no form"
+        offered = offered_kind(regularizer, kind)
+        if offered is not None:
+            return offered
     needed = " or ".join(form.__name__ for form in solver.accepts)
     fitting = ", ".join(_solvers_for(regularizer)) or "none that is installed"
     raise MissingForm(
-        f"Cannot use {name_of(solver)} with {name_of(regularizer)}: it offers {offered}, {name_of(solver)} needs "
-        f"{needed}. Solvers that can: {fitting}."
+        f"Cannot use {name_of(solver)} with {name_of(regularizer)}: it offers {form_names(regularizer.forms)}, "
+        f"{name_of(solver)} needs {needed}. Solvers that can: {fitting}."
     )
 
 
@@ -229,7 +247,7 @@ def _solvers_for(regularizer: Regularizer) -> list[str]:
             cls = load(component)
         except ReglossError:
             continue  # a broken or incomplete plugin is no suggestion; using it by name still reports why
-        if any(form in regularizer.adapted_forms for form in getattr(cls, "accepts", ())):
+        if any(offered_kind(regularizer, form) is not None for form in getattr(cls, "accepts", ())):
             fitting.append(component.name)
     return fitting
 
@@ -243,22 +261,22 @@ def solve(
     fixed: Tensor | None = None,
     allowed: Tensor | None = None,
     warm: Tensor | Solution | Any = None,
-    observe: Callable[[Look], object] | None = None,
+    callback: Callback | None = None,
 ) -> Solution:
     """Minimise <unary, s> + entropy * <s, log s> + R(s) for every image of a batch.
 
     Args:
         term: R, bound to the images; its region of interest applies to the whole problem. What it takes from a
-            prediction (`Term.adapted`) it takes from the minimiser without R.
+            prediction (`Term.conditioned_on`) it takes from the minimiser without R.
         unary: (B, K, *S) costs, finite.
         solver: a `Solver`, or its name.
         entropy: weight of the entropy term, >= 0.
         fixed: (B, *S) integer labels that are given, -1 where free. A mask, not a cost: no large number is involved.
         allowed: (B, K) bool, labels that free pixels may take, at least one in each image.
         warm: where to start: labels (B, *S), an earlier `Solution`, or its ``state``.
-        observe: called with each `Look` that an iterative solver takes at its certificate, for curves of energy and
-            bound; pdhg looks at it anyway, dca and mean-field compute energies for it, the others look at nothing on
-            their way.
+        callback: called with each `Progress` of an iterative solver, when it looks at its certificate, for curves of
+            energy and bound; pdhg looks at it anyway, dca and mean-field compute energies for it, the others look at
+            nothing on their way.
 
     Returns:
         The minimiser with its certificates; energies in float32 at least. With constraints in R, labels and
@@ -301,8 +319,8 @@ def solve(
         check_labels(warm, term.shape)
         inside = warm if term.roi is None else warm[term.roi]
         _check_range(inside, 0, classes, "warm", "start labels, from an earlier solution, say")
-    if kind not in term.regularizer.forms:
-        term = term.adapted(_without_prior(at_least_float32(unary.detach()), entropy, fixed, allowed))
+    if term.regularizer.needs_prediction:
+        term = term.conditioned_on(_without_prior(at_least_float32(unary.detach()), entropy, fixed, allowed))
     problem = Problem(
         form=term.form(kind),
         unary=at_least_float32(unary.detach()),
@@ -311,7 +329,7 @@ def solve(
         allowed=allowed,
         roi=term.roi,
         warm=warm,
-        observe=observe,
+        callback=callback,
         constraints=Constraints.of([term], unary, fixed, allowed),
     )
     with torch.no_grad(), torch.autocast(unary.device.type, enabled=False):
@@ -389,10 +407,7 @@ def _log_iterate(solver: Solver, problem: Problem, solution: Solution) -> Tensor
 
 def _without_prior(unary: Tensor, entropy: float, fixed: Tensor | None, allowed: Tensor | None) -> Tensor:
     """Minimiser (B, K, *S) of the problem for R = 0."""
-    cost = unary
-    if allowed is not None:
-        barred = ~allowed.to(unary.device).reshape(*unary.shape[:2], *[1] * (unary.ndim - 2))
-        cost = cost.masked_fill(barred, float("inf"))
+    cost = allowed_cost(unary, allowed)
     cost = cost - cost.amin(1, keepdim=True)
     # Without entropy it is one-hot; at the smallest one that can be divided by, nearly so.
     free = torch.softmax(-cost / max(entropy, float(torch.finfo(unary.dtype).tiny)), dim=1)
@@ -408,6 +423,14 @@ def _check_range(values: Tensor, low: int, classes: int, name: str, meaning: str
             f"{name} must hold labels from {low} to {classes - 1} ({meaning}); got values from {int(values.min())} to "
             f"{int(values.max())}."
         )
+
+
+def allowed_cost(unary: Tensor, allowed: Tensor | None) -> Tensor:
+    """``unary`` (B, K, *S) with inf at the labels that ``allowed`` (B, K) does not admit."""
+    if allowed is None:
+        return unary
+    refused = ~allowed.to(unary.device).reshape(*unary.shape[:2], *[1] * (unary.ndim - 2))
+    return unary.masked_fill(refused, float("inf"))
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:

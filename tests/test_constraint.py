@@ -266,7 +266,7 @@ def check_many(kind, count, seed=0):
         solver = create("solver", given["solver"], max_steps=given["steps"])
         solution = solve(term, unary, solver, entropy=entropy)
         if kind == "star of the prediction":
-            term = term.adapted(torch.softmax(-unary / entropy, dim=1))
+            term = term.conditioned_on(torch.softmax(-unary / entropy, dim=1))
         seen += check_solution(term, unary, entropy, solution)
     return seen
 
@@ -314,7 +314,7 @@ def test_progress_is_finite_and_tells_the_violation():
     for solver in ("pdhg", "dca"):
         looks = []
         term = prior.bind(torch.zeros(1, 1, 9, 9, dtype=torch.float64))
-        solve(term, unary, create("solver", solver, max_steps=40), entropy=0.2, observe=looks.append)
+        solve(term, unary, create("solver", solver, max_steps=40), entropy=0.2, callback=looks.append)
         assert looks or solver == "dca"  # a convex problem is one step of dca
         for look in looks:
             assert bool(look.energy.isfinite().all())

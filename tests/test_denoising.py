@@ -20,8 +20,7 @@ from regloss import (
     UsageError,
     denoise,
 )
-from regloss.denoising import Denoised
-from regloss.solver import Look
+from regloss.solver import Progress, Solution
 
 TIGHT: dict[str, Any] = {"tolerance": 1e-13, "max_steps": 20000}
 REGULARIZERS = [
@@ -128,9 +127,9 @@ def test_regions_guides_and_warm_starts() -> None:
 def test_types_observers_and_arguments() -> None:
     f = noisy(2, 1, 8, 8).to(torch.float16)
     kept = f.clone()
-    looks: list[Look] = []
-    found = denoise(f, {"name": "tv", "weight": 0.1}, observe=looks.append, tolerance=1e-8)
-    assert isinstance(found, Denoised)
+    looks: list[Progress] = []
+    found = denoise(f, {"name": "tv", "weight": 0.1}, callback=looks.append, tolerance=1e-8)
+    assert isinstance(found, Solution)
     assert found.image.dtype == torch.float16
     assert torch.equal(f, kept)
     assert looks[0].steps == 0

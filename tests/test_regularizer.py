@@ -3,27 +3,32 @@
 import dataclasses
 import itertools
 import math
+from types import MappingProxyType
 
 import pytest
 import torch
 
 from regloss import (
+    Composite,
     Concave,
+    ConcaveFunction,
     Form,
     Graph,
     GridCRF,
     GridGraph,
+    LinearOperator,
     MissingForm,
-    Mixed,
     Projection,
     Regularizer,
     Saddle,
+    SaddlePart,
     Sum,
     Term,
     TotalVariation,
     UsageError,
 )
-from regloss.regularizer import SaddleBlock, check_weight, combine, scaled
+from regloss.dual_sets import Box, Orthant
+from regloss.regularizer import check_weight, combine
 from regloss.testing import RegularizerConformance
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -38,7 +43,7 @@ class Impurity(Regularizer):
 
     @property
     def forms(self):
-        return (Concave,)
+        return {Concave: ImpurityTerm.concave}
 
     def build(self, image, roi):
         return ImpurityTerm(self, (image.shape[0], *image.shape[2:]), roi)
@@ -46,16 +51,27 @@ class Impurity(Regularizer):
 
 class ImpurityTerm(Term):
     def energy(self, probabilities):
-        s = self.check(probabilities)
+        return ImpurityFunction(self.regularizer.weight, self.roi).value(self.check(probabilities))
+
+    def concave(self):
+        return Concave(ImpurityFunction(self.regularizer.weight, self.roi))
+
+
+@dataclasses.dataclass(frozen=True)
+class ImpurityFunction(ConcaveFunction):
+    weight: float
+    roi: torch.Tensor | None
+
+    def value(self, s):
         values = (s * (1 - s)).sum(1)
-        return self.regularizer.weight * (values if self.roi is None else values * self.roi).flatten(1).sum(1)
+        return self.weight * (values if self.roi is None else values * self.roi).flatten(1).sum(1)
 
     def supergradient(self, s):
-        slope = self.regularizer.weight * (1 - 2 * s)
+        slope = self.weight * (1 - 2 * s)
         return slope if self.roi is None else slope * self.roi.unsqueeze(1)
 
-    def builders(self):
-        return {Concave: lambda: Concave(self.energy, self.supergradient)}
+    def __getitem__(self, images):
+        return ImpurityFunction(self.weight, None if self.roi is None else self.roi[images])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +82,7 @@ class Majority(Regularizer):
 
     @property
     def forms(self):
-        return (Saddle, Projection)
+        return {Saddle: MajorityTerm.saddle, Projection: MajorityTerm.projection}
 
     def build(self, image, roi):
         return MajorityTerm(self, (image.shape[0], *image.shape[2:]), roi)
@@ -78,14 +94,12 @@ def indicator(excess):
 
 
 class MajorityTerm(Term):
-    def normal(self, s):
-        """(B, K, *S): the excess of class 1 is <normal, s>."""
-        normal = torch.zeros_like(s)
-        normal[:, 0], normal[:, 1] = -1, 1
-        return normal if self.roi is None else normal * self.roi.unsqueeze(1)
+    @property
+    def operator(self):
+        return Excess(self.shape, self.roi)
 
     def excess(self, s):
-        return (self.normal(s) * s).flatten(1).sum(1)
+        return self.operator.apply(s)[:, 0]
 
     def violation(self, probabilities):
         return self.excess(self.check(probabilities)).clamp(min=0)
@@ -97,25 +111,42 @@ class MajorityTerm(Term):
         return self.regularizer.weight * self.violation(probabilities).square()
 
     def project(self, s):
-        normal = self.normal(s)
+        normal = self.operator.normal(s)
         step = self.excess(s).clamp(min=0) / normal.square().flatten(1).sum(1)
         return s - step.reshape(-1, *[1] * (s.ndim - 1)) * normal
 
-    def builders(self):
-        template = torch.zeros(1, dtype=torch.float64)
-        shape = (self.shape[0], 3, *self.shape[1:])
+    def saddle(self):
+        return Saddle((SaddlePart(self.operator, Orthant(1e-9)),))
 
-        def adjoint(y):
-            return y.reshape(-1, *[1] * (len(shape) - 1)) * self.normal(template.new_zeros(shape))
+    def projection(self):
+        return Projection(self.project)
 
-        block = SaddleBlock(
-            apply=lambda s: self.excess(s).unsqueeze(1),
-            adjoint=adjoint,
-            project=lambda y: y.clamp(min=0),
-            support=lambda z: indicator(z[:, 0]),
-            norm=(2.0 * math.prod(self.shape[1:])) ** 0.5,
-        )
-        return {Saddle: lambda: Saddle((block,)), Projection: lambda: Projection(self.project)}
+
+@dataclasses.dataclass(frozen=True)
+class Excess(LinearOperator):
+    """How much more mass class 1 has than class 0: (B, 1)."""
+
+    shape: tuple[int, ...]
+    roi: torch.Tensor | None
+
+    def normal(self, s):
+        """(B, K, *S): the excess is <normal, s>."""
+        normal = torch.zeros_like(s)
+        normal[:, 0], normal[:, 1] = -1, 1
+        return normal if self.roi is None else normal * self.roi.unsqueeze(1)
+
+    def apply(self, s):
+        return (self.normal(s) * s).flatten(1).sum(1, keepdim=True)
+
+    def adjoint(self, y):
+        return y.reshape(-1, *[1] * len(self.shape)) * self.normal(y.new_zeros(len(y), 3, *self.shape[1:]))
+
+    @property
+    def norm(self):
+        return (2.0 * math.prod(self.shape[1:])) ** 0.5
+
+    def __getitem__(self, images):
+        return Excess((len(images), *self.shape[1:]), None if self.roi is None else self.roi[images])
 
 
 class TestImpurity(RegularizerConformance):
@@ -211,16 +242,16 @@ def test_energies_add_with_the_weight():
         ([TotalVariation(isotropic=True), "grid-crf"], set()),
         ([Majority(), Majority()], {Saddle}),
         ([Majority()], {Saddle, Projection}),
-        ([Impurity(), "tv"], {Mixed}),
+        ([Impurity(), "tv"], {Composite}),
         ([Impurity(), "grid-crf"], set()),
-        ([Impurity(), Sum([Impurity(), "tv"])], {Mixed}),
+        ([Impurity(), Sum([Impurity(), "tv"])], {Composite}),
     ],
 )
 def test_a_sum_offers_what_all_parts_offer(parts, forms):
     assert set(Sum(parts).forms) == forms
 
 
-def test_joined_graphs_merge_common_pairs():
+def test_added_graphs_merge_common_pairs():
     """4 axis-parallel edges of tv coincide with those of the grid CRF: no edge is listed twice."""
     total = (GridCRF(0.5) + TotalVariation(0.3)).bind(IMAGE)
     crf = GridCRF(0.5).bind(IMAGE)
@@ -232,10 +263,10 @@ def test_joined_graphs_merge_common_pairs():
     assert total.form(GridGraph).offsets == crf.form(GridGraph).offsets
 
 
-def test_graph_join_adds_weights_of_an_edge_in_either_direction():
+def test_graph_sum_adds_weights_of_an_edge_in_either_direction():
     first = Graph(torch.tensor([[0, 1], [2, 1]]), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     second = Graph(torch.tensor([[1, 2], [3, 0]]), torch.tensor([[10.0, 20.0], [30.0, 40.0]]))
-    joined = first.join(second)
+    joined = first + second
     assert joined.edges.tolist() == [[0, 1], [0, 3], [1, 2]]
     assert joined.weights.tolist() == [[1, 20, 12], [3, 40, 34]]
     for labels in itertools.product(range(2), repeat=4):
@@ -243,17 +274,17 @@ def test_graph_join_adds_weights_of_an_edge_in_either_direction():
         torch.testing.assert_close(joined.cut(flat), first.cut(flat) + second.cut(flat))
 
 
-def test_graph_join_of_nothing():
+def test_graph_sum_of_nothing():
     """Images of one pixel have no edges."""
     empty = GridCRF().bind(torch.rand(2, 1, 1, 1)).form(Graph)
-    assert empty.join(empty).edges.shape == (0, 2)
-    assert empty.join(empty).cut(torch.zeros(2, 1, 1, dtype=torch.int64)).tolist() == [0, 0]
+    assert (empty + empty).edges.shape == (0, 2)
+    assert (empty + empty).cut(torch.zeros(2, 1, 1, dtype=torch.int64)).tolist() == [0, 0]
 
 
-def test_grid_graph_join_keeps_other_offsets():
+def test_grid_graph_sum_keeps_other_offsets():
     four = GridCRF(connectivity=4).bind(IMAGE).form(GridGraph)
     eight = GridCRF(connectivity=8, diagonal="unit").bind(IMAGE).form(GridGraph)
-    joined = four.join(eight)
+    joined = four + eight
     assert set(joined.offsets) == set(eight.offsets)
     torch.testing.assert_close(joined.cut(LABELS), four.cut(LABELS) + eight.cut(LABELS))
 
@@ -264,81 +295,131 @@ def test_grid_graph_is_its_graph():
     torch.testing.assert_close(form.graph().cut(labels), form.cut(labels))
 
 
-def test_forms_of_different_kinds_do_not_join():
+def test_forms_of_different_kinds_do_not_add_up():
     term = TotalVariation().bind(IMAGE)
     forms = [term.form(kind) for kind in (Graph, GridGraph, Saddle)]
     forms += [Impurity().bind(IMAGE).form(Concave), Majority().bind(IMAGE).form(Projection)]
     for first, second in itertools.product(forms, repeat=2):
-        if type(first) is not type(second) or isinstance(first, Projection):
+        composites = isinstance(first, Composite) and isinstance(second, Composite)
+        if isinstance(first, Projection) or (type(first) is not type(second) and not composites):
             with pytest.raises(MissingForm, match=type(first).__name__):
-                first.join(second)
+                first + second
 
 
 def test_saddle_norm_of_a_stack():
-    block = TotalVariation().bind(IMAGE).form(Saddle).blocks[0]
-    assert Saddle((block, block, block)).norm == pytest.approx((3 * block.norm**2) ** 0.5)
+    (part,) = TotalVariation().bind(IMAGE).form(Saddle).parts
+    assert Saddle((part, part, part)).norm == pytest.approx((3 * part.operator.norm**2) ** 0.5)
+
+
+class Identity(LinearOperator):
+    norm = 1.0
+
+    def apply(self, s):
+        return s
+
+    def adjoint(self, y):
+        return y
+
+    def __getitem__(self, images):
+        return self
 
 
 def test_shift_enters_the_value():
     """max over |y| <= 1 of <s - b, y> is |s - b|."""
     shift = torch.full((2, 3, 5, 6), 0.2, dtype=torch.float64)
-    block = SaddleBlock(
-        apply=lambda s: s,
-        adjoint=lambda y: y,
-        project=lambda y: y.clamp(-1, 1),
-        support=lambda z: z.abs().flatten(1).sum(1),
-        norm=1.0,
-        shift=shift,
-    )
+    part = SaddlePart(Identity(), Box(1.0), shift)
     expected = (SOFT - 0.2).abs().flatten(1).sum(1)
-    torch.testing.assert_close(Saddle((block,)).value(SOFT), expected)
-    torch.testing.assert_close(scaled(Saddle((block,)), 3.0).value(SOFT), 3 * expected)
+    torch.testing.assert_close(Saddle((part,)).value(SOFT), expected)
+    assert torch.equal(part[torch.tensor([1])].shift, shift[1:])
+    torch.testing.assert_close(Saddle((part,)).scaled(3.0).value(SOFT), 3 * expected)
 
 
 @pytest.mark.parametrize("factor", [0.25, 1.0, 3.0])
 def test_scaled_forms_are_of_the_scaled_energy(factor):
     term = TotalVariation(0.5).bind(IMAGE)
     for kind in (Graph, GridGraph):
-        torch.testing.assert_close(scaled(term.form(kind), factor).cut(LABELS), factor * term.form(kind).cut(LABELS))
-    torch.testing.assert_close(scaled(term.form(Saddle), factor).value(SOFT), factor * term.energy(SOFT))
+        torch.testing.assert_close(term.form(kind).scaled(factor).cut(LABELS), factor * term.form(kind).cut(LABELS))
+    torch.testing.assert_close(term.form(Saddle).scaled(factor).value(SOFT), factor * term.energy(SOFT))
     concave = Impurity().bind(IMAGE).form(Concave)
-    torch.testing.assert_close(scaled(concave, factor).value(SOFT), factor * concave.value(SOFT))
-    torch.testing.assert_close(scaled(concave, factor).supergradient(SOFT), factor * concave.supergradient(SOFT))
+    torch.testing.assert_close(concave.scaled(factor).value(SOFT), factor * concave.value(SOFT))
+    slope = factor * concave.concave.supergradient(SOFT)
+    torch.testing.assert_close(concave.scaled(factor).concave.supergradient(SOFT), slope)
     projection = Majority().bind(IMAGE).form(Projection)
-    assert scaled(projection, factor) is projection
+    assert projection.scaled(factor) is projection
 
 
-def test_a_mixed_sum_keeps_its_parts_apart():
+def test_a_composite_sum_keeps_its_parts_apart():
     """Concave parts on one side, saddles on the other, in whatever order and nesting they come."""
     weights = (2.0, 0.5, 3.0)
     inner = Sum([TotalVariation(weights[1], isotropic=True), Impurity(weights[2])], weight=0.5)
     term = Sum([Impurity(weights[0]), inner, Majority()], weight=3.0).bind(IMAGE)
-    form = term.form(Mixed)
+    form = term.form(Composite)
     concave = 3 * (2.0 + 0.5 * 3.0) * Impurity().bind(IMAGE).energy(SOFT)
     torch.testing.assert_close(form.concave.value(SOFT), concave)
-    slope = 3 * (2.0 + 0.5 * 3.0) * Impurity().bind(IMAGE).form(Concave).supergradient(SOFT)
+    slope = 3 * (2.0 + 0.5 * 3.0) * Impurity().bind(IMAGE).form(Concave).concave.supergradient(SOFT)
     torch.testing.assert_close(form.concave.supergradient(SOFT), slope)
-    assert len(form.saddle.blocks) == 2
+    assert len(form.saddle.parts) == 2
     torch.testing.assert_close(form.concave.value(SOFT) + form.saddle.value(SOFT), term.energy(SOFT))
 
 
+class Bent(ImpurityFunction):
+    curvature = 0.25
+
+
 def test_curvatures_of_concave_forms_add():
-    bent = dataclasses.replace(Impurity().bind(IMAGE).form(Concave), curvature=0.25)
-    assert bent.join(bent).curvature == 0.5
-    assert scaled(bent, 3.0).curvature == 0.75
+    bent = Concave(Bent(1.0, None))
+    assert (bent + bent).concave.curvature == 0.5
+    assert bent.scaled(3.0).concave.curvature == 0.75
     factor = torch.tensor(2.0, requires_grad=True)
-    assert scaled(bent, factor).parameters == (factor,)
+    assert bent.scaled(factor).parameters == (factor,)
 
 
 def test_scaling_that_cannot_be_is_refused():
-    with pytest.raises(UsageError, match=r"weight 0.*Leave the regularizer out"):
-        scaled(TotalVariation().bind(IMAGE).form(Saddle), 0.0)
-
     class Unknown(Form):
         pass
 
     with pytest.raises(MissingForm, match="Unknown cannot be scaled"):
-        scaled(Unknown(), 2.0)
+        Unknown().scaled(2.0)
+    with pytest.raises(MissingForm, match="Unknown cannot be added up"):
+        Unknown() + Unknown()
+    with pytest.raises(MissingForm, match="Unknown cannot do without"):
+        Unknown()[torch.tensor([0])]
+
+
+def test_of_nothing_only_constraints_remain():
+    total = Sum([TotalVariation(), Majority()], weight=0.0).bind(IMAGE).form(Saddle)
+    (part,) = total.parts
+    assert part.dual_set.is_cone
+
+
+def test_a_form_of_a_plugin_takes_part_in_sums():
+    """Its own addition and scaling are all that it takes."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Table(Form):
+        costs: float
+        summable = True
+
+        def __add__(self, other):
+            return Table(self.costs + other.costs)
+
+        def scaled(self, factor):
+            return Table(factor * self.costs)
+
+    @dataclasses.dataclass(frozen=True)
+    class Tabled(Regularizer):
+        weight: float = 1.0
+
+        @property
+        def forms(self):
+            return {Table: lambda term: Table(self.weight)}
+
+        def build(self, image, roi):
+            return ImpurityTerm(self, (image.shape[0], *image.shape[2:]), roi)
+
+    total = Sum([Tabled(2.0), Tabled(3.0)], weight=4.0)
+    assert set(total.forms) == {Table}
+    assert total.bind(IMAGE).form(Table) == Table(20.0)
 
 
 def test_violation_of_a_sum_is_the_worst():
@@ -386,7 +467,7 @@ def test_missing_forms_name_what_is_offered():
 
     class Nothing(Regularizer):
         weight = 1.0
-        forms = ()
+        forms = MappingProxyType({})
 
         def build(self, image, roi):
             return Blank(self, (image.shape[0], *image.shape[2:]), roi)

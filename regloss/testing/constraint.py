@@ -41,7 +41,7 @@ class ConstraintConformance(RegularizerConformance):
     def _bound(self, ndim: int) -> Iterator[tuple[ConstraintTerm, Constraints, str]]:
         """Terms that know their prediction, if they need one, with their constraints."""
         for term, where in self._terms(ndim):
-            ready = term.adapted(self.probabilities(ndim))
+            ready = term.conditioned_on(self.probabilities(ndim))
             found = Constraints.of([ready], self.probabilities(ndim))
             if found is None:
                 assert ready.regularizer.weight == 0, "a constraint with a weight must be among its own constraints()"

@@ -13,9 +13,12 @@ import torch
 from torch import Tensor
 
 from regloss import grid
-from regloss.ascent import Ascent, Images
+from regloss.dispatch import find
+from regloss.dual_problem import DualIterations, DualProblem
 from regloss.errors import MissingForm, UsageError
-from regloss.regularizer import Concave, Form, Graph, GridGraph, Projection, Regularizer, Saddle, SaddleBlock, Term
+from regloss.forms import Concave, Form, Graph, GridGraph, Projection, Saddle, SaddlePart
+from regloss.operators import LinearOperator
+from regloss.regularizer import Regularizer, Term
 from regloss.solver import one_hot
 from regloss.testing.suite import (
     SIZES,
@@ -117,6 +120,11 @@ class RegularizerConformance(Suite):
         region = irregular_region(2, SIZES[ndim])
         yield self.make().bind(self.image(ndim), region), "in a region of interest"
 
+    def _solvable(self, ndim: int) -> Iterator[tuple[Term, str]]:
+        """The same, conditioned on a prediction, which some need for their forms."""
+        for term, where in self._terms(ndim):
+            yield term.conditioned_on(self.probabilities(ndim)), where
+
     def test_is_a_frozen_dataclass_with_a_weight(self) -> None:
         """Settings are fields, so that configurations can name them, and weight = 1 is the default."""
         regularizer = self.make()
@@ -215,17 +223,18 @@ class RegularizerConformance(Suite):
         with Unchanged(image=image, roi=region, probabilities=probabilities, labels=labels):
             term = self.make().bind(image, region)
             term.energy(probabilities), term.penalty(probabilities), term.violation(probabilities)
+            term = term.conditioned_on(probabilities)
             for kind in term.regularizer.forms:
                 form = term.form(kind)
                 if isinstance(form, Graph | GridGraph):
                     form.cut(labels)
                 elif isinstance(form, Saddle):
-                    for block in form.blocks:
-                        dual = block.apply(probabilities)
+                    for part in form.parts:
+                        dual = part.operator.apply(probabilities)
                         with Unchanged(dual=dual):
-                            block.project(dual), block.adjoint(dual), block.support(dual)
+                            part.operator.adjoint(dual), part.dual_set.project(dual), part.dual_set.support(dual)
                 elif isinstance(form, Concave):
-                    form.value(probabilities), form.supergradient(probabilities)
+                    form.concave.value(probabilities), form.concave.supergradient(probabilities)
                 elif isinstance(form, Projection):
                     form.project(probabilities)
 
@@ -313,10 +322,10 @@ class RegularizerConformance(Suite):
                 term.energy(wrong)
 
     def test_forms_are_those_that_terms_build(self, ndim: int) -> None:
-        """The regularizer's ``forms`` and the term's builders name the same; each builds what it says."""
-        for term, where in self._terms(ndim):
-            offered = set(term.regularizer.forms)
-            assert offered == set(term.builders()), f"forms and builders() differ {where}"
+        """Each of the regularizer's ``forms`` is built as what it says, and no other."""
+        for term, _ in self._solvable(ndim):
+            offered = term.regularizer.forms
+            assert isinstance(offered, Mapping), "forms must be a mapping: {Saddle: _Term.saddle}, say"
             for kind in _FORM_CHECKS:
                 if kind in offered:
                     assert isinstance(term.form(kind), kind)
@@ -338,7 +347,7 @@ class RegularizerConformance(Suite):
     def check_graph(self, ndim: int) -> None:
         """Cut and energy of labels agree, no weight is negative, no edge stands there twice."""
         labels = self.labels(ndim)
-        for term, where in self._terms(ndim):
+        for term, where in self._solvable(ndim):
             graph = term.form(Graph)
             energy = term.energy(one_hot(labels, self.classes, torch.float64))
             assert_close(graph.cut(labels), energy, self.tolerance, f"cut of the graph {where}")
@@ -351,7 +360,7 @@ class RegularizerConformance(Suite):
     def check_grid_graph(self, ndim: int) -> None:
         """Cut and energy of labels agree, no weight is negative or leaves the region, no pair stands there twice."""
         labels = self.labels(ndim)
-        for term, where in self._terms(ndim):
+        for term, where in self._solvable(ndim):
             graph = term.form(GridGraph)
             energy = term.energy(one_hot(labels, self.classes, torch.float64))
             assert_close(graph.cut(labels), energy, self.tolerance, f"cut of the grid graph {where}")
@@ -364,42 +373,29 @@ class RegularizerConformance(Suite):
                 outside = ~grid.pairs_inside(region, offset)
                 assert float(graph.weights[:, number][outside].sum()) == 0, f"a pair leaves the grid or region {where}"
 
-    def _blocks(self, ndim: int) -> Iterator[tuple[Term, SaddleBlock, Tensor, str]]:
-        """Every block of the saddle form, with a random dual variable."""
-        for term, where in self._terms(ndim):
-            for number, block in enumerate(term.form(Saddle).blocks):
-                shape = block.apply(self.probabilities(ndim)).shape
-                yield term, block, normal_values(*shape, seed=20 + number), f"in block {number} {where}"
+    def _parts(self, ndim: int) -> Iterator[tuple[Term, SaddlePart, Tensor, str]]:
+        """Every part of the saddle form, with a random dual variable."""
+        for term, where in self._solvable(ndim):
+            for number, part in enumerate(term.form(Saddle).parts):
+                shape = part.operator.apply(self.probabilities(ndim)).shape
+                yield term, part, normal_values(*shape, seed=20 + number), f"in part {number} {where}"
 
     def check_saddle_adjoint(self, ndim: int) -> None:
         """<K x, y> = <x, K^T y>, and K is linear."""
-        for _, block, dual, where in self._blocks(ndim):
+        for _, part, dual, where in self._parts(ndim):
             first = normal_values(*self.probabilities(ndim).shape, seed=30)
-            second = normal_values(*first.shape, seed=31)
-            back = block.adjoint(dual)
-            assert back.shape == first.shape, f"the adjoint gives the shape {tuple(back.shape)} {where}"
-            assert_close(
-                inner_products(block.apply(first), dual),
-                inner_products(first, back),
-                1e-10,
-                f"<K x, y> and <x, K^T y> {where}",
-            )
-            assert_close(
-                block.apply(2 * first - 3 * second),
-                2 * block.apply(first) - 3 * block.apply(second),
-                1e-10,
-                f"K is not linear {where} (constants belong into shift)",
-            )
+            check_operator(part.operator, first, dual, where)
 
     def check_saddle_projection(self, ndim: int) -> None:
         """Idempotent, and at an obtuse angle to the set: what defines a projection on a convex set."""
-        for _, block, dual, where in self._blocks(ndim):
-            other = block.project(normal_values(*dual.shape, seed=32))
+        for _, part, dual, where in self._parts(ndim):
+            other = part.dual_set.project(normal_values(*dual.shape, seed=32))
             for scale in (0.1, 1.0, 30.0):
                 outside = scale * dual
-                inside = block.project(outside)
+                inside = part.dual_set.project(outside)
                 assert inside.shape == dual.shape
-                assert_close(block.project(inside), inside, 1e-10, f"projecting twice is not projecting once {where}")
+                again = part.dual_set.project(inside)
+                assert_close(again, inside, 1e-10, f"projecting twice is not projecting once {where}")
                 angle = inner_products(outside - inside, other - inside)
                 assert_at_most(
                     angle, torch.zeros(2), 1e-8 * float(1 + outside.abs().sum()), f"<y - Py, z - Py> > 0 {where}"
@@ -407,54 +403,55 @@ class RegularizerConformance(Suite):
 
     def check_saddle_support(self, ndim: int) -> None:
         """The support function is the largest <z, y> over the set, and adds up to the energy."""
-        for term, block, dual, where in self._blocks(ndim):
-            at = block.apply(self.probabilities(ndim)) - block.shift
-            support = block.support(at)
+        for term, part, dual, where in self._parts(ndim):
+            at, dual_set = part.residual(self.probabilities(ndim)), part.dual_set
+            support = dual_set.support(at)
             assert support.shape == (2,), f"support must give (B,) {where}; got {tuple(support.shape)}"
             for scale in (0.1, 1.0, 30.0):
                 assert_at_most(
-                    inner_products(at, block.project(scale * dual)),
+                    inner_products(at, dual_set.project(scale * dual)),
                     support,
                     1e-9,
                     f"<z, P y> above the support {where}",
                 )
             # The projection of a far point in the direction z maximises <z, y> in the limit.
             far = at * (1e8 / at.abs().max().clamp(min=1e-30))
-            assert_close(inner_products(at, block.project(far)), support, 1e-5, f"the support is not attained {where}")
+            attained = inner_products(at, dual_set.project(far))
+            assert_close(attained, support, 1e-5, f"the support is not attained {where}")
             value = term.form(Saddle).value(self.probabilities(ndim))
             energy = term.energy(self.probabilities(ndim))
             assert_close(value, energy, max(1e-10, self.tolerance), "value of the saddle form and energy")
 
     def check_saddle_norm(self, ndim: int) -> None:
         """The stated bound is not below what power iteration finds; solvers take their steps from it."""
-        for _, block, _, where in self._blocks(ndim):
+        for _, part, _, where in self._parts(ndim):
             vector = normal_values(*self.probabilities(ndim).shape, seed=33)
             length = torch.zeros(2, dtype=torch.float64)
             for _ in range(60):
                 vector = vector / inner_products(vector, vector).sqrt().reshape(-1, *[1] * (vector.ndim - 1)).clamp(
                     min=1e-30
                 )
-                applied = block.apply(vector)
+                applied = part.operator.apply(vector)
                 length = inner_products(applied, applied).sqrt()
-                vector = block.adjoint(applied)
-            assert_at_most(length, torch.full_like(length, block.norm), 1e-9, f"the norm exceeds its bound {where}")
+                vector = part.operator.adjoint(applied)
+            bound = torch.full_like(length, part.operator.norm)
+            assert_at_most(length, bound, 1e-9, f"the norm exceeds its bound {where}")
 
     def check_saddle_gap(self, ndim: int) -> None:
-        """support(z) - <z, y>, for y in the set, is what the block's own sum gives, and never negative."""
-        for _, block, dual, where in self._blocks(ndim):
-            at = block.residual(self.probabilities(ndim))
+        """support(z) - <z, y>, for y in the set, is what the set's own sum gives, and never negative."""
+        for _, part, dual, where in self._parts(ndim):
+            at, dual_set = part.residual(self.probabilities(ndim)), part.dual_set
             for scale in (0.1, 1.0, 30.0):
-                inside = block.project(scale * dual)
-                gap = block.gap(at, inside)
-                assert gap.shape == (2,), f"gap must give (B,) {where}; got {tuple(gap.shape)}"
-                assert_close(
-                    gap, block.support(at) - inner_products(at, inside), 1e-9, f"gap and support(z) - <z, y> {where}"
-                )
+                inside = dual_set.project(scale * dual)
+                gap = dual_set.fenchel_gap(at, inside)
+                assert gap.shape == (2,), f"fenchel_gap must give (B,) {where}; got {tuple(gap.shape)}"
+                difference = dual_set.support(at) - inner_products(at, inside)
+                assert_close(gap, difference, 1e-9, f"fenchel_gap and support(z) - <z, y> {where}")
                 assert_at_most(torch.zeros(2), gap, 1e-9, f"the gap is negative {where}")
 
     def check_saddle_steps(self, ndim: int) -> None:
-        """K K^T <= diag(r) for all blocks together, by power iteration; so steps of 2 entropy / r are safe."""
-        for term, where in self._terms(ndim):
+        """K K^T <= diag(r) for all parts together, by power iteration; so steps of 2 entropy / r are safe."""
+        for term, where in self._solvable(ndim):
             form = term.form(Saddle)
             for diagonal in (True, False):
                 bounds = form.diagonal_bound(self.probabilities(ndim), diagonal=diagonal)
@@ -465,59 +462,59 @@ class RegularizerConformance(Suite):
                         min=1e-30
                     )
                     back, length = torch.zeros_like(vector), torch.zeros(2, dtype=torch.float64)
-                    for block, bound in zip(form.blocks, bounds, strict=True):
-                        applied = block.apply(vector)
+                    for part, bound in zip(form.parts, bounds, strict=True):
+                        applied = part.operator.apply(vector)
                         assert bool((applied.abs()[(bound <= 0).expand_as(applied)] == 0).all()), (
                             f"a bound of 0 {where}"
                         )
                         scaled = applied / bound.clamp(min=1e-30)
                         length = length + inner_products(applied, scaled)
-                        back = back + block.adjoint(scaled)
+                        back = back + part.operator.adjoint(scaled)
                     vector = back
                 assert_at_most(length, torch.ones_like(length), 1e-9, f"steps taken from r would be too long {where}")
 
-    def check_saddle_face(self, ndim: int) -> None:
-        """Where a block tells its face: Q is an orthogonal projection, and the curvature is not negative."""
-        for _, block, dual, where in self._blocks(ndim):
-            if block.face is None:
-                continue
+    def check_saddle_tangent(self, ndim: int) -> None:
+        """Where a dual set defines its tangent: Q is an orthogonal projection, and the curvature is not negative."""
+        for _, part, dual, where in self._parts(ndim):
             for scale in (0.1, 30.0):
-                inside = block.project(scale * dual)
-                face = block.face(block.residual(self.probabilities(ndim)), inside)
+                inside = part.dual_set.project(scale * dual)
+                try:
+                    tangent = part.dual_set.tangent(part.residual(self.probabilities(ndim)), inside)
+                except MissingForm:
+                    continue  # layers of it are unrolled
                 first, second = normal_values(*dual.shape, seed=35), normal_values(*dual.shape, seed=36)
-                once = face.project(first)
-                assert_close(
-                    face.project(once), once, 1e-10, f"projecting on the face twice is not projecting once {where}"
-                )
+                once = tangent.project(first)
+                again = tangent.project(once)
+                assert_close(again, once, 1e-10, f"projecting on the tangent twice is not projecting once {where}")
                 assert_close(
                     inner_products(once, second),
-                    inner_products(first, face.project(second)),
+                    inner_products(first, tangent.project(second)),
                     1e-10,
                     f"Q is not symmetric {where}",
                 )
-                assert bool((torch.as_tensor(face.curvature) >= 0).all()), f"negative curvature {where}"
+                assert bool((torch.as_tensor(tangent.curvature) >= 0).all()), f"negative curvature {where}"
 
-    def check_saddle_select(self, ndim: int) -> None:
-        """Where a block can leave images out: what remains acts on them as before."""
-        for _, block, dual, where in self._blocks(ndim):
-            if block.select is None:
-                continue
+    def check_saddle_images(self, ndim: int) -> None:
+        """Images are left out by indexing: what remains acts on them as before."""
+        for _, part, dual, where in self._parts(ndim):
             images, probabilities = torch.tensor([1]), self.probabilities(ndim)
-            alone = block.select(images)
-            assert_close(
-                alone.residual(probabilities[1:]), block.residual(probabilities)[1:], 1e-12, f"K of image 1 {where}"
-            )
-            assert_close(alone.adjoint(dual[1:]), block.adjoint(dual)[1:], 1e-12, f"K^T of image 1 {where}")
-            assert_close(alone.project(dual[1:]), block.project(dual)[1:], 1e-12, f"projection of image 1 {where}")
+            alone = part[images]
+            found, expected = alone.residual(probabilities[1:]), part.residual(probabilities)[1:]
+            assert_close(found, expected, 1e-12, f"K of image 1 {where}")
+            back = part.operator.adjoint(dual)[1:]
+            assert_close(alone.operator.adjoint(dual[1:]), back, 1e-12, f"K^T of image 1 {where}")
+            inside = part.dual_set.project(dual)[1:]
+            assert_close(alone.dual_set.project(dual[1:]), inside, 1e-12, f"projection of image 1 {where}")
 
-    def check_saddle_compiled(self, ndim: int) -> None:
-        """Where a block offers compiled steps: they are those that its functions make, and so are the values."""
-        for term, block, dual, where in self._blocks(ndim):
-            if block.compiled is None:
+    def check_saddle_fast(self, ndim: int) -> None:
+        """Where there is fast code for a part: its steps are those of the reference, and so are the values."""
+        for term, part, dual, where in self._parts(ndim):
+            ascent = find("dual-ascent", type(part.operator), type(part.dual_set), device=dual.device)
+            if ascent is None:
                 continue
             cost = normal_values(*self.probabilities(ndim).shape, seed=37)
             cost[:, 0, ..., 0] = float("inf")
-            start = block.project(0.3 * dual)
+            start = part.dual_set.project(0.3 * dual)
             for smoothing, given, steps, factor in (
                 ("entropy", start, "diagonal", 1.0),
                 ("entropy", None, "norm", 0.6),
@@ -525,24 +522,32 @@ class RegularizerConformance(Suite):
             ):
                 if smoothing == "square":
                     cost = cost.nan_to_num(posinf=0.5)
-                ascent = Ascent(cost, smoothing, 0.7, steps, given, term.roi, factor)  # type: ignore[arg-type]
-                images = block.compiled(ascent)
-                if images is not None:
-                    _compare_ascents(block, ascent, images, torch.zeros_like(start), f"{steps}, {smoothing}, {where}")
+                problem = DualProblem(
+                    part.operator,
+                    part.dual_set,
+                    cost,
+                    smoothing,  # type: ignore[arg-type]
+                    0.7,
+                    steps,  # type: ignore[arg-type]
+                    given,
+                    term.roi,
+                    factor,
+                )
+                compare_ascents(problem, ascent(problem), torch.zeros_like(start), f"{steps}, {smoothing}, {where}")
 
     def check_concave(self, ndim: int) -> None:
         """The value is the energy, and lies below its tangents on the simplex, but for the stated curvature."""
-        for term, where in self._terms(ndim):
+        for term, where in self._solvable(ndim):
             form = term.form(Concave)
             first = self.probabilities(ndim)
-            value, slope = form.value(first), form.supergradient(first)
+            value, slope = form.value(first), form.concave.supergradient(first)
             assert_close(value, term.energy(first), max(1e-10, self.tolerance), f"value of the concave form {where}")
             assert slope.shape == first.shape
             for seed in range(5):
                 scale = 0.3 * 2.0**seed
                 second = (first.log() + scale * normal_values(*first.shape, seed=40 + seed)).softmax(1)
                 tangent = value + inner_products(slope, second - first)
-                tangent = tangent + form.curvature / 2 * (second - first).square().flatten(1).sum(1)
+                tangent = tangent + form.concave.curvature / 2 * (second - first).square().flatten(1).sum(1)
                 assert_at_most(
                     form.value(second), tangent, max(1e-10, self.tolerance), f"the value exceeds a tangent {where}"
                 )
@@ -551,27 +556,25 @@ class RegularizerConformance(Suite):
             assert_close(
                 inner_products(slope, direction), expected, max(1e-6, self.tolerance), f"supergradient {where}"
             )
-            if form.quadratic:
-                linear = form.supergradient(torch.zeros_like(first))
+            if form.concave.is_quadratic:
+                linear = form.concave.supergradient(torch.zeros_like(first))
                 half = inner_products(linear + slope, first) / 2
                 assert_close(half, value, max(1e-10, self.tolerance), f"the concave form is not quadratic {where}")
 
-    def check_concave_select(self, ndim: int) -> None:
-        """Where the concave form can leave images out: what remains is as before."""
-        for term, where in self._terms(ndim):
-            form = term.form(Concave)
-            if form.select is None:
-                continue
+    def check_concave_images(self, ndim: int) -> None:
+        """Images are left out by indexing: what remains is as before."""
+        for term, where in self._solvable(ndim):
+            function = term.form(Concave).concave
             images, probabilities = torch.tensor([1]), self.probabilities(ndim)
-            alone, kept = form.select(images), probabilities[1:]
+            alone, kept = function[images], probabilities[1:]
             limit = max(1e-10, self.tolerance)
-            assert_close(alone.value(kept), form.value(probabilities)[1:], limit, f"value of image 1 alone {where}")
-            slope = form.supergradient(probabilities)[1:]
+            assert_close(alone.value(kept), function.value(probabilities)[1:], limit, f"value of image 1 alone {where}")
+            slope = function.supergradient(probabilities)[1:]
             assert_close(alone.supergradient(kept), slope, limit, f"supergradient of image 1 alone {where}")
 
     def check_projection(self, ndim: int) -> None:
         """What was projected violates nothing; an exact projection is idempotent."""
-        for term, where in self._terms(ndim):
+        for term, where in self._solvable(ndim):
             form = term.form(Projection)
             inside = form.project(normal_values(2, self.classes, *SIZES[ndim], seed=50).mul(2).softmax(1))
             assert inside.shape == (2, self.classes, *SIZES[ndim])
@@ -580,46 +583,62 @@ class RegularizerConformance(Suite):
                 assert_close(form.project(inside), inside, max(1e-8, self.tolerance), f"projecting twice {where}")
 
 
-def _compare_ascents(block: SaddleBlock, ascent: Ascent, images: Images, blank: Tensor, where: str) -> None:
-    """A few steps of ``images`` with those made of the block's functions."""
-    y = before = blank if ascent.start is None else ascent.start
-    if isinstance(ascent.steps, str):
-        (bound,) = Saddle((block,)).diagonal_bound(ascent.cost, diagonal=ascent.steps == "diagonal")
-        tau = torch.where(bound > 0, ascent.pace / (ascent.factor**2 * bound), 0).expand_as(y)
+def check_operator(operator: LinearOperator, first: Tensor, dual: Tensor, where: str) -> None:
+    """<K x, y> = <x, K^T y>, and K is linear, at ``first`` (B, K, *S) and ``dual`` of dual shape."""
+    second = normal_values(*first.shape, seed=31)
+    back = operator.adjoint(dual)
+    assert back.shape == first.shape, f"the adjoint gives the shape {tuple(back.shape)} {where}"
+    products = inner_products(operator.apply(first), dual)
+    assert_close(products, inner_products(first, back), 1e-10, f"<K x, y> and <x, K^T y> {where}")
+    assert_close(
+        operator.apply(2 * first - 3 * second),
+        2 * operator.apply(first) - 3 * operator.apply(second),
+        1e-10,
+        f"K is not linear {where} (constants belong into shift)",
+    )
+
+
+def compare_ascents(problem: DualProblem, images: DualIterations, blank: Tensor, where: str) -> None:
+    """A few steps of ``images`` with those made of tensor operations, from ``blank`` where the problem has no start."""
+    operator, dual_set, weight, factor = problem.operator, problem.dual_set, problem.weight, problem.factor
+    y = before = blank if problem.start is None else problem.start
+    if isinstance(problem.steps, str):
+        form = Saddle((SaddlePart(operator, dual_set),))
+        (bound,) = form.diagonal_bound(problem.cost, diagonal=problem.steps == "diagonal")
+        tau = torch.where(bound > 0, problem.step_scale / (factor**2 * bound), 0).expand_as(y)
     else:
-        tau = torch.full_like(y, ascent.steps)
+        tau = torch.full_like(y, problem.steps)
 
-    def respond(dual: Tensor) -> Tensor:
-        scores = -(ascent.cost + ascent.factor * block.adjoint(dual)) / ascent.strength
-        return scores.softmax(1) if ascent.smoothing == "entropy" else scores
+    def minimiser(dual: Tensor) -> Tensor:
+        scores = -(problem.cost + factor * operator.adjoint(dual)) / weight
+        return scores.softmax(1) if problem.smoothing == "entropy" else scores
 
-    for push in (0.0, 0.4, 0.0, 0.9):
-        x = y + push * (y - before)
+    for extrapolation in (0.0, 0.4, 0.0, 0.9):
+        x = y + extrapolation * (y - before)
         before, y_old = y, y
-        y = block.project(x + tau * ascent.factor * block.apply(respond(x)))
+        y = dual_set.project(x + tau * factor * operator.apply(minimiser(x)))
         uphill = ((x - y) * (y - y_old) * torch.where(tau > 0, 1 / tau, 0)).flatten(1).sum(1)
-        found = torch.tensor([image.step(push) for image in images], dtype=torch.float64)
-        assert_close(found, uphill, 1e-9, f"<x - y+, (y+ - y) / tau> of the compiled step with {where}")
-        assert_close(
-            torch.stack([image.dual for image in images]), y, 1e-9, f"dual variables of the compiled step with {where}"
-        )
-    s = respond(y)
-    if ascent.smoothing == "entropy":
-        smooth = torch.where(s > 0, s * ascent.cost, 0) + ascent.strength * torch.special.xlogy(s, s)
+        found = torch.tensor([image.step(extrapolation) for image in images], dtype=torch.float64)
+        assert_close(found, uphill, 1e-9, f"<x - y+, (y+ - y) / tau> of the fast step with {where}")
+        duals = torch.stack([image.dual for image in images])
+        assert_close(duals, y, 1e-9, f"dual variables of the fast step with {where}")
+    s = minimiser(y)
+    if problem.smoothing == "entropy":
+        smooth = torch.where(s > 0, s * problem.cost, 0) + weight * torch.special.xlogy(s, s)
     else:
-        smooth = (s + ascent.cost / ascent.strength).square() * (ascent.strength / 2)
-    smooth = smooth.sum(1) if ascent.roi is None else smooth.sum(1) * ascent.roi
-    z = ascent.factor * block.apply(s)
+        smooth = (s + problem.cost / weight).square() * (weight / 2)
+    smooth = smooth.sum(1) if problem.roi is None else smooth.sum(1) * problem.roi
+    z = factor * operator.apply(s)
     for number, image in enumerate(images):
-        certified = image.certify()
-        assert_close(certified.minimiser, s[number], 1e-9, f"compiled minimiser with {where}")
+        result = image.certify()
+        assert_close(result.minimiser, s[number], 1e-9, f"fast minimiser with {where}")
         for name, value in (
             ("smooth", smooth.flatten(1).sum(1)),
-            ("support", block.support(z)),
-            ("slack", block.gap(z, y)),
+            ("support", dual_set.support(z)),
+            ("fenchel_gap", dual_set.fenchel_gap(z, y)),
         ):
-            found = torch.tensor(getattr(certified, name), dtype=torch.float64)
-            assert_close(found, value[number], 1e-9, f"compiled {name} with {where}")
+            found = torch.tensor(getattr(result, name), dtype=torch.float64)
+            assert_close(found, value[number], 1e-9, f"fast {name} with {where}")
 
 
 _FORM_CHECKS: Mapping[type[Form], tuple[str, ...]] = {
@@ -632,10 +651,10 @@ _FORM_CHECKS: Mapping[type[Form], tuple[str, ...]] = {
         "check_saddle_norm",
         "check_saddle_gap",
         "check_saddle_steps",
-        "check_saddle_face",
-        "check_saddle_select",
-        "check_saddle_compiled",
+        "check_saddle_tangent",
+        "check_saddle_images",
+        "check_saddle_fast",
     ),
-    Concave: ("check_concave", "check_concave_select"),
+    Concave: ("check_concave", "check_concave_images"),
     Projection: ("check_projection",),
 }

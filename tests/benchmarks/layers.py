@@ -41,7 +41,7 @@ from torch import Tensor
 
 import regloss
 from regloss.regularizer import Term
-from regloss.solver import Look
+from regloss.solver import Progress
 from regloss_plugins.regularizers.nltv import NonlocalTerm
 
 SECTIONS = ("steps", "convergence", "graph", "denoising", "memory")
@@ -137,11 +137,11 @@ def convergence() -> None:
         ):
             looks: list[tuple[int, float]] = []
 
-            def note(look: Look, looks: list[tuple[int, float]] = looks) -> None:
+            def note(look: Progress, looks: list[tuple[int, float]] = looks) -> None:
                 looks.append((look.steps, float((look.energy - look.bound) / look.energy.abs())))
 
             solver = regloss.PDHG(most, 1e-10, check_every=10, **settings)  # type: ignore[arg-type]
-            regloss.solve(term, unary, solver, entropy=0.5, observe=note)
+            regloss.solve(term, unary, solver, entropy=0.5, callback=note)
             reached = next((str(count) for count, gap in looks if gap <= 1e-5), None)
             found.append(reached or f"> {most} ({min(gap for _, gap in looks):.1e})")
         print(f"{name:28} {found[0]:>8} {found[1]:>24} {found[2]:>16}", flush=True)

@@ -41,7 +41,8 @@ from record_unaries import read
 from torch import Tensor
 
 import regloss
-from regloss.regularizer import Form, Graph, GridGraph, Term
+from regloss.forms import Form, Graph, GridGraph
+from regloss.regularizer import Term
 from regloss.solver import Problem, Solution, Solver
 from regloss_plugins.kernels.expansion import Expansion
 from regloss_plugins.kernels.potts import free_problem

@@ -28,7 +28,7 @@ from pydantic_core import PydanticUndefined
 
 from regloss import hooks, registry
 from regloss.errors import MissingDependency
-from regloss.regularizer import Form
+from regloss.forms import Form
 from regloss.training.config import Config, parse
 
 if sys.version_info >= (3, 11):

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
+from regloss.forms import Graph, GridGraph
 from regloss.potts import PottsTerm
-from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term
+from regloss.regularizer import Forms, Regularizer, Term
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,9 @@ class GeodesicLength(Regularizer):
             raise UsageError(f"contrast must be positive, in image values a pixel; got {self.contrast}.")
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """What solvers can have: here what alpha-expansion and mean-field take."""
-        return (GridGraph, Graph)
+        return {GridGraph: PottsTerm.grid_graph, Graph: PottsTerm.graph}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Weights of all pairs of ``image`` (B, C, H, W)."""

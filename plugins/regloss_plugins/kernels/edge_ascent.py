@@ -1,12 +1,13 @@
 """Dual ascent for total variation on a graph, one image at a time.
 
-    s = softmax(-(cost + K^T x) / strength), or -(cost + K^T x) / strength,    x = y + push * (y - the y before)
+    x = y + extrapolation * (y - the y before)
+    s = softmax(-(cost + K^T x) / strength), or -(cost + K^T x) / strength
     y+ = P(x + tau K s),                                                        (K s)_e = w_e (s_j - s_i),  e = ij
 
 A step is one pass over the edges and one over the pixels. Both ends of an edge must know s before it moves, so the pass
 over the edges also gathers K^T y+ for the next step; and since K^T is linear, K^T x of that step follows at each pixel
-from K^T y+ and K^T y, whatever the push turns out to be. An edge's variables are fetched once, and y+ takes the place
-of the y before.
+from K^T y+ and K^T y, whatever the extrapolation turns out to be. An edge's variables are fetched once, and y+ takes
+the place of the y before.
 
 Arrays in, arrays out. Edges are sorted by their first ends, so that what belongs to one is at hand for all its edges;
 the classes of an edge, and those of a pixel, lie side by side, filled up with zeros to a whole number of lanes.
@@ -100,14 +101,14 @@ class EdgeAscent:
         self.response = aligned(len(self.pull), cost.dtype)
         self.minimiser = np.empty_like(cost)
 
-    def step(self, push: float) -> float:
-        """One step; see `regloss.ascent.ImageAscent`."""
+    def step(self, extrapolation: float) -> float:
+        """One step; see `regloss.dual_problem.DualIteration`."""
         kind = self.cost.dtype.type
         _respond(
             self.cost,
             self.pull,
             self.pull_before,
-            kind(push),
+            kind(extrapolation),
             self.strength,
             self.entropy,
             self.width,
@@ -123,7 +124,7 @@ class EdgeAscent:
             self.metric,
             self.values,
             self.before,
-            kind(push),
+            kind(extrapolation),
             self.response,
             self.pull,
             self.radius,
@@ -134,11 +135,11 @@ class EdgeAscent:
         return uphill
 
     def certify(self) -> tuple[float, float, float]:
-        """Smooth part, support and slack at the current dual variables; ``minimiser`` (K, N) is set."""
+        """Smooth part, support and Fenchel gap at the current dual variables; ``minimiser`` (K, N) is set."""
         smooth: float = _worth(
             self.cost, self.pull, self.strength, self.entropy, self.width, self.roi, self.response, self.minimiser
         )
-        support, slack = _compare(
+        support, fenchel_gap = _compare(
             self.edges.start,
             self.edges.second,
             self.weights,
@@ -147,7 +148,7 @@ class EdgeAscent:
             self.radius,
             self.width,
         )
-        return smooth, support, slack
+        return smooth, support, fenchel_gap
 
     @property
     def dual(self) -> Array:
@@ -190,7 +191,7 @@ def _gather(start: Any, second: Any, weights: Any, values: Any, width: int, pull
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
 def _respond(
-    cost: Any, pull: Any, pull_before: Any, push: Any, strength: Any, entropy: bool, width: int, response: Any
+    cost: Any, pull: Any, pull_before: Any, extrapolation: Any, strength: Any, entropy: bool, width: int, response: Any
 ) -> None:
     """S at x; ``pull_before`` is emptied for what comes next."""
     classes, pixels = cost.shape
@@ -204,7 +205,7 @@ def _respond(
             row, costs = scores[k], cost[k]
             for i in range(count):
                 place = (begin + i) * width + k
-                ahead = pull[place] + push * (pull[place] - pull_before[place])
+                ahead = pull[place] + extrapolation * (pull[place] - pull_before[place])
                 row[i] = (costs[begin + i] + ahead) * factor
         if entropy:
             softmax_rows(scores, top, total, inverse)  # in the last block some of it is left from the one before
@@ -224,7 +225,7 @@ def _move_few(
     metric: Any,
     values: Any,
     before: Any,
-    push: Any,
+    extrapolation: Any,
     response: Any,
     pull: Any,
     radius: Any,
@@ -233,14 +234,14 @@ def _move_few(
 ) -> float:
     """``before`` is overwritten with the new dual variables, and K^T y+ added to ``pull``; ``width`` = len(shape)."""
     zero = splat(values.dtype.type(0), shape)
-    pushes, most, least = splat(push, shape), splat(radius, shape), splat(-radius, shape)
+    extrapolations, most, least = splat(extrapolation, shape), splat(radius, shape), splat(-radius, shape)
     uphill = 0.0
     for i in range(len(start) - 1):
         here, own, outweighs = load(response, i * width, shape), zero, zero
         for e in range(start[i], start[i + 1]):
             j = np.int64(second[e])
             y, old = load(values, e * width, shape), load(before, e * width, shape)
-            point = add(y, mul(pushes, sub(y, old)))
+            point = add(y, mul(extrapolations, sub(y, old)))
             difference = sub(load(response, j * width, shape), here)
             new = clip(add(point, mul(splat(steps[e], shape), difference)), least, most)
             outweighs = add(outweighs, mul(splat(metric[e], shape), mul(sub(point, new), sub(new, y))))
@@ -262,7 +263,7 @@ def _move_many(
     metric: Any,
     values: Any,
     before: Any,
-    push: Any,
+    extrapolation: Any,
     response: Any,
     pull: Any,
     radius: Any,
@@ -272,7 +273,7 @@ def _move_many(
     """The same for any ``width``, a multiple of len(shape)."""
     last, count = len(second) - 1, len(shape)
     zero = splat(values.dtype.type(0), shape)
-    pushes, most, least = splat(push, shape), splat(radius, shape), splat(-radius, shape)
+    extrapolations, most, least = splat(extrapolation, shape), splat(radius, shape), splat(-radius, shape)
     own = np.zeros(width, values.dtype)
     uphill = 0.0
     for i in range(len(start) - 1):
@@ -287,7 +288,7 @@ def _move_many(
             w, tau, inverse = splat(weights[e], shape), splat(steps[e], shape), splat(metric[e], shape)
             for k in range(0, width, count):
                 y, old = load(values, e * width + k, shape), load(before, e * width + k, shape)
-                point = add(y, mul(pushes, sub(y, old)))
+                point = add(y, mul(extrapolations, sub(y, old)))
                 difference = sub(load(response, j * width + k, shape), load(response, i * width + k, shape))
                 new = clip(add(point, mul(tau, difference)), least, most)
                 outweighs = add(outweighs, mul(inverse, mul(sub(point, new), sub(new, y))))
@@ -339,9 +340,9 @@ def _worth(
 def _compare(
     start: Any, second: Any, weights: Any, values: Any, response: Any, radius: Any, width: int
 ) -> tuple[float, float]:
-    """Support and slack."""
+    """Support and Fenchel gap."""
     bound, last = np.float64(radius), len(second) - 1
-    support = slack = 0.0
+    support = fenchel_gap = 0.0
     for i in range(len(start) - 1):
         here = response[i * width : (i + 1) * width]
         for e in range(start[i], start[i + 1]):
@@ -359,5 +360,5 @@ def _compare(
                 # |z| (radius - sign(z) y): a product of two numbers that are not negative.
                 short += abs(z) * (bound - (y if z > 0 else -y))
             support += bound * length
-            slack += short
-    return support, slack
+            fenchel_gap += short
+    return support, fenchel_gap

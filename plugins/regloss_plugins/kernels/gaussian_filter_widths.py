@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regloss.region_force import wide_dtype
+from regloss.numerics import widest_float
 from regloss_plugins.kernels.gaussian_filter import GaussianFilter
 
 
@@ -78,7 +78,7 @@ def _by_width(
     features: Tensor,
     sigma: Tensor,
 ) -> Tensor:
-    wide = wide_dtype(values.device)
+    wide = widest_float(values.device)
     values, gradient, filtered, pulled = (part.to(wide) for part in (values, gradient, filtered, pulled))
     features = features.to(wide)
     axes = tuple(range(2, features.ndim))

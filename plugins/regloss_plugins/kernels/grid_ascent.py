@@ -1,6 +1,7 @@
 """Dual ascent for total variation on a grid, one image at a time: a step is one pass over memory.
 
-    s = softmax(-(cost + K^T x) / strength), or -(cost + K^T x) / strength,    x = y + push * (y - the y before)
+    x = y + extrapolation * (y - the y before)
+    s = softmax(-(cost + K^T x) / strength), or -(cost + K^T x) / strength
     y+ = P(x + tau K s),                                                        (K s)_pa = w_pa (s_{p + a} - s_p)
 
 Rows are worked through in their order. The dual variables of a row need s in the next row (2D) and in the same row of
@@ -118,13 +119,13 @@ class GridAscent:
         inner[:, :width] = values.reshape(given, width)
         return flat
 
-    def step(self, push: float) -> float:
-        """One step; see `regloss.ascent.ImageAscent`."""
+    def step(self, extrapolation: float) -> float:
+        """One step; see `regloss.dual_problem.DualIteration`."""
         uphill: float = _step(
             self.cost,
             self.values,
             self.before,
-            self.cost.dtype.type(push),
+            self.cost.dtype.type(extrapolation),
             self.weights,
             self.steps,
             self.metric,
@@ -143,7 +144,7 @@ class GridAscent:
         return uphill
 
     def certify(self) -> tuple[float, float, float]:
-        """Smooth part, support and slack at the current dual variables; ``minimiser`` (K, R, W) is set."""
+        """Smooth part, support and Fenchel gap at the current dual variables; ``minimiser`` (K, R, W) is set."""
         found: tuple[float, float, float] = _certify(
             self.cost,
             self.values,
@@ -175,7 +176,7 @@ def _scores(
     cost: Any,
     dual: Any,
     before: Any,
-    push: Any,
+    extrapolation: Any,
     weights: Any,
     entry: Any,
     sizes: Any,
@@ -190,7 +191,7 @@ def _scores(
     """-(cost + K^T x) * inverse at the pixels of a row: (K, P) from ``place`` on in ``out``."""
     classes, axes, count = sizes
     lanes, last = len(shape), axes - 1
-    pushes, factor = splat(push, shape), splat(inverse, shape)
+    extrapolations, factor = splat(extrapolation, shape), splat(inverse, shape)
     spare = (len(weights) - 2 * lanes) // (axes * width) - 1
     here = (entry[row] * axes + last) * width + lanes
     for k in range(classes):
@@ -203,14 +204,20 @@ def _scores(
         q_here = ((entry[row - 1] if row > 0 else spare) * axes + last - 1) * width + lanes
         for x in range(0, width, lanes):
             value, old = load(dual, y + x, shape), load(before, y + x, shape)
-            scores = mul(load(weights, here + x, shape), add(value, mul(pushes, sub(value, old))))
+            scores = mul(load(weights, here + x, shape), add(value, mul(extrapolations, sub(value, old))))
             value, old = load(dual, y + x - 1, shape), load(before, y + x - 1, shape)
-            scores = sub(scores, mul(load(weights, here + x - 1, shape), add(value, mul(pushes, sub(value, old)))))
+            scores = sub(
+                scores, mul(load(weights, here + x - 1, shape), add(value, mul(extrapolations, sub(value, old))))
+            )
             if axes > 1:
                 value, old = load(dual, z + x, shape), load(before, z + x, shape)
-                scores = add(scores, mul(load(weights, z_here + x, shape), add(value, mul(pushes, sub(value, old)))))
+                scores = add(
+                    scores, mul(load(weights, z_here + x, shape), add(value, mul(extrapolations, sub(value, old))))
+                )
                 value, old = load(dual, q + x, shape), load(before, q + x, shape)
-                scores = sub(scores, mul(load(weights, q_here + x, shape), add(value, mul(pushes, sub(value, old)))))
+                scores = sub(
+                    scores, mul(load(weights, q_here + x, shape), add(value, mul(extrapolations, sub(value, old))))
+                )
             store(out, o + x, mul(factor, sub(scores, load(cost, c + x, shape))))
         for axis in range(last - 1):
             z = ((k * axes + axis) * count + row) * width + lanes
@@ -219,9 +226,11 @@ def _scores(
             q_here = ((entry[row - height] if row >= height else spare) * axes + axis) * width + lanes
             for x in range(0, width, lanes):
                 value, old = load(dual, z + x, shape), load(before, z + x, shape)
-                more = mul(load(weights, z_here + x, shape), add(value, mul(pushes, sub(value, old))))
+                more = mul(load(weights, z_here + x, shape), add(value, mul(extrapolations, sub(value, old))))
                 value, old = load(dual, q + x, shape), load(before, q + x, shape)
-                more = sub(more, mul(load(weights, q_here + x, shape), add(value, mul(pushes, sub(value, old)))))
+                more = sub(
+                    more, mul(load(weights, q_here + x, shape), add(value, mul(extrapolations, sub(value, old))))
+                )
                 store(out, o + x, add(load(out, o + x, shape), mul(factor, more)))
 
 
@@ -229,7 +238,7 @@ def _scores(
 def _move(
     dual: Any,
     before: Any,
-    push: Any,
+    extrapolation: Any,
     steps: Any,
     metric: Any,
     entry: Any,
@@ -249,7 +258,7 @@ def _move(
     classes, axes, count = sizes
     lanes = len(shape)
     slots = (len(ring) - lanes) // (classes * width)
-    pushes, most, least = splat(push, shape), splat(radius, shape), splat(-radius, shape)
+    extrapolations, most, least = splat(extrapolation, shape), splat(radius, shape), splat(-radius, shape)
     outweighs = splat(dual.dtype.type(0), shape)
     for k in range(classes):
         here = (row % slots * classes + k) * width
@@ -262,7 +271,7 @@ def _move(
             known = (entry[row] * axes + axis) * width + lanes
             for x in range(0, width, lanes):
                 value, old = load(dual, y + x, shape), load(before, y + x, shape)
-                point = add(value, mul(pushes, sub(value, old)))
+                point = add(value, mul(extrapolations, sub(value, old)))
                 difference = sub(load(ring, there + x, shape), load(ring, here + x, shape))
                 new = clip(add(point, mul(load(steps, known + x, shape), difference)), least, most)
                 gain = mul(sub(point, new), sub(new, value))
@@ -275,7 +284,7 @@ def _move(
 def _move_pairs(
     dual: Any,
     before: Any,
-    push: Any,
+    extrapolation: Any,
     steps: Any,
     metric: Any,
     entry: Any,
@@ -290,7 +299,7 @@ def _move_pairs(
     classes, _, count = sizes
     lanes = len(shape)
     slots = (len(ring) - lanes) // (classes * width)
-    pushes, radii = splat(push, shape), splat(radius, shape)
+    extrapolations, radii = splat(extrapolation, shape), splat(radius, shape)
     outweighs = splat(dual.dtype.type(0), shape)
     for k in range(classes):
         here = (row % slots * classes + k) * width
@@ -302,10 +311,10 @@ def _move_pairs(
         for x in range(0, width, lanes):
             s = load(ring, here + x, shape)
             value, old = load(dual, y + x, shape), load(before, y + x, shape)
-            point = add(value, mul(pushes, sub(value, old)))
+            point = add(value, mul(extrapolations, sub(value, old)))
             new = add(point, mul(load(steps, y_known + x, shape), sub(load(ring, here + x + 1, shape), s)))
             other, other_old = load(dual, z + x, shape), load(before, z + x, shape)
-            other_point = add(other, mul(pushes, sub(other, other_old)))
+            other_point = add(other, mul(extrapolations, sub(other, other_old)))
             other_new = add(other_point, mul(load(steps, z_known + x, shape), sub(load(ring, there + x, shape), s)))
             shrink = divide(radii, maximum(root(add(mul(new, new), mul(other_new, other_new))), radii))
             new, other_new = mul(new, shrink), mul(other_new, shrink)
@@ -321,7 +330,7 @@ def _move_pairs(
 def _move_jointly(
     dual: Any,
     before: Any,
-    push: Any,
+    extrapolation: Any,
     steps: Any,
     metric: Any,
     entry: Any,
@@ -338,7 +347,7 @@ def _move_jointly(
     classes, axes, count = sizes
     lanes = len(shape)
     slots = (len(ring) - lanes) // (classes * width)
-    pushes, radii, zero = splat(push, shape), splat(radius, shape), splat(dual.dtype.type(0), shape)
+    extrapolations, radii, zero = splat(extrapolation, shape), splat(radius, shape), splat(dual.dtype.type(0), shape)
     outweighs = zero
     for k in range(classes):
         here = (row % slots * classes + k) * width
@@ -351,7 +360,7 @@ def _move_jointly(
                 y = ((k * axes + axis) * count + row) * width + lanes
                 known = (entry[row] * axes + axis) * width + lanes
                 value, old = load(dual, y + x, shape), load(before, y + x, shape)
-                point = add(value, mul(pushes, sub(value, old)))
+                point = add(value, mul(extrapolations, sub(value, old)))
                 difference = sub(load(ring, there + x, shape), load(ring, here + x, shape))
                 new = add(point, mul(load(steps, known + x, shape), difference))
                 length = add(length, mul(new, new))
@@ -374,7 +383,7 @@ def _step(
     cost: Any,
     dual: Any,
     before: Any,
-    push: Any,
+    extrapolation: Any,
     weights: Any,
     steps: Any,
     metric: Any,
@@ -401,19 +410,38 @@ def _step(
     for row in range(count + lag):
         if row < count:
             place = row % (lag + 1) * part
-            _scores(cost, dual, before, push, weights, entry, sizes, height, width, row, factor, shape, ring, place)
+            _scores(
+                cost, dual, before, extrapolation, weights, entry, sizes, height, width, row, factor, shape, ring, place
+            )
             if entropy:
                 softmax_rows(ring[place : place + part].reshape(classes, width), top, sums, inverse)
         late = row - lag
         if late < 0:
             continue
         if not isotropic:
-            uphill += _move(dual, before, push, steps, metric, entry, sizes, height, width, late, radius, ring, shape)
+            uphill += _move(
+                dual, before, extrapolation, steps, metric, entry, sizes, height, width, late, radius, ring, shape
+            )
         elif axes == 2:
-            uphill += _move_pairs(dual, before, push, steps, metric, entry, sizes, width, late, radius, ring, shape)
+            uphill += _move_pairs(
+                dual, before, extrapolation, steps, metric, entry, sizes, width, late, radius, ring, shape
+            )
         else:
             uphill += _move_jointly(
-                dual, before, push, steps, metric, entry, sizes, height, width, late, radius, ring, shape, moved
+                dual,
+                before,
+                extrapolation,
+                steps,
+                metric,
+                entry,
+                sizes,
+                height,
+                width,
+                late,
+                radius,
+                ring,
+                shape,
+                moved,
             )
     return uphill
 
@@ -461,7 +489,7 @@ def _certify(
     squares, along = np.empty(width), np.empty(width)
     factor, zero = kind.type(1) / strength, kind.type(0)
     bound = np.float64(radius)
-    smooth = support = slack = 0.0
+    smooth = support = fenchel_gap = 0.0
     for row in range(count + lag):
         if row < count:
             _scores(cost, dual, dual, zero, weights, entry, sizes, height, width, row, factor, shape, scores, 0)
@@ -513,10 +541,10 @@ def _certify(
                     # |z| (radius - sign(z) y): a product of two numbers that are not negative.
                     short += abs(z) * (bound - (y[x] if z > 0 else -y[x]))
                 support += bound * length
-                slack += short
+                fenchel_gap += short
             if isotropic:
                 for x in range(width):
                     length = bound * math.sqrt(squares[x])
                     support += length
-                    slack += max(length - along[x], 0.0)
-    return smooth, support, slack
+                    fenchel_gap += max(length - along[x], 0.0)
+    return smooth, support, fenchel_gap

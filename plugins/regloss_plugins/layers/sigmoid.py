@@ -55,8 +55,9 @@ from torch import Tensor, nn
 
 from regloss.checks import at_least_float32, check_finite, check_scores
 from regloss.errors import UsageError
+from regloss.forms import Projection
 from regloss.registry import name_of, resolve
-from regloss.regularizer import Projection, Regularizer, Sum, Term, combine
+from regloss.regularizer import Regularizer, Sum, Term, combine, offered_kind
 from regloss.solver import Solution, Status
 from regloss_plugins.layers.entropic import EntropicLayer
 from regloss_plugins.layers.softmax import RegularizedSoftmax
@@ -158,7 +159,7 @@ class RegularizedSigmoid(EntropicLayer):
 
     def _is_solved(self, part: Regularizer) -> bool:
         """Whether the solver deals with it; one that nothing can deal with goes there too, to be refused."""
-        solvable = any(kind in part.adapted_forms for kind in self.solver.accepts)
+        solvable = any(offered_kind(part, kind) is not None for kind in self.solver.accepts)
         return part.channels != "sets" and (solvable or Projection not in part.forms)
 
     @property

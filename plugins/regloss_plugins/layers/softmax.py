@@ -36,8 +36,9 @@ from torch import Tensor, nn
 from regloss.checks import at_least_float32, check_finite, check_scores
 from regloss.constraint import Constraints, raise_labels
 from regloss.errors import UsageError
+from regloss.forms import Form
 from regloss.registry import name_of, resolve
-from regloss.regularizer import Form, Regularizer, Sum, Term, combine, join_all, part_form, scaled
+from regloss.regularizer import Regularizer, Sum, Term, add_forms, combine, part_kind
 from regloss.solver import DifferentiableSolver, Problem, Solution, meet_constraints, negotiate
 from regloss_plugins.layers.entropic import EntropicLayer
 
@@ -202,7 +203,7 @@ class RegularizedSoftmax(EntropicLayer):
         dtype = scores.dtype if dtype is None else dtype
         entropy = scores.new_tensor(self._entropy) if self.log_entropy is None else self.log_entropy.exp()
         temperature = float(entropy.detach())
-        terms = self._adapted(bound, scores.detach() / temperature)
+        terms = self._conditioned(bound, scores.detach() / temperature)
         form = self._form(bound, terms)
         if isinstance(warm, Solution):
             warm = warm.state
@@ -277,12 +278,10 @@ class RegularizedSoftmax(EntropicLayer):
         parts = [dataclasses.replace(part, weight=1.0) for part in self._parts(self.regularizer)]  # type: ignore[type-var]
         return BoundRegularizers(tuple(part.bind(image, roi) for part in parts), total, self.form)
 
-    def _adapted(self, bound: BoundRegularizers, scores: Tensor) -> list[Term]:
-        """The bound terms, adapted to what softmax makes of ``scores``."""
+    def _conditioned(self, bound: BoundRegularizers, scores: Tensor) -> list[Term]:
+        """The bound terms, conditioned on what softmax makes of ``scores``."""
         return [
-            term
-            if term.regularizer.forms == term.regularizer.adapted_forms
-            else term.adapted(torch.softmax(scores, dim=1))
+            term.conditioned_on(torch.softmax(scores, dim=1)) if term.regularizer.needs_prediction else term
             for term in bound.terms
         ]
 
@@ -297,12 +296,12 @@ class RegularizedSoftmax(EntropicLayer):
         if self.log_weight is None:
             return terms[0].form(bound.form)
         if len(terms) == 1:
-            return scaled(terms[0].form(bound.form), self.log_weight.exp()[0] * bound.factor)
+            return terms[0].form(bound.form).scaled(self.log_weight.exp()[0] * bound.factor)
         forms = [
-            scaled(term.form(part_form(term.regularizer, bound.form)), weight * bound.factor)
+            term.form(part_kind(term.regularizer, bound.form)).scaled(weight * bound.factor)
             for term, weight in zip(terms, self.log_weight.exp(), strict=True)
         ]
-        return join_all(forms, bound.form)
+        return add_forms(forms)
 
 
 @dataclasses.dataclass(frozen=True)

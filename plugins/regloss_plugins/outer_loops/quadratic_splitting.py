@@ -30,9 +30,10 @@ from regloss.batch import Batch
 from regloss.checks import at_least_float32
 from regloss.data_term import combine_data_terms
 from regloss.errors import MissingForm, UsageError
+from regloss.forms import Saddle
 from regloss.outer_loop import OuterLoop, Proposal, check_logits
 from regloss.registry import name_of
-from regloss.regularizer import Regularizer, Saddle, combine
+from regloss.regularizer import Regularizer, combine
 from regloss.schedule import Schedule, as_schedule
 
 
@@ -83,7 +84,7 @@ class Splitting(OuterLoop):
         return None
 
     def split(self, probabilities: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """The w-step: the best w for ``probabilities`` (B, K, *S), one tensor of dual shape a block; no gradient."""
+        """The w-step: the best w for ``probabilities`` (B, K, *S), one tensor of dual shape a part; no gradient."""
         return self._split(self._form(batch), probabilities)
 
     def split_energy(self, probabilities: Tensor, split: tuple[Tensor, ...], batch: Batch) -> Tensor:
@@ -101,17 +102,18 @@ class Splitting(OuterLoop):
     def _split(self, form: Saddle, probabilities: Tensor) -> tuple[Tensor, ...]:
         coupling = self.coupling.at(self.progress)
         with torch.no_grad():
-            residuals = [block.residual(probabilities) for block in form.blocks]
+            residuals = [part.residual(probabilities) for part in form.parts]
             return tuple(
-                z - block.project(coupling * z) / coupling for block, z in zip(form.blocks, residuals, strict=True)
+                z - part.dual_set.project(coupling * z) / coupling
+                for part, z in zip(form.parts, residuals, strict=True)
             )
 
     def _energy(self, form: Saddle, probabilities: Tensor, split: tuple[Tensor, ...]) -> Tensor:
         coupling = self.coupling.at(self.progress)
         energy = probabilities.new_zeros(probabilities.shape[0])
-        for block, w in zip(form.blocks, split, strict=True):
-            apart = (w - block.residual(probabilities)).square().flatten(1).sum(1)
-            energy = energy + block.support(w) + coupling / 2 * apart
+        for part, w in zip(form.parts, split, strict=True):
+            apart = (w - part.residual(probabilities)).square().flatten(1).sum(1)
+            energy = energy + part.dual_set.support(w) + coupling / 2 * apart
         return energy
 
     def _form(self, batch: Batch) -> Saddle:

@@ -32,7 +32,7 @@ probabilities exceed a few parts in a hundred.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -42,7 +42,8 @@ from torch import Tensor
 from regloss import grid
 from regloss.constraint import ConstraintTerm, HardConstraint, contradiction
 from regloss.errors import UsageError
-from regloss.regularizer import Form, Projection, Term
+from regloss.forms import Projection
+from regloss.regularizer import Forms, Term
 from regloss_plugins.kernels.balls import ball_size, ball_sums
 
 
@@ -79,9 +80,9 @@ class ConvexShape(HardConstraint):
             raise UsageError(f"radii must be one or more numbers of pixels, each at least 1; got {self.radii!r}.")
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """The pseudo-projection."""
-        return (Projection,)
+        return {Projection: _ConvexShapeTerm.projection}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Note the region of interest."""
@@ -133,8 +134,9 @@ class _ConvexShapeTerm(ConstraintTerm):
         super().__init__(regularizer, shape, roi)
         self.settings, self.everywhere = regularizer, inside
 
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        return {Projection: lambda: Projection(self._project, exact=False)}
+    def projection(self) -> Projection:
+        """The filling."""
+        return Projection(self._project, exact=False)
 
     def violation(self, probabilities: Tensor) -> Tensor:
         """Largest number of dents over the radii."""

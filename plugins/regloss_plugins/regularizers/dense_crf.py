@@ -36,7 +36,6 @@ crops of 513x513 and sigma_xy = 100.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -44,7 +43,8 @@ import torch
 from torch import Tensor
 
 from regloss.errors import UsageError
-from regloss.regularizer import Concave, Form, Regularizer, Term
+from regloss.forms import Concave, ConcaveFunction
+from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.kernels.gaussian_filter import Accuracy, Backend
 from regloss_plugins.kernels.gaussian_filter_affinity import Affinity, check_affinity
 from regloss_plugins.kernels.gaussian_filter_widths import filter_with_widths
@@ -121,16 +121,15 @@ class DenseCRF(Regularizer):
         return any(isinstance(value, Tensor) for value in tensors)
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """The concave form of the bilinear relaxation; none of the others."""
-        return (Concave,) if self.relaxation == "bilinear" else ()
+        return {Concave: _DenseTerm.concave} if self.relaxation == "bilinear" else {}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Set up the filter."""
         widths = (_number(self.sigma_xy), _number(self.sigma_rgb))
         affinity = Affinity(image, roi, *widths, self.scale, self.backend, self.accuracy)
-        kind = _GeneralTerm if self.general else _DenseTerm
-        return kind(self, affinity, (image.shape[0], *image.shape[2:]), roi)
+        return _DenseTerm(self, affinity, (image.shape[0], *image.shape[2:]), roi)
 
 
 def _number(value: float | Tensor) -> float:
@@ -155,11 +154,13 @@ class _DenseTerm(Term):
         super().__init__(regularizer, shape, roi)
         self.settings = regularizer
         self.affinity = affinity
+        bilinear = _GeneralBilinear if regularizer.general else _Bilinear
+        self.function: ConcaveFunction = bilinear(regularizer, affinity)
 
     def energy(self, probabilities: Tensor) -> Tensor:
         probabilities = self.check(probabilities)
         if self.settings.relaxation == "bilinear":
-            return self._bilinear(probabilities)
+            return self.function.value(probabilities)
         squares = probabilities.square().sum(1, keepdim=True)
         affinity = self.affinity
         if self.settings.relaxation == "quadratic":
@@ -172,73 +173,69 @@ class _DenseTerm(Term):
             apart = affinity.weighted(ones).sum(1) - affinity.associations(normalised).sum(1)
         return self.settings.weight / 2 * apart
 
-    def _bilinear(self, probabilities: Tensor) -> Tensor:
-        return self.settings.weight / 2 * self.affinity.cuts(probabilities).sum(1)
+    def concave(self) -> Concave:
+        """The bilinear relaxation."""
+        return Concave(self.function)
 
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        if self.settings.relaxation != "bilinear":
-            return {}
+
+class _Bilinear(ConcaveFunction):
+    """The bilinear relaxation, by the sum of cuts."""
+
+    is_quadratic = True
+
+    def __init__(self, settings: DenseCRF, affinity: Affinity) -> None:
+        self.settings, self.affinity = settings, affinity
+
+    @property
+    def curvature(self) -> float:
         # Without w_pp on the diagonal, W is no longer positive semidefinite, but then W + w_pp is.
-        curvature = self.settings.weight / self.affinity.mass
-        return {
-            Concave: lambda: Concave(
-                self._bilinear, self._supergradient, curvature, select=self._select, quadratic=True
-            )
-        }
+        return self.settings.weight / self.affinity.mass
 
-    def _select(self, images: Tensor) -> Concave:
-        shape, roi = (len(images), *self.shape[1:]), None if self.roi is None else self.roi[images]
-        return _DenseTerm(self.settings, self.affinity.select(images), shape, roi).form(Concave)
+    def __getitem__(self, images: Tensor) -> ConcaveFunction:
+        return _Bilinear(self.settings, self.affinity.select(images))
 
-    def _supergradient(self, s: Tensor) -> Tensor:
+    def value(self, s: Tensor) -> Tensor:
+        return self.settings.weight / 2 * self.affinity.cuts(s).sum(1)
+
+    def supergradient(self, s: Tensor) -> Tensor:
         affinity = self.affinity
         counts = affinity.counts.to(s.dtype)
-        # W (n - 2 S) in one filter, as half the difference of what pulls towards and away from each class.
-        pull = affinity.spread(affinity.filter(counts - 2 * affinity.sums(s)))
+        # W (n - 2 S) in one filter, as half the difference of the sums over other classes and over the own one.
+        filtered = affinity.spread(affinity.filter(counts - 2 * affinity.sums(s)))
         own = (1 - 2 * s) * affinity.inside.to(s.dtype)
-        return self.settings.weight / (2 * affinity.mass) * (pull - own)
+        return self.settings.weight / (2 * affinity.mass) * (filtered - own)
 
 
-class _GeneralTerm(Term):
+class _GeneralBilinear(ConcaveFunction):
     """Any compatibility, and widths that may be learnt; by filters of the blocks, as above.
 
     R(s) = weight / (2 mass) * (<S, C W S> - sum over pixels of <s_p, C s_p>)
     """
 
-    def __init__(self, regularizer: DenseCRF, affinity: Affinity, shape: tuple[int, ...], roi: Tensor | None) -> None:
-        super().__init__(regularizer, shape, roi)
-        self.settings = regularizer
-        self.affinity = affinity
+    is_quadratic = True
 
-    def energy(self, probabilities: Tensor) -> Tensor:
-        return self._value(self.check(probabilities))
+    def __init__(self, settings: DenseCRF, affinity: Affinity) -> None:
+        self.settings, self.affinity = settings, affinity
 
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        settings = self.settings
-        tensors = (settings.sigma_xy, settings.sigma_rgb, settings.compatibility)
-        parameters = tuple(value for value in tensors if isinstance(value, Tensor))
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
+        tensors = (self.settings.sigma_xy, self.settings.sigma_rgb, self.settings.compatibility)
+        return tuple(value for value in tensors if isinstance(value, Tensor))
 
-        def build() -> Concave:
-            curvature = self._curvature()
-            return Concave(self._value, self._supergradient, curvature, parameters, select=self._select, quadratic=True)
+    def __getitem__(self, images: Tensor) -> ConcaveFunction:
+        return _GeneralBilinear(self.settings, self.affinity.select(images))
 
-        return {Concave: build}
-
-    def _select(self, images: Tensor) -> Concave:
-        shape, roi = (len(images), *self.shape[1:]), None if self.roi is None else self.roi[images]
-        return _GeneralTerm(self.settings, self.affinity.select(images), shape, roi).form(Concave)
-
-    def _value(self, s: Tensor) -> Tensor:
+    def value(self, s: Tensor) -> Tensor:
         affinity = self.affinity
         sums = affinity.sums(s)
         both = (sums * self._costs(self._filtered(sums))).flatten(1).sum(1)
         own = (s * self._costs(s) * affinity.inside.to(s.dtype)).flatten(1).sum(1)
         return self._factor(s) / 2 * (both - own)
 
-    def _supergradient(self, s: Tensor) -> Tensor:
+    def supergradient(self, s: Tensor) -> Tensor:
         affinity = self.affinity
-        pull = affinity.spread(self._filtered(affinity.sums(s)))
-        return self._factor(s) * self._costs(pull - s * affinity.inside.to(s.dtype))
+        filtered = affinity.spread(self._filtered(affinity.sums(s)))
+        return self._factor(s) * self._costs(filtered - s * affinity.inside.to(s.dtype))
 
     def _factor(self, s: Tensor) -> float | Tensor:
         """Weight / mass, computed anew so that every derivative has a graph of its own."""
@@ -271,7 +268,8 @@ class _GeneralTerm(Term):
         with torch.autocast(s.device.type, enabled=False):
             return torch.einsum("kl,bl...->bk...", ((given + given.T) / 2).to(s), s)
 
-    def _curvature(self) -> float:
+    @property
+    def curvature(self) -> float:
         """The Hessian is C times W without its diagonal, whose eigenvalues lie in [-1, largest degree - 1]."""
         given = self.settings.compatibility
         low, high = -1.0, -1.0  # eigenvalues of C along differences of probabilities, which sum to 0

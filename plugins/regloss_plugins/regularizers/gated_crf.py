@@ -20,7 +20,7 @@ whose loss is the mean over gated ordered pairs instead of this sum; its widths 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,8 +30,9 @@ from torch.autograd.function import once_differentiable
 
 from regloss import grid
 from regloss.errors import UsageError
+from regloss.forms import Graph, GridGraph
 from regloss.potts import RELAXATIONS, Relaxation, pair_cost
-from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term
+from regloss.regularizer import Forms, Regularizer, Term
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ class GatedCRF(Regularizer):
                 raise UsageError(f"{name} must be a bool tensor (B, *S), or None; got {kind}.")
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """A grid graph, and the same as a list of edges."""
-        return (GridGraph, Graph)
+        return {GridGraph: _GatedTerm.grid_graph, Graph: _GatedTerm.graph}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Nothing is computed ahead."""
@@ -135,14 +136,16 @@ class _GatedTerm(Term):
                 gate = gate * grid.pick(mask.to(self.image.device), where)
         return gate
 
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        return {GridGraph: self._graph, Graph: lambda: self._graph().graph()}
-
-    def _graph(self) -> GridGraph:
+    def grid_graph(self) -> GridGraph:
+        """A weight for each pair of the window."""
         weights = self.image.new_zeros(self.shape[0], len(self.offsets), *self.shape[1:])
         for number, (first, _, values) in enumerate(self.pairs()):
             grid.pick(weights[:, number], first).copy_(values)
         return GridGraph(self.offsets, weights)
+
+    def graph(self) -> Graph:
+        """The same as a list of edges."""
+        return self.grid_graph().graph()
 
 
 class _Windows(torch.autograd.Function):

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
+from regloss.forms import Graph, GridGraph
 from regloss.potts import RELAXATIONS, PottsTerm, Relaxation
-from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term
+from regloss.regularizer import Forms, Regularizer, Term
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,9 @@ class GridCRF(Regularizer):
             raise UsageError(f"relaxation must be one of {', '.join(RELAXATIONS)}; got {self.relaxation!r}.")
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """A grid graph, and the same as a list of edges."""
-        return (GridGraph, Graph)
+        return {GridGraph: PottsTerm.grid_graph, Graph: PottsTerm.graph}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Compute the pair weights of every image."""

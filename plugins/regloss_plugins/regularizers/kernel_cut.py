@@ -17,7 +17,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from regloss.errors import UsageError
-from regloss.regularizer import Form, Regularizer, Term
+from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.kernels.gaussian_filter import Accuracy, Backend
 from regloss_plugins.kernels.gaussian_filter_affinity import Affinity, check_affinity
 from regloss_plugins.regularizers.normalized_cut import quotients
@@ -63,9 +63,9 @@ class KernelCut(Regularizer):
         check_affinity("kernel-cut", self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """None."""
-        return ()
+        return {}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Set up the filter."""

@@ -31,7 +31,6 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -41,12 +40,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regloss.ascent import ArrayAscent, Ascent
 from regloss.checks import holds
+from regloss.dual_sets import Box
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Graph, Regularizer, Saddle, SaddleBlock, Term
-from regloss_plugins.kernels import edges as kernels
-from regloss_plugins.kernels.edge_ascent import EdgeAscent, EdgeList
+from regloss.forms import Graph, Saddle, SaddlePart
+from regloss.operators import EdgeDifferences
+from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.kernels.neighbors import nearest, nearest_in_window
 
 WEIGHTS = ("bilateral", "rbf", "zmp", "cosine")
@@ -123,9 +122,9 @@ class NonlocalTV(Regularizer):
             raise UsageError(f"patch must be a radius of at least 0 pixels; got {self.patch}.")
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """A saddle form, and a graph."""
-        return (Saddle, Graph)
+        return {Saddle: NonlocalTerm.saddle, Graph: NonlocalTerm.graph}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Compute the graph of every image, or read it from the cache."""
@@ -261,22 +260,18 @@ class NonlocalTerm(Term):
         self.edges = edges
         self.weights = weights
         self.weight = regularizer.weight
-        self.ends = _Ends(edges, shape[1:])
+        self.operator = EdgeDifferences(edges, weights, shape[1:])
 
     def energy(self, probabilities: Tensor) -> Tensor:
         """R (B,) at ``probabilities`` (B, K, *S)."""
-        differences = self.ends.gather(self.weights, self.check(probabilities), -1)
-        return self.weight * differences.abs().flatten(1).sum(1)
+        return Box(self.weight).support(self.operator.apply(self.check(probabilities)))
 
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        """The saddle form, and the graph with twice the weights."""
-        return {
-            Saddle: lambda: Saddle((_block(self.ends, self.weights, self.weight),)),
-            Graph: self._graph,
-        }
+    def saddle(self) -> Saddle:
+        """Dual variables are (B, K, E) with |y| <= weight."""
+        return Saddle((SaddlePart(self.operator, Box(self.weight)),))
 
-    def _graph(self) -> Graph:
-        """One edge list for all images: the union of theirs."""
+    def graph(self) -> Graph:
+        """One edge list for all images, the union of theirs, with twice the weights."""
         batch = len(self.edges)
         joined = self.edges.sort(dim=2).values.reshape(-1, 2)
         used = self.weights.detach().flatten() > 0
@@ -285,137 +280,6 @@ class NonlocalTerm(Term):
         weights = self.weights.new_zeros(batch * len(edges))
         weights = weights.index_add(0, image * len(edges) + place, 2 * self.weight * self.weights.flatten()[used])
         return Graph(edges, weights.reshape(batch, len(edges)))
-
-
-class _Ends:
-    """The ends of the edges of each image, and sums of values and flows along them."""
-
-    def __init__(self, edges: Tensor, size: tuple[int, ...]) -> None:
-        self.edges = edges
-        self.size = size
-        self.columns = [(pairs[:, 0].contiguous(), pairs[:, 1].contiguous()) for pairs in edges]
-        self._sorted: dict[int, EdgeList] = {}
-
-    def sorted(self, image: int) -> EdgeList:
-        """The edges of one image as the compiled ascent wants them."""
-        if image not in self._sorted:
-            first, second = self.columns[image]
-            self._sorted[image] = EdgeList.of(_array(first), _array(second), math.prod(self.size))
-        return self._sorted[image]
-
-    def gather(self, weights: Tensor, values: Tensor, sign: int) -> Tensor:
-        """w_e (u_j + sign * u_i): ``values`` (B, K, *S) to (B, K, E)."""
-        flat = values.flatten(2)
-        if _plain(weights, values):
-            dtype = torch.promote_types(weights.dtype, values.dtype)
-            out = values.new_empty(*values.shape[:2], weights.shape[1], dtype=dtype)
-            for (first, second), weight, rows, result in zip(self.columns, weights, flat, out, strict=True):
-                kernels.differences(_array(first), _array(second), _array(weight), _array(rows), sign, result.numpy())
-            return out
-        return torch.stack(
-            [
-                torch.add(rows.index_select(1, second), rows.index_select(1, first), alpha=sign) * weight
-                for (first, second), weight, rows in zip(self.columns, weights, flat, strict=True)
-            ]
-        )
-
-    def scatter(self, weights: Tensor, flows: Tensor, sign: int) -> Tensor:
-        """The adjoint of `gather`: ``flows`` (B, K, E) to (B, K, *S)."""
-        batch, classes = flows.shape[:2]
-        total = flows.new_zeros(
-            batch, classes, math.prod(self.size), dtype=torch.promote_types(weights.dtype, flows.dtype)
-        )
-        if _plain(weights, flows):
-            for (first, second), weight, rows, result in zip(self.columns, weights, flows, total, strict=True):
-                kernels.scatter(_array(first), _array(second), _array(weight), _array(rows), sign, result.numpy())
-            return total.reshape(batch, classes, *self.size)
-        sums = []
-        for (first, second), weight, rows, zero in zip(self.columns, weights, flows, total, strict=True):
-            flow = rows * weight
-            sums.append(zero.index_add(1, second, flow).index_add(1, first, flow, alpha=sign))
-        return torch.stack(sums).reshape(batch, classes, *self.size)
-
-
-def _plain(*tensors: Tensor) -> bool:
-    """Whether the kernels can do it: on the CPU, with nothing to differentiate."""
-    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return not recorded and all(tensor.device.type == "cpu" for tensor in tensors)
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    array: NDArray[Any] = tensor.detach().contiguous().numpy()
-    return array
-
-
-def _block(ends: _Ends, weights: Tensor, weight: float) -> SaddleBlock:
-    """The saddle form; dual variables are (B, K, E) with |y| <= weight."""
-
-    def slack(differences: Tensor, dual: Tensor) -> Tensor:
-        # w |z| - z y = |z| (w - sign(z) y): a product of two numbers that are not negative.
-        return (differences.abs() * (weight - differences.sign() * dual)).flatten(1).sum(1)
-
-    def face(differences: Tensor, dual: Tensor) -> Face:
-        # As near to the rim as rounding can tell, a dual variable counts as lying on it.
-        free = (dual.abs() < weight * (1 - max(1e-9, 8 * torch.finfo(dual.dtype).eps))).to(dual.dtype)
-        return Face(lambda values: values * free)
-
-    with torch.no_grad():
-        squares = weights.detach().square()
-        incident = ends.scatter(squares, torch.ones_like(squares).unsqueeze(1), 1)
-        norm = math.sqrt(2 * float(incident.max()))
-    return SaddleBlock(
-        apply=lambda values: ends.gather(weights, values, -1),
-        adjoint=lambda dual: ends.scatter(weights, dual, -1),
-        project=lambda dual: dual.clamp(-weight, weight),
-        support=lambda differences: weight * differences.abs().flatten(1).sum(1),
-        norm=norm,
-        slack=slack,
-        absolute=lambda values: ends.gather(weights, values, 1),
-        absolute_adjoint=lambda dual: ends.scatter(weights, dual, 1),
-        squared=lambda values: ends.gather(squares, values, 1),
-        face=face,
-        select=lambda images: _block(_Ends(ends.edges[images], ends.size), weights[images], weight),
-        parameters=(weights,),
-        compiled=lambda ascent: _compiled(ends, weights.detach(), weight, ascent),
-        dtype=weights.dtype,
-    )
-
-
-def _compiled(ends: _Ends, weights: Tensor, weight: float, ascent: Ascent) -> list[ArrayAscent]:
-    """The ascent of each image."""
-    cost = ascent.cost
-    steps, metric = _step_sizes(ends, weights, ascent)
-    images = []
-    for number, scores in enumerate(cost):
-        start, roi = ascent.start, ascent.roi
-        kernel = EdgeAscent(
-            _array(scores.flatten(1)),
-            None if start is None else _array(start[number].to(cost)),
-            ends.sorted(number),
-            _array(weights[number].to(cost)) * ascent.factor,
-            _array(steps[number]),
-            _array(metric[number]),
-            weight,
-            ascent.strength,
-            ascent.smoothing == "entropy",
-            None if roi is None else _array(roi[number].flatten()),
-        )
-        images.append(ArrayAscent(kernel, scores.shape, (len(scores), weights.shape[1])))
-    return images
-
-
-def _step_sizes(ends: _Ends, weights: Tensor, ascent: Ascent) -> tuple[Tensor, Tensor]:
-    """Tau and 1 / tau, which is 0 where tau is, (B, E) each; all classes have the same."""
-    if isinstance(ascent.steps, str):
-        # One class stands for all.
-        one = ascent.cost.new_zeros(len(weights), 1, *ends.size)
-        form = Saddle((_block(ends, weights, 1.0),))
-        (bound,) = form.diagonal_bound(one, diagonal=ascent.steps == "diagonal")
-        bound = (bound * ascent.factor**2).to(ascent.cost).expand(len(weights), 1, weights.shape[1]).squeeze(1)
-        steps = torch.where(bound > 0, ascent.pace / bound, 0)
-    else:
-        steps = ascent.cost.new_full(weights.shape, ascent.steps)
-    return steps, torch.where(steps > 0, 1 / steps, 0)
 
 
 def _patches(image: NDArray[np.float64], radius: int) -> NDArray[np.float64]:

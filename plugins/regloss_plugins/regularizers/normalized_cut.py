@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from regloss.regularizer import Form, Regularizer, Term
+from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.kernels.gaussian_filter import Accuracy, Backend
 from regloss_plugins.kernels.gaussian_filter_affinity import Affinity, check_affinity
 
@@ -66,9 +66,9 @@ class NormalizedCut(Regularizer):
         check_affinity("normalized-cut", self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """None."""
-        return ()
+        return {}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Set up the filter."""

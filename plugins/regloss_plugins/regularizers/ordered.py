@@ -26,7 +26,6 @@ inference under order restrictions", 1972 (isotonic regression and its entropic 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -36,8 +35,11 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.constraint import ConstraintTerm, HardConstraint, contradiction
+from regloss.dual_sets import Orthant
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Projection, Saddle, SaddleBlock, Term
+from regloss.forms import Projection, Saddle, SaddlePart
+from regloss.operators import ClassDifferences
+from regloss.regularizer import Forms, Term
 
 
 @dataclass(frozen=True)
@@ -64,9 +66,9 @@ class Ordered(HardConstraint):
             raise UsageError(f"tolerance must lie in (0, 1), a difference of probabilities; got {self.tolerance}.")
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """A saddle form, and the exact projection."""
-        return (Saddle, Projection)
+        return {Saddle: _OrderedTerm.saddle, Projection: _OrderedTerm.projection}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Note the region of interest."""
@@ -143,11 +145,15 @@ class _OrderedTerm(ConstraintTerm):
         self.settings = regularizer
         self.everywhere = inside  # (B, 1, *S) bool
 
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        return {
-            Saddle: lambda: Saddle((_block(self.settings, self.everywhere),)),
-            Projection: lambda: Projection(self._project, project_scores=self._order),
-        }
+    def saddle(self) -> Saddle:
+        """Dual variables are (B, K - 1, *S), not negative."""
+        if self.settings.weight == 0:
+            return Saddle(())
+        return Saddle((SaddlePart(ClassDifferences(self.everywhere), Orthant(self.settings.tolerance)),))
+
+    def projection(self) -> Projection:
+        """Isotonic regression."""
+        return Projection(self._project, project_scores=self._order)
 
     def violation(self, probabilities: Tensor) -> Tensor:
         """Largest excess of a channel over the next, 0 to 1."""
@@ -204,41 +210,3 @@ class _OrderedTerm(ConstraintTerm):
 
     def _order(self, scores: Tensor) -> Tensor:
         return scores if self.settings.weight == 0 else torch.where(self.everywhere, isotonic(scores), scores)
-
-
-def _block(settings: Ordered, inside: Tensor) -> SaddleBlock:
-    """Dual variables are (B, K - 1, *S), not negative."""
-    on = float(settings.weight > 0)
-
-    def apply(values: Tensor) -> Tensor:
-        return -torch.diff(values, dim=1) * inside
-
-    def spread(dual: Tensor, sign: int) -> Tensor:
-        kept = dual * inside
-        zero = torch.zeros_like(kept[:, :1])
-        return torch.cat([kept, zero], dim=1) + sign * torch.cat([zero, kept], dim=1)
-
-    def sums(values: Tensor) -> Tensor:
-        return (values[:, :-1] + values[:, 1:]) * inside
-
-    def support(z: Tensor) -> Tensor:
-        worst = z.flatten(1).amax(1) * on
-        return torch.zeros_like(worst).masked_fill(worst > settings.tolerance, torch.inf)
-
-    def face(z: Tensor, dual: Tensor) -> Face:
-        free = dual > 0
-        return Face(lambda values: values * free)
-
-    return SaddleBlock(
-        apply=apply,
-        adjoint=lambda dual: spread(dual, -1),
-        project=lambda dual: dual.clamp(min=0) * on,
-        support=support,
-        norm=2.0,
-        absolute=sums,
-        absolute_adjoint=lambda dual: spread(dual, 1),
-        squared=sums,
-        face=face,
-        select=lambda images: _block(settings, inside[images]),
-        cone=True,
-    )

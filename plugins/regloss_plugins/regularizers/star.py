@@ -31,7 +31,7 @@ differences, as printed there, let through digital regions that are not star-sha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -41,8 +41,11 @@ from torch import Tensor
 from regloss import grid
 from regloss.checks import check_scores, holds
 from regloss.constraint import ConstraintTerm, HardConstraint, contradiction
+from regloss.dual_sets import Orthant
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Saddle, SaddleBlock, Term
+from regloss.forms import Saddle, SaddlePart
+from regloss.operators import TreeDifferences
+from regloss.regularizer import Forms, Term
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,14 @@ class StarShape(HardConstraint):
                 raise UsageError(f"center must be finite pixel coordinates; got {center.tolist()}.")
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
-        """The saddle form, once the centre is known."""
-        return () if self.center is None else (Saddle,)
+    def forms(self) -> Forms:
+        """The saddle form."""
+        return {Saddle: _StarShapeTerm.saddle}
 
     @property
-    def adapted_forms(self) -> tuple[type[Form], ...]:
-        """The saddle form, as a prediction has a centre."""
-        return (Saddle,)
+    def needs_prediction(self) -> bool:
+        """Whether the centre is that of a prediction."""
+        return self.center is None
 
     def centered_on(self, probabilities: Tensor, roi: Tensor | None = None) -> StarShape:
         """These settings with the centres of mass of a prediction, one for each image.
@@ -217,7 +220,7 @@ class _StarShapeTerm(ConstraintTerm):
         super().__init__(regularizer, shape, roi)
         self.settings, self.tree, self.everywhere = regularizer, tree, inside
 
-    def adapted(self, probabilities: Tensor) -> Term:
+    def conditioned_on(self, probabilities: Tensor) -> Term:
         """This term about the centre of a prediction; itself, if its centre was given."""
         if self.tree is not None:
             return self
@@ -226,9 +229,14 @@ class _StarShapeTerm(ConstraintTerm):
         tree = _tree(settings.center.to(self.everywhere.device).long(), self.everywhere)
         return _StarShapeTerm(settings, tree, self.everywhere, self.shape, self.roi)
 
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
+    def saddle(self) -> Saddle:
+        """Dual variables are (B, K, *S): not negative in the row of the class, 0 in the others."""
         tree = self.tree
-        return {} if tree is None else {Saddle: lambda: Saddle((_block(self.settings, tree),))}
+        assert tree is not None
+        if self.settings.weight == 0:
+            return Saddle(())
+        operator = TreeDifferences(tree.parent, tree.active, tree.children, self.settings.label)
+        return Saddle((SaddlePart(operator, Orthant(self.settings.tolerance)),))
 
     def violation(self, probabilities: Tensor) -> Tensor:
         """Largest excess of a probability over its parent's, 0 to 1."""
@@ -303,7 +311,7 @@ class _StarShapeTerm(ConstraintTerm):
     def _tree_of(self, like: Tensor) -> _Tree:
         """The tree, of which there is one wherever a solver has been: without a centre it has none."""
         if self.tree is None:
-            raise UsageError("star has no centre yet: give center, or ask term.adapted(probabilities) for one.")
+            raise UsageError("star has no centre yet: give center, or ask term.conditioned_on(probabilities) for one.")
         return self.tree
 
     def _forced(self, possible: Tensor) -> tuple[Tensor, Tensor]:
@@ -389,49 +397,3 @@ def _rise(s: Tensor, label: int, tree: _Tree) -> Tensor:
     """How much more probable than its parent each pixel is, (B, N); 0 where it has none."""
     flat = s[:, label].flatten(1)
     return (flat - flat.gather(1, tree.parent)) * tree.active
-
-
-def _block(settings: StarShape, tree: _Tree) -> SaddleBlock:
-    """Dual variables are (B, K, *S): not negative in the row of the class, 0 in the others."""
-    label, on = settings.label, float(settings.weight > 0)
-
-    def only(row: Tensor, like: Tensor) -> Tensor:
-        """``row`` (B, N) as the class's row of an array like ``like`` (B, K, *S)."""
-        full = torch.zeros_like(like)
-        full[:, label] = row.reshape(full[:, label].shape)
-        return full
-
-    def gather(values: Tensor, sign: int) -> Tensor:
-        _check_label(label, values)
-        flat = values[:, label].flatten(1)
-        return only((flat + sign * flat.gather(1, tree.parent)) * tree.active, values)
-
-    def scatter(dual: Tensor, sign: int) -> Tensor:
-        kept = dual[:, label].flatten(1) * tree.active
-        return only(kept + sign * torch.zeros_like(kept).scatter_add(1, tree.parent, kept), dual)
-
-    def support(z: Tensor) -> Tensor:
-        worst = z[:, label].flatten(1).amax(1) * on
-        return torch.zeros_like(worst).masked_fill(worst > settings.tolerance, torch.inf)
-
-    def face(z: Tensor, dual: Tensor) -> Face:
-        free = dual > 0
-        return Face(lambda values: values * free)
-
-    def select(images: Tensor) -> SaddleBlock:
-        return _block(settings, tree[images])
-
-    return SaddleBlock(
-        apply=lambda values: gather(values, -1),
-        adjoint=lambda dual: scatter(dual, -1),
-        project=lambda dual: only(dual[:, label].clamp(min=0) * on, dual),
-        support=support,
-        # (s_x - s_parent)^2 <= 2 s_x^2 + 2 s_parent^2, and a pixel is a parent as often as it has children.
-        norm=(2.0 * (1 + tree.children)) ** 0.5,
-        absolute=lambda values: gather(values, 1),
-        absolute_adjoint=lambda dual: scatter(dual, 1),
-        squared=lambda values: gather(values, 1),
-        face=face,
-        select=select,
-        cone=True,
-    )

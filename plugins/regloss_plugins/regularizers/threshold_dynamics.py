@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,7 +41,8 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.regularizer import Concave, Form, Regularizer, Term
+from regloss.forms import Concave, ConcaveFunction
+from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.kernels.balls import ball_segments, ball_size, ball_sums
 
 KERNELS = ("gaussian", "truncated-gaussian", "disk")
@@ -114,9 +114,9 @@ class ThresholdDynamics(Regularizer):
         return 2 * _number(self.sigma) if self.kernel == "disk" else math.ceil(4 * _number(self.sigma))
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """The concave form."""
-        return (Concave,)
+        return {Concave: _ThresholdDynamicsTerm.concave}
 
     @property
     def needs_image(self) -> bool:
@@ -133,7 +133,7 @@ class ThresholdDynamics(Regularizer):
         shape = (image.shape[0], *image.shape[2:])
         inside = grid.full_roi(roi, shape, image.device).to(image.dtype).unsqueeze(1)
         edge = inside if self.edge is None else inside * edge_weights(image, roi, self.edge_scale)
-        return _ThresholdDynamicsTerm(self, edge, shape, roi)
+        return _ThresholdDynamicsTerm(self, _Diffusion(self, edge), shape, roi)
 
 
 def edge_weights(image: Tensor, roi: Tensor | None, scale: float) -> Tensor:
@@ -149,17 +149,29 @@ def edge_weights(image: Tensor, roi: Tensor | None, scale: float) -> Tensor:
 
 class _ThresholdDynamicsTerm(Term):
     def __init__(
-        self,
-        regularizer: ThresholdDynamics,
-        edge: Tensor,  # (B, 1, *S) in [0, 1], 0 outside the region of interest
-        shape: tuple[int, ...],
-        roi: Tensor | None,
+        self, regularizer: ThresholdDynamics, function: _Diffusion, shape: tuple[int, ...], roi: Tensor | None
     ) -> None:
         super().__init__(regularizer, shape, roi)
+        self.function = function
+
+    def energy(self, probabilities: Tensor) -> Tensor:
+        return self.function.value(self.check(probabilities))
+
+    def concave(self) -> Concave:
+        """R itself."""
+        return Concave(self.function)
+
+
+class _Diffusion(ConcaveFunction):
+    """R, and its supergradient."""
+
+    is_quadratic = True
+
+    def __init__(self, regularizer: ThresholdDynamics, edge: Tensor) -> None:
         self.settings = regularizer
-        self.ndim = len(shape) - 1
+        self.edge = edge  # (B, 1, *S) in [0, 1], 0 outside the region of interest
+        self.ndim = edge.ndim - 2
         self.plain = regularizer.edge == "plain"
-        self.edge = edge
         self.root = edge.sqrt()
         self.inside = (edge > 0).to(edge.dtype)
         self.kernel = _kernel(regularizer)
@@ -167,33 +179,25 @@ class _ThresholdDynamicsTerm(Term):
         if regularizer.perimeter:
             self.factor = regularizer.weight * 2 / _mean_step(regularizer, self.kernel, self.ndim)
 
-    def energy(self, probabilities: Tensor) -> Tensor:
-        return self._value(self.check(probabilities))
-
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
+    @property
+    def parameters(self) -> tuple[Tensor, ...]:
         sigma = self.settings.sigma
-        learnt = (sigma,) if isinstance(sigma, Tensor) else ()
-        return {
-            Concave: lambda: Concave(
-                self._value, self._supergradient, self.curvature(), learnt, select=self._select, quadratic=True
-            )
-        }
+        return (sigma,) if isinstance(sigma, Tensor) else ()
 
-    def _select(self, images: Tensor) -> Concave:
+    def __getitem__(self, images: Tensor) -> ConcaveFunction:
         some = copy.copy(self)  # kernel and factor are the same objects, and stay so for who differentiates by sigma
         some.edge, some.root, some.inside = self.edge[images], self.root[images], self.inside[images]
-        some.shape = (len(images), *self.shape[1:])
-        return some.form(Concave)
+        return some
 
+    @property
     def curvature(self) -> float:
-        """Bound on how far R is from concave: see `Concave`."""
         below = max(0.0, -self._least_eigenvalue())
         if self.plain:
             # K + below is positive semidefinite; what was added costs e times as much.
             below += _PLAIN_EDGE_BOUND * (1 + below)
         return 2 * _number(self.factor) * below
 
-    def _value(self, s: Tensor) -> Tensor:
+    def value(self, s: Tensor) -> Tensor:
         if self.plain:
             product = self.edge.to(s) * s * self._convolve(self.inside.to(s) * (1 - s))
         else:
@@ -201,7 +205,7 @@ class _ThresholdDynamicsTerm(Term):
             product = root * s * self._convolve(root * (1 - s))
         return self.factor * product.flatten(1).sum(1)
 
-    def _supergradient(self, s: Tensor) -> Tensor:
+    def supergradient(self, s: Tensor) -> Tensor:
         if self.plain:
             inside, edge = self.inside.to(s), self.edge.to(s)
             # K is symmetric, since its kernel is even and outside the image is 0.
@@ -228,13 +232,13 @@ class _ThresholdDynamicsTerm(Term):
         spectrum = torch.ones((), dtype=torch.float64)
         if self.kernel is not None:
             # A separable kernel's values are the products of its axes' values.
-            for length in self.shape[1:]:
+            for length in self.edge.shape[2:]:
                 values = _circular_spectrum(self.kernel.detach().double().cpu(), length)
                 ends = torch.stack([values.amin(), values.amax()])
                 spectrum = (spectrum.reshape(-1, 1) * ends).flatten()
             return min(0.0, float(spectrum.amin()))
         reach = math.floor(self.settings.reach)
-        size = [length + reach for length in self.shape[1:]]
+        size = [length + reach for length in self.edge.shape[2:]]
         kernel = torch.zeros(size, dtype=torch.float64)
         for lead, half in ball_segments(self.settings.reach, self.ndim):
             for last in range(-half, half + 1):

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.regularizer import Form, Regularizer, Term
+from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.kernels.tree_filter import Tree, filter_tree, spanning_tree
 
 RELAXATIONS = ("total-variation", "bilinear")
@@ -64,7 +64,7 @@ class TreeEnergy(Regularizer):
     weight: float = 1.0
     sigma_rgb: float = 0.03
     relaxation: Literal["total-variation", "bilinear"] = "total-variation"
-    forms: ClassVar[tuple[type[Form], ...]] = ()
+    forms: ClassVar[Forms] = {}
     opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

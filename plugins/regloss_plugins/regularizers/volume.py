@@ -13,7 +13,7 @@ error is below one pixel. Rounded, the labels are those of least total cost with
 
 As a saddle form, R(s) = max over y of <m(s) - volumes, y> with one number y_k per class, free for exact volumes; for
 bounds there are two, not negative, one on each side. (Rows are divided by sqrt(pixels): the norm is then 1, and
-the set is as it was.) `DCA` recognises the block and solves it by Newton's method on these numbers.
+the set is as it was.) `DCA` recognises sums over classes and solves for these numbers by Newton's method.
 
 A volume of 0 closes its class. For dual methods that would need an infinite number, so pdhg only approaches it; dca
 leaves the class out.
@@ -24,8 +24,8 @@ for image segmentation", arXiv:2002.03989. Its volumes may sum to anything; here
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -34,8 +34,11 @@ from torch import Tensor
 from regloss import grid
 from regloss.checks import holds
 from regloss.constraint import ConstraintTerm, HardConstraint, contradiction, one_hot
+from regloss.dual_sets import Free, Orthant
 from regloss.errors import UsageError
-from regloss.regularizer import Face, Form, Saddle, SaddleBlock, Term
+from regloss.forms import Saddle, SaddlePart
+from regloss.operators import ClassSums
+from regloss.regularizer import Forms, Term
 from regloss_plugins.kernels.assignment import assign
 from regloss_plugins.kernels.volumes import scale_to_volumes
 
@@ -97,9 +100,9 @@ class Volume(HardConstraint):
             raise UsageError(f"lower and upper must be given for the same classes; got {shapes}.")
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """The saddle form."""
-        return (Saddle,)
+        return {Saddle: _VolumeTerm.saddle}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Turn volumes into numbers of pixels and see whether they are possible."""
@@ -158,19 +161,6 @@ def _numbers(value: Sequence[Any] | Tensor, name: str) -> Tensor:
     return numbers.reshape(-1, numbers.shape[-1])
 
 
-@dataclass(frozen=True)
-class VolumeBlock(SaddleBlock):
-    """The block of a volume constraint, which says its bounds, so that solvers may treat it exactly.
-
-    Attributes:
-        lower: (B, K) or (1, K) float64, pixels.
-        upper: the same; ``lower`` itself where volumes are exact.
-    """
-
-    lower: Tensor = field(default_factory=lambda: torch.zeros(1, 2))
-    upper: Tensor = field(default_factory=lambda: torch.ones(1, 2))
-
-
 class _VolumeTerm(ConstraintTerm):
     def __init__(
         self,
@@ -186,8 +176,17 @@ class _VolumeTerm(ConstraintTerm):
         self.settings = regularizer
         self.everywhere, self.pixels, self.lower, self.upper = inside, pixels, lower, upper
 
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        return {Saddle: lambda: Saddle((self._block(),))}
+    def saddle(self) -> Saddle:
+        """Dual variables are (B, K) for exact volumes, (B, 2, K) for bounds: first those of the upper ones."""
+        if self.settings.weight == 0:
+            return Saddle(())
+        exact = self.settings.volumes is not None
+        operator = ClassSums(self.everywhere, self.lower.shape[1], two_sided=not exact)
+        upper, lower = self.upper * operator.scale, self.lower * operator.scale
+        tolerance = self.settings.tolerance * self.pixels.sqrt().squeeze(1)
+        if exact:
+            return Saddle((SaddlePart(operator, Free(tolerance), upper),))
+        return Saddle((SaddlePart(operator, Orthant(tolerance), torch.stack([upper, -lower], dim=1)),))
 
     def violation(self, probabilities: Tensor) -> Tensor:
         """Largest volume error, as a fraction of the pixels."""
@@ -302,9 +301,6 @@ class _VolumeTerm(ConstraintTerm):
         masses = (s * self.everywhere.unsqueeze(1)).flatten(2).sum(2, dtype=torch.float64)
         return (masses - torch.minimum(torch.maximum(masses, self.lower), self.upper)) / self.pixels
 
-    def _block(self) -> SaddleBlock:
-        return _block(self.settings, self.everywhere, self.pixels, self.lower, self.upper)
-
 
 def _check_classes(bound: Tensor, s: Tensor) -> None:
     if bound.shape[1] != s.shape[1]:
@@ -312,58 +308,3 @@ def _check_classes(bound: Tensor, s: Tensor) -> None:
             f"volume has settings for {bound.shape[1]} classes, but the segmentation has K = {s.shape[1]}. Give one "
             "volume for each class."
         )
-
-
-def _block(settings: Volume, inside: Tensor, pixels: Tensor, lower: Tensor, upper: Tensor) -> SaddleBlock:
-    """Dual variables are (B, K) for exact volumes, (B, 2, K) for bounds: first those of the upper ones."""
-    exact = settings.volumes is not None and settings.weight > 0
-    scale = pixels.rsqrt()
-    limits = upper * scale if exact else torch.stack([upper * scale, -lower * scale], dim=1)
-    largest = settings.tolerance * pixels.sqrt().squeeze(1)
-    axes = [1] * (inside.ndim - 1)
-
-    def apply(values: Tensor) -> Tensor:
-        _check_classes(lower, values)
-        masses = (values * inside.unsqueeze(1)).flatten(2).sum(2) * scale.to(values)
-        return masses if exact else torch.stack([masses, -masses], dim=1)
-
-    def adjoint(dual: Tensor) -> Tensor:
-        pull = (dual if exact else dual[:, 0] - dual[:, 1]) * scale.to(dual)
-        return pull.reshape(*pull.shape, *axes) * inside.unsqueeze(1)
-
-    def project(dual: Tensor) -> Tensor:
-        return dual if exact else dual.clamp(min=0)
-
-    def support(z: Tensor) -> Tensor:
-        worst = (z.abs() if exact else z).flatten(1).amax(1)
-        return torch.zeros_like(worst).masked_fill(worst > largest.to(worst), torch.inf)
-
-    def squared(values: Tensor) -> Tensor:
-        masses = (values * inside.unsqueeze(1)).flatten(2).sum(2) / pixels.to(values)
-        return masses if exact else torch.stack([masses, masses], dim=1)
-
-    def face(z: Tensor, dual: Tensor) -> Face:
-        if exact:
-            return Face(lambda values: values)
-        free = dual > 0
-        return Face(lambda values: values * free)
-
-    def select(images: Tensor) -> SaddleBlock:
-        low, high = (bound if bound.shape[0] == 1 else bound[images] for bound in (lower, upper))
-        return _block(settings, inside[images], pixels[images], low, high)
-
-    return VolumeBlock(
-        apply=apply,
-        adjoint=adjoint,
-        project=project,
-        support=support,
-        norm=1.0 if exact else 2**0.5,
-        shift=limits,
-        squared=squared,
-        face=face,
-        select=select,
-        parameters=(limits,) if limits.requires_grad else (),
-        cone=True,
-        lower=lower,
-        upper=upper,
-    )

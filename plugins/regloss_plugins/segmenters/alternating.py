@@ -22,7 +22,7 @@ from regloss.region_force import RegionForce
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Regularizer, combine
 from regloss.segmenter import EnergyRecord, Segmentation, Segmenter, Task
-from regloss.solver import Look, Solution, Solver, negotiate, one_hot, solve
+from regloss.solver import Progress, Solution, Solver, negotiate, one_hot, solve
 from regloss_plugins.segmenters.starts import start_labels
 
 MAX_ROUNDS = 50
@@ -101,7 +101,7 @@ class AlternatingSegmenter(Segmenter):
             if task.callback is not None and step.half == "labels" and rounds > 1:
                 task.callback(f"round {step.round}: energy {float(step.energy[0]):.6g}")
 
-        def within(look: Look) -> None:
+        def within(look: Progress) -> None:
             current = max(1, records[-1].round if records else 0)
             records.append(EnergyRecord(current, "step", look.steps, float(look.energy[0]), float(look.bound[0])))
 
@@ -114,7 +114,7 @@ class AlternatingSegmenter(Segmenter):
                 entropy=self.entropy,
                 fixed=fixed,
                 allowed=task.allowed,
-                observe=within,
+                callback=within,
             )
         else:
             force: RegionForce = resolve("region-force", self.region_force)

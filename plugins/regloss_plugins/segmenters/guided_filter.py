@@ -20,6 +20,7 @@ from torch import Tensor
 
 from regloss.checks import check_image
 from regloss.errors import UsageError
+from regloss.numerics import widest_float
 
 
 def guided_filter(guide: Tensor, values: Tensor, radius: int = 4, epsilon: float = 1e-3) -> Tensor:
@@ -63,7 +64,7 @@ def guided_filter(guide: Tensor, values: Tensor, radius: int = 4, epsilon: float
     if not 0 < epsilon < math.inf:
         raise UsageError(f"epsilon must be positive and finite; got {epsilon!r}.")
     # Variances are differences of nearly equal numbers, which float32 would not resolve for epsilon.
-    dtype = torch.float32 if guide.device.type == "mps" else torch.float64
+    dtype = widest_float(guide.device)
     image, maps = guide.to(dtype), values.to(dtype)
     channels = image.shape[1]
     mean_image, mean_maps = _box(image, radius), _box(maps, radius)

@@ -16,7 +16,8 @@ from torch import Tensor
 from regloss import grid
 from regloss.checks import check_roi
 from regloss.errors import UsageError
-from regloss.region_force import checked_features, wide_dtype
+from regloss.numerics import widest_float
+from regloss.region_force import checked_features
 
 _SAMPLE = 20_000
 """Pixels that k-means looks at; more hardly move the means of a few phases."""
@@ -105,7 +106,7 @@ def _seeds(points: Tensor, phases: int, generator: torch.Generator) -> Tensor | 
     chosen = [points[int(torch.randint(len(points), (), generator=generator))]]
     nearest = (points - chosen[0]).square().sum(1)
     while len(chosen) < phases:
-        total = nearest.to(wide_dtype(nearest.device)).cumsum(0)
+        total = nearest.to(widest_float(nearest.device)).cumsum(0)
         if not float(total[-1]) > 0:
             return None
         drawn = float(torch.rand((), generator=generator, dtype=torch.float64)) * float(total[-1])

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from regloss.checks import check_image
 from regloss.errors import UsageError
-from regloss.region_force import wide_dtype
+from regloss.numerics import widest_float
 
 _BORDER = 0.05  # width of a border, as a fraction of the image's length along that axis
 _CENTRE = 0.3  # spread of the Gaussian about the centre, likewise
@@ -137,7 +137,7 @@ def phases_by_saliency(image: Tensor, saliency: str | Callable[[Tensor], Tensor]
             raise UsageError(f"There is no saliency called {saliency!r}. Known: {', '.join(SALIENCIES)}.")
         saliency = SALIENCIES[saliency]
     maps = saliency(image)
-    flat = maps.flatten(1).double() if maps.device.type != "mps" else maps.flatten(1)
+    flat = maps.flatten(1).to(widest_float(maps.device))
     low, high = flat.amin(1), flat.amax(1)
     constant = ~(high > low)
     if bool(constant.any()):
@@ -168,7 +168,7 @@ def otsu_threshold(values: Tensor) -> Tensor:
     low, high = values.amin(1, keepdim=True), values.amax(1, keepdim=True)
     step = (high - low) / _BINS
     bins = ((values - low) / step.clamp(min=torch.finfo(values.dtype).tiny)).floor().clamp(0, _BINS - 1).long()
-    wide = wide_dtype(values.device)
+    wide = widest_float(values.device)
     counts = torch.zeros(values.shape[0], _BINS, dtype=wide, device=values.device)
     counts.scatter_add_(1, bins, torch.ones_like(values, dtype=wide))
     sums = torch.zeros_like(counts).scatter_add_(1, bins, (values - low).to(wide))
@@ -189,7 +189,7 @@ def otsu_threshold(values: Tensor) -> Tensor:
 def _checked(image: Tensor) -> Tensor:
     """``image`` in the type that sums are made in."""
     check_image(image)
-    return image.detach().to(wide_dtype(image.device))
+    return image.detach().to(widest_float(image.device))
 
 
 def _about_centre(size: tuple[int, ...], like: Tensor) -> Tensor:

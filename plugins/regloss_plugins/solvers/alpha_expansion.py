@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from regloss.errors import UsageError
-from regloss.regularizer import Form, Graph, GridGraph
+from regloss.forms import Form, Graph, GridGraph
+from regloss.numerics import widest_float
 from regloss.solver import Problem, Solution, Solver, Status, usable_cores
 from regloss_plugins.kernels.chains import bound_grid
 from regloss_plugins.kernels.expansion import Expansion, expand_graph, expand_grid
@@ -185,8 +186,7 @@ def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansi
         list(each(collect_image, range(batch)))
 
     def numbers(values: list[float]) -> Tensor:
-        exact = torch.float32 if unary.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
-        return torch.tensor(values, dtype=exact, device=unary.device)
+        return torch.tensor(values, dtype=widest_float(unary.device), device=unary.device)
 
     bounds = [result.bound for result in found]
     return Solution(

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from regloss import grid
+from regloss.forms import ConcaveFunction
 from regloss.grid import spread
-from regloss.region_force import wide_dtype
-from regloss.regularizer import Concave
-from regloss.solver import Look, Problem, linear_energy, negative_entropy
+from regloss.numerics import widest_float
+from regloss.solver import Problem, Progress, linear_energy, negative_entropy
 from regloss_plugins.solvers.starts import gibbs
 
 # An image whose steps must be shorter than this to lower its energy stands still, to within rounding.
@@ -50,16 +50,23 @@ class Descent(NamedTuple):
     done: Tensor  # (B,) bool
 
 
-def concave_energy(problem: Problem, concave: Concave | None, s: Tensor) -> Tensor:
+def concave_energy(problem: Problem, concave: ConcaveFunction | None, s: Tensor) -> Tensor:
     """E (B,) at probabilities (B, K, *S), by the definition."""
     energy = linear_energy(problem.unary, s, problem.roi) + problem.entropy * negative_entropy(s, problem.roi)
     return energy if concave is None else energy + concave.value(s)
 
 
 def descend(
-    problem: Problem, concave: Concave, cost: Tensor, start: Tensor, *, length: float, max_steps: int, tolerance: float
+    problem: Problem,
+    concave: ConcaveFunction,
+    cost: Tensor,
+    start: Tensor,
+    *,
+    length: float,
+    max_steps: int,
+    tolerance: float,
 ) -> Descent:
-    """Take steps for all images side by side; those that are done leave the batch if the form can do without them.
+    """Take steps for all images side by side; those that are done leave the batch.
 
     Args:
         problem: its form is not looked at.
@@ -72,8 +79,8 @@ def descend(
             entropy, when the gap per pixel is at most this.
     """
     batch, device = start.shape[0], start.device
-    sure = problem.entropy > 0 and length == 1 and concave.curvature <= problem.entropy and problem.observe is None
-    origin = concave.supergradient(torch.zeros_like(cost)) if concave.quadratic and not sure else None
+    sure = problem.entropy > 0 and length == 1 and concave.curvature <= problem.entropy and problem.callback is None
+    origin = concave.supergradient(torch.zeros_like(cost)) if concave.is_quadratic and not sure else None
     part = _Part(problem, concave, cost, origin)
     end, s = start.clone(), start
     rows = torch.arange(batch, device=device)  # images still in the batch
@@ -100,17 +107,16 @@ def descend(
         s = torch.where(moved, new, s)
         at = _At(torch.where(active & better, there.energy, at.energy), torch.where(moved, there.slope, at.slope))
         steps[rows] += active
-        if problem.observe is not None:
+        if problem.callback is not None:
             energy = at.energy[active].to(s.dtype)
-            problem.observe(Look(int(steps.max()), rows[active], energy, torch.full_like(energy, -math.inf)))
+            problem.callback(Progress(int(steps.max()), rows[active], energy, torch.full_like(energy, -math.inf)))
         active = active & undone
         if not bool(active.any()):
             break
         kept = active.nonzero().squeeze(1)
-        smaller = None if len(kept) == len(rows) else part.select(kept)
-        if smaller is not None:
+        if len(kept) < len(rows):
             end[rows] = s
-            part, s, at = smaller, s[kept], _At(at.energy[kept], at.slope[kept])
+            part, s, at = part.select(kept), s[kept], _At(at.energy[kept], at.slope[kept])
             rows, active, lengths = rows[kept], active[kept], lengths[kept]
     end[rows] = s
     done = torch.ones(batch, dtype=torch.bool, device=device)
@@ -130,13 +136,13 @@ class _Part:
     """A problem, or what is left of it."""
 
     problem: Problem
-    concave: Concave
+    concave: ConcaveFunction
     cost: Tensor
     origin: Tensor | None  # supergradient at 0, if R is quadratic and energies are looked at
 
     @property
     def wide(self) -> torch.dtype:
-        return wide_dtype(self.cost.device)
+        return widest_float(self.cost.device)
 
     @property
     def inside(self) -> Tensor:
@@ -185,16 +191,14 @@ class _Part:
         energy = at.energy - length * gap + length.square() * bend / 2
         return s + along * direction, _At(energy, at.slope + along * turn)
 
-    def select(self, images: Tensor) -> _Part | None:
-        """Some of the images alone; None where the form cannot do without the others."""
-        if self.concave.select is None:
-            return None
+    def select(self, images: Tensor) -> _Part:
+        """Some of the images alone."""
 
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[images]
 
         some = replace(self.problem, unary=self.problem.unary[images], roi=pick(self.problem.roi))
-        return _Part(some, self.concave.select(images), self.cost[images], pick(self.origin))
+        return _Part(some, self.concave[images], self.cost[images], pick(self.origin))
 
 
 def _minimiser(gap: Tensor, bend: Tensor) -> Tensor:

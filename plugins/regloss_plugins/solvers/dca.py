@@ -36,7 +36,7 @@ Energies are those of points that meet the constraints, near the iterates (`regl
 
 An image is done when an undamped step would change no probability of it by more than ``tolerance``, without entropy
 when the gap <unary + p, s - s+> is at most ``tolerance`` per pixel; from then on it does not change, and leaves the
-batch if the forms can do without it.
+batch.
 
 Source: Liu, Wang, Tai, arXiv:2002.03989 (threshold dynamics, which it solves by this step; volumes and star shapes in a
 single loop); Tao, An, "Convex analysis approach to d.c. programming", 1997.
@@ -53,14 +53,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from regloss.errors import UsageError
+from regloss.forms import Composite, Concave, ConcaveFunction, Form, Saddle
 from regloss.grid import spread
-from regloss.implicit import saddle_parameters
 from regloss.registry import name_of, resolve
-from regloss.regularizer import Concave, Form, Mixed, Saddle
 from regloss.solver import (
     DifferentiableSolver,
-    Look,
     Problem,
+    Progress,
     Pullback,
     Solution,
     Solver,
@@ -129,7 +128,7 @@ class DCA(DifferentiableSolver):
     convex: Any = "pdhg"
     method: Literal["nested", "single-loop"] = "nested"
     checkpoint: bool = False
-    accepts: ClassVar[tuple[type[Form], ...]] = (Concave, Mixed, Saddle)
+    accepts: ClassVar[tuple[type[Form], ...]] = (Concave, Composite)
 
     def __post_init__(self) -> None:
         if self.max_steps < 1:
@@ -145,7 +144,8 @@ class DCA(DifferentiableSolver):
 
     def minimise(self, problem: Problem) -> Solution:
         """Solve all images of the batch side by side; those that are done leave it."""
-        labels_only = problem.entropy == 0 and isinstance(problem.form, Concave)
+        assert isinstance(problem.form, Composite)
+        labels_only = problem.entropy == 0 and problem.form.concave is not None and not problem.form.parts
         # An entropy that is 0 in the unary's precision would divide by 0 all the same.
         if not labels_only and not problem.entropy >= torch.finfo(problem.unary.dtype).tiny:
             raise UsageError(
@@ -183,20 +183,19 @@ class DCA(DifferentiableSolver):
             convex = found.state
             solved[rows] = torch.where(active, found.done, solved[rows])
             steps[rows] += active
-            if problem.observe is not None:
+            if problem.callback is not None:
                 energy = run.energy(s)[active]
                 constraints = run.problem.constraints
                 violation = None if constraints is None else constraints.violation(s)[active]
                 unknown = torch.full_like(energy, -math.inf)
-                problem.observe(Look(int(steps.max()), rows[active], energy, unknown, violation))
+                problem.callback(Progress(int(steps.max()), rows[active], energy, unknown, violation))
             active = active & ((change > self.tolerance) if nested else (change > self.tolerance) | ~found.done)
             if not bool(active.any()):
                 break
             kept = active.nonzero().squeeze(1)
-            smaller = None if len(kept) == len(rows) or not is_picked(convex) else self._picked(run, kept)
-            if smaller is not None:
+            if len(kept) < len(rows) and is_picked(convex):
                 end[rows], end_convex = s, put_state(end_convex, rows, convex, batch)
-                run, s, convex = smaller, s[kept], pick_state(convex, kept)
+                run, s, convex = self._picked(run, kept), s[kept], pick_state(convex, kept)
                 rows, active = rows[kept], active[kept]
         end[rows], end_convex = s, put_state(end_convex, rows, convex, batch)
         done = solved.clone()
@@ -222,13 +221,13 @@ class DCA(DifferentiableSolver):
         step = Step(found.probabilities, None, found.done, bound, found.steps)
         return _solution(run, step, start_energy, Status.CONVERGED)
 
-    def _damping(self, concave: Concave | None, entropy: float) -> float:
+    def _damping(self, concave: ConcaveFunction | None, entropy: float) -> float:
         return max(0.0, concave.curvature - entropy) / 2 if self.damped and concave is not None else 0.0
 
     def parameters(self, form: Form) -> tuple[Tensor, ...]:
-        """Those of the concave part, then those of the saddle form's blocks."""
-        concave, saddle = _parts(form)
-        return (*_concave_parameters(concave), *saddle_parameters(saddle))
+        """Those of the form."""
+        assert isinstance(form, Composite)
+        return form.parameters
 
     def log_probabilities(self, problem: Problem, solution: Solution) -> Tensor:
         """Of one more step, which changes the probabilities by no more than the last one did."""
@@ -296,7 +295,7 @@ class DCA(DifferentiableSolver):
             return found
 
         linear: Tensor | None = None
-        if concave.quadratic:
+        if concave.is_quadratic:
             with torch.no_grad():
                 linear = concave.supergradient(torch.zeros_like(s))
 
@@ -334,7 +333,7 @@ class DCA(DifferentiableSolver):
             direction, moved = residual + spread(turn, direction) * direction, image + spread(turn, moved) * moved
         found = through_step(cotangent - s * bent(first + correction))
         v = -found.unary
-        learnt = _concave_parameters(concave)
+        learnt = Concave(concave).parameters
         gradients: tuple[Tensor | None, ...] = ()
         if learnt:
             with torch.enable_grad():
@@ -350,27 +349,24 @@ class DCA(DifferentiableSolver):
         return run, run.slope(state.probabilities.to(problem.unary)).detach(), state.convex
 
     def _run(self, problem: Problem) -> _Run:
-        concave, saddle = _parts(problem.form)
         problem = replace(problem, fixed=seeds_inside(problem))
         assert problem.fixed is not None
         cost = seeded_cost(problem.unary, problem.fixed, problem.allowed)
         # Between two steps the constraints may be off by their tolerance; a convex problem's only step is held to more.
-        given = problem if concave is None else replace(problem, constraints=None)
-        return _Run(problem, concave, saddle, cost, self._convex_step(given, cost, saddle))
+        assert isinstance(problem.form, Composite)
+        given = problem if problem.form.concave is None else replace(problem, constraints=None)
+        return _Run(problem, cost, self._convex_step(given, cost))
 
-    def _picked(self, run: _Run, images: Tensor) -> _Run | None:
-        """The run with some of its images alone; None where a form cannot do without the others."""
-        problem, concave, saddle = run.problem, run.concave, run.saddle.select(images)
-        if saddle is None or (concave is not None and concave.select is None):
-            return None
+    def _picked(self, run: _Run, images: Tensor) -> _Run:
+        """The run with some of its images alone."""
+        problem = run.problem
 
         def pick(values: Tensor | None) -> Tensor | None:
             return None if values is None else values[images]
 
-        concave = None if concave is None or concave.select is None else concave.select(images)
         some = replace(
             problem,
-            form=saddle if concave is None else Mixed(concave, saddle),
+            form=run.form[images],
             unary=problem.unary[images],
             fixed=pick(problem.fixed),
             allowed=pick(problem.allowed),
@@ -379,7 +375,7 @@ class DCA(DifferentiableSolver):
             constraints=None if problem.constraints is None else problem.constraints[images],
         )
         cost = run.cost[images]
-        return _Run(some, concave, saddle, cost, self._convex_step(replace(some, constraints=None), cost, saddle))
+        return _Run(some, cost, self._convex_step(replace(some, constraints=None), cost))
 
     def _given(self, run: _Run) -> tuple[Tensor | None, Any]:
         """Probabilities to start from, None if none were given, and where the convex part starts."""
@@ -397,8 +393,10 @@ class DCA(DifferentiableSolver):
         found = run.step(blank, run.problem.entropy, convex, blank)
         return found.probabilities, found.state
 
-    def _convex_step(self, problem: Problem, cost: Tensor, saddle: Saddle) -> ConvexStep:
+    def _convex_step(self, problem: Problem, cost: Tensor) -> ConvexStep:
         """What minimises <unary + slope, s> + entropy <s, log s> + Q(s), or takes a step towards it."""
+        assert isinstance(problem.form, Composite)
+        saddle = problem.form.saddle
         if self.method == "single-loop":
             return convex_step(problem, cost, saddle, None, self.tolerance)
         solver: Solver = resolve("solver", self.convex)
@@ -415,10 +413,19 @@ class _Run:
     """A problem, prepared."""
 
     problem: Problem  # whose ``fixed`` is given, and -1 outside the region of interest
-    concave: Concave | None
-    saddle: Saddle
     cost: Tensor  # (B, K, *S), inf where a label cannot be taken
     step: ConvexStep
+
+    @property
+    def form(self) -> Composite:
+        """R + Q."""
+        assert isinstance(self.problem.form, Composite)
+        return self.problem.form
+
+    @property
+    def concave(self) -> ConcaveFunction | None:
+        """R."""
+        return self.form.concave
 
     def slope(self, s: Tensor) -> Tensor:
         """Supergradient of the concave part."""
@@ -428,12 +435,9 @@ class _Run:
         """E (B,) at probabilities (B, K, *S), or at such near them that meet the constraints."""
         if self.problem.constraints is not None:
             met = self.problem.constraints.feasible(s.log())[0]
-            energy = concave_energy(self.problem, self.concave, met)
-            for block in self.saddle.blocks:
-                energy = energy if block.cone else energy + block.support(block.residual(met))
-            return energy
+            return concave_energy(self.problem, self.concave, met) + self.form.saddle.value(met, constraints=False)
         energy = concave_energy(self.problem, self.concave, s)
-        return energy + self.saddle.value(s) if self.saddle.blocks else energy
+        return energy + self.form.saddle.value(s) if self.form.parts else energy
 
 
 def _solution(run: _Run, last: Step, start_energy: Tensor, reached: Status) -> Solution:
@@ -450,22 +454,7 @@ def _solution(run: _Run, last: Step, start_energy: Tensor, reached: Status) -> S
     )
 
 
-def _parts(form: Form) -> tuple[Concave | None, Saddle]:
-    if isinstance(form, Concave):
-        return form, Saddle(())
-    if isinstance(form, Mixed):
-        return form.concave, form.saddle
-    assert isinstance(form, Saddle)
-    return None, form
-
-
-def _concave_parameters(concave: Concave | None) -> tuple[Tensor, ...]:
-    if concave is None:
-        return ()
-    return tuple({id(parameter): parameter for parameter in concave.parameters if parameter.requires_grad}.values())
-
-
-def _hessian_product(concave: Concave, s: Tensor, v: Tensor) -> Tensor:
+def _hessian_product(concave: ConcaveFunction, s: Tensor, v: Tensor) -> Tensor:
     """H v; the Hessian is symmetric, so the product from the left will do."""
     with torch.enable_grad():
         at = s.detach().requires_grad_()

@@ -24,12 +24,11 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.implicit import sum_adjoint
+from regloss.forms import Saddle, SaddlePart
+from regloss.operators import ClassSums
 from regloss.registry import name_of
-from regloss.regularizer import Saddle
 from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, Solver, one_hot, statuses
 from regloss_plugins.kernels.volumes import respond, scale_to_volumes, scaling_step, volume_softmax
-from regloss_plugins.regularizers.volume import VolumeBlock
 from regloss_plugins.solvers.pdhg import PDHG, PDHGState
 from regloss_plugins.solvers.starts import divided, gibbs, log_gibbs
 
@@ -92,10 +91,10 @@ def convex_step(problem: Problem, cost: Tensor, saddle: Saddle, solver: Solver |
         tolerance: up to which a single-loop step calls its problem solved: gap per pixel, or error of the volumes as a
             fraction of the pixels.
     """
-    if not saddle.blocks:
+    if not saddle.parts:
         return _SoftmaxStep(cost)
-    if len(saddle.blocks) == 1 and isinstance(saddle.blocks[0], VolumeBlock):
-        volume = saddle.blocks[0]
+    if len(saddle.parts) == 1 and type(saddle.parts[0].operator) is ClassSums:
+        volume = saddle.parts[0]
         return _ScalingStep(problem, cost, volume, tolerance) if solver is None else _NewtonStep(problem, cost, volume)
     return _AscentStep(problem, cost, saddle, tolerance) if solver is None else _SolverStep(problem, saddle, solver)
 
@@ -193,16 +192,15 @@ class _VolumePart(ConvexStep):
     Classes that seeds fill already take no further pixels, and need no dual variable.
     """
 
-    def __init__(self, problem: Problem, cost: Tensor, block: VolumeBlock) -> None:
+    def __init__(self, problem: Problem, cost: Tensor, part: SaddlePart) -> None:
         batch, classes, *size = cost.shape
-        self.block = block
+        self.part = part
         self.inside = grid.full_roi(problem.roi, (batch, *size), cost.device)
         assert problem.fixed is not None
         free = self.inside & (problem.fixed < 0)
         seeded = one_hot(problem.fixed.clamp(min=0), classes, torch.float64) * (self.inside & ~free).unsqueeze(1)
         counts = seeded.flatten(2).sum(2)
-        block.apply(problem.unary)  # refuses volumes that are for another number of classes
-        lower, upper = block.lower.expand_as(counts), block.upper.expand_as(counts)
+        lower, upper = (bound.expand_as(counts) for bound in _volumes(part, problem.unary))
         self.pixels = self.inside.flatten(1).sum(1, keepdim=True, dtype=torch.float64)
         slack = 1e-9 * self.pixels
         allowed = torch.ones_like(counts, dtype=torch.bool)
@@ -236,10 +234,10 @@ class _VolumePart(ConvexStep):
         v, by_volume = respond(next(flat), state, self.lower, self.upper, weights, entropy, next(flat))
         v = v.reshape(s.shape).to(s.dtype)
         parameters: tuple[Tensor, ...] = ()
-        if self.block.parameters:  # the block's shift, which is volumes / sqrt(pixels)
+        if self.part.parameters:  # the shift, which is volumes / sqrt(pixels)
             root = self.pixels.sqrt()
             sides = torch.stack([by_volume * (state < 0), -by_volume * (state > 0)], dim=1)
-            (shift,) = self.block.parameters
+            (shift,) = self.part.parameters
             by_shift = (by_volume if shift.ndim == 2 else sides) * root.reshape(-1, *[1] * (shift.ndim - 1))
             parameters = (by_shift.sum_to_size(shift.shape).to(shift),)
         return Pullback(-v, entropy_gradient(v, log_probabilities), parameters)
@@ -260,6 +258,16 @@ class _VolumePart(ConvexStep):
                 f"{found}. It comes from another problem: start from its probabilities alone."
             )
         return state.detach().to(self.lower)
+
+
+def _volumes(part: SaddlePart, unary: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and largest volume of each class in pixels, (B, K) float64, from what the class sums are shifted by."""
+    operator = part.operator
+    assert isinstance(operator, ClassSums)
+    operator.apply(unary)  # refuses volumes that are for another number of classes
+    assert isinstance(part.shift, Tensor)
+    numbers = part.shift.double() * operator.pixels.sqrt().reshape(-1, *[1] * (part.shift.ndim - 1))
+    return (-numbers[:, 1], numbers[:, 0]) if operator.two_sided else (numbers, numbers)
 
 
 def _refuse_impossible(lower: Tensor, upper: Tensor, closed: Tensor, free: Tensor, slack: Tensor) -> None:
@@ -300,8 +308,8 @@ class _NewtonStep(_VolumePart):
 class _ScalingStep(_VolumePart):
     """One scaling step of the dual variable at the s that is given."""
 
-    def __init__(self, problem: Problem, cost: Tensor, block: VolumeBlock, tolerance: float) -> None:
-        super().__init__(problem, cost, block)
+    def __init__(self, problem: Problem, cost: Tensor, part: SaddlePart, tolerance: float) -> None:
+        super().__init__(problem, cost, part)
         self.tolerance = tolerance
 
     def first(self, state: Any) -> Tensor:
@@ -333,7 +341,7 @@ class _SolverStep(ConvexStep):
     """Any Q, by another solver; differentiated implicitly also where steps are unrolled."""
 
     def __init__(self, problem: Problem, saddle: Saddle, solver: Solver) -> None:
-        self.problem = replace(problem, form=saddle, observe=None)  # its steps are no steps of the whole
+        self.problem = replace(problem, form=saddle, callback=None)  # its steps are no steps of the whole
         self.solver = solver
 
     def first(self, state: Any) -> Any:
@@ -419,8 +427,7 @@ class _AscentStep(ConvexStep):
         self.pixels = inside.flatten(1).sum(1)
 
     def first(self, state: Any) -> PDHGState:
-        blank = torch.zeros_like(self.problem.unary)
-        starts = [torch.zeros_like(block.apply(blank)) for block in self.saddle.blocks]
+        starts = self.saddle.zero_duals(self.problem.unary)
         if state is not None:
             expected = [tuple(start.shape) for start in starts]
             given = [tuple(dual.shape) for dual in state.duals] if isinstance(state, PDHGState) else type(state)
@@ -430,22 +437,22 @@ class _AscentStep(ConvexStep):
                     "comes from another problem: start from its probabilities alone."
                 )
             starts = [dual.detach().to(start) for dual, start in zip(state.duals, starts, strict=True)]
-        return PDHGState(tuple(block.project(y) for block, y in zip(self.saddle.blocks, starts, strict=True)))
+        return PDHGState(tuple(part.dual_set.project(y) for part, y in zip(self.saddle.parts, starts, strict=True)))
 
     def __call__(self, slope: Tensor, entropy: float, state: Any, s: Tensor) -> Step:
         duals = self._ascend(s, entropy, state.duals)
-        new = gibbs(self.cost + slope + sum_adjoint(self.saddle, duals), entropy)
+        new = gibbs(self.cost + slope + self.saddle.adjoint(duals), entropy)
         gap = torch.zeros(len(s), dtype=torch.float64, device=s.device)
-        for block, dual in zip(self.saddle.blocks, duals, strict=True):
-            gap = gap + block.gap(block.residual(new).double(), dual.double())
+        for part, dual in zip(self.saddle.parts, duals, strict=True):
+            gap = gap + part.dual_set.fenchel_gap(part.residual(new).double(), dual.double())
         return _step(new, PDHGState(duals), gap.abs() <= self.tolerance * self.pixels)
 
     def log_probabilities(self, slope: Tensor, entropy: float | Tensor, state: Any) -> Tensor:
-        return log_gibbs(self.cost + slope + sum_adjoint(self.saddle, state.duals), entropy)
+        return log_gibbs(self.cost + slope + self.saddle.adjoint(state.duals), entropy)
 
     def unroll(self, slope: Tensor, entropy: Tensor, state: Any, log_s: Tensor) -> tuple[Tensor, PDHGState]:
         duals = self._ascend(log_s.exp(), entropy, state.duals)
-        return log_gibbs(self.cost + slope + sum_adjoint(self.saddle, duals), entropy), PDHGState(duals)
+        return log_gibbs(self.cost + slope + self.saddle.adjoint(duals), entropy), PDHGState(duals)
 
     def pullback(
         self,
@@ -465,10 +472,10 @@ class _AscentStep(ConvexStep):
 
     def _ascend(self, s: Tensor, entropy: float | Tensor, duals: Sequence[Tensor]) -> tuple[Tensor, ...]:
         moved = []
-        for block, dual, bound in zip(self.saddle.blocks, duals, self.bounds, strict=True):
+        for part, dual, bound in zip(self.saddle.parts, duals, self.bounds, strict=True):
             # Where the bound is 0, K does not reach that dual variable.
             length = torch.where(bound > 0, 2 * entropy / torch.where(bound > 0, bound, 1), 0)
-            moved.append(block.project(torch.addcmul(dual, length, block.residual(s))))
+            moved.append(part.dual_set.project(torch.addcmul(dual, length, part.residual(s))))
         return tuple(moved)
 
 

@@ -1,13 +1,13 @@
 """The iteration behind `PDHG`: dual ascent for any smoothing of the pixels' choices, as tensors or in compiled code.
 
-    min over s of <cost, s> + strength * h(s) + max over y in Y of <K s - b, y>
+    min over s of <cost, s> + weight * h(s) + max over y in Y of <K s - b, y>
 
 with h(s) = <s, log s> on the simplex (what layers and solvers need) or h(s) = |s|^2 / 2 everywhere (denoising). The
 formulas of the steps stand in `regloss_plugins.solvers.pdhg`.
 
 `TensorRun` is the reference: it takes any saddle form on any device, and autograd can follow it. `CompiledRun` leaves
-the steps to the code that the form's only block offers (`regloss.ascent`), image by image; both give the same but for
-rounding.
+the steps to fast code for the operator and the dual set of the form's only part (`regloss.dispatch`), image by image;
+both give the same but for rounding.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from regloss.ascent import Ascent, Certified, ImageAscent
 from regloss.constraint import Constraints
+from regloss.dispatch import find
+from regloss.dual_problem import DualIteration, DualProblem, DualResult, Smoothing
 from regloss.errors import UsageError
+from regloss.forms import Composite
 from regloss.grid import spread
-from regloss.implicit import sum_adjoint
-from regloss.regularizer import Saddle
-from regloss.solver import Look, Problem, linear_energy, negative_entropy, one_hot
+from regloss.numerics import widest_float
+from regloss.operators import unscaled
+from regloss.solver import Callback, Problem, Progress, allowed_cost, linear_energy, negative_entropy, one_hot
 
 Result = TypeVar("Result")
 
@@ -39,37 +41,37 @@ if TYPE_CHECKING:
 # The part of the problem that separates over pixels
 
 
-class Pixels(ABC):
-    """<cost, s> + strength * h(s).
+class Smooth(ABC):
+    """<cost, s> + weight * h(s).
 
     Attributes:
         cost: (B, K, *S), with inf where a label is not allowed.
         roi: (B, *S) bool; values are summed inside. None = everywhere.
         counts: (B,) pixels in it.
-        strength: > 0; a tensor () if autograd is to follow.
+        weight: of h, > 0; a tensor () if autograd is to follow.
     """
 
-    smoothing: ClassVar[Literal["entropy", "square"]]
+    smoothing: ClassVar[Smoothing]
     cost: Tensor
     roi: Tensor | None
     counts: Tensor
-    strength: float | Tensor
+    weight: float | Tensor
 
     @property
-    def pace(self) -> float | Tensor:
-        """Steps times r, see `regloss.ascent.Ascent`."""
-        return 2 * self.strength if self.smoothing == "entropy" else self.strength
+    def step_scale(self) -> float | Tensor:
+        """Steps times r, see `regloss.dual_problem.DualProblem`."""
+        return 2 * self.weight if self.smoothing == "entropy" else self.weight
 
     @abstractmethod
-    def minimiser(self, pull: Tensor | float) -> Tensor:
-        """S (B, K, *S) for K^T y = ``pull``."""
+    def minimiser(self, adjoint: Tensor | float) -> Tensor:
+        """S (B, K, *S) for K^T y = ``adjoint``."""
 
     @abstractmethod
     def value(self, s: Tensor) -> Tensor:
         """(B,), in the precision of ``s``."""
 
     @abstractmethod
-    def select(self, images: Tensor) -> Pixels:
+    def select(self, images: Tensor) -> Smooth:
         """The images with the indices ``images`` (M,)."""
 
     def binding_cost(self) -> Tensor:
@@ -78,26 +80,26 @@ class Pixels(ABC):
 
 
 @dataclass(frozen=True)
-class EntropyPixels(Pixels):
+class EntropySmooth(Smooth):
     """H(s) = <s, log s>, s in the simplex: a softmax."""
 
-    smoothing: ClassVar[Literal["entropy", "square"]] = "entropy"
+    smoothing: ClassVar[Smoothing] = "entropy"
     cost: Tensor
     unary: Tensor  # (B, K, *S), as given, 0 outside the region of interest
     seeds: Tensor | None  # (B, K, *S) one-hot where a label is given, 0 elsewhere
     given: Tensor | None  # (B, 1, *S) bool: where
     roi: Tensor | None
     counts: Tensor
-    strength: float | Tensor
+    weight: float | Tensor
 
     @staticmethod
-    def of(problem: Problem, entropy: float | Tensor | None = None) -> EntropyPixels:
+    def of(problem: Problem, entropy: float | Tensor | None = None) -> EntropySmooth:
         """Of ``problem``, with its own entropy or another."""
         unary, form = problem.unary, problem.form
-        assert isinstance(form, Saddle)
+        assert isinstance(form, Composite)
         unary = in_precision_of(form, unary)
-        strength = problem.entropy if entropy is None else entropy
-        plain = float(strength.detach()) if isinstance(strength, Tensor) else strength
+        weight = problem.entropy if entropy is None else entropy
+        plain = float(weight.detach()) if isinstance(weight, Tensor) else weight
         limits = torch.finfo(unary.dtype)
         # An entropy that is 0 in the unary's precision would divide by 0 all the same.
         if not plain >= limits.tiny or float(unary.detach().abs().max()) / plain > limits.max / 4:
@@ -105,33 +107,30 @@ class EntropyPixels(Pixels):
                 f"pdhg needs an entropy weight > 0 that unaries of {unary.dtype} can be divided by; got entropy = "
                 f"{plain}. Give one (0.5, say), or for labels use a graph solver such as alpha-expansion."
             )
-        cost, seeds, given = unary, None, None
-        if problem.allowed is not None:
-            barred = ~problem.allowed.to(unary.device).reshape(*unary.shape[:2], *[1] * (unary.ndim - 2))
-            cost = unary.masked_fill(barred, float("inf"))
+        cost, seeds, given = allowed_cost(unary, problem.allowed), None, None
         if problem.fixed is not None:
             fixed = problem.fixed.to(unary.device)
             fixed = fixed if problem.roi is None else fixed.masked_fill(~problem.roi, -1)
             given = (fixed >= 0).unsqueeze(1)
             seeds = one_hot(fixed.clamp(min=0), unary.shape[1], unary.dtype) * given
         kept = unary if problem.roi is None else unary * problem.roi.unsqueeze(1)
-        return EntropyPixels(cost, kept, seeds, given, problem.roi, pixel_counts(unary, problem.roi), strength)
+        return EntropySmooth(cost, kept, seeds, given, problem.roi, pixel_counts(unary, problem.roi), weight)
 
-    def minimiser(self, pull: Tensor | float) -> Tensor:
+    def minimiser(self, adjoint: Tensor | float) -> Tensor:
         """The softmax, or the label that is given."""
-        free = torch.softmax((self.cost + pull) * (-1 / self.strength), dim=1)
+        free = torch.softmax((self.cost + adjoint) * (-1 / self.weight), dim=1)
         return free if self.seeds is None or self.given is None else torch.where(self.given, self.seeds, free)
 
-    def log_minimiser(self, pull: Tensor | float) -> Tensor:
+    def log_minimiser(self, adjoint: Tensor | float) -> Tensor:
         """Log s; -inf at labels that are not allowed, or not the given one."""
-        free = torch.log_softmax((self.cost + pull) * (-1 / self.strength), dim=1)
+        free = torch.log_softmax((self.cost + adjoint) * (-1 / self.weight), dim=1)
         return free if self.seeds is None or self.given is None else torch.where(self.given, self.seeds.log(), free)
 
     def value(self, s: Tensor) -> Tensor:
         """With the unaries in the place of infinite costs, whose probabilities are 0."""
-        return linear_energy(self.unary.to(s), s, self.roi) + float(self.strength) * negative_entropy(s, self.roi)
+        return linear_energy(self.unary.to(s), s, self.roi) + float(self.weight) * negative_entropy(s, self.roi)
 
-    def select(self, images: Tensor) -> EntropyPixels:
+    def select(self, images: Tensor) -> EntropySmooth:
         """Those images."""
         given = {name: getattr(self, name) for name in ("cost", "unary", "seeds", "given", "roi", "counts")}
         return replace(self, **{name: value[images] for name, value in given.items() if value is not None})
@@ -144,28 +143,35 @@ class EntropyPixels(Pixels):
 
 
 @dataclass(frozen=True)
-class SquarePixels(Pixels):
-    """H(s) = |s|^2 / 2, cost = -strength * f: values of |s - f|^2 * strength / 2, a constant aside."""
+class SquareSmooth(Smooth):
+    """H(s) = |s|^2 / 2, cost = -weight * f: values of |s - f|^2 * weight / 2, a constant aside."""
 
-    smoothing: ClassVar[Literal["entropy", "square"]] = "square"
+    smoothing: ClassVar[Smoothing] = "square"
     cost: Tensor
     roi: Tensor | None
     counts: Tensor
-    strength: float | Tensor = 1.0
+    weight: float | Tensor = 1.0
 
-    def minimiser(self, pull: Tensor | float) -> Tensor:
-        """F - K^T y / strength."""
-        return (self.cost + pull) * (-1 / self.strength)
+    @staticmethod
+    def of(problem: Problem) -> SquareSmooth:
+        """Of ``problem``."""
+        assert isinstance(problem.form, Composite)
+        cost = in_precision_of(problem.form, problem.unary)
+        return SquareSmooth(cost, problem.roi, pixel_counts(cost, problem.roi), problem.entropy)
+
+    def minimiser(self, adjoint: Tensor | float) -> Tensor:
+        """F - K^T y / weight."""
+        return (self.cost + adjoint) * (-1 / self.weight)
 
     def value(self, s: Tensor) -> Tensor:
         """As a square, which loses no digits."""
-        square = (s + self.cost.to(s) / self.strength).square().sum(1) * (self.strength / 2)
+        square = (s + self.cost.to(s) / self.weight).square().sum(1) * (self.weight / 2)
         return (square if self.roi is None else square * self.roi).flatten(1).sum(1)
 
-    def select(self, images: Tensor) -> SquarePixels:
+    def select(self, images: Tensor) -> SquareSmooth:
         """Those images."""
         roi = None if self.roi is None else self.roi[images]
-        return SquarePixels(self.cost[images], roi, self.counts[images], self.strength)
+        return SquareSmooth(self.cost[images], roi, self.counts[images], self.weight)
 
 
 def pixel_counts(values: Tensor, roi: Tensor | None) -> Tensor:
@@ -175,10 +181,11 @@ def pixel_counts(values: Tensor, roi: Tensor | None) -> Tensor:
     return roi.flatten(1).sum(1)
 
 
-def in_precision_of(form: Saddle, values: Tensor) -> Tensor:
+def in_precision_of(form: Composite, values: Tensor) -> Tensor:
     """``values`` (B, K, *S) in their own precision or the form's, whichever is finer."""
-    for block in form.blocks:
-        dtype = block.apply(torch.zeros_like(values)).dtype if block.dtype is None else block.dtype
+    for part in form.parts:
+        known = part.operator.dtype
+        dtype = part.operator.apply(torch.zeros_like(values)).dtype if known is None else known
         values = values.to(torch.promote_types(values.dtype, dtype))
     return values
 
@@ -211,12 +218,12 @@ class Run(Protocol):
     def results(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Minimisers and dual variables of the images (M,), where `certify` found them."""
 
-    def keep(self, alive: Tensor) -> bool:
-        """Go on with the images (M,) alone; whether it can."""
+    def keep(self, alive: Tensor) -> None:
+        """Go on with the images (M,) alone."""
 
 
 @dataclass(frozen=True)
-class Ascended:
+class AscentResult:
     """Where the iteration ended, for each image; values in double precision where there is any."""
 
     minimiser: Tensor
@@ -230,57 +237,57 @@ class Ascended:
 
 def ascend(
     solver: PDHG,
-    form: Saddle,
-    pixels: Pixels,
+    form: Composite,
+    smooth: Smooth,
     warm: Sequence[Tensor] | None = None,
-    observe: Callable[[Look], object] | None = None,
+    callback: Callback | None = None,
     *,
-    look_first: bool = True,
+    certify_start: bool = True,
     constraints: Constraints | None = None,
-) -> Ascended:
+) -> AscentResult:
     """Work on all images of the batch side by side; those whose gap is small enough leave it.
 
     Args:
         solver: the settings.
         form: K, b and Y.
-        pixels: the rest of the problem.
+        smooth: the rest of the problem.
         warm: dual variables to start from, which are projected; None = 0.
-        observe: called with what is known, whenever that is looked at.
-        look_first: look at the start too; else at least one step is taken, and its energy is NaN.
+        callback: called with what is known, whenever that is looked at.
+        certify_start: look at the start too; else at least one step is taken, and its energy is NaN.
         constraints: that the cones of the form stand for. An image is done only if the gap of a point that meets them
             is small, and energies are those of such points; None = a constraint counts as met within its tolerance.
     """
-    batch, device = pixels.cost.shape[0], pixels.cost.device
-    start = None if warm is None else starting_duals(form, pixels, warm)
-    run: Run | None = None if constraints is not None else CompiledRun.of(solver, form, pixels, start)
+    batch, device = smooth.cost.shape[0], smooth.cost.device
+    start = None if warm is None else starting_duals(form, smooth, warm)
+    run: Run | None = None if constraints is not None else CompiledRun.of(solver, form, smooth, start)
     if run is None:
-        run = TensorRun(solver, form, pixels, starting_duals(form, pixels, None) if start is None else start)
-    energy = torch.empty(batch, dtype=_wide(device), device=device)
+        run = TensorRun(solver, form, smooth, starting_duals(form, smooth, None) if start is None else start)
+    energy = torch.empty(batch, dtype=widest_float(device), device=device)
     bound, start_energy = torch.empty_like(energy), torch.full_like(energy, math.nan)
     steps = torch.zeros(batch, dtype=torch.int64, device=device)
     done = torch.zeros(batch, dtype=torch.bool, device=device)
     found: list[tuple[Tensor, Tensor, list[Tensor]]] = []
     rows = torch.arange(batch, device=device)  # images still in the batch
     taken = 0
-    if not look_first:
+    if not certify_start:
         taken = min(solver.check_every, solver.max_steps)
         run.advance(taken)
     while True:
         known = run.certify()
         last = taken == solver.max_steps
-        small = known.gap.abs() <= solver.tolerance * pixels.counts[rows]
+        small = known.gap.abs() <= solver.tolerance * smooth.counts[rows]
         violation = None
         if constraints is not None:
             now = constraints if len(rows) == batch else constraints[rows]
             violation = now.violation(run.results(torch.arange(len(rows), device=device))[0])
             # Finding a point that meets the constraints costs as much as a few steps: it is left out where nobody asks.
-            if last or taken == 0 or observe is not None or bool((small & ~done[rows]).any()):
+            if last or taken == 0 or callback is not None or bool((small & ~done[rows]).any()):
                 known = run.certify_feasible(known, now)
-                small = small & (known.gap.abs() <= solver.tolerance * pixels.counts[rows])
+                small = small & (known.gap.abs() <= solver.tolerance * smooth.counts[rows])
         if taken == 0:
             start_energy.copy_(known.energy)
-        if observe is not None:
-            observe(Look(taken, rows, known.energy, known.bound, violation))
+        if callback is not None:
+            callback(Progress(taken, rows, known.energy, known.bound, violation))
         ends = (small | last) & ~done[rows]
         if bool(ends.any()):
             where = rows[ends]
@@ -291,16 +298,17 @@ def ascend(
         if last or bool(done[rows].all()):
             break
         alive = ~done[rows]
-        if not bool(alive.all()) and run.keep(alive.nonzero().squeeze(1)):
+        if not bool(alive.all()):
+            run.keep(alive.nonzero().squeeze(1))
             rows = rows[alive]
         count = min(solver.check_every, solver.max_steps - taken)
         run.advance(count)
         taken += count
     minimiser = _assembled([(where, part) for where, part, _ in found])
     duals = tuple(
-        _assembled([(where, parts[number]) for where, _, parts in found]) for number in range(len(form.blocks))
+        _assembled([(where, parts[number]) for where, _, parts in found]) for number in range(len(form.parts))
     )
-    return Ascended(minimiser, duals, energy, bound, steps, done, start_energy)
+    return AscentResult(minimiser, duals, energy, bound, steps, done, start_energy)
 
 
 def _assembled(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -311,48 +319,44 @@ def _assembled(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     return values[torch.cat([where for where, _ in parts]).argsort()]
 
 
-def _wide(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs know no float64
-
-
-def starting_duals(form: Saddle, pixels: Pixels, warm: Sequence[Tensor] | None) -> list[Tensor]:
-    """``warm`` in Y, and in the precision of ``pixels``; None = 0, in Y.
+def starting_duals(form: Composite, smooth: Smooth, warm: Sequence[Tensor] | None) -> list[Tensor]:
+    """``warm`` in Y, and in the precision of ``smooth``; None = 0, in Y.
 
     Raises:
         UsageError: other shapes than those of the form's dual variables.
     """
-    blanks = [block.apply(torch.zeros_like(pixels.cost)) for block in form.blocks]
+    zeros = form.zero_duals(smooth.cost)
     if warm is None:
-        return [block.project(torch.zeros_like(blank)) for block, blank in zip(form.blocks, blanks, strict=True)]
-    expected, given = [tuple(blank.shape) for blank in blanks], [tuple(dual.shape) for dual in warm]
+        return zeros
+    expected, given = [tuple(zero.shape) for zero in zeros], [tuple(dual.shape) for dual in warm]
     if expected != given:
         raise UsageError(
-            f"A start of pdhg must hold dual variables of shapes {expected}, one for each block; got {given}. It comes "
-            "from a problem of another kind or size."
+            f"A start of pdhg must hold dual variables of shapes {expected}, one for each part of the form; got "
+            f"{given}. It comes from a problem of another kind or size."
         )
-    return [block.project(y.detach().to(pixels.cost)) for block, y in zip(form.blocks, warm, strict=True)]
+    return [part.dual_set.project(y.detach().to(smooth.cost)) for part, y in zip(form.parts, warm, strict=True)]
 
 
 class TensorRun:
-    """By the block's functions; every operation makes new tensors, so that autograd can follow."""
+    """In tensor operations, each of which makes new tensors, so that autograd can follow."""
 
-    def __init__(self, solver: PDHG, form: Saddle, pixels: Pixels, duals: Sequence[Tensor]) -> None:
-        self.solver, self.form, self.pixels = solver, form, pixels
+    def __init__(self, solver: PDHG, form: Composite, smooth: Smooth, duals: Sequence[Tensor]) -> None:
+        self.solver, self.form, self.smooth = solver, form, smooth
         self.duals = list(duals)
         self.ahead = list(duals)  # extrapolated (accelerated), unprojected sums (lazy)
-        self.momentum = pixels.cost.new_ones(pixels.cost.shape[0])
+        self.momentum = smooth.cost.new_ones(smooth.cost.shape[0])
         self._minimiser: Tensor | None = None
         self._set_steps()
 
     def _set_steps(self) -> None:
-        chosen, pace = self.solver.steps, self.pixels.pace
+        chosen, scale = self.solver.steps, self.smooth.step_scale
         if isinstance(chosen, str):
-            self.bounds = self.form.diagonal_bound(self.pixels.cost, diagonal=chosen == "diagonal")
+            self.bounds = self.form.diagonal_bound(self.smooth.cost, diagonal=chosen == "diagonal")
             # Where the bound is 0, K does not reach that dual variable.
-            self.steps = [torch.where(bound > 0, pace / torch.where(bound > 0, bound, 1), 0) for bound in self.bounds]
+            self.steps = [torch.where(bound > 0, scale / torch.where(bound > 0, bound, 1), 0) for bound in self.bounds]
         else:
-            self.bounds = tuple(self.pixels.cost.new_ones(1) for _ in self.form.blocks)
-            self.steps = [self.pixels.cost.new_full((1,), chosen) for _ in self.form.blocks]
+            self.bounds = tuple(self.smooth.cost.new_ones(1) for _ in self.form.parts)
+            self.steps = [self.smooth.cost.new_full((1,), chosen) for _ in self.form.parts]
 
     def advance(self, steps: int) -> None:
         """See `Run`."""
@@ -362,15 +366,15 @@ class TensorRun:
     def step(self) -> None:
         """One step of the method."""
         form, lazy = self.form, self.solver.method == "lazy"
-        if not form.blocks:
+        if not form.parts:
             return
         at = self.duals if lazy else self.ahead
-        probabilities = self.pixels.minimiser(sum_adjoint(form, at))
+        probabilities = self.smooth.minimiser(form.adjoint(at))
         moved = [
-            torch.addcmul(ahead, tau, block.residual(probabilities))
-            for block, ahead, tau in zip(form.blocks, self.ahead, self.steps, strict=True)
+            torch.addcmul(ahead, tau, part.residual(probabilities))
+            for part, ahead, tau in zip(form.parts, self.ahead, self.steps, strict=True)
         ]
-        new = [block.project(value) for block, value in zip(form.blocks, moved, strict=True)]
+        new = [part.dual_set.project(value) for part, value in zip(form.parts, moved, strict=True)]
         if self.solver.method == "accelerated":
             self._extrapolate(new)
         else:
@@ -387,37 +391,34 @@ class TensorRun:
                 uphill = uphill + product.flatten(1).sum(1)
             following = (1 + (1 + 4 * self.momentum.square()).sqrt()) / 2
             restart = uphill > 0
-            push = torch.where(restart, 0, ((self.momentum - 1) / following).clamp(max=self.solver.momentum))
+            extrapolation = torch.where(restart, 0, ((self.momentum - 1) / following).clamp(max=self.solver.momentum))
             self.momentum = torch.where(restart, 1, following)
         self.ahead = [
-            torch.addcmul(value, spread(push, value), difference) for value, difference in zip(new, change, strict=True)
+            torch.addcmul(value, spread(extrapolation, value), difference)
+            for value, difference in zip(new, change, strict=True)
         ]
 
     def certify(self) -> Certificate:
         """See `Run`."""
-        form, pixels = self.form, self.pixels
-        pull: Tensor | float = sum_adjoint(form, self.duals) if form.blocks else 0.0
-        self._minimiser = pixels.minimiser(pull)
-        energy = pixels.value(self._minimiser.to(_wide(self._minimiser.device)))
+        form, smooth = self.form, self.smooth
+        adjoint: Tensor | float = form.adjoint(self.duals) if form.parts else 0.0
+        self._minimiser = smooth.minimiser(adjoint)
+        energy = smooth.value(self._minimiser.to(widest_float(self._minimiser.device)))
         bound, gap = energy, torch.zeros_like(energy)
-        for block, dual in zip(form.blocks, self.duals, strict=True):
-            z, y = block.residual(self._minimiser).to(energy.dtype), dual.to(energy.dtype)
-            support, slack = block.support(z), block.gap(z, y)
+        for part, dual in zip(form.parts, self.duals, strict=True):
+            z, y = part.residual(self._minimiser).to(energy.dtype), dual.to(energy.dtype)
+            support, short = part.dual_set.support(z), part.dual_set.fenchel_gap(z, y)
             # Where a constraint is violated both are inf, but the dual value is finite.
-            inner = torch.where(support.isfinite(), support - slack, (z * y).flatten(1).sum(1))
-            energy, bound, gap = energy + support, bound + inner, gap + slack
+            inner = torch.where(support.isfinite(), support - short, (z * y).flatten(1).sum(1))
+            energy, bound, gap = energy + support, bound + inner, gap + short
         return Certificate(energy, bound, gap)
 
     def certify_feasible(self, known: Certificate, constraints: Constraints) -> Certificate:
         """See `Run`."""
-        form, pixels = self.form, self.pixels
-        assert isinstance(pixels, EntropyPixels)
-        pull: Tensor | float = sum_adjoint(form, self.duals) if form.blocks else 0.0
-        s, _ = constraints.feasible(pixels.log_minimiser(pull))
-        energy = pixels.value(s)
-        for block in form.blocks:
-            if not block.cone:
-                energy = energy + block.support(block.residual(s))
+        form, smooth = self.form, self.smooth
+        assert isinstance(smooth, EntropySmooth)
+        s, _ = constraints.feasible(smooth.log_minimiser(form.adjoint(self.duals) if form.parts else 0.0))
+        energy = smooth.value(s) + form.saddle.value(s, constraints=False)
         return Certificate(energy, known.bound, energy - known.bound)
 
     def results(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -425,71 +426,73 @@ class TensorRun:
         assert self._minimiser is not None
         return self._minimiser[images], [dual[images] for dual in self.duals]
 
-    def keep(self, alive: Tensor) -> bool:
-        """See `Run`; only where the form can do without the others."""
-        form = self.form.select(alive)
-        if form is None:
-            return False
-        self.form, self.pixels = form, self.pixels.select(alive)
+    def keep(self, alive: Tensor) -> None:
+        """See `Run`."""
+        self.form, self.smooth = self.form[alive], self.smooth.select(alive)
         self.duals = [dual[alive] for dual in self.duals]
         self.ahead = [dual[alive] for dual in self.ahead]
         self.momentum = self.momentum[alive]
         self._set_steps()
-        return True
 
 
 @dataclass
 class _Moving:
     """An image on its way."""
 
-    ascent: ImageAscent
+    iteration: DualIteration
     accelerated: bool
     most: float  # extrapolation
     momentum: float = 1.0
-    push: float = 0.0
-    certified: Certified | None = None
+    extrapolation: float = 0.0
+    certified: DualResult | None = None
 
     def advance(self, steps: int) -> None:
         for _ in range(steps):
-            uphill = self.ascent.step(self.push)
+            uphill = self.iteration.step(self.extrapolation)
             if not self.accelerated:
                 continue
             following = (1 + math.sqrt(1 + 4 * self.momentum**2)) / 2
             restart = uphill > 0
-            self.push = 0.0 if restart else min((self.momentum - 1) / following, self.most)
+            self.extrapolation = 0.0 if restart else min((self.momentum - 1) / following, self.most)
             self.momentum = 1.0 if restart else following
 
-    def certify(self) -> Certified:
-        self.certified = self.ascent.certify()
+    def certify(self) -> DualResult:
+        self.certified = self.iteration.certify()
         return self.certified
 
 
 class CompiledRun:
     """By compiled code, in as many threads as torch uses, each image in one of them."""
 
-    def __init__(self, images: Sequence[ImageAscent], solver: PDHG) -> None:
+    def __init__(self, images: Sequence[DualIteration], solver: PDHG) -> None:
         self.images = [_Moving(image, solver.method == "accelerated", solver.momentum) for image in images]
 
     @staticmethod
-    def of(solver: PDHG, form: Saddle, pixels: Pixels, start: Sequence[Tensor] | None) -> CompiledRun | None:
-        """None where the settings, the form or the device do not allow it, or autograd is to follow."""
-        cost, block = pixels.cost, form.blocks[0] if len(form.blocks) == 1 else None
-        if not solver.compiled or solver.method == "lazy" or block is None or block.compiled is None:
+    def of(solver: PDHG, form: Composite, smooth: Smooth, start: Sequence[Tensor] | None) -> CompiledRun | None:
+        """None where the settings do not allow it, there is no fast code for the form, or autograd is to follow."""
+        cost, part = smooth.cost, form.parts[0] if len(form.parts) == 1 else None
+        if not solver.compiled or solver.method == "lazy" or part is None:
             return None
-        if cost.device.type != "cpu":
+        if isinstance(part.shift, Tensor) or part.shift != 0:
             return None
-        if torch.is_grad_enabled() and any(value.requires_grad for value in (cost, *block.parameters)):
+        if torch.is_grad_enabled() and any(value.requires_grad for value in (cost, *part.parameters)):
             return None
-        ascent = Ascent(
-            cost=pixels.binding_cost(),
-            smoothing=pixels.smoothing,
-            strength=float(pixels.strength),
+        operator, factor = unscaled(part.operator)
+        ascent = find("dual-ascent", type(operator), type(part.dual_set), device=cost.device)
+        if ascent is None:
+            return None
+        problem = DualProblem(
+            operator=operator,
+            dual_set=part.dual_set,
+            cost=smooth.binding_cost(),
+            smoothing=smooth.smoothing,
+            weight=float(smooth.weight),
             steps=solver.steps,
             start=None if start is None else start[0],
-            roi=pixels.roi,
+            roi=smooth.roi,
+            factor=factor,
         )
-        images = block.compiled(ascent)
-        return None if images is None else CompiledRun(images, solver)
+        return CompiledRun(ascent(problem), solver)
 
     def advance(self, steps: int) -> None:
         """See `Run`."""
@@ -499,7 +502,7 @@ class CompiledRun:
         """See `Run`."""
         found = self._each(_Moving.certify)
         energy = torch.tensor([one.smooth + one.support for one in found], dtype=torch.float64)
-        gap = torch.tensor([one.slack for one in found], dtype=torch.float64)
+        gap = torch.tensor([one.fenchel_gap for one in found], dtype=torch.float64)
         return Certificate(energy, energy - gap, gap)
 
     def certify_feasible(self, known: Certificate, constraints: Constraints) -> Certificate:
@@ -510,12 +513,11 @@ class CompiledRun:
         """See `Run`."""
         chosen = [self.images[number] for number in images.tolist()]
         minimisers = [image.certified.minimiser for image in chosen if image.certified is not None]
-        return _stacked(minimisers), [_stacked([image.ascent.dual for image in chosen])]
+        return _stacked(minimisers), [_stacked([image.iteration.dual for image in chosen])]
 
-    def keep(self, alive: Tensor) -> bool:
+    def keep(self, alive: Tensor) -> None:
         """See `Run`."""
         self.images = [self.images[number] for number in alive.tolist()]
-        return True
 
     def _each(self, do: Callable[[_Moving], Result]) -> list[Result]:
         threads = min(torch.get_num_threads(), len(self.images))

@@ -33,7 +33,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from regloss.errors import UsageError
-from regloss.regularizer import Form, GridGraph
+from regloss.forms import Form, GridGraph
 from regloss.solver import Problem, Solution, Solver
 from regloss_plugins.kernels.chains import bound_grid
 from regloss_plugins.kernels.expansion import Expansion

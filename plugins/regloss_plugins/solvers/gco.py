@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regloss.errors import MissingDependency, ReglossError, UsageError
-from regloss.regularizer import Form, Graph, GridGraph
+from regloss.forms import Form, Graph, GridGraph
 from regloss.solver import Problem, Solution, Solver
 from regloss_plugins.kernels import gco_worker
 from regloss_plugins.kernels.expansion import Expansion

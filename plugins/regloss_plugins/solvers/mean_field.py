@@ -41,10 +41,20 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.regularizer import Concave, Form, GridGraph
-from regloss.solver import Look, Problem, Solution, Solver, linear_energy, negative_entropy, one_hot, statuses
+from regloss.forms import Concave, ConcaveFunction, Form, GridGraph
+from regloss.solver import (
+    Problem,
+    Progress,
+    Solution,
+    Solver,
+    allowed_cost,
+    linear_energy,
+    negative_entropy,
+    one_hot,
+    statuses,
+)
 from regloss_plugins.solvers.conditional_gradient import concave_energy, descend
-from regloss_plugins.solvers.starts import allowed_cost, gibbs, seeded_cost, seeds_inside, start_probabilities
+from regloss_plugins.solvers.starts import gibbs, seeded_cost, seeds_inside, start_probabilities
 
 
 @dataclass(frozen=True)
@@ -113,7 +123,7 @@ class MeanField(Solver):
                 f"mean-field needs an entropy weight > 0; got entropy = {problem.entropy}. Give one, or use {others}."
             )
         if isinstance(form, Concave):
-            return self._in_parallel(problem, form)
+            return self._in_parallel(problem, form.concave)
         assert isinstance(form, GridGraph)
         _refuse_pairs_within_a_colour(form)
         ndim, (batch, classes) = unary.ndim - 2, unary.shape[:2]
@@ -142,10 +152,10 @@ class MeanField(Solver):
                 change = torch.maximum(change, (new - old).abs().flatten(1).amax(1))
                 old.copy_(new)
             steps += active
-            if problem.observe is not None:
+            if problem.callback is not None:
                 energy = _energy(unary, problem, form, pixels.probabilities)[active]
                 rows, unknown = active.nonzero().squeeze(1), torch.full_like(energy, -float("inf"))
-                problem.observe(Look(int(steps.max()), rows, energy, unknown))
+                problem.callback(Progress(int(steps.max()), rows, energy, unknown))
             active &= change > self.tolerance
             if not bool(active.any()):
                 break
@@ -165,7 +175,7 @@ class MeanField(Solver):
             state=MeanFieldState(probabilities),
         )
 
-    def _in_parallel(self, problem: Problem, concave: Concave) -> Solution:
+    def _in_parallel(self, problem: Problem, concave: ConcaveFunction) -> Solution:
         cost = seeded_cost(problem.unary, seeds_inside(problem), problem.allowed)
         start = start_probabilities(problem, cost, MeanFieldState, "mean-field")
         start = gibbs(cost, problem.entropy) if start is None else start
@@ -211,7 +221,7 @@ class _Pixels:
         self.colours: list[Colour] = [tuple(slice(start, None, 2) for start in parity) for parity in parities]
 
     def field(self, colour: Colour) -> Tensor:
-        """Neighbours' pull, sum over q of w_pq s_q, (B, K, ...) at the pixels p of a colour."""
+        """Sum over the neighbours q of w_pq s_q, (B, K, ...) at the pixels p of a colour."""
         here = self._shifted(colour, (0,) * len(self.size))
         total = torch.zeros_like(grid.pick(self.padded, here))
         for number, offset in enumerate(self.offsets):

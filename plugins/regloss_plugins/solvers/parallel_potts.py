@@ -54,7 +54,8 @@ from torch import Tensor
 from regloss import grid
 from regloss.divergence import gather_labels
 from regloss.errors import UsageError
-from regloss.regularizer import Form, GridGraph
+from regloss.forms import Form, GridGraph
+from regloss.numerics import widest_float
 from regloss.solver import Problem, Solution, Solver, Status, one_hot
 from regloss_plugins.kernels.regions import move_levels, move_pixels, move_regions
 from regloss_plugins.solvers.alpha_expansion import refuse_entropy
@@ -247,12 +248,14 @@ class _FreeProblem:
         # What E holds besides the free part: seeds, and what was left out of their neighbours' unaries.
         self.constant = self.energy(self.labels) - self._free_energy(self.labels)
         # E of the cheapest labels that are allowed, without pairs.
-        cheapest = torch.where(self.free, self.cheapest, gather_labels(unary, self.labels)).to(_exact(unary))
+        cheapest = torch.where(self.free, self.cheapest, gather_labels(unary, self.labels)).to(
+            widest_float(unary.device)
+        )
         self.least = (cheapest * self.inside).flatten(1).sum(1)
 
     def _above(self, unary: Tensor) -> Tensor:
         """By how much costs (B, *S) exceed the cheapest ones of their pixels, in double precision."""
-        exact = _exact(unary)
+        exact = widest_float(unary.device)
         return unary.to(exact) - self.cheapest.to(exact)
 
     def _lost(self, unary: Tensor) -> Tensor:
@@ -290,18 +293,18 @@ class _FreeProblem:
     def energy(self, labels: Tensor) -> Tensor:
         """E (B,) of the whole problem, in double precision."""
         unary = self.problem.unary
-        exact = _exact(unary)
+        exact = widest_float(unary.device)
         total = (gather_labels(unary, labels).to(exact) * self.inside).flatten(1).sum(1)
         return total + GridGraph(self.offsets, self.form.weights.to(exact)).cut(labels)
 
     def _free_energy(self, labels: Tensor) -> Tensor:
         total = gather_labels(self.unary, labels) * self.free + self._lost(gather_labels(self.problem.unary, labels))
-        cut = GridGraph(self.offsets, self.weights.to(_exact(self.weights))).cut(labels)
+        cut = GridGraph(self.offsets, self.weights.to(widest_float(self.weights.device))).cut(labels)
         return total.flatten(1).sum(1) + cut
 
     def bound(self, dual: Tensor) -> Tensor:
         """Lower bound (B,) on E from any z (B, n, K, *S): valid as |z| <= 1 is seen to here, in spite of rounding."""
-        exact = _exact(dual)
+        exact = widest_float(dual.device)
         half = self.weights.unsqueeze(2).to(exact) / 2
         least = torch.full_like(self.unary[:, :1], math.inf, dtype=exact)
         for label in range(dual.shape[2]):  # one by one, as all costs in double precision would need much memory
@@ -324,10 +327,6 @@ def _reduced_costs(
         grid.pick(costs, first).addcmul_(*flow)
         grid.pick(costs, second).addcmul_(*flow, value=-1)
     return costs
-
-
-def _exact(values: Tensor) -> torch.dtype:
-    return torch.float32 if values.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
 
 
 class _Iteration:

@@ -39,18 +39,16 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from regloss.denoising import Denoised, Denoiser, Denoising
+from regloss.dual_problem import Smoothing
 from regloss.errors import UsageError
-from regloss.implicit import parameter_gradients, saddle_parameters, softmax_response, solve_adjoint, sum_adjoint
-from regloss.regularizer import Form, Saddle
+from regloss.forms import Form, Saddle
+from regloss.implicit import parameter_gradients, softmax_response, solve_adjoint
 from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, statuses
 from regloss_plugins.solvers.dual_ascent import (
-    EntropyPixels,
-    SquarePixels,
+    EntropySmooth,
+    SquareSmooth,
     TensorRun,
     ascend,
-    in_precision_of,
-    pixel_counts,
     starting_duals,
 )
 
@@ -62,14 +60,14 @@ class PDHGState:
     """Where `PDHG` stopped: give it to ``warm`` to continue, with other unaries or weights.
 
     Attributes:
-        duals: y, one tensor (B, ...) for each block of the saddle form. Any values may be given; they are projected.
+        duals: y, one tensor (B, ...) for each part of the saddle form. Any values may be given; they are projected.
     """
 
     duals: tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
-class PDHG(DifferentiableSolver, Denoiser):
+class PDHG(DifferentiableSolver):
     """Accelerated dual ascent; batched, on any device, in the precision of the unary or the form, whichever is finer.
 
     Energies and bounds are summed in float64, so that their difference, the gap, keeps its digits.
@@ -84,9 +82,9 @@ class PDHG(DifferentiableSolver, Denoiser):
         momentum: largest extrapolation (t - 1) / t+ of "accelerated", 0 < momentum <= 1. Below 1 convergence keeps its
             guarantee but loses its rate in the end: 0.97 reaches moderate accuracy in up to 30 % fewer steps, and high
             accuracy in more.
-        compiled: where a single regularizer offers it (tv and nltv do), take the steps in compiled code, which is
-            several times faster; on the CPU only, not for "lazy" and not where autograd records. False = always by
-            tensor operations; the results are the same but for rounding.
+        compiled: where there is fast code for the operator and the dual set of a single regularizer on its device (for
+            tv and nltv there is on CPUs), have it take the steps, which is several times faster; not for "lazy" and
+            not where autograd records. False = always by tensor operations; the results are the same but for rounding.
 
     Raises:
         UsageError: a setting outside its range, entropy = 0, a start that does not fit.
@@ -112,6 +110,7 @@ class PDHG(DifferentiableSolver, Denoiser):
     momentum: float = 1.0
     compiled: bool = True
     accepts: ClassVar[tuple[type[Form], ...]] = (Saddle,)
+    smoothings: ClassVar[tuple[Smoothing, ...]] = ("entropy", "square")
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "check_every"):
@@ -133,14 +132,20 @@ class PDHG(DifferentiableSolver, Denoiser):
 
     def minimise(self, problem: Problem) -> Solution:
         """Solve all images of the batch side by side; those that are done leave it."""
-        form = problem.form
+        form, warm = problem.form, self._warm(problem.warm)
         assert isinstance(form, Saddle)
-        pixels, start = EntropyPixels.of(problem), self._warm(problem.warm)
-        found = ascend(self, form, pixels, start, problem.observe, constraints=problem.constraints)
-        probabilities = found.minimiser.to(problem.unary.dtype)
+        if problem.smoothing == "square":
+            # A cold start is far from the end, and nobody asks for its energy: a look at it would be a waste.
+            cold = warm is None and problem.callback is None
+            found = ascend(self, form, SquareSmooth.of(problem), warm, problem.callback, certify_start=not cold)
+        else:
+            found = ascend(
+                self, form, EntropySmooth.of(problem), warm, problem.callback, constraints=problem.constraints
+            )
+        minimiser = found.minimiser.to(problem.unary.dtype)
         return Solution(
-            probabilities=probabilities,
-            labels=probabilities.argmax(1),
+            probabilities=minimiser,
+            labels=minimiser.argmax(1),
             energy=found.energy,
             bound=found.bound,
             steps=found.steps,
@@ -149,46 +154,26 @@ class PDHG(DifferentiableSolver, Denoiser):
             state=PDHGState(found.duals),
         )
 
-    def denoise(self, problem: Denoising) -> Denoised:
-        """The same iteration with |u - f|^2 / 2 in the place of unaries and entropy, and steps of 1 / r."""
-        form = problem.form
-        cost = in_precision_of(form, -problem.image)
-        pixels = SquarePixels(cost, problem.roi, pixel_counts(cost, problem.roi))
-        start = self._warm(problem.warm)
-        # A cold start is far from the end, and nobody asks for its energy: a look at it would be a waste.
-        cold = start is None and problem.observe is None
-        found = ascend(self, form, pixels, start, problem.observe, look_first=not cold)
-        return Denoised(
-            image=found.minimiser.to(problem.image.dtype),
-            energy=found.energy,
-            bound=found.bound,
-            steps=found.steps,
-            status=statuses(found.done.tolist()),
-            state=PDHGState(found.duals),
-        )
-
     def parameters(self, form: Form) -> tuple[Tensor, ...]:
-        """What the blocks of the saddle form say."""
+        """Those of the form."""
         assert isinstance(form, Saddle)
-        return saddle_parameters(form)
+        return form.parameters
 
     def log_probabilities(self, problem: Problem, solution: Solution) -> Tensor:
         """Computed anew from the dual variables."""
         form, state = problem.form, solution.state
         assert isinstance(form, Saddle)
         assert isinstance(state, PDHGState)
-        pull = sum_adjoint(form, state.duals) if form.blocks else 0.0
-        return EntropyPixels.of(problem).log_minimiser(pull)
+        return EntropySmooth.of(problem).log_minimiser(form.adjoint(state.duals) if form.parts else 0.0)
 
     def unroll(self, problem: Problem, entropy: Tensor) -> Tensor:
         """Exactly ``max_steps`` steps of ``method``; restarts and momentum count as constants."""
         form = problem.form
         assert isinstance(form, Saddle)
-        pixels = EntropyPixels.of(problem, entropy)
-        run = TensorRun(self, form, pixels, starting_duals(form, pixels, self._warm(problem.warm)))
+        smooth = EntropySmooth.of(problem, entropy)
+        run = TensorRun(self, form, smooth, starting_duals(form, smooth, self._warm(problem.warm)))
         run.advance(self.max_steps)
-        pull = sum_adjoint(form, run.duals) if form.blocks else 0.0
-        return pixels.log_minimiser(pull)
+        return smooth.log_minimiser(form.adjoint(run.duals) if form.parts else 0.0)
 
     def pullback(
         self, problem: Problem, solution: Solution, cotangent: Tensor, *, max_steps: int, tolerance: float

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regloss.errors import MissingDependency, UsageError
-from regloss.regularizer import Form, Graph, GridGraph
+from regloss.forms import Form, Graph, GridGraph
 from regloss.solver import Problem, Solution, Solver
 from regloss_plugins.kernels.expansion import Expansion
 from regloss_plugins.kernels.potts import FreeProblem, free_problem

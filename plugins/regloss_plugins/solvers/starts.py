@@ -9,7 +9,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.solver import Problem, one_hot
+from regloss.solver import Problem, allowed_cost, one_hot
 
 
 def seeds_inside(problem: Problem) -> Tensor:
@@ -18,14 +18,6 @@ def seeds_inside(problem: Problem) -> Tensor:
     if problem.fixed is None:
         return torch.full(shape, -1, device=device)
     return problem.fixed.to(device).masked_fill(~grid.full_roi(problem.roi, shape, device), -1)
-
-
-def allowed_cost(unary: Tensor, allowed: Tensor | None) -> Tensor:
-    """``unary`` (B, K, *S) with inf at the labels that ``allowed`` (B, K) does not admit."""
-    if allowed is None:
-        return unary
-    barred = ~allowed.to(unary.device).reshape(*unary.shape[:2], *[1] * (unary.ndim - 2))
-    return unary.masked_fill(barred, float("inf"))
 
 
 def seeded_cost(unary: Tensor, seeds: Tensor, allowed: Tensor | None) -> Tensor:

@@ -25,9 +25,9 @@ from regloss import (
     UsageError,
     Volume,
 )
+from regloss.forms import Saddle
 from regloss.implicit import solve_adjoint
 from regloss.layer import attach
-from regloss.regularizer import Saddle
 from regloss_plugins.regularizers.nltv import NonlocalTerm
 
 EXACT = PDHG(max_steps=20000, tolerance=1e-15)

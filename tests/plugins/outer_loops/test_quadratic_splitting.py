@@ -41,10 +41,10 @@ def test_w_step_is_that_of_the_oracle(oracles):
     loop = Splitting(TotalVariation(nu, isotropic=True), coupling=coupling)
     # The oracle's gradients are those of no image, so the projection is called as `split` calls it, on a grid with one
     # row and column more, where every one of them is that of two pixels.
-    (block,) = loop.regularizer.bind(images(1, 1, 7, 6)).form(regloss.Saddle).blocks
+    (part,) = loop.regularizer.bind(images(1, 1, 7, 6)).form(regloss.Saddle).parts
     z = torch.zeros(1, 1, 2, 7, 6, dtype=torch.float64)
     z[0, 0, :, :6, :5] = gradients
-    w = z - block.project(coupling * z) / coupling
+    w = z - part.dual_set.project(coupling * z) / coupling
     torch.testing.assert_close(w[0, 0, :, :6, :5], torch.from_numpy(data["w"]), rtol=0, atol=1e-9)
     assert bool(w.isfinite().all())
 

@@ -420,7 +420,7 @@ class TestSolving:
             solve(term, unary, "alpha-expansion")
 
     def test_other_relaxations_offer_no_form(self):
-        assert DenseCRF(relaxation="quadratic").forms == ()
+        assert not DenseCRF(relaxation="quadratic").forms
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ def test_too_many_neighbours_are_refused() -> None:
 
 def test_given_graphs_are_checked() -> None:
     regularizer, edges = NonlocalTV(), torch.tensor([[[0, 1], [1, 2]]])
-    assert NonlocalTerm(regularizer, edges, torch.ones(1, 2), (1, 3)).form(Saddle).blocks[0].norm >= 3**0.5
+    assert NonlocalTerm(regularizer, edges, torch.ones(1, 2), (1, 3)).form(Saddle).norm >= 3**0.5
     for bad in (torch.ones(2, 2), -torch.ones(1, 2), torch.full((1, 2), math.nan)):
         with pytest.raises(UsageError):
             NonlocalTerm(regularizer, edges, bad, (1, 3))
@@ -263,14 +263,14 @@ def test_operator_is_that_of_the_reference(oracles: Path) -> None:
     index = torch.from_numpy(reference["idx"])
     edges = torch.stack([torch.arange(36).repeat_interleave(4), index.flatten()], dim=1).unsqueeze(0)
     weights = torch.from_numpy(reference["wt"]).reshape(1, -1)
-    block = NonlocalTerm(NonlocalTV(), edges, weights, (1, 6, 6)).form(Saddle).blocks[0]
+    operator = NonlocalTerm(NonlocalTV(), edges, weights, (1, 6, 6)).form(Saddle).parts[0].operator
     values = torch.from_numpy(reference["u"]).T.reshape(1, 3, 6, 6)
     expected = torch.from_numpy(reference["grad_u"]).reshape(144, 3).T.unsqueeze(0)
-    torch.testing.assert_close(block.apply(values), expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(operator.apply(values), expected, rtol=1e-12, atol=1e-14)
     dual = torch.from_numpy(reference["q"]).reshape(144, 3).T.unsqueeze(0)
     adjoint = -torch.from_numpy(reference["div_q"]).T.reshape(1, 3, 6, 6)
-    torch.testing.assert_close(block.adjoint(dual), adjoint, rtol=1e-12, atol=1e-14)
-    assert block.norm**2 >= float(reference["norm2"])
+    torch.testing.assert_close(operator.adjoint(dual), adjoint, rtol=1e-12, atol=1e-14)
+    assert operator.norm**2 >= float(reference["norm2"])
     # Its weights are those of Eq. (11) with the default bandwidths, on its own choice of neighbours.
     image = torch.from_numpy(reference["img"]).reshape(36, 3)
     colour = (image[edges[0, :, 0]] - image[edges[0, :, 1]]).square().sum(1)

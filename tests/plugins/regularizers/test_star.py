@@ -102,11 +102,11 @@ class TestWithoutWeight(TestCenterGiven):
 def test_constraint_follows_the_tree(size, center):
     """Pixel by pixel, a class that is the pixel alone violates it unless the pixel is the centre."""
     term = StarShape(center=center).bind(torch.zeros(1, 1, *size))
-    block = term.form(Saddle).blocks[0]
+    operator = term.form(Saddle).parts[0].operator
     for pixel in itertools.product(*map(range, size)):
         values = torch.zeros(1, 2, *size, dtype=torch.float64)
         values[(0, 1, *pixel)] = 1
-        rise = block.apply(values)[0, 1]
+        rise = operator.apply(values)[0, 1]
         expected = torch.zeros(size, dtype=torch.float64)
         for other in itertools.product(*map(range, size)):
             expected[other] = float(other == pixel) - float(parent_of(other, center) == pixel)
@@ -118,8 +118,8 @@ def test_oracle(oracles: Path):
     case = np.load(oracles / "star.npz")
     unary = -torch.from_numpy(case["o"]).T.reshape(1, 2, 9, 9)
     term = StarShape(center=tuple(case["centre"].tolist())).bind(torch.zeros(1, 1, 9, 9, dtype=torch.float64))
-    block = term.form(Saddle).blocks[0]
-    assert block.norm**2 >= float(case["norm2_tree"])
+    operator = term.form(Saddle).parts[0].operator
+    assert operator.norm**2 >= float(case["norm2_tree"])
     parents = [parent_of((index // 9, index % 9), (4, 4)) for index in range(81)]
     assert [9 * y + x for y, x in parents] == case["parent"].tolist()
     solver = create("solver", "pdhg", max_steps=20000, tolerance=1e-14)
@@ -128,7 +128,7 @@ def test_oracle(oracles: Path):
     torch.testing.assert_close(solution.probabilities, expected, rtol=0, atol=1e-6)
     (dual,) = solution.state.duals
     assert float(dual.min()) >= 0
-    assert abs(float((dual * block.apply(solution.probabilities)).sum())) < 1e-6
+    assert abs(float((dual * operator.apply(solution.probabilities)).sum())) < 1e-6
     assert float(term.violation(solution.probabilities)) < 1e-6
 
 
@@ -207,12 +207,12 @@ def test_without_a_center_the_prediction_has_one():
     assert float(term.violation(one_hot(labels, 2, torch.float64))) == 0
     crescent = labels * (1 - disc((21, 25), (7, 11), 3))
     assert float(term.violation(one_hot(crescent, 2, torch.float64))) == 1
-    with pytest.raises(MissingForm, match=r"star.*adapted"):
+    with pytest.raises(MissingForm, match=r"star.*conditioned_on"):
         term.form(Saddle)
-    adapted = term.adapted(one_hot(crescent, 2, torch.float64))
-    assert adapted.regularizer.center.tolist() == [[7, 8]]
-    assert adapted.form(Saddle).blocks[0].cone
-    assert adapted.adapted(one_hot(labels, 2, torch.float64)) is adapted
+    conditioned = term.conditioned_on(one_hot(crescent, 2, torch.float64))
+    assert conditioned.regularizer.center.tolist() == [[7, 8]]
+    assert conditioned.form(Saddle).parts[0].dual_set.is_cone
+    assert conditioned.conditioned_on(one_hot(labels, 2, torch.float64)) is conditioned
 
 
 def test_solve_takes_the_center_of_the_unaries():
@@ -225,8 +225,8 @@ def test_solve_takes_the_center_of_the_unaries():
     solver = create("solver", "pdhg", max_steps=5000, tolerance=1e-9)
     for prior in (StarShape(), StarShape() + TotalVariation(0.01)):
         term = prior.bind(image)
-        assert prior.forms == ()
-        assert prior.adapted_forms == (Saddle,)
+        assert prior.needs_prediction
+        assert set(prior.forms) == {Saddle}
         solution = solve(term, unary, solver, entropy=0.5)
         center = StarShape().centered_on((-unary).softmax(1)).center
         about = StarShape(center=center).bind(image)

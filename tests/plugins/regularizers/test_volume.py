@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from regloss import Ordered, Saddle, StarShape, Status, TotalVariation, UsageError, create, solve
-from regloss.regularizer import scaled
 from regloss.solver import one_hot
 from regloss.testing import ConstraintConformance
-from regloss_plugins.regularizers.volume import Volume, VolumeBlock
+from regloss_plugins.regularizers.volume import Volume
 
 
 class TestExact(ConstraintConformance):
@@ -104,9 +103,8 @@ def test_volumes_may_differ_by_image():
 
 def test_rounded_fractions_are_scaled_to_fit():
     term = bound(volumes=(0.33333, 0.33333, 0.33333), unit="fraction")
-    block = term.form(Saddle).blocks[0]
-    assert isinstance(block, VolumeBlock)
-    assert float(block.lower.sum()) == pytest.approx(10, rel=1e-12)
+    (part,) = term.form(Saddle).parts
+    assert float(part.shift.sum() * 10**0.5) == pytest.approx(10, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -176,23 +174,28 @@ def test_two_solvers_agree(settings):
         Volume(lower=(1, 0, 0)),
         StarShape(center=(1, 1)),
         Ordered(),
-        StarShape(0.0, 1, (1, 1)),
     ],
     ids=str,
 )
 def test_a_hard_constraint_is_its_own_multiple(regularizer):
-    """Y is a cone, as the block says; so weights of sums and learnt weights leave the block as it is."""
+    """Y is a cone, as the set says; so weights of sums and learnt weights leave the part as it is."""
     form = regularizer.bind(torch.zeros(1, 1, 2, 5, dtype=torch.float64)).form(Saddle)
-    (block,) = form.blocks
-    assert block.cone
+    (part,) = form.parts
+    operator, dual_set = part.operator, part.dual_set
+    assert dual_set.is_cone
     s = torch.rand(1, 3, 2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    dual = torch.randn(block.apply(s).shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    torch.testing.assert_close(block.project(3 * dual), 3 * block.project(dual))
+    dual = torch.randn(operator.apply(s).shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    torch.testing.assert_close(dual_set.project(3 * dual), 3 * dual_set.project(dual))
     for factor in (3.0, torch.tensor(0.2, requires_grad=True)):
-        assert scaled(form, factor).blocks[0] is block
-    (tv,) = TotalVariation().bind(torch.zeros(1, 1, 2, 5)).form(Saddle).blocks
-    assert not tv.cone
-    assert scaled(Saddle((tv,)), 3.0).blocks[0] is not tv
+        assert form.scaled(factor).parts[0] is part
+    (tv,) = TotalVariation().bind(torch.zeros(1, 1, 2, 5)).form(Saddle).parts
+    assert not tv.dual_set.is_cone
+    assert Saddle((tv,)).scaled(3.0).parts[0] is not tv
+
+
+@pytest.mark.parametrize("regularizer", [StarShape(0.0, 1, (1, 1)), Ordered(0.0), Volume(0.0, (4, 3, 3))], ids=str)
+def test_a_weight_of_0_leaves_nothing_to_solve_for(regularizer):
+    assert regularizer.bind(torch.zeros(1, 1, 2, 5)).form(Saddle).parts == ()
 
 
 def test_penalty_drives_gradient_descent_to_the_volumes():

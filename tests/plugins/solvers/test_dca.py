@@ -11,8 +11,8 @@ import torch
 import regloss
 from regloss import (
     PDHG,
+    Composite,
     Concave,
-    Mixed,
     RegularizedSoftmax,
     Saddle,
     StarShape,
@@ -22,7 +22,7 @@ from regloss import (
     UsageError,
     solve,
 )
-from regloss.solver import Problem, linear_energy, negative_entropy, one_hot
+from regloss.solver import Problem, linear_energy, negative_entropy, negotiate, one_hot
 from regloss.testing import SolverConformance
 from regloss_plugins.regularizers import threshold_dynamics
 from regloss_plugins.regularizers.threshold_dynamics import ThresholdDynamics
@@ -195,7 +195,7 @@ def test_converged_images_leave_the_batch(prior, method):
     unary = scale * scores(size, batch=batch)
     solver = DCA(400, 1e-4, convex=PDHG(1000, 1e-7), method=method)
     looks = []
-    together = solve(prior.bind(image, roi), unary, solver, entropy=0.3, fixed=fixed, observe=looks.append)
+    together = solve(prior.bind(image, roi), unary, solver, entropy=0.3, fixed=fixed, callback=looks.append)
     sizes = [len(look.images) for look in looks]
     assert sizes[0] == batch
     assert sizes == sorted(sizes, reverse=True)
@@ -214,18 +214,19 @@ def test_converged_images_leave_the_batch(prior, method):
     )
 
 
-def test_forms_that_cannot_be_divided_stay_whole():
-    """A plugin's concave form without ``select``: the results are the same."""
+def test_images_that_are_done_leave_the_batch():
+    """Each ends where, and when, it would have ended alone."""
     size = (6, 7)
     unary = torch.cat([30 * scores(size, batch=1), 0.1 * scores(size, batch=1)])
     term = ThresholdDynamics(weight=0.5, sigma=1.0).bind(torch.zeros(2, 1, *size, dtype=torch.float64))
     form = term.form(Concave)
-    ends = [
-        DCA().minimise(Problem(form=given, unary=unary, entropy=0.3)) for given in (form, replace(form, select=None))
-    ]
-    assert ends[0].steps.tolist() == ends[1].steps.tolist()
-    assert ends[0].steps[0] < ends[0].steps[1]
-    torch.testing.assert_close(ends[0].probabilities, ends[1].probabilities, rtol=0, atol=1e-12)
+    together = DCA().minimise(Problem(form=form, unary=unary, entropy=0.3))
+    assert together.steps[0] < together.steps[1]
+    for image in range(2):
+        some = torch.tensor([image])
+        alone = DCA().minimise(Problem(form=form[some], unary=unary[some], entropy=0.3))
+        assert alone.steps.tolist() == together.steps[some].tolist()
+        torch.testing.assert_close(alone.probabilities, together.probabilities[some], rtol=0, atol=1e-12)
 
 
 def test_single_loop_ends_at_a_stationary_point():
@@ -336,7 +337,7 @@ def test_threshold_dynamics_with_volumes():
     """The sum offers a mixed form; the energy falls on the constraint set, and the volumes hold to the last digit."""
     size, entropy = (12, 13), 0.2
     regularizer = Sum([ThresholdDynamics(weight=2.0, sigma=1.5), Volume(volumes=(0.5, 0.3, 0.2), unit="fraction")])
-    assert regularizer.forms == (Mixed,)
+    assert set(regularizer.forms) == {Composite}
     term, unary = regularizer.bind(torch.zeros(2, 1, *size, dtype=torch.float64)), scores(size)
     wanted = 156 * torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.float64)
     energies, warm = [], None
@@ -366,7 +367,7 @@ def test_threshold_dynamics_with_total_variation():
     convex = regloss.create("solver", "pdhg", max_steps=1000, tolerance=1e-9)
     solution = solve(term, unary, DCA(tolerance=1e-6, convex=convex), entropy=entropy)
     assert solution.status == (Status.CONVERGED,)
-    form = term.form(Mixed)
+    form = term.form(Composite)
     linearised = unary + form.concave.supergradient(solution.probabilities)
     alone = solve(TotalVariation(weight=0.1).bind(torch.zeros(1, 1, *size)), linearised, convex, entropy=entropy)
     torch.testing.assert_close(alone.probabilities, solution.probabilities, rtol=0, atol=1e-4)
@@ -427,7 +428,7 @@ def test_volumes_for_other_classes_are_refused():
 
 def gradients(term, unary, entropy, cotangent, solver):
     """Implicit gradients of <cotangent, s>."""
-    form = next(term.form(kind) for kind in solver.accepts if kind in term.regularizer.forms)
+    form = term.form(negotiate(term.regularizer, solver))
     problem = Problem(form=form, unary=unary, entropy=entropy, roi=term.roi)
     with torch.no_grad():
         solution = solver.minimise(problem)
@@ -492,7 +493,7 @@ def test_gradients_by_sigma_and_volumes():
     sigma = torch.tensor(1.1, dtype=torch.float64, requires_grad=True)
     volumes = torch.tensor([15.0, 9.0, 6.0], dtype=torch.float64, requires_grad=True)
     term = prior(sigma, volumes).bind(image)
-    form = term.form(Mixed)
+    form = term.form(Composite)
     assert len(solver.parameters(form)) == 2
     problem = Problem(form=form, unary=unary, entropy=entropy)
     with torch.no_grad():
@@ -514,7 +515,7 @@ def test_unrolled_steps_are_the_steps(prior):
     size, entropy = (4, 5), 0.3
     term = prior.bind(torch.zeros(1, 1, *size, dtype=torch.float64))
     solver = DCA(max_steps=3, tolerance=0)
-    form = next(term.form(kind) for kind in solver.accepts if kind in prior.forms)
+    form = term.form(negotiate(prior, solver))
     unary, cotangent = scores(size, batch=1), scores(size, batch=1, seed=5)
 
     def unrolled(unary, entropy):
@@ -704,4 +705,4 @@ def test_the_form_decides_the_status():
     assert concave.status == (Status.CONVERGED,)
     assert float(concave.bound) == -math.inf
     assert replace(concave, bound=concave.energy).gap.tolist() == [0]
-    assert Saddle in DCA.accepts
+    assert negotiate(TotalVariation(), DCA()) is Saddle

@@ -17,7 +17,8 @@ from torch import Tensor
 
 import regloss
 from regloss import GridCRF, Status, solve
-from regloss.regularizer import Graph, Term
+from regloss.forms import Graph
+from regloss.regularizer import Term
 
 # Found without being imported: gco would change numpy for all other tests.
 PACKAGES = {"pymaxflow": "maxflow", "gco": "gco"}

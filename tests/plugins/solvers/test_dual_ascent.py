@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from regloss import PDHG, NonlocalTV, Problem, RegularizedSoftmax, Saddle, Status, Sum, TotalVariation, solve
-from regloss.regularizer import scaled
+from regloss.forms import SaddlePart
+from regloss.operators import Gradient
 from regloss_plugins.solvers import dual_ascent
 
 SIZE = (8, 9)
@@ -145,7 +146,7 @@ def test_a_start_need_not_be_feasible() -> None:
 def test_a_scaled_form_is_compiled_too(regularizer: Any, counted: Counted) -> None:
     """Learnt weights come as a factor of K."""
     term, unary = problem(regularizer)
-    form = scaled(term.form(Saddle), torch.tensor(0.7, dtype=torch.float64))
+    form = term.form(Saddle).scaled(torch.tensor(0.7, dtype=torch.float64))
     for steps in ("diagonal", "norm"):
         fast, slow = (
             PDHG(40, 0.0, steps=steps, compiled=flag).minimise(Problem(form=form, unary=unary, entropy=0.5))
@@ -163,11 +164,17 @@ def test_threads_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert_same(together, alone, 0.0)
 
 
+class Stranger(Gradient):
+    """It may compute something else, so fast code for gradients is not for it."""
+
+
 def test_everything_else_goes_by_tensors(counted: Counted) -> None:
-    """Several blocks, the lazy method, a form without compiled steps, a gradient that is recorded, or by request."""
+    """Several parts, the lazy method, types without fast code, a gradient that is recorded, or by request."""
     term, unary = problem(REGULARIZERS[0])
     both = Sum([REGULARIZERS[0], REGULARIZERS[3]]).bind(torch.rand(3, 3, *SIZE, dtype=torch.float64))
-    bare = Saddle(tuple(dataclasses.replace(block, compiled=None) for block in term.form(Saddle).blocks))
+    (part,) = term.form(Saddle).parts
+    stranger = Stranger(part.operator.size, dtype=torch.float64)
+    bare = Saddle((SaddlePart(stranger, part.dual_set),))
     solve(both, unary, PDHG(10, 0.0), entropy=0.5)
     solve(term, unary, PDHG(10, 0.0, "lazy"), entropy=0.5)
     solve(term, unary, PDHG(10, 0.0, compiled=False), entropy=0.5)

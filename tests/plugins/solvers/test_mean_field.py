@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regloss import GridCRF, GridGraph, MeanField, Problem, Solution, Status, Term, TotalVariation, UsageError, solve
-from regloss.solver import Look, linear_energy, negative_entropy
+from regloss.solver import Progress, linear_energy, negative_entropy
 from regloss_plugins.solvers.mean_field import MeanFieldState
 
 SHAPES = [(2, (13,)), (3, (6, 7)), (3, (3, 4, 5)), (4, (1, 5))]
@@ -176,8 +176,8 @@ def test_seeds_outside_the_region_of_interest_mean_nothing() -> None:
 
 def test_looks_are_taken_on_the_way() -> None:
     term, unary = problem(3, (6, 7))
-    looks: list[Look] = []
-    end = solve(term, unary, MeanField(30, tolerance=1e-3), entropy=0.4, observe=looks.append)
+    looks: list[Progress] = []
+    end = solve(term, unary, MeanField(30, tolerance=1e-3), entropy=0.4, callback=looks.append)
     assert [look.steps for look in looks] == list(range(1, int(end.steps.max()) + 1))
     for image, steps in enumerate(end.steps.tolist()):
         seen = [float(look.energy[look.images == image]) for look in looks if image in look.images.tolist()]

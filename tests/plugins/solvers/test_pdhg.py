@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regloss import PDHG, NonlocalTV, Problem, Saddle, Status, Sum, Term, TotalVariation, UsageError, solve
-from regloss.regularizer import SaddleBlock
+from regloss.dual_sets import DualSet, Orthant
+from regloss.forms import SaddlePart
+from regloss.operators import LinearOperator
 from regloss.solver import linear_energy, negative_entropy
 from regloss_plugins.regularizers.nltv import NonlocalTerm
 from regloss_plugins.solvers.pdhg import PDHGState
@@ -94,8 +96,8 @@ def test_certificates_hold_at_every_stage(oracles: Path, name: str, method: Any,
         primal = primal + term.energy(probabilities)
         form = term.form(Saddle)
         (dual,) = solution.state.duals
-        torch.testing.assert_close(form.blocks[0].project(dual), dual, rtol=1e-14, atol=0)
-        cost = unary + form.blocks[0].adjoint(dual)
+        torch.testing.assert_close(form.parts[0].dual_set.project(dual), dual, rtol=1e-14, atol=0)
+        cost = unary + form.adjoint([dual])
         value = -entropy * torch.logsumexp(-cost / entropy, dim=1).sum()
         assert float(solution.energy) == pytest.approx(float(primal), abs=1e-10)
         assert float(solution.bound) == pytest.approx(float(value), abs=1e-10)
@@ -198,7 +200,7 @@ def test_seeds_and_barred_labels_are_masks() -> None:
 
 
 def test_images_leave_the_batch_when_they_are_done() -> None:
-    """Each image's result and steps are those it has alone, also where blocks cannot leave images out."""
+    """Each image's result and steps are those it has alone, by fast code and by tensors."""
     random = torch.Generator().manual_seed(7)
     scale = torch.tensor([0.01, 1.0, 6.0], dtype=torch.float64).reshape(3, 1, 1, 1)
     unary = scale * torch.randn(3, 3, 6, 6, generator=random, dtype=torch.float64)
@@ -207,11 +209,10 @@ def test_images_leave_the_batch_when_they_are_done() -> None:
         term = regularizer.bind(image)
         together = solve(term, unary, PDHG(400, 1e-6), entropy=0.3)
         assert len(set(together.steps.tolist())) > 1
-        whole = Saddle(tuple(dataclasses.replace(block, select=None) for block in term.form(Saddle).blocks))
-        frozen = PDHG(400, 1e-6, compiled=False).minimise(Problem(form=whole, unary=unary, entropy=0.3))
+        tensors = solve(term, unary, PDHG(400, 1e-6, compiled=False), entropy=0.3)
         for i in range(3):
             alone = solve(regularizer.bind(image[[i]]), unary[[i]], PDHG(400, 1e-6), entropy=0.3)
-            for found in (together, frozen):
+            for found in (together, tensors):
                 assert found.steps[i] == alone.steps[0]
                 torch.testing.assert_close(found.probabilities[i], alone.probabilities[0], rtol=0, atol=1e-12)
                 for mine, theirs in zip(found.state.duals, alone.state.duals, strict=True):
@@ -230,17 +231,68 @@ def test_warm_start_saves_steps() -> None:
     assert int(near.steps) < int(cold.steps) / 2
 
 
-def test_blocks_without_extras_are_solved_as_well() -> None:
-    """Only what a block must give: steps from the norm, and the plain difference for the gap."""
+class Bare(LinearOperator):
+    """What must be defined of another operator, and nothing else."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator = operator
+
+    def apply(self, s: Tensor) -> Tensor:
+        return self.operator.apply(s)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.operator.adjoint(y)
+
+    @property
+    def norm(self) -> float:
+        return self.operator.norm
+
+    def __getitem__(self, images: Tensor) -> LinearOperator:
+        return Bare(self.operator[images])
+
+
+class BareSet(DualSet):
+    """What must be defined of another set, and nothing else."""
+
+    def __init__(self, dual_set: DualSet) -> None:
+        self.dual_set = dual_set
+
+    def project(self, y: Tensor) -> Tensor:
+        return self.dual_set.project(y)
+
+    def support(self, z: Tensor) -> Tensor:
+        return self.dual_set.support(z)
+
+    def __getitem__(self, images: Tensor) -> DualSet:
+        return BareSet(self.dual_set[images])
+
+
+class FirstPixelLeads(LinearOperator):
+    """s_0 at the second pixel, less that at the first."""
+
+    norm = 2**0.5
+
+    def apply(self, s: Tensor) -> Tensor:
+        return s[:, 0, :, 1:] - s[:, 0, :, :1]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        flow = torch.cat([-y, y], dim=2).unsqueeze(1)
+        return torch.cat([flow, torch.zeros_like(flow)], dim=1)
+
+    def __getitem__(self, images: Tensor) -> LinearOperator:
+        return self
+
+
+def test_operators_without_extras_are_solved_as_well() -> None:
+    """Only what must be defined: steps from the norm, and the plain difference for the gap."""
     random = torch.Generator().manual_seed(9)
     unary = torch.randn(2, 3, 5, 5, generator=random, dtype=torch.float64)
     term = Sum([TotalVariation(0.3), TotalVariation(0.2, isotropic=True)]).bind(
         torch.zeros(2, 1, 5, 5, dtype=torch.float64)
     )
     full = term.form(Saddle)
-    names = ("apply", "adjoint", "project", "support", "norm")
-    bare = Saddle(tuple(SaddleBlock(**{name: getattr(block, name) for name in names}) for block in full.blocks))
-    mixed = Saddle((full.blocks[0], bare.blocks[1]))
+    bare = Saddle(tuple(SaddlePart(Bare(part.operator), BareSet(part.dual_set)) for part in full.parts))
+    mixed = Saddle((full.parts[0], bare.parts[1]))
     expected = EXACT.minimise(Problem(form=full, unary=unary, entropy=0.3))
     for form in (bare, mixed):
         solution = EXACT.minimise(Problem(form=form, unary=unary, entropy=0.3))
@@ -249,21 +301,9 @@ def test_blocks_without_extras_are_solved_as_well() -> None:
 
 def test_constraints_are_cones_of_dual_variables() -> None:
     """s_0 at the first pixel must be at least that at the second: y >= 0, and the support is 0 or inf."""
-
-    def apply(s: Tensor) -> Tensor:
-        return s[:, 0, :, 1:] - s[:, 0, :, :1]
-
-    def adjoint(y: Tensor) -> Tensor:
-        flow = torch.cat([-y, y], dim=2).unsqueeze(1)
-        return torch.cat([flow, torch.zeros_like(flow)], dim=1)
-
-    def support(z: Tensor) -> Tensor:
-        return torch.where((z <= 1e-6).flatten(1).all(1), 0.0, float("inf")).to(z)
-
-    block = SaddleBlock(apply, adjoint, project=lambda y: y.clamp(min=0), support=support, norm=2**0.5)
     violated = torch.tensor([[[[2.0, 0.0]], [[0.0, 1.0]]]], dtype=torch.float64)
     unary = torch.cat([violated, violated.flip(3)])  # the second image satisfies it anyway
-    problem = Problem(form=Saddle((block,)), unary=unary, entropy=0.5)
+    problem = Problem(form=Saddle((SaddlePart(FirstPixelLeads(), Orthant(1e-6)),)), unary=unary, entropy=0.5)
     early = PDHG(1, 1e-9).minimise(problem)
     assert early.energy.isinf().tolist() == [True, False]
     assert bool(early.bound.isfinite().all())

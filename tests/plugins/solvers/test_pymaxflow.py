@@ -25,10 +25,14 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         solve(term, torch.zeros(1, 2, 2, 2), NoForm())
 
 
-class NoForm(regloss.Solver):
-    """Wants what no regularizer offers."""
+class Unknown(regloss.Form):
+    """What no regularizer offers."""
 
-    accepts = (regloss.Form,)
+
+class NoForm(regloss.Solver):
+    """Wants it."""
+
+    accepts = (Unknown,)
 
     def minimise(self, problem: regloss.Problem) -> regloss.Solution:
         raise NotImplementedError

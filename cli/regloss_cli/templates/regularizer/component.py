@@ -10,7 +10,6 @@ minimise, and R of probabilities its convex relaxation, for gradient descent.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.regularizer import Form, Graph, GridGraph, Regularizer, Term
+from regloss.forms import Graph, GridGraph
+from regloss.regularizer import Forms, Regularizer, Term
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class MyComponent(Regularizer):
             raise UsageError(f"sigma must be positive, in image values (which lie in [0, 1]); got {self.sigma}.")
 
     @property
-    def forms(self) -> tuple[type[Form], ...]:
+    def forms(self) -> Forms:
         """What solvers can have: graphs, for alpha-expansion and mean-field among others."""
-        return (GridGraph, Graph)
+        return {GridGraph: SmoothnessTerm.grid_graph, Graph: SmoothnessTerm.graph}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """The weights of all pairs of ``image`` (B, C, *S), once for a batch."""
@@ -76,6 +76,10 @@ class SmoothnessTerm(Term):
             energy = energy + (grid.pick(self.pairs.weights[:, number], first) * distance).flatten(1).sum(1)
         return energy
 
-    def builders(self) -> Mapping[type[Form], Callable[[], Form]]:
-        """How each of the regularizer's ``forms`` is made."""
-        return {GridGraph: lambda: self.pairs, Graph: self.pairs.graph}
+    def grid_graph(self) -> GridGraph:
+        """The pairs."""
+        return self.pairs
+
+    def graph(self) -> Graph:
+        """The same as a list of edges."""
+        return self.pairs.graph()

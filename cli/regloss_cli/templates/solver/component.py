@@ -19,7 +19,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss.regularizer import Form, GridGraph
+from regloss.forms import Form, GridGraph
 from regloss.solver import Problem, Solution, Solver, linear_energy, one_hot, statuses
 
 
@@ -69,7 +69,7 @@ class MyComponent(Solver):
             before = labels
             for colour in colours:
                 # sum of w [l_q != k] over the neighbours q is a constant minus the pull of those that have label k.
-                local = cost - graph.pull(one_hot(labels, classes, cost.dtype))
+                local = cost - graph.neighbor_sum(one_hot(labels, classes, cost.dtype))
                 better = local.amin(1) < _at(local, labels)  # of equally good labels a pixel keeps its own
                 labels = torch.where(better & colour & inside, local.argmin(1), labels)
             steps += moving
