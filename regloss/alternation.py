@@ -19,7 +19,6 @@ Source: Chan, Vese, "Active contours without edges", 2001, for the alternation w
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -35,24 +34,18 @@ from regloss.numerics import widest_float
 from regloss.region_force import RegionForce, pick_statistics
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Regularizer, Term, combine
-from regloss.solver import Callback, Solution, Solver, Status, linear_energy, negotiate, one_hot, solve, statuses
-
-
-@dataclass(frozen=True)
-class HalfStep:
-    """What half a round has done.
-
-    Attributes:
-        round: from 1; 0 for the start.
-        half: "start" (its labels, with the statistics fitted to them), "statistics" or "labels".
-        energy: (B,) E after it; NaN at a start that leaves pixels without a label.
-        bound: (B,) lower bound on E for the statistics of the moment, -inf where none is known.
-    """
-
-    round: int
-    half: Literal["start", "statistics", "labels"]
-    energy: Tensor
-    bound: Tensor
+from regloss.solver import (
+    Callback,
+    Progress,
+    Solution,
+    Solver,
+    Status,
+    linear_energy,
+    negotiate,
+    one_hot,
+    solve,
+    statuses,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class Alternation:
 
     solution: Solution
     statistics: Any
-    history: tuple[HalfStep, ...]
+    history: tuple[Progress, ...]
     rounds: Tensor
     status: tuple[Status, ...]
 
@@ -99,8 +92,7 @@ def alternate(
     allowed: Tensor | None = None,
     max_rounds: int = 50,
     tolerance: float = 1e-6,
-    callback: Callable[[HalfStep], object] | None = None,
-    solver_callback: Callback | None = None,
+    callback: Callback | None = None,
 ) -> Alternation:
     """Alternate between the statistics of regions and the labels, for every image of a batch.
 
@@ -118,8 +110,7 @@ def alternate(
         allowed: (B, K) bool, labels that free pixels may take.
         max_rounds: >= 1; 1 = fit the statistics to the start, and solve once.
         tolerance: fall of the energy per pixel, >= 0, at which an image is done.
-        callback: called after each half step.
-        solver_callback: called by iterative solvers, see `regloss.solve`.
+        callback: called with the `Progress` of each half step, and within rounds with those of iterative solvers.
 
     Raises:
         MissingForm: the solver cannot use the regularizer.
@@ -196,9 +187,8 @@ def alternate(
             statistics = pick_statistics(running, found, statistics)
             unary = torch.where(spread(running, unary), better, unary)
             energy = torch.where(running, torch.minimum(middle, energy), energy)
-            history.append(
-                _record(HalfStep(number, "statistics", energy, torch.full_like(energy, -torch.inf)), callback)
-            )
+            unknown = torch.full_like(energy, -torch.inf)
+            history.append(_record(_half_step(number, "statistics", energy, unknown), callback))
         new = solve(
             term,
             unary,
@@ -207,7 +197,7 @@ def alternate(
             fixed=fixed,
             allowed=allowed,
             warm=labels if solution is None else solution,
-            callback=solver_callback,
+            callback=_within_round(callback, number),
         )
         rounds = rounds + running
         stopped = torch.tensor([not status.is_done for status in new.status], device=running.device)
@@ -224,7 +214,7 @@ def alternate(
                 )
             solution = _merged(running & ~rose, new, solution, energy)
         energy = torch.where(running & ~rose, new.energy.to(energy), energy)
-        history.append(_record(HalfStep(number, "labels", energy, solution.bound.to(energy)), callback))
+        history.append(_record(_half_step(number, "labels", energy, solution.bound.to(energy)), callback))
         # inf - inf, where a hard constraint is not met yet, is NaN and goes on.
         running = running & ~rose & ~(before - energy <= tolerance * pixels)
         if not bool(running.any()):
@@ -268,7 +258,7 @@ def _start(start: Tensor, shape: tuple[int, ...]) -> Tensor:
     return one_hot(labels, classes, torch.float32) * given.unsqueeze(1)
 
 
-def _at_start(term: Term, kind: type[Form], unary: Tensor, labels: Tensor | None, classes: int) -> HalfStep:
+def _at_start(term: Term, kind: type[Form], unary: Tensor, labels: Tensor | None, classes: int) -> Progress:
     """The energy of the labels to start from, whose entropy is 0."""
     wide = widest_float(unary.device)
     if labels is None:
@@ -278,10 +268,19 @@ def _at_start(term: Term, kind: type[Form], unary: Tensor, labels: Tensor | None
         form = term.form(kind)
         cut = form.cut(labels) if isinstance(form, Graph | GridGraph) else term.energy(hard).detach()
         energy = linear_energy(unary.to(wide), hard, term.roi) + cut
-    return HalfStep(0, "start", energy, torch.full_like(energy, -torch.inf))
+    return _half_step(0, "start", energy, torch.full_like(energy, -torch.inf))
 
 
-def _record(step: HalfStep, callback: Callable[[HalfStep], object] | None) -> HalfStep:
+def _half_step(number: int, stage: Literal["start", "statistics", "labels"], energy: Tensor, bound: Tensor) -> Progress:
+    return Progress(0, torch.arange(len(energy), device=energy.device), energy, bound, stage=stage, round=number)
+
+
+def _within_round(callback: Callback | None, number: int) -> Callback | None:
+    """What a solver calls in the round ``number``."""
+    return None if callback is None else lambda known: callback(replace(known, round=number))
+
+
+def _record(step: Progress, callback: Callback | None) -> Progress:
     if callback is not None:
         callback(step)
     return step

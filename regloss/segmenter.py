@@ -20,7 +20,7 @@ from regloss.checks import at_least_float32, check_image, check_labels
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.registry import name_of
-from regloss.solver import Status
+from regloss.solver import Progress, Status
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,6 +74,12 @@ class EnergyRecord:
     step: int
     energy: float
     bound: float
+
+    @staticmethod
+    def of(known: Progress) -> EnergyRecord:
+        """What is known of the first image; a solver that runs by itself is in its first round."""
+        number = max(1, known.round) if known.stage == "step" else known.round
+        return EnergyRecord(number, known.stage, known.steps, float(known.energy[0]), float(known.bound[0]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,9 @@ class Progress:
         energy: (M,) value at the current iterate; with constraints, at a point near it that meets them.
         bound: (M,) lower bound on the minimum, -inf where none is known.
         violation: (M,) how far the iterate is from meeting the constraints; None where there are none.
+        stage: "step" of a solver; or what half a round of `regloss.alternate` has ended with: "start" (its labels, with
+            the statistics fitted to them), "statistics" or "labels".
+        round: of `regloss.alternate`, from 1; 0 for its start, and where there are no rounds.
     """
 
     steps: int
@@ -58,6 +61,8 @@ class Progress:
     energy: Tensor
     bound: Tensor
     violation: Tensor | None = None
+    stage: Literal["step", "start", "statistics", "labels"] = "step"
+    round: int = 0
 
 
 Callback = Callable[[Progress], object]
@@ -431,6 +436,20 @@ def allowed_cost(unary: Tensor, allowed: Tensor | None) -> Tensor:
         return unary
     refused = ~allowed.to(unary.device).reshape(*unary.shape[:2], *[1] * (unary.ndim - 2))
     return unary.masked_fill(refused, float("inf"))
+
+
+def possible_cost(problem: Problem) -> Tensor:
+    """The unary (B, K, *S) with inf at labels that a pixel may not take: others than its seed, or than are allowed.
+
+    Seeds outside the region of interest mean nothing, and need not be among the labels that are allowed.
+    """
+    cost = allowed_cost(problem.unary, problem.allowed)
+    if problem.fixed is None:
+        return cost
+    seeds = problem.fixed.to(cost.device)
+    seeds = (seeds if problem.roi is None else seeds.masked_fill(~problem.roi, -1)).unsqueeze(1)
+    order = torch.arange(cost.shape[1], device=cost.device).reshape(1, -1, *[1] * (cost.ndim - 2))
+    return torch.where(seeds >= 0, problem.unary.masked_fill(order != seeds, float("inf")), cost)
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:

@@ -134,7 +134,7 @@ def test_history():
     told = []
     found = alternate("chan-vese", TotalVariation(0.1), CUTS, image, phases_by_color(image, 2), callback=told.append)
     assert tuple(told) == found.history
-    kinds = [(step.round, step.half) for step in found.history]
+    kinds = [(step.round, step.stage) for step in found.history]
     rounds = int(found.rounds[0])
     assert kinds == [(0, "start"), (1, "labels")] + [
         (number, half) for number in range(2, rounds + 1) for half in ("statistics", "labels")
@@ -158,9 +158,11 @@ def test_looks_of_the_solver_are_passed_on():
         phases_by_color(image, 2),
         entropy=0.05,
         max_rounds=1,
-        solver_callback=looks.append,
+        callback=looks.append,
     )
+    looks = [look for look in looks if look.stage == "step"]
     assert [look.steps for look in looks] == [0, 10, 20, 30, 40]
+    assert all(look.round == 1 for look in looks)
     assert all(look.images.tolist() == [0, 1] for look in looks)
     assert all(bool((look.bound <= look.energy).all()) for look in looks)
 
@@ -175,8 +177,9 @@ def test_dca_tells_its_energies():
         phases_by_color(image, 2),
         entropy=0.05,
         max_rounds=1,
-        solver_callback=looks.append,
+        callback=looks.append,
     )
+    looks = [look for look in looks if look.stage == "step"]
     assert [look.steps for look in looks] == list(range(1, 8))
     energies = [float(look.energy) for look in looks]
     assert energies == sorted(energies, reverse=True)

@@ -210,9 +210,11 @@ def test_the_plugins_layer_trains_and_its_segmenter_segments_by_name(environment
     check_method_by_name(environment)
 
 
-@pytest.mark.parametrize("file", ["length.py", "votes.py", "nearest.py"])
-def test_examples_are_short(file: str) -> None:
-    """Lines of code, without comments, texts and blank lines: 60 at most."""
+@pytest.mark.parametrize(
+    ("file", "most"), [("length.py", 40), ("bending.py", 40), ("modes.py", 60), ("votes.py", 60), ("nearest.py", 60)]
+)
+def test_examples_are_short(file: str, most: int) -> None:
+    """Lines of code, without comments, texts and blank lines."""
     tree = ast.parse((EXAMPLE / "regloss_geodesic" / file).read_text())
     texts = {
         line
@@ -223,7 +225,7 @@ def test_examples_are_short(file: str) -> None:
     lines = (EXAMPLE / "regloss_geodesic" / file).read_text().splitlines()
     bare = [line.strip() for number, line in enumerate(lines, 1) if number not in texts]
     code = [line for line in bare if line and not line.startswith("#")]
-    assert len(code) <= 60, f"{file} has {len(code)} lines of code"
+    assert len(code) <= most, f"{file} has {len(code)} lines of code"
 
 
 def test_the_plugins_own_tests_pass(environment: Environment) -> None:

@@ -14,11 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from regloss import grid
 from regloss.checks import at_least_float32, check_finite, check_scores
 from regloss.errors import UsageError
+from regloss.forms import GridGraph
 from regloss.layer import RegularizedLayer
-from regloss.regularizer import GridGraph
 from regloss_geodesic.length import GeodesicLength
 
 
@@ -43,15 +42,5 @@ class GeodesicVotes(RegularizedLayer):
             graph = term.form(GridGraph)
             found = scores.log_softmax(1)
             for _ in range(self.steps):
-                found = (scores + self.log_weight.exp() * self._votes(graph, found.exp())).log_softmax(1)
+                found = (scores + self.log_weight.exp() * graph.neighbor_sum(found.exp())).log_softmax(1)
             return found.to(logits.dtype)
-
-    def _votes(self, graph: GridGraph, probabilities: Tensor) -> Tensor:
-        """Sums (B, K, H, W) over the neighbours of each pixel."""
-        votes = torch.zeros_like(probabilities)
-        for number, offset in enumerate(graph.offsets):
-            first, second = grid.pair_slices(offset)
-            weights = grid.pick(graph.weights[:, number], first).unsqueeze(1).to(probabilities)
-            for here, there in ((first, second), (second, first)):
-                grid.pick(votes, here).add_(weights * grid.pick(probabilities, there))
-        return votes

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regloss.alternation import Alternation, HalfStep, alternate
+from regloss.alternation import Alternation, alternate
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.region_force import RegionForce
@@ -96,14 +96,10 @@ class AlternatingSegmenter(Segmenter):
         rounds = self.max_rounds or (MAX_ROUNDS if task.scribbles is None else 1)
         records: list[EnergyRecord] = []
 
-        def after_half(step: HalfStep) -> None:
-            records.append(EnergyRecord(step.round, step.half, 0, float(step.energy[0]), float(step.bound[0])))
-            if task.callback is not None and step.half == "labels" and rounds > 1:
-                task.callback(f"round {step.round}: energy {float(step.energy[0]):.6g}")
-
-        def within(look: Progress) -> None:
-            current = max(1, records[-1].round if records else 0)
-            records.append(EnergyRecord(current, "step", look.steps, float(look.energy[0]), float(look.bound[0])))
+        def record(known: Progress) -> None:
+            records.append(EnergyRecord.of(known))
+            if task.callback is not None and known.stage == "labels" and rounds > 1:
+                task.callback(f"round {known.round}: energy {float(known.energy[0]):.6g}")
 
         alternation: Alternation | None = None
         if self.region_force is None:
@@ -114,7 +110,7 @@ class AlternatingSegmenter(Segmenter):
                 entropy=self.entropy,
                 fixed=fixed,
                 allowed=task.allowed,
-                callback=within,
+                callback=record,
             )
         else:
             force: RegionForce = resolve("region-force", self.region_force)
@@ -128,8 +124,7 @@ class AlternatingSegmenter(Segmenter):
                 fixed=fixed,
                 allowed=task.allowed,
                 max_rounds=rounds,
-                callback=after_half,
-                solver_callback=within,
+                callback=record,
             )
             solution = alternation.solution
         means = mean_colors(task.image, solution.labels, task.phases) if task.scribbles is None else None

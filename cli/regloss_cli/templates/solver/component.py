@@ -20,7 +20,7 @@ from torch import Tensor
 from regloss import grid
 from regloss.errors import UsageError
 from regloss.forms import Form, GridGraph
-from regloss.solver import Problem, Solution, Solver, linear_energy, one_hot, statuses
+from regloss.solver import Problem, Solution, Solver, linear_energy, one_hot, possible_cost, statuses
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class MyComponent(Solver):
         unary = problem.unary.to(torch.promote_types(problem.unary.dtype, graph.weights.dtype))
         batch, classes = unary.shape[:2]
         inside = grid.full_roi(problem.roi, (batch, *unary.shape[2:]), unary.device)
-        cost = _possible_cost(problem, unary, inside)
+        cost = possible_cost(problem).to(unary.dtype)
         labels = _start(problem, cost, inside)
 
         def energy() -> Tensor:
@@ -68,7 +68,7 @@ class MyComponent(Solver):
         for _ in range(self.max_steps):
             before = labels
             for colour in colours:
-                # sum of w [l_q != k] over the neighbours q is a constant minus the pull of those that have label k.
+                # sum of w [l_q != k] over the neighbours q is a constant minus that of those with label k.
                 local = cost - graph.neighbor_sum(one_hot(labels, classes, cost.dtype))
                 better = local.amin(1) < _at(local, labels)  # of equally good labels a pixel keeps its own
                 labels = torch.where(better & colour & inside, local.argmin(1), labels)
@@ -103,19 +103,6 @@ def _refuse_what_it_cannot_solve(problem: Problem, graph: GridGraph) -> None:
                 f"my-component updates pixels of equal parity at once, but the offset {offset} joins such pixels. "
                 "Use a smaller neighbourhood, or alpha-expansion."
             )
-
-
-def _possible_cost(problem: Problem, unary: Tensor, inside: Tensor) -> Tensor:
-    """``unary`` (B, K, *S) with inf at labels that a pixel may not take: seeds have one, the others what is allowed."""
-    cost = unary
-    if problem.allowed is not None:
-        barred = ~problem.allowed.to(unary.device).reshape(*unary.shape[:2], *[1] * (unary.ndim - 2))
-        cost = cost.masked_fill(barred, float("inf"))
-    if problem.fixed is not None:
-        seeds = torch.where(inside, problem.fixed.to(unary.device), -1).unsqueeze(1)  # outside they mean nothing
-        order = torch.arange(unary.shape[1], device=unary.device).reshape(1, -1, *[1] * (unary.ndim - 2))
-        cost = torch.where(seeds >= 0, unary.masked_fill(order != seeds, float("inf")), cost)
-    return cost
 
 
 def _start(problem: Problem, cost: Tensor, inside: Tensor) -> Tensor:
