@@ -57,3 +57,16 @@ def test_imports_go_one_way(room):
         if room_of(module) not in MAY_IMPORT[room]
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_kernels_know_arrays_alone():
+    """What binds them to the types of regloss stands in `bindings`."""
+    files = sorted((FOLDERS["plugins"] / "kernels").glob("*.py"))
+    assert files
+    wrong = [
+        f"{path.name} imports {module}"
+        for path in files
+        for module in imports_of(path)
+        if not module.startswith("regloss_plugins.kernels.")
+    ]
+    assert not wrong, "\n".join(wrong)

@@ -32,7 +32,7 @@ from potts import colour_unaries, photograph
 from torch import Tensor
 
 import regloss
-from regloss_plugins.kernels.gaussian_filter import ACCURACIES, gaussian_filter
+from regloss_plugins.filters.gaussian import ACCURACIES, gaussian_filter
 
 CASES = ((80, 13), (100, 15), (20, 13), (10, 30))
 CLASSES = 21

@@ -33,10 +33,13 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from regloss.errors import UsageError
 from regloss_plugins.kernels.lattice_rows import WIDTHS, gather, gather_runs, scatter_runs, transpose, width_for
 
 Floats = NDArray[Any]
+
+
+class LatticeTooLarge(ValueError):
+    """The nodes of a lattice cannot be numbered, or their table would not fit into memory; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,16 @@ def blur(splines: Splines) -> tuple[float, ...]:
         -1, reach + 1
     )
     target = np.stack([share * np.exp(-(d**2) / 2) for share, d in zip(shares, distances, strict=True)]).ravel()
-    own = np.diagonal(products(0)).T
+    diagonal = np.diagonal(products(0)).T
     found = np.exp(-((np.arange(reach + 1) * splines.step) ** 2))
     for _ in range(10):
-        peak = np.sqrt(own @ found)
+        peak = np.sqrt(diagonal @ found)
         scale = np.tile(np.outer(peak, peak).ravel(), len(cells))
         found, _ = nnls(design / scale[:, None], target)
     return tuple(float(value) for value in found)
 
 
-def _own_weight(weights: Floats, splines: Splines) -> Floats:
+def _diagonal(weights: Floats, splines: Splines) -> Floats:
     """b^T G b (...) of the weights b (..., degree + 1) along an axis."""
     numbers = blur(splines)
     count = splines.degree + 1
@@ -154,7 +157,7 @@ class _Places(NamedTuple):
     rows: NDArray[np.int32]  # (T, R) first of consecutive nodes
     factors: Floats  # (T, R) weights along all axes but the last
     weights: Floats  # (T, number of consecutive nodes) along the last
-    own: Floats  # (T,) b^T G b
+    diagonal: Floats  # (T,) b^T G b
     sizes: tuple[int, ...]  # nodes along each axis
     splines: tuple[tuple[NDArray[np.int64], Floats], ...]  # each axis: first nodes of its blocks, and their weights
 
@@ -184,7 +187,7 @@ def _unique(keys: NDArray[np.int64], bound: int) -> NDArray[np.int64]:
 
 def _check_keys(bound: int, axes: int) -> None:
     if bound >= 2**62:
-        raise UsageError(f"The lattice cannot number the nodes of {axes} feature axes. Use the backend 'exact'.")
+        raise LatticeTooLarge(f"The lattice cannot number the nodes of {axes} feature axes. Use the backend 'exact'.")
 
 
 def _colours(features: Floats, splines: Splines) -> _Colours:
@@ -199,7 +202,7 @@ def _colours(features: Floats, splines: Splines) -> _Colours:
     key = first @ strides
     cells = _unique(key, bound)
     if len(cells) * count**axes > _MOST_NUMBERS // 8:
-        raise UsageError(
+        raise LatticeTooLarge(
             f"{len(cells)} different colours of {axes} channels touch {count}^{axes} nodes of the lattice each, too "
             "many. Use the backend 'exact', a coarser accuracy, or larger bandwidths."
         )
@@ -253,7 +256,7 @@ def _places(places: NDArray[np.int64], sigma: float, splines: Splines) -> _Place
         )
     length = max(1, math.floor(sigma * splines.step / splines.shares))
     low = [int(column.min()) for column in places.T]
-    block, sizes, firsts, weights, own = np.zeros(pixels, np.int64), [], [], [], []
+    block, sizes, firsts, weights, diagonals = np.zeros(pixels, np.int64), [], [], [], []
     for axis in range(places.shape[1]):
         extent = int(places[:, axis].max() - low[axis]) + 1
         begin = np.arange(0, extent, length)
@@ -264,7 +267,7 @@ def _places(places: NDArray[np.int64], sigma: float, splines: Splines) -> _Place
         sizes.append(int(first.max()) + count)
         firsts.append(first)
         weights.append(weight)
-        own.append(_own_weight(weight, splines))
+        diagonals.append(_diagonal(weight, splines))
     # Everything below is a product over the axes, the last of them changing fastest.
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
     start = reduce(np.add.outer, [first * stride for first, stride in zip(firsts, strides, strict=True)]).ravel()
@@ -279,7 +282,7 @@ def _places(places: NDArray[np.int64], sigma: float, splines: Splines) -> _Place
         rows=(start[:, None] + steps[None, :]).astype(np.int32),
         factors=np.repeat(factors, len(weights[-1]), axis=0),
         weights=np.tile(weights[-1], (len(factors), 1)),
-        own=reduce(np.multiply.outer, own).ravel(),
+        diagonal=reduce(np.multiply.outer, diagonals).ravel(),
         sizes=tuple(sizes),
         splines=tuple(zip(firsts, weights, strict=True)),
     )
@@ -435,56 +438,56 @@ def _first_rows(numbers: Any, touched: Any, nodes: Any, place_rows: Any) -> Any:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _load(values: Any, pixels: Any, begin: int, end: int, lane: Any) -> None:
-    """lane[i - begin, k] = values[k, pixels[i]], by tiles where pixels follow each other."""
+def _load(values: Any, pixels: Any, begin: int, end: int, strip_rows: Any) -> None:
+    """strip_rows[i - begin, k] = values[k, pixels[i]], by tiles where pixels follow each other."""
     channels = len(values)
     i = begin
     while i < end:
         run = 64 if i + 64 <= end and pixels[i + 63] - pixels[i] == 63 else 8
         if i + run > end or pixels[i + run - 1] - pixels[i] != run - 1:
             for k in range(channels):
-                lane[i - begin, k] = values[k, pixels[i]]
+                strip_rows[i - begin, k] = values[k, pixels[i]]
             i += 1
             continue
         k = 0
         while k + 8 <= channels:
             for j in range(i, i + run, 8):
-                transpose(lane, j - begin, k, values, k, pixels[j], 8)
+                transpose(strip_rows, j - begin, k, values, k, pixels[j], 8)
             k += 8
         if k + 4 <= channels:
             for j in range(i, i + run, 4):
-                transpose(lane, j - begin, k, values, k, pixels[j], 4)
+                transpose(strip_rows, j - begin, k, values, k, pixels[j], 4)
             k += 4
         for rest in range(k, channels):
             for j in range(i, i + run):
-                lane[j - begin, rest] = values[rest, pixels[j]]
+                strip_rows[j - begin, rest] = values[rest, pixels[j]]
         i += run
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _store(lane: Any, pixels: Any, begin: int, end: int, values: Any) -> None:
-    """values[k, pixels[i]] = lane[i - begin, k]."""
+def _store(strip_rows: Any, pixels: Any, begin: int, end: int, values: Any) -> None:
+    """values[k, pixels[i]] = strip_rows[i - begin, k]."""
     channels = len(values)
     i = begin
     while i < end:
         run = 64 if i + 64 <= end and pixels[i + 63] - pixels[i] == 63 else 8
         if i + run > end or pixels[i + run - 1] - pixels[i] != run - 1:
             for k in range(channels):
-                values[k, pixels[i]] = lane[i - begin, k]
+                values[k, pixels[i]] = strip_rows[i - begin, k]
             i += 1
             continue
         k = 0
         while k + 8 <= channels:
             for j in range(i, i + run, 8):
-                transpose(values, k, pixels[j], lane, j - begin, k, 8)
+                transpose(values, k, pixels[j], strip_rows, j - begin, k, 8)
             k += 8
         if k + 4 <= channels:
             for j in range(i, i + run, 4):
-                transpose(values, k, pixels[j], lane, j - begin, k, 4)
+                transpose(values, k, pixels[j], strip_rows, j - begin, k, 4)
             k += 4
         for rest in range(k, channels):
             for j in range(i, i + run):
-                values[rest, pixels[j]] = lane[j - begin, rest]
+                values[rest, pixels[j]] = strip_rows[j - begin, rest]
         i += run
 
 
@@ -519,7 +522,7 @@ def _splat(width: int, count: int, runs: int, place_count: int, place_runs: int)
     def splat(
         values: Any, pixels: Any, strips: Any, strip_blocks: Any, blocks: Any, members: Any, point: Any, points: Any,
         scale: Any, colours: Any, cells: Any, rows: Any, offsets: Any, weights: Any, touched: Any, nodes: Any,
-        place_factors: Any, place_weights: Any, local: Any, sums: Any, lane: Any, place_rows: Any, table: Any,
+        place_factors: Any, place_weights: Any, local: Any, sums: Any, strip_rows: Any, place_rows: Any, table: Any,
     ) -> None:  # fmt: skip
         flat, place_flat = weights.reshape(-1), place_weights.reshape(-1)
         starts = rows.reshape(-1, alone)
@@ -527,12 +530,12 @@ def _splat(width: int, count: int, runs: int, place_count: int, place_runs: int)
         factors = np.empty(rows.shape[1], weights.dtype)
         for strip in range(len(strips) - 1):
             begin = strips[strip]
-            _load(values, pixels, begin, strips[strip + 1], lane)
+            _load(values, pixels, begin, strips[strip + 1], strip_rows)
             for block in range(strip_blocks[strip], strip_blocks[strip + 1]):
                 before = points[block]
                 for member in range(blocks[block], blocks[block + 1]):
                     i = members[member]
-                    gather(sums, point[i] - before, lane, i - begin, one, 0, one[0], 1, width, 0)
+                    gather(sums, point[i] - before, strip_rows, i - begin, one, 0, one[0], 1, width, 0)
                 for p in range(before, points[block + 1]):
                     start = _factors(scale[p], weights, colours[p], offsets, factors)
                     first = cells[colours[p]] * (len(factors) // alone)
@@ -630,7 +633,7 @@ def _slice(width: int, count: int, runs: int, place_count: int, place_runs: int)
     def slice_(
         table: Any, pixels: Any, strips: Any, strip_blocks: Any, blocks: Any, members: Any, point: Any, points: Any,
         scale: Any, colours: Any, cells: Any, rows: Any, offsets: Any, weights: Any, touched: Any, nodes: Any,
-        place_factors: Any, place_weights: Any, local: Any, sums: Any, lane: Any, place_rows: Any, values: Any,
+        place_factors: Any, place_weights: Any, local: Any, sums: Any, strip_rows: Any, place_rows: Any, values: Any,
     ) -> None:  # fmt: skip
         flat, place_flat = weights.reshape(-1), place_weights.reshape(-1)
         starts = rows.reshape(-1, alone)
@@ -657,8 +660,8 @@ def _slice(width: int, count: int, runs: int, place_count: int, place_runs: int)
                         )
                 for member in range(blocks[block], blocks[block + 1]):
                     i = members[member]
-                    gather(lane, i - begin, sums, point[i] - before, one, 0, one[0], 1, width, 1)
-            _store(lane, pixels, begin, strips[strip + 1], values)
+                    gather(strip_rows, i - begin, sums, point[i] - before, one, 0, one[0], 1, width, 1)
+            _store(strip_rows, pixels, begin, strips[strip + 1], values)
 
     result: Callable[..., None] = slice_
     return result
@@ -676,7 +679,7 @@ class SplineLattice:
         grid: how the spatial axes are.
 
     Raises:
-        UsageError: the table of nodes would not fit into memory.
+        LatticeTooLarge: the table of nodes would not fit into memory.
     """
 
     def __init__(
@@ -711,7 +714,7 @@ class SplineLattice:
         self.places = math.prod(space.sizes)
         self.nodes = len(found.pointers) - 1
         if self.places * self.nodes > _MOST_NUMBERS // WIDTHS[0]:
-            raise UsageError(
+            raise LatticeTooLarge(
                 f"The lattice has {self.nodes} colours at {self.places} places, more than fits into memory. Use larger "
                 "bandwidths, a smaller image, or the backend 'exact'."
             )
@@ -730,9 +733,9 @@ class SplineLattice:
         self.seen_rows = _first_rows(numbers, self.touched, self.touched_nodes, space.rows)
         self.neighbor_pointers, self.neighbors = found.pointers, found.neighbors
         self.node_keys, self.node_strides = found.keys, found.strides
-        own = _own_weight(found.weights, colours).prod(1)[chosen] * np.repeat(space.own, np.diff(self.points))
+        diagonal = _diagonal(found.weights, colours).prod(1)[chosen] * np.repeat(space.diagonal, np.diff(self.points))
         tap = blur(grid)
-        self.scale = (1 / np.sqrt(own)).astype(features.dtype)
+        self.scale = (1 / np.sqrt(diagonal)).astype(features.dtype)
         self.weights = np.ascontiguousarray(found.weights, dtype=features.dtype)
         others = (space.factors, space.weights, found.blur, [*tap[:0:-1], *tap])
         rest = (np.ascontiguousarray(array, dtype=features.dtype) for array in others)
@@ -764,11 +767,11 @@ class SplineLattice:
         table = np.zeros((self.held_count, width), values.dtype)
         local = np.zeros((self.nodes, width), values.dtype)
         sums = np.zeros((int(np.diff(self.points).max()), width), values.dtype)
-        lane = np.zeros((int(np.diff(self.strips).max()), width), values.dtype)
+        strip_rows = np.zeros((int(np.diff(self.strips).max()), width), values.dtype)
         shared = (
             self.pixels, self.strips, self.strip_blocks, self.blocks, self.members, self.point, self.points, scale,
             self.chosen, self.cells, self.rows, self.offsets, weights, self.touched, self.touched_nodes, place_factors,
-            place_weights, local, sums, lane,
+            place_weights, local, sums, strip_rows,
         )  # fmt: skip
         _splat(*constants)(values, *shared, self.held_rows, table)
         before = self.nodes

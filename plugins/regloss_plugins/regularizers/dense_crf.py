@@ -8,8 +8,8 @@ square summed over channels. The divisor makes R at most weight / 2 per pixel (a
 for any width, and for any resolution if the width goes with it; papers leave it out and quote tiny weights.
 
 With scale = 0.5, places and colours are those of blocks of 2x2 pixels, while the pairs remain those of pixels: R keeps
-its scale, and is a Potts model still (see `regloss_plugins.kernels.gaussian_filter_affinity`). Sums over pairs are
-Gaussian filters, exact or by a lattice (`regloss_plugins.kernels.gaussian_filter`); with a lattice, the w_pq are the
+its scale, and is a Potts model still (see `regloss_plugins.filters.affinity`). Sums over pairs are
+Gaussian filters, exact or by a lattice (`regloss_plugins.filters.gaussian`); with a lattice, the w_pq are the
 lattice's own, which are near the formula's, and R and its gradient are exact for them.
 
 For probabilities S there are those relaxations of `regloss.potts` that filters can compute, each equal to R on one-hot
@@ -45,9 +45,9 @@ from torch import Tensor
 from regloss.errors import UsageError
 from regloss.forms import Concave, ConcaveFunction
 from regloss.regularizer import Forms, Regularizer, Term
-from regloss_plugins.kernels.gaussian_filter import Accuracy, Backend
-from regloss_plugins.kernels.gaussian_filter_affinity import Affinity, check_affinity
-from regloss_plugins.kernels.gaussian_filter_widths import filter_with_widths
+from regloss_plugins.filters.affinity import Affinity, check_affinity
+from regloss_plugins.filters.bandwidth_derivatives import filter_by_bandwidths
+from regloss_plugins.filters.gaussian import Accuracy, Backend
 
 RELAXATIONS = ("bilinear", "quadratic", "normalized-quadratic")
 
@@ -254,7 +254,7 @@ class _GeneralBilinear(ConcaveFunction):
         axes = [torch.arange(n, device=sums.device, dtype=sums.dtype) for n in sums.shape[2:]]
         places = torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0) / settings.scale  # in pixels
         sigma_xy, sigma_rgb = (torch.as_tensor(sigma, dtype=sums.dtype, device=sums.device) for sigma in widths)
-        return filter_with_widths(affinity.filter, sums, places, affinity.means, sigma_xy, sigma_rgb)
+        return filter_by_bandwidths(affinity.filter, sums, places, affinity.means, sigma_xy, sigma_rgb)
 
     def _costs(self, s: Tensor) -> Tensor:
         """C s (B, K, ...), with the symmetric part of C."""

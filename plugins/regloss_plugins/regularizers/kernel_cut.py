@@ -18,9 +18,9 @@ from torch import Tensor
 
 from regloss.errors import UsageError
 from regloss.regularizer import Forms, Regularizer, Term
-from regloss_plugins.kernels.gaussian_filter import Accuracy, Backend
-from regloss_plugins.kernels.gaussian_filter_affinity import Affinity, check_affinity
-from regloss_plugins.regularizers.normalized_cut import quotients
+from regloss_plugins.filters.affinity import Affinity, check_affinity
+from regloss_plugins.filters.gaussian import Accuracy, Backend
+from regloss_plugins.regularizers.normalized_cut import NormalizedCutTerm
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,11 @@ class KernelCut(Regularizer):
         return _KernelCutTerm(self, affinity, (image.shape[0], *image.shape[2:]), roi)
 
 
-class _KernelCutTerm(Term):
+class _KernelCutTerm(NormalizedCutTerm):
     def __init__(self, regularizer: KernelCut, affinity: Affinity, shape: tuple[int, ...], roi: Tensor | None) -> None:
-        super().__init__(regularizer, shape, roi)
-        self.settings = regularizer
-        self.affinity = affinity
+        super().__init__(regularizer, affinity, shape, roi)
+        self.crf_weight = regularizer.crf_weight
 
-    def energy(self, probabilities: Tensor) -> Tensor:
-        probabilities = self.check(probabilities)
-        cuts = self.affinity.cuts(probabilities)
-        normalized = self.affinity.pixels.to(cuts.dtype) * quotients(self.affinity, probabilities, cuts)
-        return self.settings.weight * (normalized + self.settings.crf_weight / 2 * cuts.sum(1))
+    def of_cuts(self, probabilities: Tensor, cuts: Tensor) -> Tensor:
+        """Normalised cut, and dense CRF."""
+        return super().of_cuts(probabilities, cuts) + self.crf_weight / 2 * cuts.sum(1)

@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from regloss.regularizer import Forms, Regularizer, Term
-from regloss_plugins.kernels.gaussian_filter import Accuracy, Backend
-from regloss_plugins.kernels.gaussian_filter_affinity import Affinity, check_affinity
+from regloss_plugins.filters.affinity import Affinity, check_affinity
+from regloss_plugins.filters.gaussian import Accuracy, Backend
 
 
 @dataclass(frozen=True)
@@ -73,29 +73,35 @@ class NormalizedCut(Regularizer):
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Set up the filter."""
         affinity = Affinity(image, roi, self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
-        return _NormalizedCutTerm(self, affinity, (image.shape[0], *image.shape[2:]), roi)
+        return NormalizedCutTerm(self, affinity, (image.shape[0], *image.shape[2:]), roi)
 
 
-class _NormalizedCutTerm(Term):
+class NormalizedCutTerm(Term):
+    """A prior over Gaussian weights whose energy is made of cuts; here the normalised cut, to which others may add."""
+
     def __init__(
-        self, regularizer: NormalizedCut, affinity: Affinity, shape: tuple[int, ...], roi: Tensor | None
+        self, regularizer: Regularizer, affinity: Affinity, shape: tuple[int, ...], roi: Tensor | None
     ) -> None:
         super().__init__(regularizer, shape, roi)
         self.weight = regularizer.weight
         self.affinity = affinity
 
     def energy(self, probabilities: Tensor) -> Tensor:
+        """The energy of the definition, (B,)."""
         probabilities = self.check(probabilities)
-        cuts = self.affinity.cuts(probabilities)
-        return self.weight * self.affinity.pixels.to(cuts.dtype) * quotients(self.affinity, probabilities, cuts)
+        return self.weight * self.of_cuts(probabilities, self.affinity.cuts(probabilities))
 
+    def of_cuts(self, probabilities: Tensor, cuts: Tensor) -> Tensor:
+        """The energy (B,) at weight 1, from ``cuts`` (B, K) of the affinity; differentiable."""
+        return self.affinity.pixels.to(cuts.dtype) * self._quotients(probabilities, cuts)
 
-def quotients(affinity: Affinity, probabilities: Tensor, cuts: Tensor) -> Tensor:
-    """Sum over classes of cut / volume: (B,), from ``cuts`` (B, K) of the affinity; differentiable."""
-    inside = affinity.inside.to(probabilities.dtype)
-    own = (probabilities * inside).flatten(2).sum(2) / affinity.mass
-    volumes = affinity.weighted(probabilities) - own
-    # A class without pixels, or whose pixels are joined to nothing, has a volume of rounding errors.
-    least = torch.finfo(volumes.dtype).eps * affinity.weighted(torch.ones_like(inside)).detach()
-    joined = ~(volumes <= least)  # NaN stays NaN
-    return torch.where(joined, cuts / torch.where(joined, volumes, 1), 0).sum(1)
+    def _quotients(self, probabilities: Tensor, cuts: Tensor) -> Tensor:
+        """Sum over classes of cut / volume: (B,)."""
+        affinity = self.affinity
+        inside = affinity.inside.to(probabilities.dtype)
+        of_itself = (probabilities * inside).flatten(2).sum(2) / affinity.mass  # w_pp, which does not count
+        volumes = affinity.weighted(probabilities) - of_itself
+        # A class without pixels, or whose pixels are joined to nothing, has a volume of rounding errors.
+        least = torch.finfo(volumes.dtype).eps * affinity.weighted(torch.ones_like(inside)).detach()
+        joined = ~(volumes <= least)  # NaN stays NaN
+        return torch.where(joined, cuts / torch.where(joined, volumes, 1), 0).sum(1)

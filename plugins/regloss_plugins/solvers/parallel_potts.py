@@ -20,7 +20,7 @@ After every ``check_every`` steps
     bound  = sum over p of min over k of (unary + D^T clamp(z, -1, 1))_p^k                    is at most every E, and
     labels = argmax of s^, and the best level sets of each s^k over that, then moves of connected regions and of pixels,
 
-and the best labelling is kept, the start included. (See `regloss_plugins.kernels.regions` for the moves.)
+and the best labelling is kept, the start included. (See `regloss_plugins.solvers.region_moves` for the moves.)
 
 Level sets matter where pairs outweigh the unaries by far, as between a few seeds: s^ then converges slowly, its argmax
 swings from one side to the other (on 16 photographs it cost 9 percent more than the least energy after 300 steps, 33 at
@@ -57,8 +57,8 @@ from regloss.errors import UsageError
 from regloss.forms import Form, GridGraph
 from regloss.numerics import widest_float
 from regloss.solver import Problem, Solution, Solver, Status, one_hot
-from regloss_plugins.kernels.regions import move_levels, move_pixels, move_regions
 from regloss_plugins.solvers.alpha_expansion import refuse_entropy
+from regloss_plugins.solvers.region_moves import move_levels, move_pixels, move_regions
 
 RELAXATION = 1.9  # of the iteration; below 2 it converges, and less is slower
 # If nothing else is said: of all images with more than two labels; of those with two, or where the bound leaves open

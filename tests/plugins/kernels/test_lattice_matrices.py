@@ -8,9 +8,9 @@ import torch
 from scipy.sparse import csr_array
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from regloss_plugins.kernels import gaussian_filter as filters
+from regloss_plugins.filters import gaussian as filters
+from regloss_plugins.filters.gaussian import ACCURACIES, gaussian_filter
 from regloss_plugins.kernels import lattice_matrices
-from regloss_plugins.kernels.gaussian_filter import ACCURACIES, gaussian_filter
 from regloss_plugins.kernels.lattice_matrices import LatticeMatrices, filters_on
 
 CPU = torch.device("cpu")

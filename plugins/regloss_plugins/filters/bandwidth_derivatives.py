@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from regloss.numerics import widest_float
-from regloss_plugins.kernels.gaussian_filter import GaussianFilter
+from regloss_plugins.filters.gaussian import GaussianFilter
 
 
-def filter_with_widths(
+def filter_by_bandwidths(
     bound: GaussianFilter, values: Tensor, places: Tensor, colours: Tensor, sigma_xy: Tensor, sigma_rgb: Tensor
 ) -> Tensor:
     """W ``values`` (B, K, *S), once differentiable in the values and in both bandwidths.
@@ -57,7 +57,7 @@ class _Filtering(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, sigma_xy, sigma_rgb, places, colours, filtered = ctx.saved_tensors
-        pulled = ctx.bound(gradient)
+        adjoint = ctx.bound(gradient)
         found: list[Tensor | None] = []
         for needed, sigma, features in zip(
             ctx.needs_input_grad[1:3], (sigma_xy, sigma_rgb), (places, colours), strict=True
@@ -65,26 +65,26 @@ class _Filtering(torch.autograd.Function):
             if not needed or bool(sigma.isinf()):
                 found.append(None)
                 continue
-            found.append(_by_width(ctx.bound, values, gradient, filtered, pulled, features, sigma))
-        return pulled, *found, None, None, None
+            found.append(_by_bandwidth(ctx.bound, values, gradient, filtered, adjoint, features, sigma))
+        return adjoint, *found, None, None, None
 
 
-def _by_width(
+def _by_bandwidth(
     bound: GaussianFilter,
     values: Tensor,
     gradient: Tensor,
     filtered: Tensor,
-    pulled: Tensor,
+    adjoint: Tensor,
     features: Tensor,
     sigma: Tensor,
 ) -> Tensor:
     wide = widest_float(values.device)
-    values, gradient, filtered, pulled = (part.to(wide) for part in (values, gradient, filtered, pulled))
+    values, gradient, filtered, adjoint = (part.to(wide) for part in (values, gradient, filtered, adjoint))
     features = features.to(wide)
     axes = tuple(range(2, features.ndim))
     scaled = (features - features.mean(axes, keepdim=True)) / sigma.to(wide)  # the centre does not matter
     squares = scaled.square().sum(1, keepdim=True)
-    total = (squares * (gradient * filtered + pulled * values)).sum()
+    total = (squares * (gradient * filtered + adjoint * values)).sum()
     for axis in range(scaled.shape[1]):
         along = scaled[:, axis : axis + 1]
         total = total - 2 * (along * gradient * bound(along * values)).sum()

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
-from regloss_plugins.kernels.gaussian_filter import (
+from regloss_plugins.filters.gaussian import (
     ACCURACIES,
     BACKENDS,
     Accuracy,

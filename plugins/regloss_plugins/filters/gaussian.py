@@ -36,7 +36,7 @@ from torch import Tensor
 
 from regloss.checks import at_least_float32, check_finite, check_roi
 from regloss.errors import UsageError
-from regloss_plugins.kernels.lattice import SplineLattice, Splines
+from regloss_plugins.kernels.lattice import LatticeTooLarge, SplineLattice, Splines
 from regloss_plugins.kernels.lattice_matrices import LatticeMatrices, filters_on
 
 Backend = Literal["auto", "exact", "lattice"]
@@ -188,6 +188,9 @@ class LatticeFilter(GaussianFilter):
         sigma: bandwidth of places in pixels; inf = they do not matter.
         roi: (B, *S) bool, or None.
         accuracy: "fast", "fine" or "finest".
+
+    Raises:
+        UsageError: the lattice would not fit into memory.
     """
 
     def __init__(self, features: Tensor, sigma: float, roi: Tensor | None, accuracy: Accuracy) -> None:
@@ -202,7 +205,11 @@ class LatticeFilter(GaussianFilter):
             inside = np.ones(size, np.bool_) if roi is None else roi[image].cpu().numpy()
             pixels = np.flatnonzero(inside)
             places = np.stack(np.unravel_index(pixels, size), axis=1)
-            self._lattices.append(SplineLattice(chosen[:, pixels].T, places, pixels, sigma, colours, grid))
+            try:
+                lattice = SplineLattice(chosen[:, pixels].T, places, pixels, sigma, colours, grid)
+            except LatticeTooLarge as error:
+                raise UsageError(str(error)) from error
+            self._lattices.append(lattice)
 
     def select(self, images: Tensor) -> LatticeFilter:
         """Some of the images alone."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from regloss import UsageError
-from regloss_plugins.kernels.gaussian_filter import ACCURACIES, gaussian_filter
+from regloss_plugins.filters.gaussian import ACCURACIES, gaussian_filter
 from regloss_plugins.kernels.lattice import Splines, blur
 
 EVERY = [("exact", "fine"), *(("lattice", accuracy) for accuracy in ACCURACIES)]
@@ -184,7 +184,7 @@ def test_error_of_the_lattice(sigma_xy, levels):
 
 
 def test_auto_takes_the_backend_that_it_says():
-    from regloss_plugins.kernels.gaussian_filter import ExactFilter, LatticeFilter
+    from regloss_plugins.filters.gaussian import ExactFilter, LatticeFilter
 
     assert isinstance(gaussian_filter(random_image(1, 3, 20, 20), 5.0, 0.1), ExactFilter)
     assert isinstance(gaussian_filter(random_image(1, 3, 70, 70), 5.0, 0.1), LatticeFilter)

@@ -8,7 +8,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from regloss import GridGraph, grid
-from regloss_plugins.kernels.regions import connected_regions, move_levels, move_pixels, move_regions
+from regloss_plugins.solvers.region_moves import connected_regions, move_levels, move_pixels, move_regions
 
 SHAPES = [(13,), (11, 14), (5, 6, 7)]
 CONNECTIVITY = {1: 2, 2: 8, 3: 26}

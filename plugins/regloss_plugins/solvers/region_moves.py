@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from regloss import grid
+from regloss.numerics import widest_float
 
 __all__ = ["connected_regions", "move_levels", "move_pixels", "move_regions"]
 
@@ -96,7 +97,7 @@ def move_regions(
     tensor([[[0, 0, 0, 0]]])
     """
     classes = unary.shape[1]
-    exact = _exact(unary)
+    exact = widest_float(unary.device)
     by_pixel = unary.movedim(1, -1).reshape(-1, classes)
     for _ in range(max_rounds):
         kinds = labels if parts is None else labels * classes + parts
@@ -234,7 +235,7 @@ def _level_energies(
     Entry r of the histogram is what the levels below r have more than those from r on. A pair costs nothing at levels
     that both ends reach, its weight at those that one does, and beyond that what it costs in ``base``.
     """
-    exact = _exact(unary)
+    exact = widest_float(unary.device)
     width = levels + 1
     rows = torch.arange(len(base), device=base.device) * width
     place = reach + grid.spread(rows, reach)
@@ -252,7 +253,7 @@ def _level_energies(
 
 
 def _energy(unary: Tensor, offsets: tuple[grid.Offset, ...], weights: Tensor, labels: Tensor) -> Tensor:
-    exact = _exact(unary)
+    exact = widest_float(unary.device)
     total = unary.gather(1, labels.unsqueeze(1)).to(exact).flatten(1).sum(1)
     for number, offset in enumerate(offsets):
         first, second = grid.pair_slices(offset)
@@ -264,7 +265,3 @@ def _energy(unary: Tensor, offsets: tuple[grid.Offset, ...], weights: Tensor, la
 def _rounding(cost: Tensor) -> Tensor:
     """What a difference of two of the last axis' costs may be by rounding alone, (...)."""
     return 64 * torch.finfo(cost.dtype).eps * cost.abs().amax(-1)
-
-
-def _exact(values: Tensor) -> torch.dtype:
-    return torch.float32 if values.device.type == "mps" else torch.float64  # Apple's GPUs have no float64
