@@ -113,6 +113,7 @@ from regloss_plugins.solvers.gco import GCO as GCO
 from regloss_plugins.solvers.mean_field import MeanField as MeanField
 from regloss_plugins.solvers.parallel_potts import ParallelPotts as ParallelPotts
 from regloss_plugins.solvers.pdhg import PDHG as PDHG
+from regloss_plugins.solvers.projected import Projected as Projected
 from regloss_plugins.solvers.pymaxflow import PyMaxflow as PyMaxflow
 
 __version__: str

@@ -162,6 +162,7 @@ def alternate(
     labels = probabilities.argmax(1) if complete else None
     history = [_record(_at_start(term, kind, unary, labels, classes), callback)]
 
+    constrained = bool(term.constraints())
     solution: Solution | None = None
     # A start may violate constraints, or be soft; whatever the first solution's energy is, it stands.
     energy = torch.full_like(history[0].energy, float("inf"))
@@ -214,8 +215,9 @@ def alternate(
                 )
             solution = _merged(running & ~rose, new, solution, energy)
         energy = torch.where(running & ~rose, new.energy.to(energy), energy)
-        history.append(_record(_half_step(number, "labels", energy, solution.bound.to(energy)), callback))
-        # inf - inf, where a hard constraint is not met yet, is NaN and goes on.
+        step = _half_step(number, "labels", energy, solution.bound.to(energy))
+        step = replace(step, violation=solution.violation) if constrained else step
+        history.append(_record(step, callback))
         running = running & ~rose & ~(before - energy <= tolerance * pixels)
         if not bool(running.any()):
             break
@@ -318,4 +320,5 @@ def _merged(take: Tensor, new: Solution, old: Solution, energy: Tensor) -> Solut
         steps=either(new.steps, old.steps),
         status=tuple(a if flag else b for flag, a, b in zip(take.tolist(), new.status, old.status, strict=True)),
         start_energy=either(new.start_energy, old.start_energy),
+        violation=either(new.violation, old.violation),
     )

@@ -32,7 +32,7 @@ from regloss.checks import at_least_float32
 from regloss.errors import UsageError
 from regloss.numerics import widest_float
 from regloss.registry import name_of
-from regloss.regularizer import Regularizer, Term
+from regloss.regularizer import Regularizer, Sum, Term
 
 EXACT = 1e-8
 """Violation of probabilities below which they lie in C but for rounding."""
@@ -137,6 +137,13 @@ class ConstraintTerm(Term, ABC):
         return grid.full_roi(self.roi, self.shape, device)
 
 
+def has_constraints(regularizer: Regularizer) -> bool:
+    """Whether it is a hard constraint that is not switched off, or a sum with one."""
+    if isinstance(regularizer, Sum):
+        return regularizer.weight > 0 and any(map(has_constraints, regularizer.parts))
+    return isinstance(regularizer, HardConstraint) and regularizer.weight > 0
+
+
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """``labels`` (B, *S) as float64 probabilities (B, K, *S); float32 where the device knows no float64."""
     return F.one_hot(labels, classes).movedim(-1, 1).to(widest_float(labels.device))
@@ -164,6 +171,28 @@ class Rounded:
     labels: Tensor
     violation: Tensor
     changed: Tensor
+
+
+def possible_labels(
+    like: Tensor, roi: Tensor | None, fixed: Tensor | None = None, allowed: Tensor | None = None
+) -> Tensor:
+    """(B, K, *S) bool, the labels that each pixel may take: its seed inside ``roi``, else those that are allowed.
+
+    Args:
+        like: (B, K, *S), for shape and device.
+        roi: (B, *S) bool, or None.
+        fixed: (B, *S) labels that are given, -1 where free.
+        allowed: (B, K) bool.
+    """
+    possible = torch.ones(like.shape, dtype=torch.bool, device=like.device)
+    if allowed is not None:
+        possible &= allowed.to(like.device).reshape(*allowed.shape, *[1] * (like.ndim - 2))
+    if fixed is not None:
+        seeds = fixed.to(like.device, torch.int64)
+        seeds = seeds if roi is None else seeds.masked_fill(~roi, -1)
+        given = one_hot(seeds.clamp(min=0), like.shape[1]).bool()
+        possible = torch.where((seeds >= 0).unsqueeze(1), given, possible)
+    return possible
 
 
 @dataclass(frozen=True)
@@ -196,15 +225,7 @@ class Constraints:
         found = [one for term in terms for one in term.constraints() if isinstance(one, ConstraintTerm)]
         if not found:
             return None
-        possible = torch.ones(like.shape, dtype=torch.bool, device=like.device)
-        if allowed is not None:
-            possible &= allowed.to(like.device).reshape(*allowed.shape, *[1] * (like.ndim - 2))
-        if fixed is not None:
-            seeds = fixed.to(like.device, torch.int64)
-            if found[0].roi is not None:
-                seeds = seeds.masked_fill(~found[0].roi, -1)
-            given = one_hot(seeds.clamp(min=0), like.shape[1]).bool()
-            possible = torch.where((seeds >= 0).unsqueeze(1), given, possible)
+        possible = possible_labels(like, found[0].roi, fixed, allowed)
         constraints = Constraints(tuple(found), possible)
         for term in found:
             term.check_classes(like)

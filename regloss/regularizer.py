@@ -26,6 +26,34 @@ from regloss.registry import name_of, resolve
 AnyForm = TypeVar("AnyForm", bound=Form)
 Forms = Mapping[type[Form], Callable[[Any], Form]]
 
+
+@dataclass(frozen=True)
+class Constrained(Form):
+    """A prior with constraints that have no form but a projection: what such constraints offer, and sums with them.
+
+    Attributes:
+        terms: the constraints, see `regloss.constraint`.
+        rest: how each form of the other priors together is built; empty where there are none.
+    """
+
+    summable: ClassVar[bool] = False  # a sum knows by itself how to build it
+    terms: tuple[Term, ...]
+    rest: Mapping[type[Form], Callable[[], Form]]
+
+    @property
+    def names(self) -> str:
+        """Of the constraints."""
+        return ", ".join(name_of(term.regularizer) for term in self.terms)
+
+    def scaled(self, factor: float | Tensor) -> Constrained:
+        """Constraints are their own multiples."""
+
+        def multiple(build: Callable[[], Form]) -> Callable[[], Form]:
+            return lambda: build().scaled(factor)
+
+        return Constrained(self.terms, {kind: multiple(build) for kind, build in self.rest.items()})
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Terms
 
@@ -64,6 +92,16 @@ class Term(ABC):
 
         No gradient flows through what is taken. Solvers and layers ask for it where the regularizer says that its forms
         need a prediction. Most terms take nothing and are returned themselves.
+        """
+        return self
+
+    def reconciled(self, possible: Tensor) -> Term:
+        """This term, changed where what it took from a prediction contradicts the labels that are ``possible``.
+
+        Itself, if it took nothing, or nothing else would do.
+
+        Args:
+            possible: (B, K, *S) bool, the labels that each pixel may take: one at a seed.
         """
         return self
 
@@ -231,7 +269,13 @@ class Sum(Regularizer):
 
     @property
     def forms(self) -> Forms:
-        """Forms common to all parts that can be added up; `Composite` where every part has some kind of it."""
+        """Forms common to all parts that can be added up; `Composite` where every part has some kind of it.
+
+        With parts that are `Constrained`, that alone, if the others have a form in common.
+        """
+        others = [part for part in self.parts if Constrained not in part.forms]
+        if len(others) < len(self.parts) > 1:
+            return {Constrained: _constrained} if not others or Sum(others).forms else {}
         if len(self.parts) == 1:
             kinds = list(self.parts[0].forms)
         else:
@@ -287,6 +331,42 @@ class _SumTerm(Term):
         if all(new is old for new, old in zip(terms, self.terms, strict=True)):
             return self
         return _SumTerm(Sum([term.regularizer for term in terms], self.weight), terms, self.shape, self.roi)
+
+    def reconciled(self, possible: Tensor) -> Term:
+        terms = [term.reconciled(possible) for term in self.terms]
+        if all(new is old for new, old in zip(terms, self.terms, strict=True)):
+            return self
+        return _SumTerm(Sum([term.regularizer for term in terms], self.weight), terms, self.shape, self.roi)
+
+    def parts(self) -> list[Term]:
+        """The terms, and those of constrained sums among them, with these sums' weights."""
+        found: list[Term] = []
+        for term in self.terms:
+            if isinstance(term, _SumTerm) and Constrained in term.regularizer.forms:
+                found += [_weighted(part, term.weight) for part in term.parts()]
+            else:
+                found.append(term)
+        return found
+
+
+def _weighted(term: Term, weight: float) -> Term:
+    return term if weight == 1 else _SumTerm(Sum([term.regularizer], weight), [term], term.shape, term.roi)
+
+
+def _constrained(term: _SumTerm) -> Constrained:
+    """The constraints of a sum, and the sum of the others."""
+    parts = term.parts()
+    forms = [part.form(Constrained) for part in parts if Constrained in part.regularizer.forms]
+    others = [part for part in parts if Constrained not in part.regularizer.forms]
+    constraints = tuple(one for form in forms for one in form.terms) if term.weight > 0 else ()
+    if not others:
+        return Constrained(constraints, {})
+    rest = _SumTerm(Sum([part.regularizer for part in others], term.weight), others, term.shape, term.roi)
+
+    def built(kind: type[Form]) -> Callable[[], Form]:
+        return lambda: rest.form(kind)
+
+    return Constrained(constraints, {kind: built(kind) for kind in rest.regularizer.forms})
 
 
 def _joined(kind: type[Form]) -> Callable[[_SumTerm], Form]:

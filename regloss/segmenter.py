@@ -67,6 +67,7 @@ class EnergyRecord:
         step: the solver's steps in this round, for "step"; else 0.
         energy: at that moment; NaN where it is not known.
         bound: lower bound on it for the statistics of the moment, -inf where none is known.
+        violation: how far the solver's iterate was from its constraints; None where there are none, or nobody looked.
     """
 
     round: int
@@ -74,12 +75,15 @@ class EnergyRecord:
     step: int
     energy: float
     bound: float
+    violation: float | None = None
 
     @staticmethod
     def of(known: Progress) -> EnergyRecord:
         """What is known of the first image; a solver that runs by itself is in its first round."""
         number = max(1, known.round) if known.stage == "step" else known.round
-        return EnergyRecord(number, known.stage, known.steps, float(known.energy[0]), float(known.bound[0]))
+        energy, bound = float(known.energy[0]), float(known.bound[0])
+        violation = None if known.violation is None else float(known.violation[0])
+        return EnergyRecord(number, known.stage, known.steps, energy, bound, violation)
 
 
 @dataclass(frozen=True, kw_only=True)

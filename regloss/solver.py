@@ -18,12 +18,12 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.checks import at_least_float32, check_finite, check_labels, check_scores
-from regloss.constraint import EXACT, Constraints
+from regloss.constraint import EXACT, Constraints, possible_labels
 from regloss.dual_problem import Smoothing
 from regloss.errors import MissingForm, ReglossError, UsageError
 from regloss.forms import Form
 from regloss.registry import components, load, name_of, resolve
-from regloss.regularizer import Regularizer, Term, form_names, offered_kind
+from regloss.regularizer import Regularizer, Sum, Term, form_names, offered_kind
 
 
 class Status(enum.Enum):
@@ -241,8 +241,17 @@ def negotiate(regularizer: Regularizer, solver: Solver) -> type[Form]:
     fitting = ", ".join(_solvers_for(regularizer)) or "none that is installed"
     raise MissingForm(
         f"Cannot use {name_of(solver)} with {name_of(regularizer)}: it offers {form_names(regularizer.forms)}, "
-        f"{name_of(solver)} needs {needed}. Solvers that can: {fitting}."
+        f"{name_of(solver)} needs {needed}. {_in_the_way(regularizer, solver)}Solvers that can: {fitting}."
     )
+
+
+def _in_the_way(regularizer: Regularizer, solver: Solver) -> str:
+    """Which parts of a sum the solver cannot use, as a sentence; nothing for other regularizers."""
+    if not isinstance(regularizer, Sum):
+        return ""
+    parts = [part for part in regularizer.parts if all(offered_kind(part, kind) is None for kind in solver.accepts)]
+    texts = [f"{name_of(part)}, which offers {form_names(part.forms)}" for part in parts]
+    return f"In the way: {'; '.join(texts)}. " if texts else ""
 
 
 def _solvers_for(regularizer: Regularizer) -> list[str]:
@@ -326,6 +335,8 @@ def solve(
         _check_range(inside, 0, classes, "warm", "start labels, from an earlier solution, say")
     if term.regularizer.needs_prediction:
         term = term.conditioned_on(_without_prior(at_least_float32(unary.detach()), entropy, fixed, allowed))
+        if term.constraints() and fixed is not None:
+            term = term.reconciled(possible_labels(unary, term.roi, fixed, allowed))
     problem = Problem(
         form=term.form(kind),
         unary=at_least_float32(unary.detach()),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,13 @@ def has_curve(history: Sequence[Any]) -> bool:
 
 
 def write_table(history: Sequence[Any], path: Path) -> None:
-    """As CSV, one line a record, one column a field of it."""
+    """As CSV, one line a record, one column a field of it that is not None everywhere."""
+    names = [column.name for column in fields(history[0])]
+    names = [name for name in names if any(getattr(record, name) is not None for record in history)]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([column.name for column in fields(history[0])])
-        writer.writerows(astuple(record) for record in history)
+        writer.writerow(names)
+        writer.writerows([getattr(record, name) for name in names] for record in history)
 
 
 def write_chart(history: Sequence[EnergyRecord], path: Path) -> None:

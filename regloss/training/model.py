@@ -19,10 +19,12 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 import regloss
+from regloss.constraint import has_constraints
 from regloss.dataset import Dataset
 from regloss.errors import ReglossError, UsageError
 from regloss.layer import RegularizedLayer
 from regloss.registry import create
+from regloss.regularizer import Regularizer
 from regloss.solver import Solution
 from regloss.training.checkpoints import load_network, read_weights, save_network, write_json
 from regloss.training.config import Config, apply_change, build_layer, parse
@@ -179,7 +181,8 @@ def layer_report(layer: RegularizedLayer | None, pixels: Tensor) -> dict[str, fl
 
     Returns:
         "layer-gap" per pixel (absent where the solver knows no bound) and "layer-steps" (both absent after an unrolled
-        call), means over the images; then the numbers of the settings that are learnt.
+        call), with hard constraints "layer-violation" of the solver's iterate, means over the images; then the numbers
+        of the settings that are learnt.
     """
     if layer is None:
         return {}
@@ -190,6 +193,9 @@ def layer_report(layer: RegularizedLayer | None, pixels: Tensor) -> dict[str, fl
         if math.isfinite(gap):
             found["layer-gap"] = gap
         found["layer-steps"] = float(solution.steps.double().mean())
+        regularizer = getattr(layer, "regularizer", None)
+        if isinstance(regularizer, Regularizer) and has_constraints(regularizer):
+            found["layer-violation"] = float(solution.violation.mean())
     return {**found, **describe_layer(layer, layer.learnable_parameters())}
 
 

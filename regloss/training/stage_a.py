@@ -14,8 +14,10 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from regloss.batch import Batch
+from regloss.constraint import has_constraints
 from regloss.errors import UsageError
 from regloss.outer_loop import OuterLoop, Proposal
+from regloss.regularizer import Regularizer
 from regloss.training.config import as_written
 from regloss.training.finite import check_finite_logits
 from regloss.training.loader import same_size_groups, whole_batch
@@ -65,7 +67,9 @@ def propose_all(
     config, loop = parts.config, parts.loop
     ids = parts.ids[fabric.global_rank :: fabric.world_size]
     samples = [parts.reader.load(sample_id) for sample_id in ids]
-    totals = {"before": 0.0, "after": 0.0, "solver": 0.0}
+    totals = {"before": 0.0, "after": 0.0, "solver": 0.0, "violation": 0.0}
+    regularizer = getattr(loop, "regularizer", None)
+    constrained = isinstance(regularizer, Regularizer) and has_constraints(regularizer)
 
     def solve(batch: Batch, logits: Tensor, warm: Tensor | None) -> None:
         started = time.perf_counter()
@@ -76,6 +80,7 @@ def propose_all(
             pixels = batch.pixels.to(proposal.solution.energy)
             totals["before"] += float((proposal.solution.start_energy / pixels).sum())
             totals["after"] += float((proposal.solution.energy / pixels).sum())
+            totals["violation"] += float(proposal.solution.violation.sum())
         for sample_id, labels in zip(batch.ids or (), proposal.labels.cpu().numpy().astype(np.uint8), strict=True):
             store.write(generation, sample_id, labels)
 
@@ -100,11 +105,13 @@ def propose_all(
                 waiting.popleft().result()
         for future in waiting:
             future.result()
-    sums = torch.tensor([totals["before"], totals["after"], float(len(ids))], dtype=torch.float64)
+    chosen_totals = [totals["before"], totals["after"], totals["violation"], float(len(ids))]
+    sums = torch.tensor(chosen_totals, dtype=torch.float64)
     if fabric.world_size > 1:
         sums = fabric.all_reduce(sums.to(fabric.device), reduce_op="sum").cpu()  # type: ignore[union-attr]
-    before, after, count = sums.tolist()
+    before, after, violation, count = sums.tolist()
     return {
+        **({"proposal-violation": violation / count} if constrained else {}),
         **finite_energies(dict(zip(ENERGIES, (before / count, after / count), strict=True))),
         "solver-seconds": totals["solver"],
         "network-seconds": network_seconds,

@@ -43,7 +43,7 @@ from regloss import grid
 from regloss.constraint import ConstraintTerm, HardConstraint, contradiction
 from regloss.errors import UsageError
 from regloss.forms import Projection
-from regloss.regularizer import Forms, Term
+from regloss.regularizer import Constrained, Forms, Term
 from regloss_plugins.kernels.balls import ball_size, ball_sums
 
 
@@ -81,8 +81,8 @@ class ConvexShape(HardConstraint):
 
     @property
     def forms(self) -> Forms:
-        """The pseudo-projection."""
-        return {Projection: _ConvexShapeTerm.projection}
+        """The pseudo-projection, and what solvers take of it."""
+        return {Projection: _ConvexShapeTerm.projection, Constrained: _ConvexShapeTerm.constrained}
 
     def build(self, image: Tensor, roi: Tensor | None) -> Term:
         """Note the region of interest."""
@@ -137,6 +137,10 @@ class _ConvexShapeTerm(ConstraintTerm):
     def projection(self) -> Projection:
         """The filling."""
         return Projection(self._project, exact=False)
+
+    def constrained(self) -> Constrained:
+        """Itself, with no other prior."""
+        return Constrained((self,) if self.settings.weight > 0 else (), {})
 
     def violation(self, probabilities: Tensor) -> Tensor:
         """Largest number of dents over the radii."""

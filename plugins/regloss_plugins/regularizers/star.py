@@ -10,7 +10,9 @@ classes, and the labels of a solution are made so with more.
 The centre is given, or taken from a prediction: the centre of mass of the region where the class is the most probable
 one, rounded to a pixel. Evaluated, the prediction is what is evaluated; `solve` takes the minimiser of the unaries and
 the entropy alone, and a layer the softmax of the network's logits. Where the class is the most probable one nowhere,
-all its mass decides, and where it has none, the centre of the region of interest. No gradient flows through the centre.
+all its mass decides, and where it has none, the centre of the region of interest. Where seeds contradict the centre
+that was taken, `solve` takes the centre of mass of the class's seeds instead, or the nearest of them about which
+nothing does. No gradient flows through the centre.
 
 A pixel whose parent lies outside the region of interest is not constrained. A solver's iterate counts as meeting the
 constraint when no probability exceeds its parent's by more than ``tolerance``. Gradient descent gets weight times the
@@ -46,6 +48,8 @@ from regloss.errors import UsageError
 from regloss.forms import Saddle, SaddlePart
 from regloss.operators import TreeDifferences
 from regloss.regularizer import Forms, Term
+
+_CENTERS = 50  # seeds that are tried as centres, about
 
 
 @dataclass(frozen=True)
@@ -216,9 +220,10 @@ class _StarShapeTerm(ConstraintTerm):
         inside: Tensor,
         shape: tuple[int, ...],
         roi: Tensor | None,
+        taken: bool = False,  # whether the centre is that of a prediction
     ) -> None:
         super().__init__(regularizer, shape, roi)
-        self.settings, self.tree, self.everywhere = regularizer, tree, inside
+        self.settings, self.tree, self.everywhere, self.taken = regularizer, tree, inside, taken
 
     def conditioned_on(self, probabilities: Tensor) -> Term:
         """This term about the centre of a prediction; itself, if its centre was given."""
@@ -227,7 +232,34 @@ class _StarShapeTerm(ConstraintTerm):
         settings = self.settings.centered_on(self.check(probabilities), self.roi)
         assert isinstance(settings.center, Tensor)
         tree = _tree(settings.center.to(self.everywhere.device).long(), self.everywhere)
-        return _StarShapeTerm(settings, tree, self.everywhere, self.shape, self.roi)
+        return _StarShapeTerm(settings, tree, self.everywhere, self.shape, self.roi, taken=True)
+
+    def reconciled(self, possible: Tensor) -> Term:
+        """About another centre, in images where seeds contradict the one that was taken; see `StarShape`."""
+        label, center = self.settings.label, self.settings.center
+        if not self.taken or self.settings.weight == 0:
+            return self
+        assert isinstance(center, Tensor)
+        forced, barred = (values.reshape(len(possible), -1) for values in self._forced(possible))
+        if not bool((forced & barred).any()):
+            return self
+        must = ~possible.masked_fill(_is_label(possible, label), False).any(1) & self.everywhere
+        centers = center.clone()
+        for image in (forced & barred).any(1).nonzero().flatten().tolist():
+            seeds = must[image].nonzero()
+            order = (seeds - center[image].to(seeds)).square().sum(1).argsort(stable=True)
+            middle = seeds.double().mean(0, keepdim=True).round().long()
+            one = self[torch.tensor([image], device=possible.device)]
+            for tried in torch.cat([middle, seeds[order][:: max(1, len(seeds) // _CENTERS)]]):
+                tree = _tree(tried.unsqueeze(0), one.everywhere)
+                other = _StarShapeTerm(self.settings, tree, one.everywhere, one.shape, one.roi)
+                needed, lost = other._forced(possible[[image]])
+                if not bool((needed & lost).any()):
+                    centers[image] = tried.to(centers)
+                    break
+        settings = replace(self.settings, center=centers)
+        tree = _tree(centers.to(self.everywhere.device).long(), self.everywhere)
+        return _StarShapeTerm(settings, tree, self.everywhere, self.shape, self.roi, taken=True)
 
     def saddle(self) -> Saddle:
         """Dual variables are (B, K, *S): not negative in the row of the class, 0 in the others."""

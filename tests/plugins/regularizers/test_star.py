@@ -241,6 +241,29 @@ def test_solve_takes_the_center_of_the_unaries():
     assert float((seeded.probabilities[:, 1] > 0.5).sum()) >= 2
 
 
+def test_a_center_that_seeds_contradict_is_moved_to_them():
+    """Two discs have their centre of mass between them, where a seed says background."""
+    labels = disc((15, 31), (7, 6), 5) | disc((15, 31), (7, 24), 5)
+    score = (4.0 * labels - 2).double()
+    unary = torch.stack([score, -score], dim=1)
+    image = torch.zeros(1, 1, 15, 31, dtype=torch.float64)
+    fixed = torch.full((1, 15, 31), -1)
+    fixed[:, :, 15] = 0
+    fixed[:, 6:9, 24] = 1
+    for prior in (StarShape(), StarShape() + TotalVariation(0.01)):
+        found = solve(prior.bind(image), unary, "pdhg", entropy=0.5, fixed=fixed)
+        about = StarShape(center=(7, 24)).bind(image)
+        assert about.violation_of_labels(found.labels, 2).tolist() == [0]
+        assert bool((found.labels[fixed >= 0] == fixed[fixed >= 0]).all())
+        assert 60 <= int(found.labels.sum()) <= 90
+    # A centre that was given stays, and no centre will do for seeds on both sides.
+    with pytest.raises(UsageError, match=r"star constraint.* image 0"):
+        solve(StarShape(center=(7, 6)).bind(image), unary, "pdhg", entropy=0.5, fixed=fixed)
+    fixed[:, 7, 6] = 1
+    with pytest.raises(UsageError, match=r"star constraint.* image 0"):
+        solve(StarShape().bind(image), unary, "pdhg", entropy=0.5, fixed=fixed)
+
+
 def test_gradient_descent_takes_the_center_of_the_network():
     """No gradient flows through it: the loss's derivative is that about the centre that it has."""
     labels = disc((15, 17), (5, 6), 4)
