@@ -122,9 +122,9 @@ def solve_adjoint(
             break
         steps += 1
         image = system(direction)
-        bend = _dot(direction, image)
-        active = active & (bend > 0)  # rounding can leave a direction that the matrix does not see
-        along = torch.where(active, power / torch.where(active, bend, 1), 0)
+        curvature = _dot(direction, image)
+        active = active & (curvature > 0)  # rounding can leave a direction that the matrix does not see
+        along = torch.where(active, power / torch.where(active, curvature, 1), 0)
         # In place: what limits large problems is memory, and the time of touching it.
         for value, step in zip(solution, direction, strict=True):
             value.addcmul_(spread(along, value), step)
@@ -133,9 +133,9 @@ def solve_adjoint(
         del image, preconditioned
         preconditioned = precondition(residual)
         before, power = power, _dot(residual, preconditioned)
-        turn = torch.where(active, power / torch.where(active, before, 1), 0)
+        beta = torch.where(active, power / torch.where(active, before, 1), 0)
         for value, old in zip(preconditioned, direction, strict=True):
-            old.mul_(spread(turn, old)).add_(value)
+            old.mul_(spread(beta, old)).add_(value)
         active = active & (power > target)
     response = start - respond(form.adjoint(solution))
     relative = torch.where(first > 0, power / torch.where(first > 0, first, 1), 0).clamp(min=0).sqrt()

@@ -23,13 +23,13 @@ from regloss.solver import Solution, one_hot
 from regloss.training.config import Config
 from regloss.training.devices import Process
 from regloss.training.loader import same_size_groups, whole_batch
-from regloss.training.model import Segmenter, describe_layer, predict
+from regloss.training.model import SegmentationModel, describe_layer, predict
 from regloss.training.sample_reader import SampleReader, supervision_of
 
 
 def evaluate_samples(
     process: Process,
-    segmenter: Segmenter,
+    segmenter: SegmentationModel,
     reader: SampleReader,
     config: Config,
     subset: str,
@@ -135,7 +135,7 @@ class LayerReport(ScoreMetric):
 
 def examples_of(
     process: Process,
-    segmenter: Segmenter,
+    segmenter: SegmentationModel,
     reader: SampleReader,
     config: Config,
     read_proposal: Callable[[str], np.ndarray] | None,

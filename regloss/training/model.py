@@ -38,7 +38,7 @@ class NotFinite(ReglossError):
     """A network's logits are NaN or infinite, so that no layer can be solved behind it."""
 
 
-class Segmenter(nn.Module):
+class SegmentationModel(nn.Module):
     """A network that sees normalised images, 0 outside the region of interest, and none smaller than it was trained on.
 
     Behind it there may be a layer with a prior inside, which sees the image as it is, without padding.
@@ -199,7 +199,7 @@ def layer_report(layer: RegularizedLayer | None, pixels: Tensor) -> dict[str, fl
     return {**found, **describe_layer(layer, layer.learnable_parameters())}
 
 
-def build_segmenter(config: Config, channels: int, classes: int, *, trained: bool = False) -> Segmenter:
+def build_model(config: Config, channels: int, classes: int, *, trained: bool = False) -> SegmentationModel:
     """The configured network, and the layer behind it, for images of ``channels`` and ``classes``.
 
     Args:
@@ -227,21 +227,21 @@ def build_segmenter(config: Config, channels: int, classes: int, *, trained: boo
             f"The network {config.network.name!r} normalises its input itself, so data.normalize = "
             f'{config.data.normalize!r} would do it twice. Use normalize = "none".'
         )
-    return Segmenter(network, config.data.normalize, config.data.crop, build_layer(config.layer, classes))
+    return SegmentationModel(network, config.data.normalize, config.data.crop, build_layer(config.layer, classes))
 
 
 @dataclass(frozen=True)
 class Model:
     """A trained model, read back: segmenter in eval mode, its configuration, class names and colours."""
 
-    segmenter: Segmenter
+    segmenter: SegmentationModel
     config: Config
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     channels: int
 
 
-def save_model(folder: Path, segmenter: Segmenter, config: Config, dataset: Dataset) -> None:
+def save_model(folder: Path, segmenter: SegmentationModel, config: Config, dataset: Dataset) -> None:
     """Write model.safetensors and model.json, which `load_model` reads."""
     save_network(folder / "model.safetensors", segmenter.weights())
     write_json(folder / "model.json", model_card(config, dataset))
@@ -284,7 +284,7 @@ def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
             apply_change(table, change)
         before, config = config, parse(table, f"{folder} with the given changes")
         _check_learnt(before, config, len(card["classes"]))
-    segmenter = build_segmenter(config, card["channels"], len(card["classes"]), trained=True)
+    segmenter = build_model(config, card["channels"], len(card["classes"]), trained=True)
     segmenter.load_weights(read_weights(folder), str(folder))
     colors: Sequence[Any] = card["colors"]
     return Model(
@@ -307,7 +307,7 @@ def _check_learnt(before: Config, after: Config, classes: int) -> None:
             )
 
 
-def predict(segmenter: Segmenter, image: Tensor) -> Tensor:
+def predict(segmenter: SegmentationModel, image: Tensor) -> Tensor:
     """Logits (B, K, *S) in eval mode, without gradient; the mode is put back."""
     was_training = segmenter.training
     segmenter.eval()

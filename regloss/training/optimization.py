@@ -10,7 +10,7 @@ import torch
 
 from regloss.errors import UsageError
 from regloss.training.config import Config
-from regloss.training.model import Segmenter
+from regloss.training.model import SegmentationModel
 
 
 def learning_rate_factor(schedule: Mapping[str, Any], progress: float) -> float:
@@ -26,7 +26,7 @@ def learning_rate_factor(schedule: Mapping[str, Any], progress: float) -> float:
     return 1.0
 
 
-def build_optimizer(config: Config, segmenter: Segmenter) -> torch.optim.Optimizer:
+def build_optimizer(config: Config, segmenter: SegmentationModel) -> torch.optim.Optimizer:
     """The configured optimizer, with the learning rates of head and layer.
 
     Raises:

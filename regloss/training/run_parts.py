@@ -17,7 +17,7 @@ from regloss.registry import create, resolve
 from regloss.training import checkpoints
 from regloss.training.config import Config, build_loop, build_proposals
 from regloss.training.loader import Prepared, TrainingSet, crop_size, whole_batch
-from regloss.training.model import Segmenter, build_segmenter, predict
+from regloss.training.model import SegmentationModel, build_model, predict
 from regloss.training.optimization import build_optimizer
 from regloss.training.sample_reader import (
     SampleReader,
@@ -47,7 +47,7 @@ class Parts:
     config: Config
     dataset: Dataset
     reader: SampleReader
-    segmenter: Segmenter
+    segmenter: SegmentationModel
     optimizer: torch.optim.Optimizer
     loop: OuterLoop
     ids: list[str]
@@ -79,7 +79,7 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     start_from = config.training.start_from if checkpoint is None else None
     torch.manual_seed(config.seed)
     trained = checkpoint is not None or start_from is not None
-    segmenter = build_segmenter(config, dataset.channels, len(dataset.classes), trained=trained)
+    segmenter = build_model(config, dataset.channels, len(dataset.classes), trained=trained)
     if checkpoint is not None:
         segmenter.load_weights(checkpoint.network, f"the checkpoint in {config.output}")
     elif start_from is not None:
@@ -141,7 +141,7 @@ def _rehearse(loop: OuterLoop, batch: Batch, classes: int) -> None:
     loop.set_progress(0.0)
 
 
-def _check_network(segmenter: Segmenter, image: Tensor, classes: int) -> None:
+def _check_network(segmenter: SegmentationModel, image: Tensor, classes: int) -> None:
     """Run the network on one image: what it cannot take, or a wrong output, shows before training."""
     logits = predict(segmenter, image)
     if logits.shape[1] != classes:
@@ -150,7 +150,7 @@ def _check_network(segmenter: Segmenter, image: Tensor, classes: int) -> None:
         )
 
 
-def _check_layer(segmenter: Segmenter, crop: Prepared, classes: int) -> None:
+def _check_layer(segmenter: SegmentationModel, crop: Prepared, classes: int) -> None:
     """Run the layer on one training crop: volumes, say, may fit whole images only."""
     if segmenter.layer is None:
         return

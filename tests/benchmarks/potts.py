@@ -28,7 +28,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, ClassVar
@@ -45,8 +45,8 @@ from regloss.forms import Form, Graph, GridGraph
 from regloss.regularizer import Term
 from regloss.solver import Problem, Solution, Solver
 from regloss_plugins.kernels.expansion import Expansion
-from regloss_plugins.kernels.potts import free_problem
-from regloss_plugins.solvers.alpha_expansion import ImageProblem, solve_discrete
+from regloss_plugins.kernels.potts import FreeProblem
+from regloss_plugins.solvers.alpha_expansion import solve_free
 
 UNIT = 1e-6  # of ortools' integer capacities
 
@@ -58,16 +58,10 @@ class Ortools(Solver):
     accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph, Graph)
 
     def minimise(self, problem: Problem) -> Solution:
-        if isinstance(problem.form, GridGraph):
-            problem = replace(problem, form=problem.form.graph())
-        return solve_discrete(problem, self._solve_one, workers=1)
+        return solve_free(problem, self._solve_one, workers=1)
 
-    def _solve_one(self, image: ImageProblem) -> Expansion:
+    def _solve_one(self, problem: FreeProblem, number: int) -> Expansion:
         max_flow = importlib.import_module("ortools.graph.python.max_flow")
-        assert isinstance(image.form, Graph)
-        unary = image.unary.reshape(len(image.unary), -1)
-        masks = image.fixed.ravel(), image.roi.ravel(), image.allowed
-        problem = free_problem(unary, image.form.edges.cpu().numpy(), image.weights, image.labels.ravel(), *masks)
         nodes = np.arange(len(problem.pixels))
         source, sink = len(nodes), len(nodes) + 1
         excess = np.rint((problem.unary[0] - problem.unary[1]) / UNIT).astype(np.int64)

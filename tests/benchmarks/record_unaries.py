@@ -31,7 +31,7 @@ from regloss.training.checkpoints import complete, read_weights
 from regloss.training.config import Config, build_loop
 from regloss.training.config import read as read_config
 from regloss.training.loader import whole_batch
-from regloss.training.model import Segmenter, build_segmenter, predict
+from regloss.training.model import SegmentationModel, build_model, predict
 from regloss.training.sample_reader import SampleReader, supervision_of
 from regloss.training.trainer import train
 
@@ -105,7 +105,7 @@ class Recorder:
         samples = [cache.load(sample_id) for sample_id in dataset.ids(config.data.train)]
         samples = [s for s in samples if len(np.unique(supervision_of(s, config.data.supervision))) > 2]
         self.samples = [samples[len(samples) * i // images] for i in range(images)]
-        self.segmenter: Segmenter = build_segmenter(config, dataset.channels, len(dataset.classes), trained=True)
+        self.segmenter: SegmentationModel = build_model(config, dataset.channels, len(dataset.classes), trained=True)
         self.loop: Any = build_loop(config.loss, config.data.supervision)
         if self.loop.update_every == "never":
             raise UsageError("The configuration's outer loop makes no proposals. Use adm or trust-region.")

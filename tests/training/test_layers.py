@@ -21,7 +21,7 @@ from regloss.errors import MissingForm, ReglossError, UsageError
 from regloss.io.images import read_image
 from regloss.training import checkpoints
 from regloss.training.config import build_layer, parse
-from regloss.training.model import Segmenter, describe_layer, layer_report, load_model, predict
+from regloss.training.model import SegmentationModel, describe_layer, layer_report, load_model, predict
 from regloss.training.optimization import build_optimizer
 from regloss.training.trainer import train
 
@@ -309,7 +309,7 @@ def test_several_of_one_kind_are_told_apart():
 def test_weights_of_the_layer_do_not_decay_and_have_a_learning_rate(layered, images, tmp_path):
     rates = ("training.head-lr=3", "training.layer-lr=10")
     parsed = layered(LAYERS["tv"], "training.optimizer.weight-decay=0.5", *rates)
-    segmenter = Segmenter(nn.Conv2d(1, 3, 1), "none", None, build_layer(parsed.layer))
+    segmenter = SegmentationModel(nn.Conv2d(1, 3, 1), "none", None, build_layer(parsed.layer))
     network, layer = build_optimizer(parsed, segmenter).param_groups
     assert (network["weight_decay"], layer["weight_decay"], network["lr"], layer["lr"]) == (0.5, 0.0, 0.01, 0.1)
     assert layer["params"] == [segmenter.layer.log_entropy, segmenter.layer.log_weight]
@@ -321,8 +321,8 @@ def test_the_layer_sees_the_image_itself_and_only_its_own_pixels():
     layer = RegularizedSoftmax({"name": "nltv", "neighbors": 4}, max_steps=20)
     network = nn.Conv2d(1, 3, 5, padding=2)
     image, roi = torch.rand(2, 1, 10, 14), torch.rand(2, 10, 14) > 0.2
-    segmenter = Segmenter(network, "image", (16, 16), layer)
-    plain = Segmenter(network, "image", (16, 16))
+    segmenter = SegmentationModel(network, "image", (16, 16), layer)
+    plain = SegmentationModel(network, "image", (16, 16))
     for region in (None, roi):
         logits = plain(image, region)
         assert logits.shape == (2, 3, 10, 14)
@@ -442,7 +442,7 @@ def test_changes_of_the_network_are_refused(run):
         evaluate_run(run, "test", ["network.channels=6"])
 
 
-# -- What cannot be meant ----------------------------------------------------------------------------------------------
+# -- Invalid settings --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from regloss.apps.evaluate import evaluate_run
 from regloss.apps.predict import predict_files
 from regloss.errors import UsageError
 from regloss.training.config import parse
-from regloss.training.model import Segmenter, build_segmenter, load_model, predict
+from regloss.training.model import SegmentationModel, build_model, load_model, predict
 from regloss.training.trainer import train
 from regloss_plugins.networks.encoders.mobilenetv2 import MobileNetV2
 
@@ -90,15 +90,15 @@ def test_input_is_not_normalised_twice(normalize):
         "training": {"epochs": 1},
     }
     with pytest.raises(UsageError, match="normalises its input itself"):
-        build_segmenter(parse(table), 3, 2)
+        build_model(parse(table), 3, 2)
     if normalize == "image":
-        build_segmenter(parse(table), 1, 2)
+        build_model(parse(table), 1, 2)
 
 
 @pytest.mark.parametrize("normalize", ["none", "image", "imagenet"])
 def test_what_the_network_sees(normalize):
     image = torch.rand(2, 3, 5, 6) * 0.5 + 0.2
-    seen = Segmenter(torch.nn.Identity(), normalize)(image)
+    seen = SegmentationModel(torch.nn.Identity(), normalize)(image)
     if normalize == "none":
         assert torch.equal(seen, image)
     elif normalize == "image":
@@ -113,14 +113,14 @@ def test_padding_is_seen_as_nothing():
     """Normalisation is over the region of interest, and what lies outside is 0."""
     image, roi = torch.rand(1, 1, 5, 6), torch.zeros(1, 5, 6, dtype=torch.bool)
     roi[:, 1:4, 2:5] = True
-    seen = Segmenter(torch.nn.Identity(), "image")(image * roi, roi)
-    alone = Segmenter(torch.nn.Identity(), "image")(image[..., 1:4, 2:5])
+    seen = SegmentationModel(torch.nn.Identity(), "image")(image * roi, roi)
+    alone = SegmentationModel(torch.nn.Identity(), "image")(image[..., 1:4, 2:5])
     torch.testing.assert_close(seen[..., 1:4, 2:5], alone)
     assert (seen.squeeze(1)[~roi] == 0).all()
 
 
 def test_predicting_puts_the_mode_back():
-    segmenter = Segmenter(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Dropout(0.9)), "none").train()
+    segmenter = SegmentationModel(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Dropout(0.9)), "none").train()
     image = torch.rand(1, 1, 4, 4)
     assert torch.equal(predict(segmenter, image), predict(segmenter, image))
     assert segmenter.training

@@ -126,8 +126,8 @@ class FolderDataset(Dataset):
         """Read one sample.
 
         Raises:
-            UsageError: there is no such id; or its files cannot be read, differ in size, or hold values that cannot
-                be meant (labels outside the classes, NaN, floats outside [0, 1]).
+            UsageError: there is no such id; or its files cannot be read, differ in size, or hold invalid values
+                (labels outside the classes, NaN, floats outside [0, 1]).
         """
         files = find_sample(self.samples, sample_id, str(self.root))
         sample = load_sample(files, classes=self.classes, channels=self.channels, reduce=self.reduce)

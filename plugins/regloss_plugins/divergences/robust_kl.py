@@ -74,9 +74,9 @@ class RobustKL(Divergence):
 
     def of_labels(self, labels: Tensor, log_probabilities: Tensor, seeds: Tensor | None) -> Tensor:
         """-log (T^T q)_y, and -log q_y on seeds."""
-        plain = gather_labels(log_probabilities, labels)
+        log_likelihood = gather_labels(log_probabilities, labels)
         robust = self._seen_at(labels, log_probabilities)
-        return -(robust if seeds is None else torch.where(seeds, plain, robust))
+        return -(robust if seeds is None else torch.where(seeds, log_likelihood, robust))
 
     def of_probabilities(self, target: Tensor, log_probabilities: Tensor, seeds: Tensor | None) -> Tensor:
         """<X, log X> - <X, log T^T q>, and with log q on seeds."""

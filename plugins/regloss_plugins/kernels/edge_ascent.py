@@ -1,7 +1,7 @@
 """Dual ascent for total variation on a graph, one image at a time.
 
     x = y + extrapolation * (y - the y before)
-    s = softmax(-(cost + K^T x) / strength), or -(cost + K^T x) / strength
+    s = softmax(-(cost + K^T x) / epsilon), or -(cost + K^T x) / epsilon
     y+ = P(x + tau K s),                                                        (K s)_e = w_e (s_j - s_i),  e = ij
 
 A step is one pass over the edges and one over the pixels. Both ends of an edge must know s before it moves, so the pass
@@ -23,8 +23,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from regloss_plugins.kernels.lanes import add, aligned, clip, load, mul, prefetch, splat, store, sub, total
-from regloss_plugins.kernels.responses import FAST, softmax_rows
+from regloss_plugins.kernels.short_vectors import add, aligned, clip, load, mul, prefetch, splat, store, sub, total
+from regloss_plugins.kernels.softmax_rows import FAST, softmax_rows
 
 Array = NDArray[Any]
 
@@ -65,7 +65,7 @@ class EdgeAscent:
         steps: (E,) tau.
         metric: (E,) 1 / tau, 0 where tau is 0.
         radius: bound of the dual variables.
-        strength: of the smoothing, > 0.
+        smoothing_weight: epsilon, > 0.
         entropy: softmax instead of the identity.
         roi: (N,) bool; None = everywhere.
     """
@@ -79,7 +79,7 @@ class EdgeAscent:
         steps: Array,
         metric: Array,
         radius: float,
-        strength: float,
+        smoothing_weight: float,
         entropy: bool,
         roi: Array | None,
     ) -> None:
@@ -88,33 +88,33 @@ class EdgeAscent:
         self.width = -(-classes // self.lanes) * self.lanes
         self.cost, self.edges, self.entropy = cost, edges, entropy
         self.weights, self.steps, self.metric = (values[edges.order] for values in (weights, steps * weights, metric))
-        self.radius, self.strength = cost.dtype.type(radius), cost.dtype.type(strength)
+        self.radius, self.smoothing_weight = cost.dtype.type(radius), cost.dtype.type(smoothing_weight)
         self.roi = np.ones(0, dtype=np.bool_) if roi is None else roi
         self.values = aligned(len(edges.second) * self.width, cost.dtype)
         self.before = aligned(len(self.values), cost.dtype)
-        self.pull = aligned(pixels * self.width, cost.dtype)  # K^T y
-        self.pull_before = aligned(len(self.pull), cost.dtype)
+        self.adjoint = aligned(pixels * self.width, cost.dtype)  # K^T y
+        self.adjoint_before = aligned(len(self.adjoint), cost.dtype)
         if dual is not None:
             _spread(dual, edges.order, self.width, self.values)
-            _gather(edges.start, edges.second, self.weights, self.values, self.width, self.pull)
-            self.before[:], self.pull_before[:] = self.values, self.pull
-        self.response = aligned(len(self.pull), cost.dtype)
+            _gather(edges.start, edges.second, self.weights, self.values, self.width, self.adjoint)
+            self.before[:], self.adjoint_before[:] = self.values, self.adjoint
+        self.primal = aligned(len(self.adjoint), cost.dtype)
         self.minimiser = np.empty_like(cost)
 
     def step(self, extrapolation: float) -> float:
         """One step; see `regloss.dual_problem.DualIteration`."""
         kind = self.cost.dtype.type
-        _respond(
+        _primal_point(
             self.cost,
-            self.pull,
-            self.pull_before,
+            self.adjoint,
+            self.adjoint_before,
             kind(extrapolation),
-            self.strength,
+            self.smoothing_weight,
             self.entropy,
             self.width,
-            self.response,
+            self.primal,
         )
-        self.pull, self.pull_before = self.pull_before, self.pull
+        self.adjoint, self.adjoint_before = self.adjoint_before, self.adjoint
         move = _move_few if self.width == self.lanes else _move_many
         uphill: float = move(
             self.edges.start,
@@ -125,8 +125,8 @@ class EdgeAscent:
             self.values,
             self.before,
             kind(extrapolation),
-            self.response,
-            self.pull,
+            self.primal,
+            self.adjoint,
             self.radius,
             (0,) * self.lanes,
             self.width,
@@ -136,15 +136,22 @@ class EdgeAscent:
 
     def certify(self) -> tuple[float, float, float]:
         """Smooth part, support and Fenchel gap at the current dual variables; ``minimiser`` (K, N) is set."""
-        smooth: float = _worth(
-            self.cost, self.pull, self.strength, self.entropy, self.width, self.roi, self.response, self.minimiser
+        smooth: float = _smooth_part(
+            self.cost,
+            self.adjoint,
+            self.smoothing_weight,
+            self.entropy,
+            self.width,
+            self.roi,
+            self.primal,
+            self.minimiser,
         )
         support, fenchel_gap = _compare(
             self.edges.start,
             self.edges.second,
             self.weights,
             self.values,
-            self.response,
+            self.primal,
             self.radius,
             self.width,
         )
@@ -178,42 +185,49 @@ def _collect(values: Any, order: Any, width: int, dual: Any) -> None:
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
-def _gather(start: Any, second: Any, weights: Any, values: Any, width: int, pull: Any) -> None:
-    """Add K^T y to ``pull``."""
+def _gather(start: Any, second: Any, weights: Any, values: Any, width: int, adjoint: Any) -> None:
+    """Add K^T y to ``adjoint``."""
     for i in range(len(start) - 1):
         for e in range(start[i], start[i + 1]):
             j = np.int64(second[e])
             for k in range(width):
                 flow = weights[e] * values[e * width + k]
-                pull[j * width + k] += flow
-                pull[i * width + k] -= flow
+                adjoint[j * width + k] += flow
+                adjoint[i * width + k] -= flow
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
-def _respond(
-    cost: Any, pull: Any, pull_before: Any, extrapolation: Any, strength: Any, entropy: bool, width: int, response: Any
+def _primal_point(
+    cost: Any,
+    adjoint: Any,
+    adjoint_before: Any,
+    extrapolation: Any,
+    smoothing_weight: Any,
+    entropy: bool,
+    width: int,
+    primal: Any,
 ) -> None:
-    """S at x; ``pull_before`` is emptied for what comes next."""
+    """S at x; ``adjoint_before`` is emptied for what comes next."""
     classes, pixels = cost.shape
     kind = cost.dtype
     scores = np.zeros((classes, _BLOCK), kind)
     top, total, inverse = np.empty(_BLOCK, kind), np.empty(_BLOCK, kind), np.empty(_BLOCK, kind)
-    factor = kind.type(-1) / strength
+    factor = kind.type(-1) / smoothing_weight
     for begin in range(0, pixels, _BLOCK):
         count = min(_BLOCK, pixels - begin)
         for k in range(classes):
             row, costs = scores[k], cost[k]
             for i in range(count):
                 place = (begin + i) * width + k
-                ahead = pull[place] + extrapolation * (pull[place] - pull_before[place])
+                ahead = adjoint[place] + extrapolation * (adjoint[place] - adjoint_before[place])
                 row[i] = (costs[begin + i] + ahead) * factor
         if entropy:
             softmax_rows(scores, top, total, inverse)  # in the last block some of it is left from the one before
         for k in range(classes):
             row = scores[k]
             for i in range(count):
-                response[(begin + i) * width + k] = row[i]
-        pull_before[begin * width : (begin + count) * width] = 0
+                primal[(begin + i) * width + k] = row[i]
+        adjoint_before[begin * width : (begin + count) * width] = 0
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -226,30 +240,30 @@ def _move_few(
     values: Any,
     before: Any,
     extrapolation: Any,
-    response: Any,
-    pull: Any,
+    primal: Any,
+    adjoint: Any,
     radius: Any,
     shape: Any,
     width: int,
 ) -> float:
-    """``before`` is overwritten with the new dual variables, and K^T y+ added to ``pull``; ``width`` = len(shape)."""
+    """``before`` is overwritten with the new dual variables, K^T y+ added to ``adjoint``; ``width`` = len(shape)."""
     zero = splat(values.dtype.type(0), shape)
     extrapolations, most, least = splat(extrapolation, shape), splat(radius, shape), splat(-radius, shape)
     uphill = 0.0
     for i in range(len(start) - 1):
-        here, own, outweighs = load(response, i * width, shape), zero, zero
+        here, at_first, outweighs = load(primal, i * width, shape), zero, zero
         for e in range(start[i], start[i + 1]):
             j = np.int64(second[e])
             y, old = load(values, e * width, shape), load(before, e * width, shape)
             point = add(y, mul(extrapolations, sub(y, old)))
-            difference = sub(load(response, j * width, shape), here)
+            difference = sub(load(primal, j * width, shape), here)
             new = clip(add(point, mul(splat(steps[e], shape), difference)), least, most)
             outweighs = add(outweighs, mul(splat(metric[e], shape), mul(sub(point, new), sub(new, y))))
             store(before, e * width, new)
             flow = mul(splat(weights[e], shape), new)
-            store(pull, j * width, add(load(pull, j * width, shape), flow))
-            own = sub(own, flow)
-        store(pull, i * width, add(load(pull, i * width, shape), own))
+            store(adjoint, j * width, add(load(adjoint, j * width, shape), flow))
+            at_first = sub(at_first, flow)
+        store(adjoint, i * width, add(load(adjoint, i * width, shape), at_first))
         uphill += total(outweighs)
     return uphill
 
@@ -264,8 +278,8 @@ def _move_many(
     values: Any,
     before: Any,
     extrapolation: Any,
-    response: Any,
-    pull: Any,
+    primal: Any,
+    adjoint: Any,
     radius: Any,
     shape: Any,
     width: int,
@@ -274,50 +288,50 @@ def _move_many(
     last, count = len(second) - 1, len(shape)
     zero = splat(values.dtype.type(0), shape)
     extrapolations, most, least = splat(extrapolation, shape), splat(radius, shape), splat(-radius, shape)
-    own = np.zeros(width, values.dtype)
+    at_first = np.zeros(width, values.dtype)
     uphill = 0.0
     for i in range(len(start) - 1):
-        own[:] = 0
+        at_first[:] = 0
         outweighs = zero
         for e in range(start[i], start[i + 1]):
             coming = np.int64(second[min(e + _AHEAD, last)]) * width
             for k in range(0, width, count):
-                prefetch(response, coming + k)
-                prefetch(pull, coming + k)
+                prefetch(primal, coming + k)
+                prefetch(adjoint, coming + k)
             j = np.int64(second[e])
             w, tau, inverse = splat(weights[e], shape), splat(steps[e], shape), splat(metric[e], shape)
             for k in range(0, width, count):
                 y, old = load(values, e * width + k, shape), load(before, e * width + k, shape)
                 point = add(y, mul(extrapolations, sub(y, old)))
-                difference = sub(load(response, j * width + k, shape), load(response, i * width + k, shape))
+                difference = sub(load(primal, j * width + k, shape), load(primal, i * width + k, shape))
                 new = clip(add(point, mul(tau, difference)), least, most)
                 outweighs = add(outweighs, mul(inverse, mul(sub(point, new), sub(new, y))))
                 store(before, e * width + k, new)
                 flow = mul(w, new)
-                store(pull, j * width + k, add(load(pull, j * width + k, shape), flow))
-                store(own, k, sub(load(own, k, shape), flow))
+                store(adjoint, j * width + k, add(load(adjoint, j * width + k, shape), flow))
+                store(at_first, k, sub(load(at_first, k, shape), flow))
         for k in range(0, width, count):
-            store(pull, i * width + k, add(load(pull, i * width + k, shape), load(own, k, shape)))
+            store(adjoint, i * width + k, add(load(adjoint, i * width + k, shape), load(at_first, k, shape)))
         uphill += total(outweighs)
     return uphill
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
-def _worth(
-    cost: Any, pull: Any, strength: Any, entropy: bool, width: int, roi: Any, response: Any, minimiser: Any
+def _smooth_part(
+    cost: Any, adjoint: Any, smoothing_weight: Any, entropy: bool, width: int, roi: Any, primal: Any, minimiser: Any
 ) -> float:
-    """The smooth part at s(y), which is written to ``response`` and ``minimiser``."""
+    """The smooth part at s(y), which is written to ``primal`` and ``minimiser``."""
     classes, pixels = cost.shape
     kind = cost.dtype
     scores, s = np.zeros((classes, _BLOCK), kind), np.zeros((classes, _BLOCK), kind)
     top, total, inverse = np.zeros(_BLOCK, kind), np.ones(_BLOCK, kind), np.empty(_BLOCK, kind)
-    factor = kind.type(-1) / strength
+    factor = kind.type(-1) / smoothing_weight
     value = 0.0
     for begin in range(0, pixels, _BLOCK):
         count = min(_BLOCK, pixels - begin)
         for k in range(classes):
             for i in range(count):
-                scores[k, i] = (cost[k, begin + i] + pull[(begin + i) * width + k]) * factor
+                scores[k, i] = (cost[k, begin + i] + adjoint[(begin + i) * width + k]) * factor
                 s[k, i] = scores[k, i]
         if entropy:
             softmax_rows(s, top, total, inverse)
@@ -326,35 +340,35 @@ def _worth(
         for k in range(classes):
             for i in range(count):
                 place = begin + i
-                response[place * width + k] = minimiser[k, place] = s[k, i]
+                primal[place * width + k] = minimiser[k, place] = s[k, i]
                 if len(roi) > 0 and not roi[place]:
                     continue
                 if not entropy:
-                    value += strength * np.float64(s[k, i] + cost[k, place] / strength) ** 2 / 2
+                    value += smoothing_weight * np.float64(s[k, i] + cost[k, place] / smoothing_weight) ** 2 / 2
                 elif s[k, i] > 0:  # a probability of 0 adds nothing, though its cost may be inf
-                    value += s[k, i] * (np.float64(cost[k, place]) + strength * (scores[k, i] - top[i]))
+                    value += s[k, i] * (np.float64(cost[k, place]) + smoothing_weight * (scores[k, i] - top[i]))
     return value
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
 def _compare(
-    start: Any, second: Any, weights: Any, values: Any, response: Any, radius: Any, width: int
+    start: Any, second: Any, weights: Any, values: Any, primal: Any, radius: Any, width: int
 ) -> tuple[float, float]:
     """Support and Fenchel gap."""
     bound, last = np.float64(radius), len(second) - 1
     support = fenchel_gap = 0.0
     for i in range(len(start) - 1):
-        here = response[i * width : (i + 1) * width]
+        near = primal[i * width : (i + 1) * width]
         for e in range(start[i], start[i + 1]):
             if width > 4:
                 coming = np.int64(second[min(e + _AHEAD, last)]) * width
                 for k in range(0, width, 8):
-                    prefetch(response, coming + k)
+                    prefetch(primal, coming + k)
             j = np.int64(second[e])
-            there, dual = response[j * width : (j + 1) * width], values[e * width : (e + 1) * width]
+            far, dual = primal[j * width : (j + 1) * width], values[e * width : (e + 1) * width]
             length = short = 0.0
             for k in range(width):
-                z = np.float64(weights[e] * (there[k] - here[k]))
+                z = np.float64(weights[e] * (far[k] - near[k]))
                 y = np.float64(dual[k])
                 length += abs(z)
                 # |z| (radius - sign(z) y): a product of two numbers that are not negative.

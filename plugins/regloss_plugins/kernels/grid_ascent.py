@@ -1,7 +1,7 @@
 """Dual ascent for total variation on a grid, one image at a time: a step is one pass over memory.
 
     x = y + extrapolation * (y - the y before)
-    s = softmax(-(cost + K^T x) / strength), or -(cost + K^T x) / strength
+    s = softmax(-(cost + K^T x) / epsilon), or -(cost + K^T x) / epsilon
     y+ = P(x + tau K s),                                                        (K s)_pa = w_pa (s_{p + a} - s_p)
 
 Rows are worked through in their order. The dual variables of a row need s in the next row (2D) and in the same row of
@@ -24,7 +24,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from regloss_plugins.kernels.lanes import (
+from regloss_plugins.kernels.short_vectors import (
     VECTOR,
     add,
     aligned,
@@ -39,7 +39,7 @@ from regloss_plugins.kernels.lanes import (
     sub,
     total,
 )
-from regloss_plugins.kernels.responses import FAST, softmax_rows
+from regloss_plugins.kernels.softmax_rows import FAST, softmax_rows
 
 Array = NDArray[Any]
 
@@ -72,7 +72,7 @@ class GridAscent:
         rows: K and the steps, in the cost's precision.
         radius: bound of the dual variables.
         isotropic: bound the length over the axes instead of each entry.
-        strength: of the smoothing, > 0.
+        smoothing_weight: epsilon, > 0.
         entropy: softmax instead of the identity.
         roi: (R, W) bool; None = everywhere.
     """
@@ -84,7 +84,7 @@ class GridAscent:
         rows: Rows,
         radius: float,
         isotropic: bool,
-        strength: float,
+        smoothing_weight: float,
         entropy: bool,
         roi: Array | None,
     ) -> None:
@@ -103,7 +103,7 @@ class GridAscent:
         self.steps, self.metric = self._flat(rows.steps), self._flat(rows.metric)
         self.entry, self.height = rows.entry, rows.height
         self.isotropic, self.entropy = isotropic, entropy
-        self.radius, self.strength = cost.dtype.type(radius), cost.dtype.type(strength)
+        self.radius, self.smoothing_weight = cost.dtype.type(radius), cost.dtype.type(smoothing_weight)
         self.counted = np.zeros((count if roi is not None else 1, self.width))
         self.counted[:, :width] = 1 if roi is None else roi
         kept = 2 if axes < 3 else rows.height + 1
@@ -135,7 +135,7 @@ class GridAscent:
             self.width,
             self.radius,
             self.isotropic,
-            self.strength,
+            self.smoothing_weight,
             self.entropy,
             (0,) * self.lanes,
             self.ring,
@@ -155,7 +155,7 @@ class GridAscent:
             self.width,
             self.radius,
             self.isotropic,
-            self.strength,
+            self.smoothing_weight,
             self.entropy,
             self.counted,
             (0,) * self.lanes,
@@ -265,14 +265,14 @@ def _move(
         for axis in range(axes):
             ahead = row + (0 if axis == axes - 1 else 1 if axis == axes - 2 else height)
             # The next pixel in the row, or the same in a later row; where there is none the step is 0.
-            there = (ahead % slots * classes + k) * width if ahead < count else here
-            there += axis == axes - 1
+            neighbor = (ahead % slots * classes + k) * width if ahead < count else here
+            neighbor += axis == axes - 1
             y = ((k * axes + axis) * count + row) * width + lanes
             known = (entry[row] * axes + axis) * width + lanes
             for x in range(0, width, lanes):
                 value, old = load(dual, y + x, shape), load(before, y + x, shape)
                 point = add(value, mul(extrapolations, sub(value, old)))
-                difference = sub(load(ring, there + x, shape), load(ring, here + x, shape))
+                difference = sub(load(ring, neighbor + x, shape), load(ring, here + x, shape))
                 new = clip(add(point, mul(load(steps, known + x, shape), difference)), least, most)
                 gain = mul(sub(point, new), sub(new, value))
                 outweighs = add(outweighs, mul(load(metric, known + x, shape), gain))
@@ -303,7 +303,7 @@ def _move_pairs(
     outweighs = splat(dual.dtype.type(0), shape)
     for k in range(classes):
         here = (row % slots * classes + k) * width
-        there = ((row + 1) % slots * classes + k) * width if row + 1 < count else here
+        neighbor = ((row + 1) % slots * classes + k) * width if row + 1 < count else here
         z = (2 * k * count + row) * width + lanes
         y = z + count * width
         z_known = 2 * entry[row] * width + lanes
@@ -315,7 +315,7 @@ def _move_pairs(
             new = add(point, mul(load(steps, y_known + x, shape), sub(load(ring, here + x + 1, shape), s)))
             other, other_old = load(dual, z + x, shape), load(before, z + x, shape)
             other_point = add(other, mul(extrapolations, sub(other, other_old)))
-            other_new = add(other_point, mul(load(steps, z_known + x, shape), sub(load(ring, there + x, shape), s)))
+            other_new = add(other_point, mul(load(steps, z_known + x, shape), sub(load(ring, neighbor + x, shape), s)))
             shrink = divide(radii, maximum(root(add(mul(new, new), mul(other_new, other_new))), radii))
             new, other_new = mul(new, shrink), mul(other_new, shrink)
             gain = mul(load(metric, y_known + x, shape), mul(sub(point, new), sub(new, value)))
@@ -355,13 +355,13 @@ def _move_jointly(
             length = zero
             for axis in range(axes):
                 ahead = row + (0 if axis == axes - 1 else 1 if axis == axes - 2 else height)
-                there = (ahead % slots * classes + k) * width if ahead < count else here
-                there += axis == axes - 1
+                neighbor = (ahead % slots * classes + k) * width if ahead < count else here
+                neighbor += axis == axes - 1
                 y = ((k * axes + axis) * count + row) * width + lanes
                 known = (entry[row] * axes + axis) * width + lanes
                 value, old = load(dual, y + x, shape), load(before, y + x, shape)
                 point = add(value, mul(extrapolations, sub(value, old)))
-                difference = sub(load(ring, there + x, shape), load(ring, here + x, shape))
+                difference = sub(load(ring, neighbor + x, shape), load(ring, here + x, shape))
                 new = add(point, mul(load(steps, known + x, shape), difference))
                 length = add(length, mul(new, new))
                 store(moved, 2 * axis * lanes, point)
@@ -393,7 +393,7 @@ def _step(
     width: int,
     radius: Any,
     isotropic: bool,
-    strength: Any,
+    smoothing_weight: Any,
     entropy: bool,
     shape: Any,
     ring: Any,
@@ -405,7 +405,7 @@ def _step(
     lag = (len(ring) - len(shape)) // part - 1
     top, sums, inverse = np.empty(width, kind), np.empty(width, kind), np.empty(width, kind)
     moved = np.empty(2 * axes * len(shape), kind)
-    factor = kind.type(1) / strength
+    factor = kind.type(1) / smoothing_weight
     uphill = 0.0
     for row in range(count + lag):
         if row < count:
@@ -447,7 +447,9 @@ def _step(
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
-def _worth(costs: Any, scores: Any, s: Any, offset: Any, strength: Any, entropy: bool, counted: Any) -> float:
+def _smooth_part(
+    costs: Any, scores: Any, s: Any, offset: Any, smoothing_weight: Any, entropy: bool, counted: Any
+) -> float:
     """The smooth part's value at the pixels of a row, one class; ``offset`` (P,) = log of the sum of exp(scores)."""
     value = 0.0
     for x in range(len(s)):
@@ -456,10 +458,10 @@ def _worth(costs: Any, scores: Any, s: Any, offset: Any, strength: Any, entropy:
             some = s[x] > 0
             price = np.float64(costs[x]) if some else 0.0
             log = np.float64(scores[x] - offset[x]) if some else 0.0
-            value += counted[x] * s[x] * (price + strength * log)
+            value += counted[x] * s[x] * (price + smoothing_weight * log)
         else:
-            off = np.float64(s[x] + costs[x] / strength)
-            value += counted[x] * strength * off * off / 2
+            off = np.float64(s[x] + costs[x] / smoothing_weight)
+            value += counted[x] * smoothing_weight * off * off / 2
     return value
 
 
@@ -474,7 +476,7 @@ def _certify(
     width: int,
     radius: Any,
     isotropic: bool,
-    strength: Any,
+    smoothing_weight: Any,
     entropy: bool,
     counted: Any,
     shape: Any,
@@ -487,7 +489,7 @@ def _certify(
     ring = np.zeros((lag + 1, classes, width), kind)
     top, sums, inverse = np.zeros(width, kind), np.ones(width, kind), np.empty(width, kind)
     squares, along = np.empty(width), np.empty(width)
-    factor, zero = kind.type(1) / strength, kind.type(0)
+    factor, zero = kind.type(1) / smoothing_weight, kind.type(0)
     bound = np.float64(radius)
     smooth = support = fenchel_gap = 0.0
     for row in range(count + lag):
@@ -501,12 +503,12 @@ def _certify(
                     top[x] += math.log(sums[x])
             for k in range(classes):
                 begin = (k * count + row) * width + lanes
-                smooth += _worth(
+                smooth += _smooth_part(
                     cost[begin : begin + width],
                     scores[k * width : (k + 1) * width],
                     s[k],
                     top,
-                    strength,
+                    smoothing_weight,
                     entropy,
                     counted[row % len(counted)],
                 )
@@ -524,19 +526,19 @@ def _certify(
                 begin = (entry[late] * axes + axis) * width + lanes
                 w = weights[begin : begin + width]
                 # Columns that have a neighbour: all but the last, or all if there is a next row.
-                there = here[1:]
+                neighbor = here[1:]
                 if axis < axes - 1:
                     ahead = late + (1 if axis == axes - 2 else height)
-                    there = ring[ahead % (lag + 1), k] if ahead < count else here[:0]
+                    neighbor = ring[ahead % (lag + 1), k] if ahead < count else here[:0]
                 if isotropic:
-                    for x in range(len(there)):
-                        z = np.float64(w[x] * (there[x] - here[x]))
+                    for x in range(len(neighbor)):
+                        z = np.float64(w[x] * (neighbor[x] - here[x]))
                         squares[x] += z * z
                         along[x] += z * y[x]
                     continue
                 length = short = 0.0
-                for x in range(len(there)):
-                    z = np.float64(w[x] * (there[x] - here[x]))
+                for x in range(len(neighbor)):
+                    z = np.float64(w[x] * (neighbor[x] - here[x]))
                     length += abs(z)
                     # |z| (radius - sign(z) y): a product of two numbers that are not negative.
                     short += abs(z) * (bound - (y[x] if z > 0 else -y[x]))

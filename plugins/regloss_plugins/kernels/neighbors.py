@@ -27,9 +27,9 @@ def nearest(features: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64
     tree = cKDTree(features, leafsize=32)
     distances, found = tree.query(features, k=count + 1)
     # A point is among its own nearest, unless so many others coincide with it that it was left out.
-    own = found == np.arange(points)[:, None]
-    own[~own.any(axis=1), -1] = True
-    kept = ~own
+    itself = found == np.arange(points)[:, None]
+    itself[~itself.any(axis=1), -1] = True
+    kept = ~itself
     indices: NDArray[np.int64] = found[kept].reshape(points, count).astype(np.int64)
     squared: NDArray[np.float64] = np.square(distances[kept].reshape(points, count))
     return indices, squared

@@ -137,13 +137,13 @@ def prepare(network: Network, v: Any) -> None:
     if network.ready[v]:
         return
     network.ready[v] = True
-    own = network.labels[v]
+    label = network.labels[v]
     bits = network.leaving[v]  # no flow has passed, so these are all its arcs
     while bits != 0:
         k = np.uint32(trailing_zeros(bits))
         bits &= bits - 1
         weight = np.float64(network.weight[v, k])
-        network.residual[v, k] = weight if network.labels[np.uint32(v + network.step[k])] == own else 0.5 * weight
+        network.residual[v, k] = weight if network.labels[np.uint32(v + network.step[k])] == label else 0.5 * weight
 
 
 @njit(nogil=True, forceinline=True)
@@ -292,7 +292,7 @@ def _wave(network: Network, scratch: Scratch, height: int) -> int:
             height -= 1
             continue
         bucket[height] = following[v]
-        own = level[v]
+        level_v = level[v]
         left = excess[v]
         prepare(network, v)
         while True:
@@ -302,9 +302,9 @@ def _wave(network: Network, scratch: Scratch, height: int) -> int:
                 k = np.uint32(trailing_zeros(bits))
                 bits &= bits - 1
                 u = np.uint32(v + network.step[k])
-                theirs = level[u]
-                if theirs != own - 1:
-                    lowest = min(lowest, theirs)
+                level_u = level[u]
+                if level_u != level_v - 1:
+                    lowest = min(lowest, level_u)
                     continue
                 prepare(network, u)
                 capacity = network.residual[v, k]
@@ -313,17 +313,17 @@ def _wave(network: Network, scratch: Scratch, height: int) -> int:
                 before = excess[u]
                 excess[u] = before + amount
                 if before <= 0.0 and excess[u] > 0.0:
-                    following[u] = bucket[theirs]
-                    bucket[theirs] = u
+                    following[u] = bucket[level_u]
+                    bucket[level_u] = u
                 left -= amount
                 if left == 0.0:
                     break
             if left == 0.0 or lowest >= scratch.limit[v]:
                 break
-            own = lowest + 1
+            level_v = lowest + 1
         excess[v] = left
-        level[v] = own
-        height = max(height, own)  # it may have pushed to nodes just below
+        level[v] = level_v
+        height = max(height, level_v)  # it may have pushed to nodes just below
         if left > 0.0:
             scratch.stuck[stuck_count] = v
             stuck_count += 1
@@ -487,5 +487,5 @@ def solve_grid_cut(terminal: ArrayLike, offsets: ArrayLike, capacities: ArrayLik
 def arc_steps(offsets: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.uint32]:
     """Steps (2 n,) of all arcs between flat indices of a grid, modulo 2^32, from offsets (n, D): there, then back."""
     strides = np.array([int(np.prod(shape[axis + 1 :])) for axis in range(len(shape))], np.int64)
-    there = offsets @ strides
-    return np.concatenate([there, -there[::-1]]).astype(np.uint32)
+    forward = offsets @ strides
+    return np.concatenate([forward, -forward[::-1]]).astype(np.uint32)

@@ -190,8 +190,8 @@ class DenseCRFLayer(RegularizedLayer):
 
     def learnable_parameters(self) -> dict[str, nn.Parameter]:
         """Logarithms of weights, widths and entropy, and the label costs themselves, by the names in ``learn``."""
-        own = {name.removeprefix("log_"): value for name, value in self.named_parameters(recurse=False)}
-        return {**own, **self.softmax.learnable_parameters()}
+        kernels = {name.removeprefix("log_"): value for name, value in self.named_parameters(recurse=False)}
+        return {**kernels, **self.softmax.learnable_parameters()}
 
     def scalars(self) -> dict[str, dict[str, float]]:
         """Weights and widths, one a kernel and numbered like them, costs of labels, and the entropy.
@@ -200,8 +200,10 @@ class DenseCRFLayer(RegularizedLayer):
         C_kl - (C_kk + C_ll) / 2, what it costs that two pixels differ instead of agreeing: 1 for all pairs at first.
         """
         costs = (self._tensor("compatibility") + self._tensor("compatibility").T).detach() / 2
-        own = costs.diagonal()
-        apart = (costs - (own[:, None] + own) / 2)[~torch.eye(self.classes, dtype=torch.bool, device=costs.device)]
+        diagonal = costs.diagonal()
+        apart = (costs - (diagonal[:, None] + diagonal) / 2)[
+            ~torch.eye(self.classes, dtype=torch.bool, device=costs.device)
+        ]
         colours = self.sigma_rgb.tolist()
         return {
             "weights": {f"weight-{number}": weight for number, weight in enumerate(self.weights.tolist())},

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
+from regloss_plugins.networks.building_blocks import extended
 from regloss_plugins.networks.encoders.encoder import Encoder, load_weights
 from regloss_plugins.networks.encoders.mobilenetv2 import MobileNetV2
 from regloss_plugins.networks.encoders.resnet import ResNet
@@ -153,10 +154,7 @@ class DeepLabV3Plus(nn.Module):
     def _pad(self, image: Tensor) -> Tensor:
         # At least two feature positions along each axis: batch normalisation needs more than one.
         stride = self.output_stride
-        padding: list[int] = []
-        for length in reversed(image.shape[2:]):
-            padding += [0, stride * max(math.ceil((length - 1) / stride), 1) + 1 - length]
-        return functional.pad(image, padding, mode="replicate") if any(padding) else image
+        return extended(image, [stride * max(math.ceil((size - 1) / stride), 1) + 1 for size in image.shape[2:]])
 
 
 class _AtrousPyramid(nn.Module):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from regloss.errors import UsageError
-from regloss_plugins.networks.unet import check_image, check_settings, convolution
+from regloss_plugins.networks.building_blocks import CONVOLUTION, check_image, check_settings, convolution
 
 
 class PlainCNN(nn.Module):
@@ -46,7 +46,7 @@ class PlainCNN(nn.Module):
         check_settings("plain-cnn", in_channels, classes, 1, channels, channels, norm)
         if not isinstance(layers, int) or layers < 1:
             raise UsageError(f"plain-cnn: layers must be a whole number of at least 1, not {layers!r}")
-        if dims not in (2, 3):
+        if dims not in CONVOLUTION:
             raise UsageError(f"plain-cnn: dims must be 2 (images) or 3 (volumes), not {dims!r}")
         self.in_channels = in_channels
         self.dims = dims
@@ -54,8 +54,7 @@ class PlainCNN(nn.Module):
         for layer in range(layers):
             modules += convolution(channels if layer else in_channels, channels, norm, dims)
         self.features = nn.Sequential(*modules)
-        last = nn.Conv2d if dims == 2 else nn.Conv3d
-        self.classifier = last(channels, classes, kernel_size=1)
+        self.classifier = CONVOLUTION[dims](channels, classes, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the logits.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
-from regloss_plugins.networks.unet import check_settings, convolution
+from regloss_plugins.networks.building_blocks import check_settings, convolution, extended, level_widths
 
 _VGG = (2, 2, 3, 3, 3)  # convolutions of VGG-16's levels
 
@@ -72,7 +72,7 @@ class SegNet(nn.Module):
         counts = _counts(convolutions, levels)
 
         self.in_channels = in_channels
-        widths = [min(channels * 2**level, max_channels) for level in range(levels)]
+        widths = level_widths(channels, levels, max_channels)
         befores = [in_channels, *widths[:-1]]
         self.encoder = nn.ModuleList(
             _stage([before, *[width] * count], norm)
@@ -115,8 +115,7 @@ class SegNet(nn.Module):
 
     def _pad(self, image: Tensor) -> Tensor:
         divisor = 2 ** len(self.encoder)
-        height, width = (divisor * math.ceil(length / divisor) - length for length in image.shape[2:])
-        return functional.pad(image, (0, width, 0, height), mode="replicate") if height or width else image
+        return extended(image, [divisor * math.ceil(size / divisor) for size in image.shape[2:]])
 
 
 def _counts(convolutions: int | Sequence[int] | None, levels: int) -> list[int]:

@@ -12,23 +12,25 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
+from regloss_plugins.networks.building_blocks import (
+    CONVOLUTION,
+    check_image,
+    check_settings,
+    convolution,
+    extended,
+    level_widths,
+)
 
-NORMS = ("batch", "instance", "group", "none")
-
-_CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _POOLING: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
 _DROPOUT: dict[int, type[nn.Dropout2d] | type[nn.Dropout3d]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
-_BATCH_NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
-_MAX_GROUPS = 8
 
 
 class UNet(nn.Module):
@@ -79,14 +81,14 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check_settings("unet", in_channels, classes, levels, channels, max_channels, norm)
-        if dims not in _CONVOLUTION:
+        if dims not in CONVOLUTION:
             raise UsageError(f"unet: dims must be 2 (images) or 3 (volumes), not {dims!r}")
         if not 0.0 <= dropout < 1.0:
             raise UsageError(f"unet: dropout must lie in [0, 1), not {dropout}")
 
         self.in_channels = in_channels
         self.dims = dims
-        widths = [min(channels * 2**level, max_channels) for level in range(levels)]
+        widths = level_widths(channels, levels, max_channels)
         self.encoder = nn.ModuleList(
             _block(before, width, norm, dims, dropout)
             for before, width in zip([in_channels, *widths[:-1]], widths, strict=True)
@@ -96,7 +98,7 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(
             _DecoderStage(coarse, fine, norm, dims, attention, dropout) for fine, coarse in itertools.pairwise(widths)
         )
-        self.classifier = _CONVOLUTION[dims](widths[0], classes, kernel_size=1)
+        self.classifier = CONVOLUTION[dims](widths[0], classes, kernel_size=1)
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the logits.
@@ -133,39 +135,8 @@ class UNet(nn.Module):
 
     def _pad(self, image: Tensor) -> Tensor:
         # The coarsest level keeps two pixels along each axis: batch and instance normalisation need more than one.
-        levels = len(self.encoder)
-        divisor = 2 ** (levels - 1)
-        padding: list[int] = []
-        for length in reversed(image.shape[2:]):
-            padding += [0, max(divisor * math.ceil(length / divisor), 2 * divisor) - length]
-        return functional.pad(image, padding, mode="replicate") if any(padding) else image
-
-
-def check_settings(
-    network: str, in_channels: int, classes: int, levels: int, channels: int, max_channels: int, norm: str
-) -> None:
-    """Raise `UsageError`, in the name of ``network``, for what no encoder-decoder can be made with."""
-    for name, value in (
-        ("in_channels", in_channels),
-        ("classes", classes),
-        ("levels", levels),
-        ("channels", channels),
-    ):
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"{network}: {name} must be a whole number of at least 1, not {value!r}")
-    if max_channels < channels:
-        raise UsageError(f"{network}: max_channels must be at least channels ({channels}), not {max_channels}")
-    if norm not in NORMS:
-        raise UsageError(f"{network}: norm must be one of {', '.join(NORMS)}, not {norm!r}")
-
-
-def check_image(network: str, image: Tensor, in_channels: int, dims: int) -> None:
-    """Raise `UsageError`, in the name of ``network``, unless an image is (B, C, *S) with the axes that it takes."""
-    if image.ndim != dims + 2 or image.shape[1] != in_channels:
-        raise UsageError(
-            f"{network}: expected an image (batch, {in_channels}, *size) with {dims} spatial dimensions, not one of "
-            f"shape {tuple(image.shape)}; set in_channels and dims to match"
-        )
+        divisor = 2 ** (len(self.encoder) - 1)
+        return extended(image, [max(divisor * math.ceil(size / divisor), 2 * divisor) for size in image.shape[2:]])
 
 
 class _DecoderStage(nn.Module):
@@ -177,7 +148,7 @@ class _DecoderStage(nn.Module):
 
     def __init__(self, coarse: int, fine: int, norm: str, dims: int, attention: bool, dropout: float) -> None:
         super().__init__()
-        self.reduce = _CONVOLUTION[dims](coarse, fine, kernel_size=1)
+        self.reduce = CONVOLUTION[dims](coarse, fine, kernel_size=1)
         self.gate = _AttentionGate(fine, coarse, dims) if attention else None
         self.block = _block(2 * fine, fine, norm, dims, dropout)
         self.interpolation = _INTERPOLATION[dims]
@@ -199,10 +170,10 @@ class _AttentionGate(nn.Module):
 
     def __init__(self, skip: int, gating: int, dims: int) -> None:
         super().__init__()
-        convolution = _CONVOLUTION[dims]
-        self.skip = convolution(skip, skip, kernel_size=2, stride=2, bias=False)
-        self.gating = convolution(gating, skip, kernel_size=1)
-        self.psi = convolution(skip, 1, kernel_size=1)
+        layer = CONVOLUTION[dims]
+        self.skip = layer(skip, skip, kernel_size=2, stride=2, bias=False)
+        self.gating = layer(gating, skip, kernel_size=1)
+        self.psi = layer(skip, 1, kernel_size=1)
         self.interpolation = _INTERPOLATION[dims]
 
     def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
@@ -216,21 +187,3 @@ def _block(before: int, after: int, norm: str, dims: int, dropout: float) -> nn.
         layers.append(_DROPOUT[dims](dropout))
     layers += convolution(after, after, norm, dims)
     return nn.Sequential(*layers)
-
-
-def convolution(before: int, after: int, norm: str, dims: int) -> Sequence[nn.Module]:
-    """A 3x3 or 3x3x3 convolution, the normalisation and a ReLU; the networks of this package share it."""
-    # A normalisation subtracts what a bias would add, so the bias is only there without one.
-    layer = _CONVOLUTION[dims](before, after, kernel_size=3, padding=1, bias=norm == "none")
-    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-    if layer.bias is not None:
-        nn.init.zeros_(layer.bias)
-    relu = nn.ReLU(inplace=True)
-    if norm == "batch":
-        return layer, _BATCH_NORM[dims](after), relu
-    if norm == "instance":
-        # One group a channel is instance normalisation, and unlike nn.InstanceNorm it works in channels_last.
-        return layer, nn.GroupNorm(after, after), relu
-    if norm == "group":
-        return layer, nn.GroupNorm(math.gcd(after, _MAX_GROUPS), after), relu
-    return layer, relu

@@ -250,8 +250,8 @@ class DeepChanVeseTraining(OuterLoop):
     def _judged(self, image: Tensor) -> Tensor:
         """D's logits (B,)."""
         assert self.discriminator is not None
-        own = next((parameter.dtype for parameter in self.discriminator.parameters()), image.dtype)
-        judged: Tensor = at_least_float32(self.discriminator(image.to(own)))
+        dtype = next((parameter.dtype for parameter in self.discriminator.parameters()), image.dtype)
+        judged: Tensor = at_least_float32(self.discriminator(image.to(dtype)))
         return judged
 
     def _decoded(self, weights: Tensor, phases: Phases, batch: Batch) -> Tensor:

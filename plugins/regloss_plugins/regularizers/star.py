@@ -206,8 +206,8 @@ def _tree(center: Tensor, inside: Tensor) -> _Tree:
     for axis, length in enumerate(size):
         parent = parent * length + at[:, axis]
     flat = inside.flatten(1)
-    own = torch.arange(flat.shape[1], device=inside.device)
-    active = flat & flat.gather(1, parent) & (parent != own)
+    itself = torch.arange(flat.shape[1], device=inside.device)
+    active = flat & flat.gather(1, parent) & (parent != itself)
     counts = torch.zeros_like(parent).scatter_add_(1, parent, active.long())
     return _Tree(parent, active, counts.amax(), toward.abs().amax(1))
 
@@ -332,13 +332,13 @@ class _StarShapeTerm(ConstraintTerm):
         for level in reversed(levels):
             above.scatter_reduce_(0, parent[level], above[level], "amax")
         u = ((below + above) / 2).reshape(log_probabilities[:, label].shape)
-        own = _is_label(possible, label)
-        others = log_probabilities.masked_fill(own, -torch.inf)
+        is_label = _is_label(possible, label)
+        others = log_probabilities.masked_fill(is_label, -torch.inf)
         # Where the others have no probability at all they share alike.
         none = (others == -torch.inf).all(1, keepdim=True)
-        others = torch.where(none, torch.where(possible & ~own, 0.0, -torch.inf), others)
+        others = torch.where(none, torch.where(possible & ~is_label, 0.0, -torch.inf), others)
         shares = torch.softmax(others, dim=1).nan_to_num(0.0)
-        return torch.where(own, u.unsqueeze(1), shares * (1 - u).unsqueeze(1))
+        return torch.where(is_label, u.unsqueeze(1), shares * (1 - u).unsqueeze(1))
 
     def _tree_of(self, like: Tensor) -> _Tree:
         """The tree, of which there is one wherever a solver has been: without a centre it has none."""

@@ -23,7 +23,7 @@ from regloss.registry import name_of, resolve
 from regloss.regularizer import Regularizer, combine
 from regloss.segmenter import EnergyRecord, Segmentation, Segmenter, Task
 from regloss.solver import Progress, Solution, Solver, negotiate, one_hot, solve
-from regloss_plugins.segmenters.starts import start_labels
+from regloss_plugins.segmenters.initial_phases import start_labels
 
 MAX_ROUNDS = 50
 

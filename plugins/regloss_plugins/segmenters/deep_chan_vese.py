@@ -44,7 +44,7 @@ from regloss.registry import create
 from regloss.segmenter import Segmentation, Segmenter, Task, check_phases
 from regloss.solver import Status, one_hot
 from regloss_plugins.segmenters.guided_filter import guided_filter
-from regloss_plugins.segmenters.starts import start_labels
+from regloss_plugins.segmenters.initial_phases import start_labels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

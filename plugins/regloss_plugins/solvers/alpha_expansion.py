@@ -28,6 +28,7 @@ from regloss.numerics import widest_float
 from regloss.solver import Problem, Solution, Solver, Status, usable_cores
 from regloss_plugins.kernels.chains import bound_grid
 from regloss_plugins.kernels.expansion import Expansion, expand_graph, expand_grid
+from regloss_plugins.kernels.potts import FreeProblem, free_problem
 
 
 @dataclass(frozen=True)
@@ -124,6 +125,20 @@ def refuse_entropy(problem: Problem, name: str) -> None:
             f"{name} minimises over labels, where the entropy term does not exist; got entropy = {problem.entropy}. "
             "Use entropy=0, or a solver over probabilities (mean-field)."
         )
+
+
+def solve_free(problem: Problem, solve_one: Callable[[FreeProblem, int], Expansion], workers: int | None) -> Solution:
+    """As `solve_discrete`, on general graphs, for solvers that take what is free alone and the image's place."""
+    if isinstance(problem.form, GridGraph):
+        problem = replace(problem, form=problem.form.graph())
+
+    def solve_image(image: ImageProblem) -> Expansion:
+        assert isinstance(image.form, Graph)
+        unary, edges = image.unary.reshape(len(image.unary), -1), image.form.edges.cpu().numpy()
+        labels, fixed, roi = image.labels.ravel(), image.fixed.ravel(), image.roi.ravel()
+        return solve_one(free_problem(unary, edges, image.weights, labels, fixed, roi, image.allowed), image.index)
+
+    return solve_discrete(problem, solve_image, workers)
 
 
 def solve_discrete(problem: Problem, solve_one: Callable[[ImageProblem], Expansion], workers: int | None) -> Solution:

@@ -36,7 +36,7 @@ from regloss.forms import ConcaveFunction
 from regloss.grid import spread
 from regloss.numerics import widest_float
 from regloss.solver import Problem, Progress, linear_energy, negative_entropy
-from regloss_plugins.solvers.starts import gibbs
+from regloss_plugins.solvers.gibbs import gibbs
 
 # An image whose steps must be shorter than this to lower its energy stands still, to within rounding.
 _SHORTEST = 2.0**-20
@@ -87,25 +87,27 @@ def descend(
     active = torch.ones(batch, dtype=torch.bool, device=device)
     steps = torch.zeros(batch, dtype=torch.int64, device=device)
     lengths = torch.full((batch,), length, dtype=part.wide, device=device)
-    at = _At(lengths, part.concave.supergradient(s)) if sure else part.look(s)
+    at = _Evaluation(lengths, part.concave.supergradient(s)) if sure else part.evaluate(s)
     for number in range(max_steps):
         if sure and number > 0:
-            at = _At(lengths, part.concave.supergradient(s))
+            at = _Evaluation(lengths, part.concave.supergradient(s))
         direction = (gibbs(part.cost + at.slope, problem.entropy) - s) * part.inside
         if problem.entropy > 0:
             undone = direction.abs().flatten(1).amax(1) > tolerance
             new = torch.addcmul(s, spread(lengths, s).to(s), direction)
-            there = at if sure else part.look(new)
-            better = there.energy <= at.energy + part.rounding(at)
+            trial = at if sure else part.evaluate(new)
+            better = trial.energy <= at.energy + part.rounding(at)
             lengths = torch.where(better, lengths, lengths / 2)
             undone = undone & (lengths >= _SHORTEST)
         else:
             gap = -part.dot(part.problem.unary + at.slope, direction)
             undone, better = gap > tolerance * part.pixels, gap > 0
-            new, there = part.best_length(s, at, direction, gap)
+            new, trial = part.best_length(s, at, direction, gap)
         moved = spread(active & better, s)
         s = torch.where(moved, new, s)
-        at = _At(torch.where(active & better, there.energy, at.energy), torch.where(moved, there.slope, at.slope))
+        at = _Evaluation(
+            torch.where(active & better, trial.energy, at.energy), torch.where(moved, trial.slope, at.slope)
+        )
         steps[rows] += active
         if problem.callback is not None:
             energy = at.energy[active].to(s.dtype)
@@ -116,7 +118,7 @@ def descend(
         kept = active.nonzero().squeeze(1)
         if len(kept) < len(rows):
             end[rows] = s
-            part, s, at = part.select(kept), s[kept], _At(at.energy[kept], at.slope[kept])
+            part, s, at = part.select(kept), s[kept], _Evaluation(at.energy[kept], at.slope[kept])
             rows, active, lengths = rows[kept], active[kept], lengths[kept]
     end[rows] = s
     done = torch.ones(batch, dtype=torch.bool, device=device)
@@ -124,7 +126,7 @@ def descend(
     return Descent(end, steps, done)
 
 
-class _At(NamedTuple):
+class _Evaluation(NamedTuple):
     """What is known at probabilities s."""
 
     energy: Tensor  # (B,), in the wide type; any equal numbers where it is not looked at
@@ -163,7 +165,7 @@ class _Part:
         """<first, second> (B,), summed in the wide type, since differences of such sums are looked at."""
         return (first * second).flatten(1).sum(1, dtype=self.wide)
 
-    def look(self, s: Tensor) -> _At:
+    def evaluate(self, s: Tensor) -> _Evaluation:
         """Energy and slope at s, by one evaluation if R is quadratic."""
         slope = self.concave.supergradient(s)
         counted = s * self.inside
@@ -171,25 +173,25 @@ class _Part:
         if self.problem.entropy > 0:
             energy = energy + self.problem.entropy * self.dot(torch.special.xlogy(s, s), self.inside)
         if self.origin is None:
-            return _At(energy + self.concave.value(s), slope)
-        return _At(energy + self.dot(self.origin + slope, s) / 2, slope)
+            return _Evaluation(energy + self.concave.value(s), slope)
+        return _Evaluation(energy + self.dot(self.origin + slope, s) / 2, slope)
 
-    def rounding(self, at: _At) -> Tensor:
+    def rounding(self, at: _Evaluation) -> Tensor:
         """(B,) by how much energies of equal points may differ."""
         return 8 * torch.finfo(self.cost.dtype).eps * at.energy.abs()
 
-    def best_length(self, s: Tensor, at: _At, direction: Tensor, gap: Tensor) -> tuple[Tensor, _At]:
+    def best_length(self, s: Tensor, at: _Evaluation, direction: Tensor, gap: Tensor) -> tuple[Tensor, _Evaluation]:
         """Where E, or its upper bound, is least between s and s + ``direction``, without entropy."""
         if self.origin is None:
-            bend = self.concave.curvature * self.dot(direction, direction)
-            new = s + spread(_minimiser(gap, bend), s).to(s) * direction
-            return new, self.look(new)
-        turn = self.concave.supergradient(s + direction) - at.slope
-        bend = self.dot(turn, direction)
-        length = _minimiser(gap, bend)
+            curvature = self.concave.curvature * self.dot(direction, direction)
+            new = s + spread(_minimiser(gap, curvature), s).to(s) * direction
+            return new, self.evaluate(new)
+        slope_change = self.concave.supergradient(s + direction) - at.slope
+        curvature = self.dot(slope_change, direction)
+        length = _minimiser(gap, curvature)
         along = spread(length, s).to(s)
-        energy = at.energy - length * gap + length.square() * bend / 2
-        return s + along * direction, _At(energy, at.slope + along * turn)
+        energy = at.energy - length * gap + length.square() * curvature / 2
+        return s + along * direction, _Evaluation(energy, at.slope + along * slope_change)
 
     def select(self, images: Tensor) -> _Part:
         """Some of the images alone."""
@@ -201,7 +203,7 @@ class _Part:
         return _Part(some, self.concave[images], self.cost[images], pick(self.origin))
 
 
-def _minimiser(gap: Tensor, bend: Tensor) -> Tensor:
-    """The x in [0, 1] at which -gap x + bend x^2 / 2 is least, for a gap >= 0."""
-    inner = bend > gap
-    return torch.where(inner, gap / torch.where(inner, bend, 1), 1)
+def _minimiser(gap: Tensor, curvature: Tensor) -> Tensor:
+    """The x in [0, 1] at which -gap x + curvature x^2 / 2 is least, for a gap >= 0."""
+    inner = curvature > gap
+    return torch.where(inner, gap / torch.where(inner, curvature, 1), 1)

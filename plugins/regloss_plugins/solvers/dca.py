@@ -68,7 +68,8 @@ from regloss.solver import (
 )
 from regloss_plugins.solvers.conditional_gradient import concave_energy, descend
 from regloss_plugins.solvers.dca_steps import ConvexStep, Step, convex_step, is_picked, pick_state, put_state
-from regloss_plugins.solvers.starts import gibbs, log_gibbs, seeded_cost, seeds_inside, start_probabilities
+from regloss_plugins.solvers.gibbs import gibbs, log_gibbs
+from regloss_plugins.solvers.initialization import seeded_cost, seeds_inside, start_probabilities
 
 METHODS = ("nested", "single-loop")
 
@@ -299,7 +300,7 @@ class DCA(DifferentiableSolver):
             with torch.no_grad():
                 linear = concave.supergradient(torch.zeros_like(s))
 
-        def bent(v: Tensor) -> Tensor:
+        def hessian(v: Tensor) -> Tensor:
             if linear is None:
                 return _hessian_product(concave, s, v)
             with torch.no_grad():  # what the supergradient is computed from may ask for a gradient, but not here
@@ -310,7 +311,7 @@ class DCA(DifferentiableSolver):
 
         # The cotangent may be infinite in g's units, so that v = J g + (a correction with a finite right-hand side).
         first = -found.unary
-        residual = -bent(first)
+        residual = -hessian(first)
         image = step_derivative(residual)
         direction, moved = residual, image
         correction = torch.zeros_like(first)
@@ -320,25 +321,25 @@ class DCA(DifferentiableSolver):
         for _ in range(max_steps):
             if not bool(active.any()):
                 break
-            product = direction + bent(moved)
-            bend = (moved * product).flatten(1).sum(1)
-            active = active & (bend > 0)
-            along = torch.where(active, power / torch.where(active, bend, 1), 0)
+            product = direction + hessian(moved)
+            curvature = (moved * product).flatten(1).sum(1)
+            active = active & (curvature > 0)
+            along = torch.where(active, power / torch.where(active, curvature, 1), 0)
             correction = correction + spread(along, moved) * moved
             residual = residual - spread(along, product) * product
             image = step_derivative(residual)
             before, power = power, (residual * image).flatten(1).sum(1)
             active = active & (power > target)
-            turn = torch.where(active, power / before, 0)
-            direction, moved = residual + spread(turn, direction) * direction, image + spread(turn, moved) * moved
-        found = through_step(cotangent - s * bent(first + correction))
+            beta = torch.where(active, power / before, 0)
+            direction, moved = residual + spread(beta, direction) * direction, image + spread(beta, moved) * moved
+        found = through_step(cotangent - s * hessian(first + correction))
         v = -found.unary
         learnt = Concave(concave).parameters
         gradients: tuple[Tensor | None, ...] = ()
         if learnt:
             with torch.enable_grad():
-                pulled = -(concave.supergradient(s.detach()) * v).sum()
-                gradients = torch.autograd.grad(pulled, learnt, allow_unused=True)
+                adjoint = -(concave.supergradient(s.detach()) * v).sum()
+                gradients = torch.autograd.grad(adjoint, learnt, allow_unused=True)
         return Pullback(-v, found.entropy, (*gradients, *found.parameters))
 
     def _end(self, problem: Problem, solution: Solution) -> tuple[_Run, Tensor, Any]:

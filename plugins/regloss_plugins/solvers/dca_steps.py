@@ -29,8 +29,8 @@ from regloss.operators import ClassSums
 from regloss.registry import name_of
 from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, Solver, one_hot, statuses
 from regloss_plugins.kernels.volumes import respond, scale_to_volumes, scaling_step, volume_softmax
+from regloss_plugins.solvers.gibbs import divided, gibbs, log_gibbs
 from regloss_plugins.solvers.pdhg import PDHG, PDHGState
-from regloss_plugins.solvers.starts import divided, gibbs, log_gibbs
 
 # Conjugate-gradient steps for the derivative of another solver's solution, within unrolled steps.
 _ADJOINT_STEPS = 1000

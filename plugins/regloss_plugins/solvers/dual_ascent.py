@@ -99,13 +99,13 @@ class EntropySmooth(Smooth):
         assert isinstance(form, Composite)
         unary = in_precision_of(form, unary)
         weight = problem.entropy if entropy is None else entropy
-        plain = float(weight.detach()) if isinstance(weight, Tensor) else weight
+        number = float(weight.detach()) if isinstance(weight, Tensor) else weight
         limits = torch.finfo(unary.dtype)
         # An entropy that is 0 in the unary's precision would divide by 0 all the same.
-        if not plain >= limits.tiny or float(unary.detach().abs().max()) / plain > limits.max / 4:
+        if not number >= limits.tiny or float(unary.detach().abs().max()) / number > limits.max / 4:
             raise UsageError(
                 f"pdhg needs an entropy weight > 0 that unaries of {unary.dtype} can be divided by; got entropy = "
-                f"{plain}. Give one (0.5, say), or for labels use a graph solver such as alpha-expansion."
+                f"{number}. Give one (0.5, say), or for labels use a graph solver such as alpha-expansion."
             )
         cost, seeds, given = allowed_cost(unary, problem.allowed), None, None
         if problem.fixed is not None:

@@ -22,7 +22,7 @@ import importlib.util
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -34,8 +34,8 @@ from regloss.forms import Form, Graph, GridGraph
 from regloss.solver import Problem, Solution, Solver
 from regloss_plugins.kernels import gco_worker
 from regloss_plugins.kernels.expansion import Expansion
-from regloss_plugins.kernels.potts import FreeProblem, free_problem
-from regloss_plugins.solvers.alpha_expansion import ImageProblem, refuse_entropy, solve_discrete
+from regloss_plugins.kernels.potts import FreeProblem
+from regloss_plugins.solvers.alpha_expansion import refuse_entropy, solve_free
 
 _PACKAGE = importlib.util.find_spec("gco")  # only looked for: importing it would change numpy
 if _PACKAGE is None or _PACKAGE.origin is None:
@@ -79,21 +79,9 @@ class GCO(Solver):
     def minimise(self, problem: Problem) -> Solution:
         """Solve every image of the batch."""
         refuse_entropy(problem, "gco")
-        if isinstance(problem.form, GridGraph):
-            problem = replace(problem, form=problem.form.graph())
-        return solve_discrete(problem, self._solve_one, workers=None)
+        return solve_free(problem, self._solve_one, workers=None)
 
-    def _solve_one(self, image: ImageProblem) -> Expansion:
-        assert isinstance(image.form, Graph)
-        problem = free_problem(
-            image.unary.reshape(len(image.unary), -1),
-            image.form.edges.cpu().numpy(),
-            image.weights,
-            image.labels.ravel(),
-            image.fixed.ravel(),
-            image.roi.ravel(),
-            image.allowed,
-        )
+    def _solve_one(self, problem: FreeProblem, number: int) -> Expansion:
         labels = problem.start
         energy = start_energy = problem.energy(labels)
         if len(problem.choices) == 1 or len(problem.pixels) == 0:
@@ -104,7 +92,7 @@ class GCO(Solver):
             return Expansion(problem.everywhere(labels), energy, start_energy, 0, True, energy)
 
         unit = _unit(problem)
-        found, cycles, converged = self._run(problem, unit, image.index)
+        found, cycles, converged = self._run(problem, unit, number)
         if problem.energy(found) < energy:
             labels, energy = found, problem.energy(found)
         bound = -np.inf

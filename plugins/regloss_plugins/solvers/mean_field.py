@@ -54,7 +54,8 @@ from regloss.solver import (
     statuses,
 )
 from regloss_plugins.solvers.conditional_gradient import concave_energy, descend
-from regloss_plugins.solvers.starts import gibbs, seeded_cost, seeds_inside, start_probabilities
+from regloss_plugins.solvers.gibbs import gibbs
+from regloss_plugins.solvers.initialization import seeded_cost, seeds_inside, start_probabilities
 
 
 @dataclass(frozen=True)

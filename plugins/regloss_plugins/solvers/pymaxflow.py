@@ -7,7 +7,7 @@ Python, stands under the GPL, so it is an optional extra: ``pip install 'regloss
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -17,8 +17,8 @@ from regloss.errors import MissingDependency, UsageError
 from regloss.forms import Form, Graph, GridGraph
 from regloss.solver import Problem, Solution, Solver
 from regloss_plugins.kernels.expansion import Expansion
-from regloss_plugins.kernels.potts import FreeProblem, free_problem
-from regloss_plugins.solvers.alpha_expansion import ImageProblem, refuse_entropy, solve_discrete
+from regloss_plugins.kernels.potts import FreeProblem
+from regloss_plugins.solvers.alpha_expansion import refuse_entropy, solve_free
 
 try:
     import maxflow
@@ -54,21 +54,9 @@ class PyMaxflow(Solver):
     def minimise(self, problem: Problem) -> Solution:
         """Solve every image of the batch."""
         refuse_entropy(problem, "pymaxflow")
-        if isinstance(problem.form, GridGraph):
-            problem = replace(problem, form=problem.form.graph())
-        return solve_discrete(problem, self._solve_one, workers=1)
+        return solve_free(problem, self._solve_one, workers=1)
 
-    def _solve_one(self, image: ImageProblem) -> Expansion:
-        assert isinstance(image.form, Graph)
-        problem = free_problem(
-            image.unary.reshape(len(image.unary), -1),
-            image.form.edges.cpu().numpy(),
-            image.weights,
-            image.labels.ravel(),
-            image.fixed.ravel(),
-            image.roi.ravel(),
-            image.allowed,
-        )
+    def _solve_one(self, problem: FreeProblem, number: int) -> Expansion:
         return expand(problem, self.max_cycles)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from regloss_plugins.kernels import expansion
+from regloss_plugins.kernels import expansion_grid, push_relabel
 from regloss_plugins.kernels.expansion import Expansion, expand_graph, expand_grid
 
 EIGHT = [[0, 1], [1, -1], [1, 0], [1, 1]]
@@ -347,10 +347,11 @@ def test_no_edges_and_no_free_pixels() -> None:
 
 def test_importing_compiles_nothing_and_the_cache_folder_is_respected(tmp_path: Path) -> None:
     code = (
-        "from regloss_plugins.kernels import expansion, maxflow\n"
-        "for function in (expansion._expand, expansion._grid_edges, maxflow._solve, maxflow.min_cut):\n"
+        "from regloss_plugins.kernels import expansion_graph, expansion_grid, maxflow\n"
+        "moves = expansion_grid.expand_cells, expansion_graph.expand_edges, expansion_graph.grid_edges\n"
+        "for function in (*moves, maxflow._solve, maxflow.min_cut):\n"
         "    assert not function.signatures, function\n"
-        "print(expansion._grid_edges.stats.cache_path)\n"
+        "print(expansion_graph.grid_edges.stats.cache_path)\n"
     )
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -446,16 +447,16 @@ def moves(p: dict[str, Any]) -> Any:
     """Labels, cells and memory of a grid problem as the moves use them, before the first one."""
     shape = (1, *p["roi"].shape)
     steps = np.concatenate([np.zeros((len(p["offsets"]), 1), np.int64), p["offsets"]], axis=1)
-    bit = (1 << np.arange(2 * len(steps))).astype(expansion.mask_type(2 * len(steps)))
+    bit = (1 << np.arange(2 * len(steps))).astype(push_relabel.mask_type(2 * len(steps)))
     arcs, free = np.zeros(p["roi"].size, bit.dtype), (p["fixed"] < 0).ravel()
     weight = np.zeros((p["roi"].size, len(bit)))
-    expansion._grid_cells(
+    expansion_grid.grid_cells(
         steps, p["weights"].reshape(-1, *shape), p["roi"].reshape(shape), free.reshape(shape), bit, arcs, weight
     )
-    cells = expansion.Cells(expansion.arc_steps(steps, shape), bit, weight, arcs, free)
+    cells = expansion_grid.Cells(push_relabel.arc_steps(steps, shape), bit, weight, arcs, free)
     labels = np.where(free, p["labels"].ravel(), p["fixed"].ravel()).astype(np.int32)
-    network = expansion.new_network(cells.step, bit, weight, labels, arcs, np.empty(weight.shape))
-    return cells, network, expansion.new_scratch(len(labels))
+    network = push_relabel.new_network(cells.step, bit, weight, labels, arcs, np.empty(weight.shape))
+    return cells, network, push_relabel.new_scratch(len(labels))
 
 
 def test_moves_near_what_changed_are_taken_and_are_those_of_all_pixels() -> None:
@@ -468,23 +469,23 @@ def test_moves_near_what_changed_are_taken_and_are_those_of_all_pixels() -> None
         cells, network, scratch = moves(p)
         unary, size = p["unary"].reshape(4, -1), network.labels.size
         keeping, border = np.empty(size), np.zeros(size)
-        expansion._begin(unary, cells, network.labels, p["roi"].ravel(), keeping, border)
-        history = expansion._new_history(size, 4)
+        expansion_grid._begin(unary, cells, network.labels, p["roi"].ravel(), keeping, border)
+        history = expansion_grid._new_history(size, 4)
         # Another label is given to a small square, as a move would have done.
         square = (rng.integers(5, 50) + np.arange(3))[:, None] * 70 + rng.integers(5, 60) + np.arange(3)
         square = square.ravel()[cells.free[square.ravel()]]
         other = int(network.labels[square[0]] + 1) % 4
-        scratch.seen[:], scratch.seen[square] = 0, expansion.REACHED
+        scratch.seen[:], scratch.seen[square] = 0, push_relabel.REACHED
         scratch.region[: len(square)] = square
-        expansion._take(other, unary, cells, keeping, border, network, scratch, len(square), history)
+        expansion_grid._take(other, unary, cells, keeping, border, network, scratch, len(square), history)
         for alpha in range(4):
             if alpha == other:
                 continue
-            local = expansion._cut_window(alpha, 0, unary, cells, keeping, border, network, scratch, history)
+            local = expansion_grid._cut_window(alpha, 0, unary, cells, keeping, border, network, scratch, history)
             found = sorted(scratch.region[: max(local, 0)].tolist())
             assert not history.member.any()
-            expansion._set_up(alpha, unary, cells, keeping, border, network)
-            everything = expansion.min_cut(network, scratch)
+            expansion_grid._set_up(alpha, unary, cells, keeping, border, network)
+            everything = push_relabel.min_cut(network, scratch)
             if local >= 0:
                 answered += 1
                 moved += local > 0

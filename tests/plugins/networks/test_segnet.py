@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
+from regloss_plugins.networks.building_blocks import NORMS
 from regloss_plugins.networks.segnet import SegNet
-from regloss_plugins.networks.unet import NORMS
 
 
 def build(seed: int = 0, **settings: object) -> SegNet:

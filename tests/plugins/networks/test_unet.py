@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
-from regloss_plugins.networks.unet import NORMS, UNet
+from regloss_plugins.networks.building_blocks import NORMS
+from regloss_plugins.networks.unet import UNet
 
 
 def build(seed: int = 0, **settings: object) -> UNet:

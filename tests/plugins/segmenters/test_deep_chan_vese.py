@@ -11,7 +11,7 @@ import regloss
 from regloss import ReglossError, UsageError, deep_chan_vese
 from regloss.solver import Status
 from regloss_plugins.segmenters.deep_chan_vese import COUPLINGS
-from regloss_plugins.segmenters.starts import STARTS, start_labels
+from regloss_plugins.segmenters.initial_phases import STARTS, start_labels
 
 SMALL = {"name": "plain-cnn", "layers": 3, "channels": 8, "norm": "instance"}
 QUICK = {"encoder": SMALL, "decoder": {"name": "plain-cnn", "layers": 1, "channels": 8}, "max_steps": 60, "warm_up": 30}

@@ -309,7 +309,8 @@ def test_converged_images_leave_the_batch(solver, entropy):
             seen.append(len(images))
             return super().__getitem__(images)
 
-    from regloss_plugins.solvers.starts import gibbs, seeded_cost
+    from regloss_plugins.solvers.gibbs import gibbs
+    from regloss_plugins.solvers.initialization import seeded_cost
 
     cost = seeded_cost(unary, fixed, allowed)
     given = Problem(form=form, unary=unary, entropy=entropy)

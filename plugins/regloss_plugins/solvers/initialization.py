@@ -1,4 +1,4 @@
-"""What iterative solvers over probabilities share: seeds and forbidden labels as costs, and where they start."""
+"""How iterative solvers over probabilities begin: seeds and forbidden labels as costs, and initial probabilities."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from regloss import grid
 from regloss.errors import UsageError
 from regloss.solver import Problem, allowed_cost, one_hot
+from regloss_plugins.solvers.gibbs import gibbs
 
 
 def seeds_inside(problem: Problem) -> Tensor:
@@ -25,25 +26,6 @@ def seeded_cost(unary: Tensor, seeds: Tensor, allowed: Tensor | None) -> Tensor:
     order = torch.arange(unary.shape[1], device=unary.device).reshape(1, -1, *[1] * (unary.ndim - 2))
     seed = seeds.unsqueeze(1)
     return torch.where(seed >= 0, unary.masked_fill(order != seed, float("inf")), allowed_cost(unary, allowed))
-
-
-def gibbs(cost: Tensor, entropy: float) -> Tensor:
-    """Minimiser of <cost, s> + entropy <s, log s>, with s = 0 where the cost is inf; without entropy it is one-hot."""
-    if entropy == 0:
-        return one_hot(cost.argmin(1), cost.shape[1], cost.dtype)
-    # The smallest cost is subtracted first: softmax does so too, but only after the quotient may have overflowed.
-    return torch.softmax((cost.amin(1, keepdim=True) - cost) / entropy, dim=1)
-
-
-def log_gibbs(cost: Tensor, entropy: float | Tensor) -> Tensor:
-    """Logarithm of `gibbs`, differentiable."""
-    return torch.log_softmax(-divided(cost - cost.detach().amin(1, keepdim=True), entropy), dim=1)
-
-
-def divided(cost: Tensor, entropy: float | Tensor) -> Tensor:
-    """Cost / entropy; the derivative by the entropy of a cost of inf is 0 instead of NaN."""
-    possible = cost < float("inf")
-    return torch.where(possible, torch.where(possible, cost, 0) / entropy, float("inf"))
 
 
 def start_probabilities(problem: Problem, cost: Tensor, state: type[Any], name: str) -> Tensor | None:

@@ -1,7 +1,7 @@
 """Short vectors in compiled code: a few numbers side by side that the processor treats at once.
 
 The compiler vectorises long loops by itself. A loop over the classes of one edge is short, and all arrays in it might
-overlap as far as the compiler knows, so there it does not; `Lanes` says it outright. For use in compiled code only:
+overlap as far as the compiler knows, so there it does not; `ShortVector` says it outright. For compiled code only:
 
     a = load(values, index, shape)                 # values[index : index + len(shape)] of a one-dimensional array
     store(values, index, add(a, mul(a, splat(factor, shape))))
@@ -38,24 +38,24 @@ _FLAGS = ("contract", "reassoc", "nsz")
 _INT32 = ir.IntType(32)
 
 
-class Lanes(types.Type):
+class ShortVector(types.Type):
     """``count`` numbers of the type ``kind``."""
 
     def __init__(self, kind: Any, count: int) -> None:
         self.kind = kind
         self.count = count
-        super().__init__(name=f"Lanes({kind}, {count})")
+        super().__init__(name=f"ShortVector({kind}, {count})")
 
     @property
-    def vector(self) -> ir.VectorType:
+    def llvm(self) -> ir.VectorType:
         """What it is to LLVM."""
         return ir.VectorType(ir.FloatType() if self.kind == types.float32 else ir.DoubleType(), self.count)
 
 
-@register_model(Lanes)
-class _LanesModel(PrimitiveModel):
-    def __init__(self, manager: Any, kind: Lanes) -> None:
-        super().__init__(manager, kind, kind.vector)  # type: ignore[no-untyped-call]
+@register_model(ShortVector)
+class _ShortVectorModel(PrimitiveModel):
+    def __init__(self, manager: Any, kind: ShortVector) -> None:
+        super().__init__(manager, kind, kind.llvm)  # type: ignore[no-untyped-call]
 
 
 def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
@@ -65,27 +65,27 @@ def _address(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> A
 @_intrinsic
 def load(typing: Any, array: Any, index: Any, shape: Any) -> Any:
     """Numbers of a one-dimensional contiguous array, from ``index`` on."""
-    lanes = Lanes(array.dtype, shape.count)
+    vector = ShortVector(array.dtype, shape.count)
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         address = _address(context, builder, array, given[0], given[1])
-        address = builder.bitcast(address, lanes.vector.as_pointer())
+        address = builder.bitcast(address, vector.llvm.as_pointer())
         return builder.load(address, align=array.dtype.bitwidth // 8)
 
-    return lanes(array, types.intp, shape), generate
+    return vector(array, types.intp, shape), generate
 
 
 @_intrinsic
-def store(typing: Any, array: Any, index: Any, lanes: Any) -> Any:
+def store(typing: Any, array: Any, index: Any, vector: Any) -> Any:
     """Put numbers into a one-dimensional contiguous array, from ``index`` on."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         address = _address(context, builder, array, given[0], given[1])
-        address = builder.bitcast(address, lanes.vector.as_pointer())
+        address = builder.bitcast(address, vector.llvm.as_pointer())
         builder.store(given[2], address, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, lanes), generate
+    return types.void(array, types.intp, vector), generate
 
 
 @_intrinsic
@@ -106,15 +106,15 @@ def prefetch(typing: Any, array: Any, index: Any) -> Any:
 @_intrinsic
 def splat(typing: Any, number: Any, shape: Any) -> Any:
     """The same number in all lanes."""
-    lanes = Lanes(number, shape.count)
+    vector = ShortVector(number, shape.count)
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        nothing = ir.Constant(lanes.vector, ir.Undefined)
+        nothing = ir.Constant(vector.llvm, ir.Undefined)
         first = builder.insert_element(nothing, given[0], _INT32(0))
-        everywhere = ir.Constant(ir.VectorType(_INT32, lanes.count), [0] * lanes.count)
+        everywhere = ir.Constant(ir.VectorType(_INT32, vector.count), [0] * vector.count)
         return builder.shuffle_vector(first, nothing, everywhere)
 
-    return lanes(number, shape), generate
+    return vector(number, shape), generate
 
 
 def _pairwise(instruction: str) -> Any:
@@ -145,21 +145,21 @@ def maximum(typing: Any, first: Any, second: Any) -> Any:
 
 
 @_intrinsic
-def root(typing: Any, lanes: Any) -> Any:
+def root(typing: Any, vector: Any) -> Any:
     """The square root of each number."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         # Older versions of the binding do not know the names of intrinsics over vectors.
-        name = f"llvm.sqrt.v{lanes.count}{'f32' if lanes.kind == types.float32 else 'f64'}"
-        kind = ir.FunctionType(lanes.vector, [lanes.vector])
+        name = f"llvm.sqrt.v{vector.count}{'f32' if vector.kind == types.float32 else 'f64'}"
+        kind = ir.FunctionType(vector.llvm, [vector.llvm])
         function = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
         return builder.call(function, [given[0]])
 
-    return lanes(lanes), generate
+    return vector(vector), generate
 
 
 @_intrinsic
-def clip(typing: Any, lanes: Any, low: Any, high: Any) -> Any:
+def clip(typing: Any, vector: Any, low: Any, high: Any) -> Any:
     """Each number brought into [low, high]."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -167,17 +167,17 @@ def clip(typing: Any, lanes: Any, low: Any, high: Any) -> Any:
         value = builder.select(builder.fcmp_ordered("<", value, most), value, most)
         return builder.select(builder.fcmp_ordered(">", value, least), value, least)
 
-    return lanes(lanes, low, high), generate
+    return vector(vector, low, high), generate
 
 
 @_intrinsic
-def total(typing: Any, lanes: Any) -> Any:
+def total(typing: Any, vector: Any) -> Any:
     """Sum over the lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         value = builder.extract_element(given[0], _INT32(0))
-        for lane in range(1, lanes.count):
+        for lane in range(1, vector.count):
             value = builder.fadd(value, builder.extract_element(given[0], _INT32(lane)), flags=_FLAGS)
         return value
 
-    return lanes.kind(lanes), generate
+    return vector.kind(vector), generate

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from numba import njit
 
-from regloss_plugins.kernels import responses
+from regloss_plugins.kernels import softmax_rows
 
 
 @njit
 def exponentials(values: Any, out: Any) -> None:
     for i in range(len(values)):
-        out[i] = responses.exp(values[i])
+        out[i] = softmax_rows.exp(values[i])
 
 
 @pytest.mark.parametrize(("dtype", "limit", "error"), [(np.float32, -86.0, 2e-7), (np.float64, -707.0, 4e-16)])
@@ -29,10 +29,10 @@ def test_exponential(dtype: Any, limit: float, error: float) -> None:
     exponentials(far, out)
     assert out.tolist() == [0.0, 0.0, 0.0]
     # Not compiled, it is the same function.
-    assert [responses.exp(value) for value in far] == [0.0, 0.0, 0.0]
-    plain = np.array([responses.exp(value) for value in values[::100]])
-    assert plain.dtype == dtype
-    np.testing.assert_allclose(plain, found[::100], rtol=2 * error)
+    assert [softmax_rows.exp(value) for value in far] == [0.0, 0.0, 0.0]
+    in_python = np.array([softmax_rows.exp(value) for value in values[::100]])
+    assert in_python.dtype == dtype
+    np.testing.assert_allclose(in_python, found[::100], rtol=2 * error)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -43,7 +43,7 @@ def test_softmax(dtype: Any) -> None:
     exact = np.exp(scores.astype(np.longdouble) - scores.max(0))
     top, total, inverse = (np.empty(37, dtype) for _ in range(3))
     found = scores.copy()
-    responses.softmax_rows(found, top, total, inverse)
+    softmax_rows.softmax_rows(found, top, total, inverse)
     np.testing.assert_allclose(found, exact / exact.sum(0), rtol=0, atol=8 * np.finfo(dtype).eps)
     np.testing.assert_allclose(top, scores.max(0), rtol=0)
     np.testing.assert_allclose(total, exact.sum(0), rtol=8 * np.finfo(dtype).eps)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numba import njit
 
-from regloss_plugins.kernels.lanes import add, clip, load, mul, prefetch, splat, store, sub, total
+from regloss_plugins.kernels.short_vectors import add, clip, load, mul, prefetch, splat, store, sub, total
 
 
 @njit

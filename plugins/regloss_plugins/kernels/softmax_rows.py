@@ -1,4 +1,4 @@
-"""How the pixels respond to their scores: softmax over the rows of an array, vectorised by the compiler.
+"""Softmax of pixels over their classes: over the rows of an array, vectorised by the compiler.
 
 Compiled code has no vector exponential of its own without Intel's library, so there is one here: a polynomial on
 [-log(2) / 2, log(2) / 2] and a power of 2 that is put into the exponent's bits; its relative error is below 2e-7 in

@@ -1,0 +1,512 @@
+"""Expansion moves on grids, whose cost is small where little can change.
+
+Which pixels gain anything by taking alpha is seen from sums that are kept up to date, and the cut looks at these and at
+what their excess reaches. A label whose last expansion could not improve is tried again only about what has changed
+since: each connected part of an improving move must hold a pixel that changed, or its neighbour, or it would have
+improved before. So the cut of a window about these is enough, made as if all pixels around it took alpha (which favours
+taking inside): if no part of it that holds such a pixel reaches the window's rim, that is the move; otherwise all
+pixels are looked at. Moves and energy are those of `regloss_plugins.kernels.expansion`.
+
+Numba's on-disk cache looks at the file of a function but not at what it calls: after a change in ``push_relabel.py``,
+``expansion_start.py`` or ``sums.py``, touch this file too.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from .expansion_start import admissible
+from .push_relabel import LABELLED, REACHED, Network, Scratch, min_cut, min_cut_among, new_network, new_scratch
+from .sums import add_compensated
+
+NEVER = np.int64(-1)
+RINGS = 6  # of pixels about those that moves concern; more cost as much as a look at all
+
+
+class Cells(NamedTuple):
+    """A grid of pixels whose arcs are numbered as in :class:`~regloss_plugins.kernels.push_relabel.Network`."""
+
+    step: NDArray[np.uint32]  # (D,)
+    bit: NDArray[Any]  # (D,)
+    weight: NDArray[Any]  # (N, D); 0 where there is no edge
+    arcs: NDArray[Any]  # (N,) bits of the arcs between free pixels
+    free: NDArray[np.bool_]  # (N,)
+
+
+class History(NamedTuple):
+    """Whom the moves since each label's last expansion concern."""
+
+    touched: NDArray[np.uint32]  # (N,) pixels that changed, and their neighbours, move by move
+    noted: NDArray[np.int64]  # (1,) how many they are
+    changes: NDArray[np.int64]  # (1,) how many moves have changed something
+    since: NDArray[np.int64]  # (choices,) how many were noted at each label's last expansion; NEVER = look at all
+    window: NDArray[np.uint32]  # (N,) pixels about those touched, and these first
+    core: NDArray[np.int64]  # (1,) how many of the window are touched
+    member: NDArray[np.bool_]  # (N,) whether a pixel is in the window
+
+
+@njit(nogil=True)
+def _new_history(pixels: int, choices: int) -> History:
+    return History(
+        touched=np.empty(pixels, np.uint32),
+        noted=np.zeros(1, np.int64),
+        changes=np.zeros(1, np.int64),
+        since=np.full(choices, NEVER),
+        window=np.empty(pixels, np.uint32),
+        core=np.zeros(1, np.int64),
+        member=np.zeros(pixels, np.bool_),
+    )
+
+
+@njit(nogil=True, cache=True)
+def grid_cells(
+    offsets: NDArray[np.int64],
+    weights: NDArray[Any],
+    roi: NDArray[np.bool_],
+    free: NDArray[np.bool_],
+    bit: NDArray[Any],
+    arcs: NDArray[Any],
+    weight: NDArray[Any],
+) -> bool:
+    """Weights (N, D) of all arcs from those (n, Z, Y, X) towards the pixels at offsets (n, 3), inside ``roi``.
+
+    Fills ``weight`` and ``arcs``, given as zeros; returns whether the weights are finite and >= 0.
+    """
+    depth, height, width = roi.shape
+    neighbors = len(offsets)
+    inside, movable = roi.ravel(), free.ravel()
+    valid = True
+    for n in range(neighbors):
+        dz, dy, dx = offsets[n]
+        step = (dz * height + dy) * width + dx
+        if step == 0:
+            continue  # a pixel and itself never differ
+        back = 2 * neighbors - 1 - n
+        for z in range(max(0, -dz), min(depth, depth - dz)):
+            for y in range(max(0, -dy), min(height, height - dy)):
+                for x in range(max(0, -dx), min(width, width - dx)):
+                    p = (z * height + y) * width + x
+                    q = p + step
+                    if not (inside[p] and inside[q]):
+                        continue
+                    value = weights[n, z, y, x]
+                    valid &= 0.0 <= value < np.inf  # NaN fails too
+                    weight[p, n] = value
+                    weight[q, back] = value
+                    if movable[p] and movable[q] and value > 0.0:
+                        arcs[p] |= bit[n]
+                        arcs[q] |= bit[back]
+    return valid
+
+
+@njit(nogil=True)
+def _grid_energy(unary: NDArray[Any], cells: Cells, labels: NDArray[np.int32], roi: NDArray[np.bool_]) -> float:
+    """Energy inside ``roi``, by Neumaier's compensated summation: exact but for the last bits of the result.
+
+    Results are compared by this number, so rounding must not make a worse labelling look better.
+    """
+    forward = len(cells.step) // 2
+    total, lost = 0.0, 0.0
+    for p in range(len(labels)):
+        if not roi[p]:
+            continue
+        label = labels[p]
+        cut = 0.0
+        for k in range(forward):
+            weight = np.float64(cells.weight[p, k])
+            if weight > 0.0 and labels[np.uint32(p + cells.step[k])] != label:
+                cut += weight
+        total, lost = add_compensated(np.float64(unary[label, p]), total, lost)
+        if cut > 0.0:  # at few pixels
+            total, lost = add_compensated(cut, total, lost)
+    return total + lost
+
+
+@njit(nogil=True)
+def _begin(
+    unary: NDArray[Any],
+    cells: Cells,
+    labels: NDArray[np.int32],
+    roi: NDArray[np.bool_],
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+) -> float:
+    """As :func:`_grid_energy`; fills ``keeping`` with the unaries of the labels and ``border``, given as zeros, too."""
+    forward = len(cells.step) // 2
+    free = cells.free
+    total, lost = 0.0, 0.0
+    for p in range(len(labels)):
+        label = labels[p]
+        keeping[p] = unary[label, p]
+        if not roi[p]:
+            continue
+        cut = 0.0
+        for k in range(forward):
+            weight = np.float64(cells.weight[p, k])
+            if weight > 0.0:
+                q = np.uint32(p + cells.step[k])
+                if labels[q] != label:
+                    cut += weight
+                    if free[p] and free[q]:
+                        border[p] += 0.5 * weight
+                        border[q] += 0.5 * weight
+                elif free[p] != free[q]:
+                    border[p if free[p] else q] -= weight
+        total, lost = add_compensated(np.float64(keeping[p]), total, lost)
+        if cut > 0.0:  # at few pixels
+            total, lost = add_compensated(cut, total, lost)
+    return total + lost
+
+
+@njit(nogil=True, forceinline=True)
+def _border(cells: Cells, labels: NDArray[np.int32], p: Any) -> float:
+    """What the neighbours add to the excess of a free pixel in the expansion of a label that none of them has."""
+    label = labels[p]
+    total = 0.0
+    for k in range(len(cells.step)):
+        weight = np.float64(cells.weight[p, k])
+        if weight > 0.0:
+            q = np.uint32(p + cells.step[k])
+            if labels[q] != label:
+                if cells.free[q]:
+                    total += 0.5 * weight
+            elif not cells.free[q]:
+                total -= weight
+    return total
+
+
+@njit(nogil=True)
+def _set_up(
+    alpha: int,
+    unary: NDArray[Any],
+    cells: Cells,
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+    network: Network,
+) -> None:
+    """Make ``network`` that of the expansion of ``alpha`` from its labels; taking is the source side.
+
+    ``keeping`` (N,) are the unaries of the labels, ``border`` (N,) what :func:`_border` says.
+    """
+    excess, leaving = network.excess, network.leaving
+    taking = unary[alpha]
+    network.ready[:] = False
+    leaving[:] = cells.arcs
+    for p in range(len(excess)):
+        excess[p] = (np.float64(keeping[p]) - np.float64(taking[p])) + border[p]
+    for p in range(len(excess)):
+        if network.labels[p] == alpha:
+            excess[p] = 0.0
+            leaving[p] = 0
+            for k in range(len(cells.step)):
+                weight = np.float64(cells.weight[p, k])
+                if weight > 0.0:
+                    q = np.uint32(p + cells.step[k])
+                    back = np.uint32(len(cells.step) - 1 - k)
+                    leaving[q] &= ~cells.bit[back]
+                    if cells.free[q] and network.labels[q] != alpha:
+                        excess[q] += 0.5 * weight if cells.free[p] else weight
+        elif not cells.free[p]:
+            excess[p] = 0.0
+    network.entering[:] = leaving
+
+
+@njit(nogil=True)
+def _gain(
+    alpha: int, unary: NDArray[Any], cells: Cells, keeping: NDArray[Any], network: Network, scratch: Scratch, size: int
+) -> float:
+    """By how much the energy changes if the pixels ``region[:size]``, marked as reached, take ``alpha``."""
+    labels = network.labels
+    total, lost = 0.0, 0.0
+    for i in range(size):
+        p = scratch.region[i]
+        label = labels[p]
+        term = np.float64(unary[alpha, p]) - np.float64(keeping[p])
+        for k in range(len(cells.step)):
+            weight = np.float64(cells.weight[p, k])
+            if weight > 0.0:
+                q = np.uint32(p + cells.step[k])
+                if scratch.seen[q] == REACHED:
+                    if labels[q] != label:
+                        term -= 0.5 * weight  # each of both ends counts half
+                elif labels[q] == label:
+                    term += weight
+                elif labels[q] == alpha:
+                    term -= weight
+        total, lost = add_compensated(term, total, lost)
+    return total + lost
+
+
+@njit(nogil=True)
+def _take(
+    alpha: int,
+    unary: NDArray[Any],
+    cells: Cells,
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+    network: Network,
+    scratch: Scratch,
+    size: int,
+    history: History,
+) -> None:
+    """Give ``alpha`` to the pixels ``region[:size]``, marked as reached, and note whom it concerns."""
+    done = REACHED + 1
+    touched = 0
+    for i in range(size):
+        p = scratch.region[i]
+        network.labels[p] = alpha
+        keeping[p] = unary[alpha, p]
+    for i in range(size):
+        p = scratch.region[i]
+        if scratch.seen[p] != done:
+            scratch.seen[p] = done
+            border[p] = _border(cells, network.labels, p)
+            scratch.queue[touched] = p
+            touched += 1
+        for k in range(len(cells.step)):
+            if cells.weight[p, k] > 0.0:
+                q = np.uint32(p + cells.step[k])
+                if cells.free[q] and scratch.seen[q] != done:
+                    scratch.seen[q] = done
+                    border[q] = _border(cells, network.labels, q)
+                    scratch.queue[touched] = q
+                    touched += 1
+    history.changes[0] += 1
+    noted = history.noted[0]
+    if noted + touched > len(history.touched):
+        history.since[:] = NEVER
+        noted = 0
+    history.touched[noted : noted + touched] = scratch.queue[:touched]
+    history.noted[0] = noted + touched
+
+
+@njit(nogil=True)
+def _find_window(alpha: int, first: int, most: int, cells: Cells, network: Network, history: History) -> int:
+    """Collect the pixels touched since ``first`` and so many rings about them in ``window``, those that may take alpha.
+
+    Returns how many they are, or -1 if more than ``most``; ``history.core`` of them are those touched.
+    """
+    window, member, labels = history.window, history.member, network.labels
+    if history.noted[0] - first > most:
+        return -1
+    size = 0
+    for i in range(first, history.noted[0]):
+        p = history.touched[i]
+        if labels[p] != alpha and not member[p]:
+            member[p] = True
+            window[size] = p
+            size += 1
+    history.core[0] = size
+    begin = 0
+    for _ in range(RINGS):
+        end = size
+        if size > most:
+            break
+        while begin < end:
+            p = window[begin]
+            begin += 1
+            for k in range(len(cells.step)):
+                if cells.weight[p, k] > 0.0:
+                    q = np.uint32(p + cells.step[k])
+                    if cells.free[q] and labels[q] != alpha and not member[q]:
+                        member[q] = True
+                        window[size] = q
+                        size += 1
+    if size > most:
+        for i in range(size):
+            member[window[i]] = False
+        return -1
+    return size
+
+
+@njit(nogil=True)
+def _set_up_window(
+    alpha: int,
+    unary: NDArray[Any],
+    cells: Cells,
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+    network: Network,
+    history: History,
+    size: int,
+) -> None:
+    """As :func:`_set_up`, of the window alone, as if all about it that may take ``alpha`` did."""
+    labels = network.labels
+    for i in range(size):
+        p = history.window[i]
+        label = labels[p]
+        excess = (np.float64(keeping[p]) - np.float64(unary[alpha, p])) + border[p]
+        network.leaving[p] = 0
+        for k in range(len(cells.step)):
+            weight = np.float64(cells.weight[p, k])
+            if weight > 0.0:
+                q = np.uint32(p + cells.step[k])
+                if labels[q] == alpha:
+                    excess += 0.5 * weight if cells.free[q] else weight
+                elif history.member[q]:
+                    network.leaving[p] |= cells.bit[k]
+                elif cells.free[q]:
+                    excess += weight if labels[q] == label else 0.5 * weight
+        network.excess[p] = excess
+        network.entering[p] = network.leaving[p]
+        network.ready[p] = False
+
+
+@njit(nogil=True)
+def _connected(alpha: int, cells: Cells, network: Network, scratch: Scratch, history: History, size: int) -> int:
+    """Of the pixels ``region[:size]``, marked as reached, keep those that hang together with touched ones.
+
+    Returns how many they are, or -1 if some lie beside pixels outside the window that may take ``alpha`` too.
+    """
+    seen, region = scratch.seen, scratch.region
+    for i in range(size):
+        seen[region[i]] = LABELLED
+    kept = 0
+    for i in range(history.core[0]):
+        p = history.window[i]
+        if seen[p] == LABELLED:
+            seen[p] = REACHED
+            region[kept] = p
+            kept += 1
+    i = 0
+    while i < kept:
+        p = region[i]
+        i += 1
+        for k in range(len(cells.step)):
+            if cells.weight[p, k] > 0.0:
+                q = np.uint32(p + cells.step[k])
+                if seen[q] == LABELLED:
+                    seen[q] = REACHED
+                    region[kept] = q
+                    kept += 1
+                elif not history.member[q] and cells.free[q] and network.labels[q] != alpha:
+                    return -1
+    return kept
+
+
+@njit(nogil=True)
+def _cut_window(
+    alpha: int,
+    first: int,
+    unary: NDArray[Any],
+    cells: Cells,
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+    network: Network,
+    scratch: Scratch,
+    history: History,
+) -> int:
+    """The expansion of ``alpha``, whose last one came before the pixels touched since ``first`` and could not improve.
+
+    Returns the number of pixels that take ``alpha``, as :func:`min_cut` does, or -1 if a look at all pixels is needed.
+    """
+    size = _find_window(alpha, first, len(keeping) // 16, cells, network, history)
+    if size <= 0:
+        return size
+    _set_up_window(alpha, unary, cells, keeping, border, network, history, size)
+    found = min_cut_among(network, scratch, history.window[:size])
+    found = _connected(alpha, cells, network, scratch, history, found)
+    for i in range(size):
+        history.member[history.window[i]] = False
+    return found
+
+
+@njit(nogil=True, cache=True)
+def expand_cells(
+    unary: NDArray[Any],
+    step: NDArray[np.uint32],
+    bit: NDArray[Any],
+    weight: NDArray[Any],
+    arcs: NDArray[Any],
+    start: NDArray[np.int64],
+    fixed: NDArray[np.int64],
+    roi: NDArray[np.bool_],
+    allowed: NDArray[np.bool_],
+    max_cycles: int,
+    residual: NDArray[np.float64],
+) -> tuple[NDArray[np.int64], float, float, int, bool, float]:
+    """All moves on a grid; the fields of :class:`Expansion`. ``residual`` (N, D) is memory to work in."""
+    given, free = admissible(unary, start, fixed, roi, allowed)
+    cells = Cells(step, bit, weight, arcs, free)
+    choices = np.flatnonzero(allowed)
+    labels = np.zeros(len(given), np.int32)  # outside roi nothing counts
+    for p in range(len(given)):
+        if roi[p]:
+            labels[p] = given[p]
+
+    keeping = np.empty(len(labels), unary.dtype)
+    border = np.zeros(len(labels))
+    start_energy = energy = _begin(unary, cells, labels, roi, keeping, border)
+    if len(choices) <= 1 or not free.any():
+        return given, energy, start_energy, 0, True, energy
+    if max_cycles <= 0:
+        return given, energy, start_energy, 0, False, -np.inf
+
+    binary = len(choices) == 2
+    if binary:
+        # From a constant labelling, one expansion of the other label reaches every labelling. Of the two ways round,
+        # the one with less to push is the faster.
+        balance = 0.0
+        border[:] = 0.0
+        for p in range(len(labels)):
+            if free[p]:
+                balance += np.float64(unary[choices[0], p]) - np.float64(unary[choices[1], p])
+            elif roi[p] and (labels[p] == choices[0] or labels[p] == choices[1]):
+                for k in range(len(step)):
+                    q = np.uint32(p + step[k])
+                    if weight[p, k] > 0.0 and free[q]:
+                        balance += np.float64(weight[p, k]) * (1.0 if labels[p] == choices[1] else -1.0)
+        if balance > 0.0:
+            choices = choices[::-1].copy()
+        for p in range(len(labels)):
+            if free[p]:
+                labels[p] = choices[0]
+                keeping[p] = unary[choices[0], p]
+            elif roi[p] and labels[p] == choices[0]:
+                for k in range(len(step)):
+                    q = np.uint32(p + step[k])
+                    if weight[p, k] > 0.0 and free[q]:
+                        border[q] -= np.float64(weight[p, k])
+
+    network = new_network(step, bit, weight, labels, arcs, residual)
+    scratch = new_scratch(len(labels))
+
+    # A label need not be tried again until another label's expansion has changed something, and then only about it.
+    history = _new_history(0 if binary else len(labels), len(choices))
+    tried_at = np.full(len(choices), NEVER)
+    if binary:
+        tried_at[0] = 0
+    converged = False
+    cycles = 0
+    while cycles < max_cycles and not converged:
+        cycles += 1
+        for i in range(len(choices)):
+            if tried_at[i] == history.changes[0]:
+                continue
+            size = -1
+            if history.since[i] != NEVER:
+                size = _cut_window(
+                    choices[i], history.since[i], unary, cells, keeping, border, network, scratch, history
+                )
+            if size < 0:
+                _set_up(choices[i], unary, cells, keeping, border, network)
+                size = min_cut(network, scratch)
+            if binary:
+                for j in range(size):
+                    labels[scratch.region[j]] = choices[i]
+            elif size > 0 and _gain(choices[i], unary, cells, keeping, network, scratch, size) < 0.0:
+                _take(choices[i], unary, cells, keeping, border, network, scratch, size, history)
+            tried_at[i] = history.changes[0]
+            history.since[i] = history.noted[0]
+        converged = binary or (tried_at == history.changes[0]).all()
+
+    if binary or history.changes[0] > 0:
+        energy = _grid_energy(unary, cells, labels, roi)
+    if energy > start_energy:  # only by rounding
+        return given, start_energy, start_energy, cycles, converged, start_energy if binary else -np.inf
+    for p in range(len(labels)):
+        if roi[p]:
+            given[p] = labels[p]
+    return given, energy, start_energy, cycles, converged, energy if binary else -np.inf

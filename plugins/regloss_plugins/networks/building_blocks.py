@@ -1,0 +1,78 @@
+"""What the networks of this package share: checks, a convolution with its normalisation, and sizes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from regloss.errors import UsageError
+
+NORMS = ("batch", "instance", "group", "none")
+
+CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
+_BATCH_NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+_MAX_GROUPS = 8
+
+
+def check_settings(
+    network: str, in_channels: int, classes: int, levels: int, channels: int, max_channels: int, norm: str
+) -> None:
+    """Raise `UsageError`, in the name of ``network``, for what no encoder-decoder can be made with."""
+    for name, value in (
+        ("in_channels", in_channels),
+        ("classes", classes),
+        ("levels", levels),
+        ("channels", channels),
+    ):
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{network}: {name} must be a whole number of at least 1, not {value!r}")
+    if max_channels < channels:
+        raise UsageError(f"{network}: max_channels must be at least channels ({channels}), not {max_channels}")
+    if norm not in NORMS:
+        raise UsageError(f"{network}: norm must be one of {', '.join(NORMS)}, not {norm!r}")
+
+
+def check_image(network: str, image: Tensor, in_channels: int, dims: int) -> None:
+    """Raise `UsageError`, in the name of ``network``, unless an image is (B, C, *S) with the axes that it takes."""
+    if image.ndim != dims + 2 or image.shape[1] != in_channels:
+        raise UsageError(
+            f"{network}: expected an image (batch, {in_channels}, *size) with {dims} spatial dimensions, not one of "
+            f"shape {tuple(image.shape)}; set in_channels and dims to match"
+        )
+
+
+def level_widths(channels: int, levels: int, max_channels: int) -> list[int]:
+    """Feature maps of each level, from fine to coarse: twice as many in each, up to ``max_channels``.
+
+    >>> level_widths(16, 4, 100)
+    [16, 32, 64, 100]
+    """
+    return [min(channels * 2**level, max_channels) for level in range(levels)]
+
+
+def extended(image: Tensor, lengths: Sequence[int]) -> Tensor:
+    """An image (B, C, *S) up to these lengths along its axes, by repeating its last entries; itself if it has them."""
+    missing = [length - size for length, size in zip(lengths, image.shape[2:], strict=True)]
+    padding = [end for after in reversed(missing) for end in (0, after)]
+    return functional.pad(image, padding, mode="replicate") if any(missing) else image
+
+
+def convolution(before: int, after: int, norm: str, dims: int) -> Sequence[nn.Module]:
+    """A 3x3 or 3x3x3 convolution, the normalisation and a ReLU; what every network here is made of."""
+    # A normalisation subtracts what a bias would add, so the bias is only there without one.
+    layer = CONVOLUTION[dims](before, after, kernel_size=3, padding=1, bias=norm == "none")
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    relu = nn.ReLU(inplace=True)
+    if norm == "batch":
+        return layer, _BATCH_NORM[dims](after), relu
+    if norm == "instance":
+        # One group a channel is instance normalisation, and unlike nn.InstanceNorm it works in channels_last.
+        return layer, nn.GroupNorm(after, after), relu
+    if norm == "group":
+        return layer, nn.GroupNorm(math.gcd(after, _MAX_GROUPS), after), relu
+    return layer, relu
