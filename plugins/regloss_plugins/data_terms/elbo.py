@@ -11,11 +11,8 @@ with eta ~ N(0, 1) and u = softmax(logits). Minus the bound, up to a constant, i
 owns them, over G and F by the same optimizer (see `modules`). With total variation of u beside it, this is the energy
 of deep Chan-Vese; with G the identity, V -> 0 and Sigma_i = 1 it is Chan-Vese's own.
 
-Probabilities u between 0 and 1 keep the bound valid, as KL is convex: sum_i u_i KL(q || p_i) >= KL(q || sum_i u_i p_i).
-For a label that is itself drawn with the probabilities u, the bound has the term sum_i u_i ln u_i beside it: with it,
-and no regularizer, the best u is softmax(-KL). Setting ``entropy`` = 1 adds it.
-
-KL is linear in u, so that logits which nothing holds run to +-infinity: bound them, or let them decay.
+The bound stays valid for u between 0 and 1, as KL is convex: sum_i u_i KL(q || p_i) >= KL(q || sum_i u_i p_i). With
+``entropy`` = 1, sum_i u_i ln u_i beside it, and no regularizer, the best u is softmax(-KL).
 
 Means and covariances are given, and the same for all images. With a finite ``prior_pixels`` = c every image has its own
 instead, as in Chan-Vese, whose means follow the labels, and shares pi_i of the pixels beside them; KL_ix - ln (K pi_i)
@@ -24,12 +21,8 @@ c KL( given phase i || N(mu_i, Sigma_i) ) - c ln (K pi_i): with n_i = sum_x u_ix
 
     mu_i = (c given mean + sum_x u_ix G(I)_x) / (c + n_i)        pi_i = (c + n_i) / sum_j (c + n_j)
 
-and Sigma_i the covariance of the same c + n_i pixels, with V. What is given counts as c more pixels of each phase, so
-that one without pixels falls back on it, and c = infinity is the formula above.
-
-An encoder that has just begun puts all pixels nearest to the phase that has most of them, and where u follows it the
-others are gone. With ``balance`` every phase counts the same in the gradient of the networks, but for phases with less
-than a tenth of the pixels; the value and the gradient of the logits stay what they are.
+and Sigma_i the covariance of the same c + n_i pixels, with V; c = infinity is the formula above. With ``balance`` every
+phase counts the same in the gradient of the networks, but for phases with less than a tenth of the pixels.
 
 Source: Zheng, Bao, Shi, Ling, Ma, "Unsupervised deep learning meets Chan-Vese model". Differs from it in: 1. fidelity,
 the inverse variance of the decoder's noise, as image values lie in [0, 1] here; 2. V may be learnt; 3. phases may be

@@ -25,9 +25,6 @@ in proportion to the weights. Any messages give a valid bound, so this costs not
 
 Source: Kolmogorov, "Convergent tree-reweighted message passing for energy minimization", PAMI 2006; the transform from
 Felzenszwalb, Huttenlocher, "Efficient belief propagation for early vision", IJCV 2006.
-
-The compiled functions hold no lock, so threads over images scale. Everything is float64: with messages rounded to
-float32 the bound could end above the minimum by more than rounding of the energy.
 """
 
 from __future__ import annotations
@@ -44,6 +41,8 @@ from regloss_plugins.kernels.sums import add_compensated
 __all__ = ["DualBound", "bound_grid"]
 
 FREE = -1  # entry of ``fixed`` at a pixel that may change
+# The compiled functions hold no lock, so threads over images scale. Everything is float64: with messages rounded to
+# float32 the bound could end above the minimum by more than rounding of the energy.
 # Neither NaN nor the sign of zero matters to minima and sums of finite numbers, and without them loops are vectorised.
 _RELAXED = {"nnan", "nsz"}
 # Below so many pixels a coarser problem is not worth its setting up.

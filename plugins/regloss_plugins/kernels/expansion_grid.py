@@ -7,8 +7,8 @@ improved before. So the cut of a window about these is enough, made as if all pi
 taking inside): if no part of it that holds such a pixel reaches the window's rim, that is the move; otherwise all
 pixels are looked at. Moves and energy are those of `regloss_plugins.kernels.expansion`.
 
-Numba's on-disk cache looks at the file of a function but not at what it calls: after a change in ``push_relabel.py``,
-``expansion_start.py`` or ``sums.py``, touch this file too.
+Numba's on-disk cache looks at the file of a function but not at what it calls: after a change of code in
+``push_relabel.py``, ``expansion_start.py`` or ``sums.py``, touch this file too.
 """
 
 from typing import Any, NamedTuple

@@ -13,10 +13,6 @@ repeat until no excess can reach a deficit:
 3. A node left with excess is relabelled and discharged again, but rises at most ``JUMP`` above its distance (more where
    few are left). What is still stuck waits for the next search.
 
-Without the limit of the third step nodes that are cut off from every deficit would climb by tiny steps, passing their
-excess to and fro, which is what makes push-relabel methods slow on images; without the step itself five times as many
-searches are needed.
-
 Every residual capacity is pushed to exactly 0.0 (x - x), so comparisons with zero need no tolerance.
 
 A search is local where excess is: it looks at what excess can reach, and no further than the first deficits. Residual
@@ -24,11 +20,6 @@ capacities come into being where flow first passes. Both make a cut in which lit
 
 Source: Goldberg and Tarjan, "A new approach to the maximum-flow problem", J. ACM 1988; Cherkassky and Goldberg, "On
 implementing the push-relabel method", Algorithmica 1997 (global relabelling). Bounded relabelling is our own.
-
-Layout: the arcs of node ``v`` are ``0 .. D - 1``; arc ``k`` ends at ``v + step[k]``, and the arc back has the number
-``D - 1 - k``. Which arcs leave a node with residual capacity, and which enter it, is kept in the bits of one small
-number a node, so that searches touch two bytes and two words a node. Node numbers are uint32: with unsigned indices
-numba need not test for negative ones.
 """
 
 from typing import Any, NamedTuple
@@ -45,6 +36,8 @@ trailing_zeros: Any = numba_trailing_zeros  # mypy does not know that numba supp
 MOST_ARCS = 32  # bits of the widest mask
 NONE = np.uint32(2**32 - 1)  # end of a linked list
 FAR = 2**30  # level of a trapped node
+# Without a limit nodes that are cut off from every deficit would climb by tiny steps, passing their excess to and fro,
+# which is what makes push-relabel methods slow on images; without any rise five times as many searches are needed.
 JUMP = 4  # measured: 2 and 8 cost a tenth more, 0 three times as much, 1000 five times
 LONG_JUMP, FEW = 16, 100  # where few nodes are stuck a search costs more than their detours: a fifth less in hard cases
 UNSEEN, SEEN, LABELLED, TRAPPED, REACHED = 0, 1, 2, 3, 4  # what the searches have found out about a node
@@ -53,7 +46,11 @@ UNSEEN, SEEN, LABELLED, TRAPPED, REACHED = 0, 1, 2, 3, 4  # what the searches ha
 class Network(NamedTuple):
     """A grid of nodes and the flow through it, D arcs a node.
 
-    The capacity of an edge is its weight if its ends bear one label, half its weight otherwise.
+    The arcs of node ``v`` are ``0 .. D - 1``; arc ``k`` ends at ``v + step[k]``, and the arc back has the number
+    ``D - 1 - k``. The capacity of an edge is its weight if its ends bear one label, half its weight otherwise. Which
+    arcs leave a node with residual capacity, and which enter it, is kept in the bits of one small number a node, so
+    that searches touch two bytes and two words a node. Node numbers are uint32: with unsigned indices numba need not
+    test for negative ones.
     """
 
     step: NDArray[np.uint32]  # (D,) from a node to the end of each arc, modulo 2^32

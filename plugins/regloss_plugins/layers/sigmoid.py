@@ -5,36 +5,21 @@
 for scores y of L sets, the smallest first, each with a probability u_g of its own; without R this is
 sigmoid(y / entropy). What R consists of is dealt with in this order:
 
-    priors that a solver can use   each set by itself as a segmentation into outside (0) and inside (1), u = s_1: total
-                                   variation, threshold dynamics, volumes, a star shape ...; with K = 2 classes this is
-                                   `RegularizedSoftmax`
-    the order of the sets          u_1 <= u_2 <= ... <= u_L ("ordered"). With nothing else it is exact: isotonic
-                                   regression of the scores. After a solver it is applied to the scores that this ended
-                                   with, entropy * log(u / (1 - u)). Anisotropic and nonlocal total variation and
-                                   threshold dynamics leave scores in order that come in order, so that there it changes
-                                   nothing but what the solver's tolerance lets through
-    projections                    each set by itself, again as outside and inside: "convex" fills the dents of
-                                   {u_g > 1/2}. Filling keeps inclusions, so it comes last, and a pixel that is added to
-                                   a set is added to all larger ones
+    priors that a solver can use   each set by itself as a segmentation into outside (0) and inside (1), u = s_1
+    the order of the sets          u_1 <= u_2 <= ... <= u_L ("ordered"): isotonic regression of the scores, exact with
+                                   nothing else; after a solver, of the scores entropy * log(u / (1 - u)) it ended with
+    projections                    each set by itself: "convex" fills the dents of {u_g > 1/2}, which keeps inclusions;
+                                   a pixel that is added to a set is added to all larger ones
 
 Only the first two are minimisations; for their sum, and with the projection, no energy is known to fall.
 
-Classes. L nested sets are K = L + 1 classes: class 0 lies outside of all sets, class k in the k largest. A network that
-ends in logits o (B, K, *S) of classes need not be changed: the sets' scores are the log-odds, under its softmax, that
-the class is k or a higher one,
+L nested sets are K = L + 1 classes: class 0 lies outside of all sets, class k in the k largest. Of logits o (B, K, *S)
+of classes the sets' scores are the log-odds that the class is k or a higher one, in order whatever the network says,
 
     y = log sum of exp(o_k ... o_L)  -  log sum of exp(o_0 ... o_(k - 1))          k = L, ..., 1
 
-which lie in order whatever the network says, and without R and at entropy 1 the layer gives the softmax back. (Taking L
-of the K logits for scores would throw one away, and pool wherever they are not in order; what is pooled cannot be told
-apart by the gradient.) Back again, the probability of class k is the difference of neighbouring sets' probabilities.
-
-The label map of nested sets is the number of sets with u > 1/2. That is the median class, not always the most probable
-one: of (.4, .3, .3) the former is class 1, the latter 0. Only of the former are the regions {label >= k} the sets.
-So in evaluation mode the median class is raised to the largest probability where it is not there already; an ordinary
-argmax then gives labels whose regions are nested, and convex where that was asked for. In training mode class
-probabilities are what a cross entropy can learn from: neither raised nor projected, since what a projection adds is
-certain and without gradient, and a network that has learnt nothing yet would be stuck in filled noise.
+and the probability of class k is the difference of neighbouring sets' probabilities. The label is the number of sets
+with u > 1/2, the median class; in evaluation mode its probability is raised to the largest.
 
 Gradients: through the solver as `RegularizedSoftmax` has it; of the ordering exactly, by averaging over what was
 pooled; of the filling the identity at pixels that were not added, and 0 at those that were.

@@ -17,12 +17,9 @@ loss and CRI are per pixel; these two are one number an image.
          phase alone. What F makes of one phase only must not pass for a photograph, and what it makes of both, put
          together as the segmentation says, must: so u may not be one phase everywhere
 
-D gives logits, and all logarithms are taken of them (softplus). Nothing here knows which phase is the object, and "all
-pixels in one phase" is a fixed point of the first two updates; the network is therefore first taught a saliency map,
-for the fraction ``start_fraction`` of the training, in which G, F and D see that map in place of u. From then on U
-follows G and G follows U, and what holds them is F: without a balance of the phases (see `ELBO`) the smaller one, which
-an encoder in doubt takes for the larger, shrinks from step to step. With ``start_weight`` = s > 0 the map holds them as
-well: s times the cross entropy with it remains in U's loss, as if it were a prior of the labels.
+"All pixels in one phase" is a fixed point of the first two updates; the network is therefore first taught a saliency
+map, for the fraction ``start_fraction`` of the training, in which G, F and D see that map in place of u. With
+``start_weight`` = s > 0, s times the cross entropy with it remains in U's loss, as if it were a prior of the labels.
 
 Source: Zheng, Bao, Shi, Ling, Ma, "Unsupervised deep learning meets Chan-Vese model", sec. 4.3 and Algorithm 3. Differs
 from it in: 1. the sign of the second logarithm of AuI, without which it has no minimum; 2. D's loss, which does not

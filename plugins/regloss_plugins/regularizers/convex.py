@@ -5,9 +5,7 @@ With D = {s_label > 1/2} and B_r(x) the lattice ball of radius r about x, outsid
     at most half of B_r(x) lies in D, for all radii r and pixels x that are not in D
 
 Every digitised convex set fulfils it for every radius: a line through x has the set on one side, and lattice balls are
-symmetric about their centre. The reverse holds only for smooth boundaries and small radii; on the grid small radii see
-small dents, and large ones wide dents. Take radii from 1.5 to about the object's own. Separate components that come
-close are forbidden too.
+symmetric about their centre. The reverse holds only for smooth boundaries and small radii.
 
 The projection cycles through the radii and adds to D all pixels that break the condition (they get probability 1),
 until no radius finds any. It never leaves the convex hull, keeps inclusions between regions, and ends at a set that

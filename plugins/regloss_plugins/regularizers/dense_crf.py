@@ -4,13 +4,10 @@
     w_pq      = exp(-|p - q|^2 / (2 sigma_xy^2) - |I_p - I_q|^2 / (2 sigma_rgb^2)) / ((2 pi)^(D/2) sigma_xy^D)
 
 in D spatial dimensions, sigma_xy in pixels of the image, sigma_rgb in units of image values (which lie in [0, 1]), the
-square summed over channels. The divisor makes R at most weight / 2 per pixel (about), so that a weight means the same
-for any width, and for any resolution if the width goes with it; papers leave it out and quote tiny weights.
-
-With scale = 0.5, places and colours are those of blocks of 2x2 pixels, while the pairs remain those of pixels: R keeps
-its scale, and is a Potts model still (see `regloss_plugins.filters.affinity`). Sums over pairs are
-Gaussian filters, exact or by a lattice (`regloss_plugins.filters.gaussian`); with a lattice, the w_pq are the
-lattice's own, which are near the formula's, and R and its gradient are exact for them.
+square summed over channels. The divisor makes R at most weight / 2 per pixel (about). With scale = 0.5, places and
+colours are those of blocks of 2x2 pixels, while the pairs remain those of pixels (`regloss_plugins.filters.affinity`).
+Sums over pairs are Gaussian filters (`regloss_plugins.filters.gaussian`), exact or by a lattice, for whose w_pq R and
+its gradient are exact.
 
 For probabilities S there are those relaxations of `regloss.potts` that filters can compute, each equal to R on one-hot
 input at any scale: bilinear, quadratic and normalized-quadratic. With bilinear, and W the filter with w_pp on its
@@ -28,9 +25,7 @@ bandwidths may be tensors to be learnt, for which the form then gives derivative
 
 Source: Krähenbühl, Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", NeurIPS 2011
 (the model); Tang, Perazzi, Djelouah, Ben Ayed, Schroers, Boykov, "On regularized losses for weakly-supervised CNN
-segmentation", ECCV 2018 (as a loss). Its published weight is 2e-9 for the sum over ordered pairs of blocks at
-scale = 0.5, without the divisor; a mean over N pixels of this R takes 2e-9 N / 8 times the divisor instead: 4.13 for
-crops of 513x513 and sigma_xy = 100.
+segmentation", ECCV 2018 (as a loss).
 """
 
 from __future__ import annotations

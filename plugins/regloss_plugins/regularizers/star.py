@@ -8,11 +8,7 @@ region {s_label > t} is star-shaped about c. The region where the class is the *
 classes, and the labels of a solution are made so with more.
 
 The centre is given, or taken from a prediction: the centre of mass of the region where the class is the most probable
-one, rounded to a pixel. Evaluated, the prediction is what is evaluated; `solve` takes the minimiser of the unaries and
-the entropy alone, and a layer the softmax of the network's logits. Where the class is the most probable one nowhere,
-all its mass decides, and where it has none, the centre of the region of interest. Where seeds contradict the centre
-that was taken, `solve` takes the centre of mass of the class's seeds instead, or the nearest of them about which
-nothing does. No gradient flows through the centre.
+one, rounded to a pixel. No gradient flows through it.
 
 A pixel whose parent lies outside the region of interest is not constrained. A solver's iterate counts as meeting the
 constraint when no probability exceeds its parent's by more than ``tolerance``. Gradient descent gets weight times the

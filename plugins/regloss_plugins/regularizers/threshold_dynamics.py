@@ -18,10 +18,8 @@ where the number is the least eigenvalue mu that any image can have. For K that 
 weight * |mu| |s - t|^2; this is the form's ``curvature``, by which `DCA` damps its steps. The published edge weighting
 <e s_k, K (1 - s_k)> (``edge="plain"``) is not concave even for positive semidefinite K; it is offered with a bound.
 
-Perimeter. Across a straight boundary along an axis, R of labels is weight * length * (sum over z of |z_1| k(z)) for its
-two classes together, with k the kernel; ``perimeter=True`` divides by half of this sum, so that R is close to isotropic
-total variation whatever sigma, and weights mean the same as those of tv. In the continuum, the factor is
-sqrt(2 pi) / sigma for the Gaussian and 3 pi / (2 radius) for the disk.
+Across a straight boundary along an axis, R of labels is weight * length * (sum over z of |z_1| k(z)) for its two
+classes together, with k the kernel; ``perimeter=True`` divides by half of this sum.
 
 Source: Liu, Wang, Tai, "Deep convolutional neural networks with spatial regularization, volume and star-shape priori
 for image segmentation", arXiv:2002.03989; Esedoglu, Otto, "Threshold dynamics for networks with arbitrary surface

@@ -7,39 +7,26 @@ With p a supergradient of R at s, a step is s+ = argmin <unary + p, s> + entropy
 
     s+ = softmax(-(unary + p) / entropy)
 
-and E falls by at least entropy KL(s | s+), however long the step, because R lies below its tangent. Where the form says
-that R is only below its tangents plus c/2 |s - t|^2, steps are damped by gamma KL(s+ | s), gamma = (c - entropy)_+ / 2,
+and E falls by at least entropy KL(s | s+), because R lies below its tangent. Where the form says that R is only below
+its tangents plus c/2 |s - t|^2, steps are damped by gamma KL(s+ | s), gamma = (c - entropy)_+ / 2,
 
     s+ = softmax((gamma log s - unary - p) / (entropy + gamma))
 
-and E falls by at least max(c, entropy) / 2 |s - s+|^2. (Pinsker: KL(a | b) >= |a - b|^2 for probabilities.) What is
-reached is a stationary point, which depends on the start: R is not convex. If R curves by less than the entropy
-everywhere (weight < entropy for threshold dynamics) there is only one.
+and E falls by at least max(c, entropy) / 2 |s - s+|^2 (Pinsker). A stationary point is reached, which depends on the
+start; there is only one if R curves by less than the entropy everywhere. Without entropy, which takes a Q of 0, steps
+are those of Frank-Wolfe (`regloss_plugins.solvers.conditional_gradient`). With Q = max over y in Y of <K s - b, y>:
 
-Without entropy, which takes a Q of 0, steps are those of Frank-Wolfe: from s towards the cheapest labels for the costs
-unary + p, by the length in [0, 1] that is best along the line (`regloss_plugins.solvers.conditional_gradient`). E never
-rises either, and where R is concave the length is 1.
+    nested        solves each step's problem: a volume constraint alone by Newton's method on one number per class, all
+                  else by another solver for saddle forms, up to whose gap E falls
+    single-loop   y+ = P(y + tau (K s - b)), or one scaling step for a volume constraint alone, and the softmax of
+                  unary + p + K^T y+: where it stands still is a stationary point of E, but E may rise on the way
 
-With Q = max over y in Y of <K s - b, y>, each step is a convex problem, and there are two methods:
+An image is done when an undamped step would change no probability of it by more than ``tolerance`` (without entropy,
+when <unary + p, s - s+> <= ``tolerance`` per pixel; in a single loop, if y is a maximiser too). Energies are those of
+points near the iterates that meet the constraints (`regloss.constraint`).
 
-    nested        solves it: a volume constraint alone exactly, by Newton's method on one number per class; all else by
-                  another solver for saddle forms, which starts from where it ended a step before. E falls as above, up
-                  to that solver's own gap; a volume constraint alone is met by every iterate.
-    single-loop   as published: moves y by one step only, y+ = P(y + tau (K s - b)) with the diagonal steps of pdhg, or
-                  by one scaling step for a volume constraint alone, and takes the softmax that belongs to it,
-                  s+ = softmax(-(unary + p + K^T y+) / entropy). Far cheaper, and where it stands still it stands at a
-                  stationary point of E. But nothing guarantees that it does, iterates violate constraints, and while
-                  they do E may rise. So an image counts as converged only once the constraints hold and y is a
-                  maximiser, see ``tolerance``; where steps run out before, the status says so.
-
-Energies are those of points that meet the constraints, near the iterates (`regloss.constraint`).
-
-An image is done when an undamped step would change no probability of it by more than ``tolerance``, without entropy
-when the gap <unary + p, s - s+> is at most ``tolerance`` per pixel; from then on it does not change, and leaves the
-batch.
-
-Source: Liu, Wang, Tai, arXiv:2002.03989 (threshold dynamics, which it solves by this step; volumes and star shapes in a
-single loop); Tao, An, "Convex analysis approach to d.c. programming", 1997.
+Source: Liu, Wang, Tai, arXiv:2002.03989 (this step for threshold dynamics; volumes and star shapes in a single loop);
+Tao, An, "Convex analysis approach to d.c. programming", 1997.
 """
 
 from __future__ import annotations

@@ -17,12 +17,10 @@ no class alone can improve, in general not the minimum.
 On all pairs, parallel updates: with R in its concave form (`Concave`: dense CRFs, threshold dynamics) and its slope p,
 all pixels go to softmax(-(unary + p) / entropy) at once, with damping as above. That may cycle where R is not concave,
 so the free energy is watched: a step that would raise it is not taken, and the part of the old probabilities that the
-image keeps grows by half of what is left. It costs nothing where R is quadratic, as these are. See
-`regloss_plugins.solvers.conditional_gradient`; `DCA` with ``damped=False`` takes the same steps unwatched.
+image keeps grows by half of what is left (`regloss_plugins.solvers.conditional_gradient`).
 
 An image is done when a step changes no probability of it by more than ``tolerance``, or, on all pairs, would change
-none without damping; from then on it does not change. As entropy -> 0 this becomes iterated conditional modes, which
-stops early in poor labellings; for labels use alpha-expansion.
+none without damping.
 
 Source: Wainwright, Jordan, "Graphical models, exponential families, and variational inference", 2008, section 5.3
 (the updates); Krähenbühl, Koltun, "Efficient inference in fully connected CRFs with Gaussian edge potentials", NeurIPS

@@ -2,12 +2,11 @@
 
     min over labels of   E(l) = sum over pixels of unary[l_p, p] + sum over pairs of w_pq [l_p != l_q],     w >= 0
 
-Expansion moves go through labels and pixels one by one, which suits a CPU. Here every operation covers all pixels of
-all images. The relaxation of E over probabilities, with its dual variables z, is the saddle point problem
+Every operation covers all pixels of all images. The relaxation of E over probabilities, with dual variables z, is
 
     min over s in the simplex   max over |z| <= 1   <unary, s> + <z, D s>,    (D s)_pq^k = w_pq / 2 (s_p^k - s_q^k)
 
-whose value is that of the usual linear relaxation. It is solved by the over-relaxed primal-dual iteration
+the usual linear relaxation. It is solved by the over-relaxed primal-dual iteration
 
     s^ = projection of  s - tau (unary + D^T z)  onto the simplex,     z^ = clamp(z + (Delta (2 s^ - s)) / (2 c), -1, 1)
     s <- s + rho (s^ - s),     z <- z + rho (z^ - z),         tau_p = c / (half the sum of the w at p),    rho = 1.9
@@ -22,17 +21,8 @@ After every ``check_every`` steps
 
 and the best labelling is kept, the start included. (See `regloss_plugins.solvers.region_moves` for the moves.)
 
-Level sets matter where pairs outweigh the unaries by far, as between a few seeds: s^ then converges slowly, its argmax
-swings from one side to the other (on 16 photographs it cost 9 percent more than the least energy after 300 steps, 33 at
-worst, with other moves included), while some level set is a minimum cut long before. With two labels the relaxation is
-tight, so that some number of steps always leads there; where labellings that differ in a large part of the image cost
-almost the same, it is large (two of those 16 were at 3.5 percent after 300 steps, and done after 600 and 700). Two
-labels have one channel, as s^0 = 1 - s^1 and z^0 = -z^1, and the projection is a clamp; so their steps are cheap.
-
-Cost of a step at one level: about 11 + 7 n + 5 m operations on arrays (B, K, *S), with n offsets and m = 2 Newton steps
-of the projection: 49 with 8 neighbours, each one kernel launch, and no synchronisation; 5 + 7 n on arrays (B, *S) with
-two labels. A look at the labels launches a hundred times as many, mostly on arrays (B, *S), and has the host wait some
-60 times. Memory: n + 7 arrays (B, K, *S) during steps; n + 15 at the peak, in a look, with 21 labels.
+With two labels the relaxation is tight, so that almost every level set is a minimum cut in the end; they have one
+channel, as s^0 = 1 - s^1 and z^0 = -z^1, and the projection is a clamp.
 
 Source: Lellmann, Schnoerr, "Continuous multiclass labeling approaches and algorithms", SIAM J. Imaging Sci. 2011 (the
 relaxation); Pock, Chambolle, "Diagonal preconditioning for first order primal-dual algorithms", ICCV 2011 (steps);

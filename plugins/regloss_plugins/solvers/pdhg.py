@@ -20,12 +20,9 @@ converges fastest; one from the bound on the norm ("norm"); or a given number, w
 4 * entropy / |K|^2 to converge at all.
 
 Certificate: gap = P(s(y)) - D(y) = max over Y of <K s - b, .> - <K s - b, y> >= 0, summed without cancellation, and
-|s(y) - s*| <= sqrt(gap / (2 entropy)) for the minimiser s*. An image is done when gap per pixel <= tolerance (units of
-the unary). Unlike a gap relative to the energy, this does not change when a constant is added to a pixel's unaries.
-With constraints (Y a cone) an image is done when they hold within their tolerance, and the gap is small between the
-bound and a point near s(y) that meets them exactly (`regloss.constraint`); energies are those of such points.
-
-In float32 the gap of a converged run has a floor of about 1e-6 of the energy.
+|s(y) - s*| <= sqrt(gap / (2 entropy)) for the minimiser s*. An image is done when gap per pixel <= tolerance; with
+constraints (Y a cone), when they hold, and the gap is as small at a point near s(y) that meets them exactly
+(`regloss.constraint`).
 
 Source: Jia, Tai, Liu, "Nonlocal regularized CNN for image segmentation", Eq. (26)-(28) and (43); Beck, Teboulle,
 "A fast iterative shrinkage-thresholding algorithm", 2009; O'Donoghue, Candes, "Adaptive restart for accelerated
