@@ -13,6 +13,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _CORE = {
+    "apps.trained_model": ("TrainedModel", "load"),
     "alternation": ("Alternation", "alternate"),
     "batch": ("Batch",),
     "data_term": ("DataTerm",),
@@ -50,7 +51,7 @@ _CORE = {
     "segmenter": ("Segmentation", "Segmenter"),
     "solver": ("Problem", "Progress", "Solution", "Solver", "Status", "solve"),
 }
-"""Modules of the core, each with its public names. No method: those are in pyproject.toml, among the entry points."""
+"""Modules, each with its public names. No method: those are in pyproject.toml, among the entry points."""
 
 _MODULES = ("errors", "hooks", "losses", "registry")
 """Modules that are there as ``regloss.MODULE`` without an import of their own."""

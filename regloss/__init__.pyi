@@ -6,6 +6,8 @@ from regloss import losses as losses
 from regloss import registry as registry
 from regloss.alternation import Alternation as Alternation
 from regloss.alternation import alternate as alternate
+from regloss.apps.trained_model import TrainedModel as TrainedModel
+from regloss.apps.trained_model import load as load
 from regloss.batch import Batch as Batch
 from regloss.data_term import DataTerm as DataTerm
 from regloss.dataset import Dataset as Dataset

@@ -118,6 +118,10 @@ def predict(
     entropy: Annotated[
         float | None, typer.Option(help="With --crf: weight of the entropy, 0 for solvers over labels. [default: 1]")
     ] = None,
+    probabilities: Annotated[
+        str | None,
+        typer.Option(metavar="FORMAT", help="Write the classes' probabilities too: npy, or tiff with a page a class."),
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -133,9 +137,17 @@ def predict(
         raise UsageError("--regularizer, --solver and --entropy of predict belong to --crf. Give it too.")
     silent = quiet or not sys.stderr.isatty()
     count = predict_files(
-        run, images, output, changes or (), post_process=post_process, overwrite=overwrite, quiet=silent
+        run,
+        images,
+        output,
+        changes or (),
+        post_process=post_process,
+        probabilities=probabilities,
+        overwrite=overwrite,
+        quiet=silent,
     )
-    typer.echo(f"{count} images: label maps in {output / 'labels'}, overlays in {output / 'overlays'}")
+    written = f"{count} images: label maps in {output / 'labels'}, overlays in {output / 'overlays'}"
+    typer.echo(written if probabilities is None else f"{written}, probabilities in {output / 'probabilities'}")
 
 
 @app.command()

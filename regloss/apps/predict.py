@@ -7,22 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from PIL import Image
 from torch import Tensor
 
+from regloss.apps.trained_model import load, probabilities_of
 from regloss.errors import UsageError
 from regloss.io.folders import index_folder
 from regloss.io.images import read_image
 from regloss.io.labels import save_label_png
 from regloss.io.outputs import check_new_folder, make_new_folder
-from regloss.io.reduction import reduce_image
+from regloss.io.probabilities import check_format, save_probabilities
 from regloss.report.overlays import outlined
 from regloss.solver import Solution
-from regloss.training.devices import one_process
-from regloss.training.model import load_model, predict
 
-_PREDICTIONS = ("labels", "overlays")  # what predict_files leaves in its folder
+_PREDICTIONS = ("labels", "overlays", "probabilities")  # what predict_files leaves in its folder
 
 
 def predict_files(
@@ -32,13 +30,15 @@ def predict_files(
     changes: Sequence[str] = (),
     *,
     post_process: Callable[[Tensor, Tensor], Solution] | None = None,
+    probabilities: str | None = None,
     overwrite: bool = False,
     quiet: bool = True,
 ) -> int:
     """Segment an image, or a folder of images, with a run's model.
 
-    Writes output/labels/STEM.png (a palette PNG of class indices) and output/overlays/STEM.png. Where training reduced
-    the images (the data sets' setting ``reduce``), so does this, and the logits are enlarged again.
+    Writes output/labels/STEM.png (a palette PNG of class indices) and output/overlays/STEM.png, and if wanted
+    output/probabilities/STEM.npy or .tif. Where training reduced the images (the data sets' setting ``reduce``), so
+    does this, and the logits are enlarged again.
 
     Args:
         run: output folder of a training.
@@ -47,6 +47,8 @@ def predict_files(
         changes: ``section.key=value`` settings that replace the run's: more steps of the layer, say.
         post_process: logits (1, K, *S) and image (1, C, *S), both of the image's size, to a solution whose labels are
             written instead; see `regloss.apps.post_process.PostProcess`. None = the network's own.
+        probabilities: write them too: "npy", arrays (K, H, W), or "tiff", a page for each class; those of
+            ``post_process`` where there is one.
         overwrite: replace the results of an earlier call.
         quiet: no progress bar.
 
@@ -54,32 +56,37 @@ def predict_files(
         The number of images.
 
     Raises:
-        UsageError: no such run or images, images of other channels, or the output exists and ``overwrite`` is not set.
+        UsageError: no such run or images, an unknown format, or the output exists and ``overwrite`` is not set.
     """
-    model = load_model(run, changes)
+    model = load(run, changes)
     files = [images] if images.is_file() else list(index_folder(images).values()) if images.is_dir() else []
     if not files:
         raise UsageError(f"{images} is neither an image nor a folder with images.")
+    if probabilities is not None:
+        check_format(probabilities)
     loaded_first = read_image(files[0], model.channels)  # a wrong kind of image shows before anything is written
     check_new_folder(output, _PREDICTIONS, overwrite=overwrite)
-    device = one_process(model.config).device
-    segmenter = model.segmenter.to(device)
-    factor = model.config.data.component_settings().get("reduce", 1)
     make_new_folder(output, _PREDICTIONS)
-    for name in _PREDICTIONS:
+    for name in _PREDICTIONS[: 2 if probabilities is None else 3]:
         (output / name).mkdir()
-    from rich.progress import track
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    for number, path in enumerate(track(files, "Segmenting", disable=quiet)):
-        image = loaded_first if number == 0 else read_image(path, model.channels)
-        logits = predict(segmenter, torch.from_numpy(reduce_image(image, factor)).unsqueeze(0).to(device))
-        if factor > 1:
-            enlarged = F.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=False)
-            logits = enlarged[..., : image.shape[1], : image.shape[2]]
-        found = logits.argmax(1)
-        if post_process is not None:
-            found = post_process(logits, torch.from_numpy(image).unsqueeze(0).to(logits.device)).labels
-        labels = found[0].cpu().numpy().astype(np.uint8)
-        save_label_png(output / "labels" / f"{path.stem}.png", labels, model.colors)
-        Image.fromarray(outlined(image, labels, model.colors)).save(output / "overlays" / f"{path.stem}.png")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, disable=quiet) as bar:
+        task = bar.add_task("Segmenting", total=len(files))
+        for number, path in enumerate(files):
+            image = loaded_first if number == 0 else read_image(path, model.channels)
+            bar.update(task, description=f"{path.name}, {image.shape[2]} x {image.shape[1]}")
+            logits = model.logits(image)
+            if post_process is None:
+                found, soft = logits.argmax(1), None if probabilities is None else probabilities_of(logits)
+            else:
+                solution = post_process(logits, torch.from_numpy(image).unsqueeze(0).to(logits.device))
+                found, soft = solution.labels, solution.probabilities
+            labels = found[0].cpu().numpy().astype(np.uint8)
+            save_label_png(output / "labels" / f"{path.stem}.png", labels, model.colors)
+            Image.fromarray(outlined(image, labels, model.colors)).save(output / "overlays" / f"{path.stem}.png")
+            if probabilities is not None and soft is not None:
+                save_probabilities(output / "probabilities", path.stem, soft[0].float().cpu().numpy(), probabilities)
+            bar.advance(task)
     return len(files)

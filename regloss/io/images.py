@@ -85,10 +85,15 @@ def read_image(path: Path, channels: int | None = None) -> FloatImage:
     Raises:
         UsageError: the file cannot be read, or its pixels are none that an image may have.
     """
-    image = _reader(path).pixels(path)
+    return np.ascontiguousarray(with_channels(_reader(path).pixels(path), channels))
+
+
+def with_channels(image: FloatImage, channels: int | None) -> FloatImage:
+    """An image (C, *S) in ``channels``: 1 turns RGB into grey (luma of ITU-R BT.601), 3 repeats grey, None keeps C."""
     if channels == 1 and image.shape[0] == 3:
         # The weights add up to 1 only within rounding, and 1 is the largest value that an image may have.
-        image = np.minimum(np.moveaxis(image, 0, -1) @ _LUMA, np.float32(1))[None]
-    elif channels == 3 and image.shape[0] == 1:
-        image = np.repeat(image, 3, axis=0)
-    return np.ascontiguousarray(image)
+        grey: FloatImage = np.minimum(np.moveaxis(image, 0, -1) @ _LUMA, np.float32(1))[None]
+        return grey
+    if channels == 3 and image.shape[0] == 1:
+        return np.repeat(image, 3, axis=0)
+    return image

@@ -16,6 +16,8 @@ from regloss.io.types import LabelMap
 Picture: TypeAlias = npt.NDArray[np.uint8]
 """(H, W, 3) RGB, 0..255."""
 
+_BAND = 32  # rows
+
 
 def overlay(
     image: npt.NDArray[np.floating[Any]], labels: npt.NDArray[Any], colors: Colors, alpha: float = 0.5
@@ -45,13 +47,17 @@ def overlay(
     if not 0 <= alpha <= 1:
         raise UsageError(f"An overlay's alpha must lie in [0, 1]; got {alpha}.")
     indices = class_indices(labels, colors)
-    picture = 255 * np.clip(image if image.shape[0] == 3 else image[:1], 0, 1).astype(np.float64)
-    picture = np.broadcast_to(np.moveaxis(picture, 0, -1), (*labels.shape, 3)).copy()
-    painted = indices != IGNORE
-    paint = np.asarray(colors, dtype=np.float64)[indices[painted]]
-    picture[painted] = (1 - alpha) * picture[painted] + alpha * paint
-    rounded: Picture = np.rint(picture).astype(np.uint8)
-    return rounded
+    # What is added to a pixel by its label, and what is kept of it; 255 shows the image.
+    paint, kept = np.zeros((256, 3)), np.ones((256, 1))
+    paint[: len(colors)], kept[: len(colors)] = alpha * np.asarray(colors, dtype=np.float64), 1 - alpha
+    shown = np.moveaxis(image if image.shape[0] == 3 else image[:1], 0, -1)
+    picture: Picture = np.empty((*labels.shape, 3), dtype=np.uint8)
+    # By bands of rows, which stay in the cache: a large photograph takes many times its size in double precision.
+    for start in range(0, labels.shape[0], _BAND):
+        rows = slice(start, start + _BAND)
+        band = 255 * np.clip(shown[rows], 0, 1).astype(np.float64)
+        picture[rows] = np.rint(kept[indices[rows]] * band + paint[indices[rows]])
+    return picture
 
 
 def outlined(image: npt.NDArray[np.float32], labels: LabelMap, colors: Colors) -> Picture:
@@ -69,9 +75,10 @@ def outlined(image: npt.NDArray[np.float32], labels: LabelMap, colors: Colors) -
         edge |= np.pad(step, [(0, int(axis == 0)), (0, int(axis == 1))])
         edge |= np.pad(step, [(int(axis == 0), 0), (int(axis == 1), 0)])
     edge = _thickened(edge, _thickness(labels))
-    outline = np.where(edge, fill, IGNORE)
     picture = overlay(image, fill, palette, alpha=0.45)
-    return np.where(outline[..., None] != IGNORE, overlay(image, outline, palette, alpha=1.0), picture)
+    edge &= fill != IGNORE
+    picture[edge] = np.asarray(palette, dtype=np.uint8)[fill[edge]]
+    return picture
 
 
 def shades(numbers: npt.NDArray[np.float32]) -> Picture:

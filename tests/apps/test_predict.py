@@ -35,6 +35,20 @@ def test_a_folder_is_segmented(trained, images, tmp_path):
             assert (picture.mode, picture.size) == ("RGB", (28, 24))
 
 
+def test_probabilities_are_written_where_they_are_wanted(trained, images, tmp_path):
+    predict_files(trained, images / "images", tmp_path / "out", probabilities="tiff")
+    assert sorted(path.name for path in (tmp_path / "out" / "probabilities").iterdir()) == [
+        f"i{n}.tif" for n in range(8)
+    ]
+    with Image.open(tmp_path / "out" / "probabilities" / "i3.tif") as picture:
+        assert (picture.n_frames, picture.size, picture.mode) == (3, (28, 24), "F")
+    predict_files(trained, images / "images", tmp_path / "out", overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["labels", "overlays"]
+    with pytest.raises(UsageError, match="npy or tiff; got 'jpg'"):
+        predict_files(trained, images / "images", tmp_path / "new", probabilities="jpg")
+    assert not (tmp_path / "new").exists()
+
+
 def test_one_image_of_any_size_and_kind(trained, tmp_path):
     """Colours turn into grey for a model of grey images; the network takes any size."""
     pixels = np.random.default_rng(0).integers(0, 256, (33, 41, 3)).astype(np.uint8)

@@ -123,7 +123,7 @@ class UNet(nn.Module):
                 features = self.pooling(features)
             features = block(features)
         for stage in reversed(self.decoder):
-            features = stage(features, skips.pop())
+            features = stage(features, skips)
         logits: Tensor = self.classifier(features)
         for axis, length in enumerate(size, start=2):
             logits = logits.narrow(axis, 0, length)
@@ -143,7 +143,8 @@ class _DecoderStage(nn.Module):
     """Upsample the coarse features, join them with the skip, convolve twice.
 
     The 1x1 convolution commutes with the interpolation, so it stands before it, where there are 2^dims times fewer
-    pixels.
+    pixels. The skip is taken off a list of them, and nothing else holds it: without gradients it is gone before the
+    convolutions begin, which is where an image of full size takes most memory.
     """
 
     def __init__(self, coarse: int, fine: int, norm: str, dims: int, attention: bool, dropout: float) -> None:
@@ -153,12 +154,15 @@ class _DecoderStage(nn.Module):
         self.block = _block(2 * fine, fine, norm, dims, dropout)
         self.interpolation = _INTERPOLATION[dims]
 
-    def forward(self, coarse: Tensor, skip: Tensor) -> Tensor:
+    def forward(self, coarse: Tensor, skips: list[Tensor]) -> Tensor:
+        joined: Tensor = self.block(self._joined(coarse, skips.pop()))
+        return joined
+
+    def _joined(self, coarse: Tensor, skip: Tensor) -> Tensor:
         if self.gate is not None:
             skip = self.gate(skip, coarse)
         upsampled = functional.interpolate(self.reduce(coarse), scale_factor=2.0, mode=self.interpolation)
-        joined: Tensor = self.block(torch.cat([skip, upsampled], dim=1))
-        return joined
+        return torch.cat([skip, upsampled], dim=1)
 
 
 class _AttentionGate(nn.Module):

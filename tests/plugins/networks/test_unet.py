@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -209,3 +211,16 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
 def test_bad_images(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"expected an image \(batch, 2, \*size\) with 2 spatial dimensions"):
         build()(torch.rand(shape))
+
+
+def test_without_gradients_skips_are_gone_before_the_convolutions() -> None:
+    """A skip of full size and its copy in the joined features would be most of the memory that an image takes."""
+    network = build(levels=3).eval()
+    skips: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+    for stage in network.decoder:
+        stage.register_forward_pre_hook(lambda module, inputs: skips.append(weakref.ref(inputs[1][-1])))
+        stage.block.register_forward_pre_hook(lambda module, inputs: alive.append(skips[-1]() is not None))
+    with torch.no_grad():
+        network(torch.rand(1, 2, 16, 16))
+    assert alive == [False, False]

@@ -1,0 +1,76 @@
+"""Images that a program already holds as arrays: the same float32 in [0, 1] as files give."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from regloss.errors import UsageError
+from regloss.io.images import with_channels
+from regloss.io.types import FloatImage
+
+ImageLike: TypeAlias = npt.NDArray[Any] | Tensor
+"""(H, W) or (H, W, C), a numpy array or a tensor."""
+
+_LARGEST = {np.dtype(np.bool_): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+
+
+def image_from_array(array: ImageLike, channels: int) -> FloatImage:
+    """An array as an image with values in [0, 1]; what its values mean is never guessed from them.
+
+    Args:
+        array: (H, W) or (H, W, C) with C = 1 or 3 (RGB): bool, uint8 (divided by 255), uint16 (divided by 65535), or
+            floats, which must lie in [0, 1] already.
+        channels: 1 turns colours into grey (luma of ITU-R BT.601), 3 repeats grey, as in files.
+
+    Returns:
+        (C, H, W) float32, C = ``channels``.
+
+    Raises:
+        UsageError: another shape or type, NaN, or floats outside [0, 1].
+
+    >>> image_from_array(np.array([[0, 51, 255]], dtype=np.uint8), 1).tolist()
+    [[[0.0, 0.20000000298023224, 1.0]]]
+    """
+    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    image = _scaled(values)  # the type first: an array of objects has no useful shape
+    return np.ascontiguousarray(with_channels(_channels_first(image), channels))
+
+
+def _channels_first(image: FloatImage) -> FloatImage:
+    """(C, H, W), C = 1 or 3."""
+    shape = image.shape
+    if len(shape) == 2:
+        image = image[..., None]
+    if image.ndim != 3 or image.shape[-1] not in (1, 3) or image.size == 0:
+        way_out = ""
+        if len(shape) == 4:
+            way_out = " Give one image at a time."
+        elif len(shape) == 3 and shape[0] in (1, 3):
+            way_out = " Move the channels behind: numpy.moveaxis(image, 0, -1), or image.permute(1, 2, 0) of a tensor."
+        elif len(shape) == 3 and shape[-1] in (2, 4):
+            way_out = f" Leave the last of its {shape[-1]} channels out if it is transparency: image[..., :-1]."
+        raise UsageError(f"An image is (H, W) or (H, W, C) with 1 or 3 channels; got the shape {shape}.{way_out}")
+    return np.moveaxis(image, -1, 0)
+
+
+def _scaled(values: npt.NDArray[Any]) -> FloatImage:
+    largest = _LARGEST.get(values.dtype)
+    if largest is not None:
+        return values.astype(np.float32) / np.float32(largest)
+    if values.dtype.kind != "f":
+        raise UsageError(
+            f"An image holds uint8, uint16 or floats in [0, 1]; got {values.dtype}, which does not say what is white. "
+            "Convert it: image.astype(numpy.uint8) if its values are 0 to 255."
+        )
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if not (low >= 0 and high <= 1):  # false for NaN too
+        found = "NaN" if np.isnan(values).any() else f"values from {low:.4g} to {high:.4g}"
+        raise UsageError(
+            f"An image of floats holds values in [0, 1]; got {found}. Divide it by the value of white, or give uint8 "
+            "or uint16."
+        )
+    return values.astype(np.float32)
