@@ -44,6 +44,15 @@ def check_image(network: str, image: Tensor, in_channels: int, dims: int) -> Non
         )
 
 
+def check_flat_image(network: str, image: Tensor, in_channels: int, way_out: str = "") -> None:
+    """As `check_image`, for a network that takes images (B, C, H, W) alone; ``way_out`` goes on in the message."""
+    if image.ndim != 4 or image.shape[1] != in_channels:
+        raise UsageError(
+            f"{network}: expected an image (batch, {in_channels}, height, width), not one of shape "
+            f"{tuple(image.shape)}; set in_channels to match{way_out}"
+        )
+
+
 def level_widths(channels: int, levels: int, max_channels: int) -> list[int]:
     """Feature maps of each level, from fine to coarse: twice as many in each, up to ``max_channels``.
 

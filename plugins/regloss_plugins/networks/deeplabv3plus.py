@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
-from regloss_plugins.networks.building_blocks import extended
+from regloss_plugins.networks.building_blocks import check_flat_image, extended
 from regloss_plugins.networks.encoders.encoder import Encoder, load_weights
 from regloss_plugins.networks.encoders.mobilenetv2 import MobileNetV2
 from regloss_plugins.networks.encoders.resnet import ResNet
@@ -123,11 +123,7 @@ class DeepLabV3Plus(nn.Module):
         Raises:
             UsageError: the image has another number of dimensions or channels than the network.
         """
-        if image.ndim != 4 or image.shape[1] != self.in_channels:
-            raise UsageError(
-                f"deeplabv3plus: expected an image (batch, {self.in_channels}, height, width), not one of shape "
-                f"{tuple(image.shape)}; set in_channels to match"
-            )
+        check_flat_image("deeplabv3plus", image, self.in_channels)
         height, width = image.shape[2:]
         image = self._pad((image - self.mean) / self.std)
         # clone, because contiguous() takes a one-channel image for channels_last already and leaves its strides alone.

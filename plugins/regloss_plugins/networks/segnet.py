@@ -22,7 +22,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
-from regloss_plugins.networks.building_blocks import check_settings, convolution, extended, level_widths
+from regloss_plugins.networks.building_blocks import (
+    check_flat_image,
+    check_settings,
+    convolution,
+    extended,
+    level_widths,
+)
 
 _VGG = (2, 2, 3, 3, 3)  # convolutions of VGG-16's levels
 
@@ -97,11 +103,7 @@ class SegNet(nn.Module):
         Raises:
             UsageError: the image has another number of dimensions or channels than the network.
         """
-        if image.ndim != 4 or image.shape[1] != self.in_channels:
-            raise UsageError(
-                f"segnet: expected an image (batch, {self.in_channels}, height, width), not one of shape "
-                f"{tuple(image.shape)}; set in_channels to match, and use unet for volumes"
-            )
+        check_flat_image("segnet", image, self.in_channels, ", and use unet for volumes")
         height, width = image.shape[2:]
         features = self._pad(image).clone(memory_format=torch.channels_last)
         places: list[Tensor] = []
