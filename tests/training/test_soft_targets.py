@@ -60,5 +60,5 @@ def test_a_training_with_soft_labels_can_be_resumed(config, tmp_path):
 
 
 def test_soft_labels_cannot_be_kept_between_epochs(config):
-    with pytest.raises(UsageError, match="no setting 'update_every'"):
+    with pytest.raises(UsageError, match="no setting 'update-every'"):
         config(SOFT.replace("}", ", update-every = 2}"))

@@ -98,7 +98,8 @@ def test_what_no_image_can_meet_names_the_image_and_the_setting(images: Path, tm
     prior = 'loss.regularizer=[{name = "threshold-dynamics"}, {name = "volume", lower = [10, 10, 10, 10]}]'
     changes = [prior, 'loss.outer-loop.solver="dca"', "data.classes=4"]
     with pytest.raises(
-        UsageError, match=r"No proposal for i0: .*a class with a volume is not allowed.*seeded-only = false"
+        UsageError,
+        match=r"No proposal for i0: .*0 pixels may be class 3, whose least volume is 10.*seeded-only = false",
     ):
         train(parse(small_data.settings(images, tmp_path / "run", *changes)))
     assert not (tmp_path / "run").exists()

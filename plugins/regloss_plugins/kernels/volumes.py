@@ -9,7 +9,8 @@ where m_k(u) = sum over pixels of u_k; volumes given exactly are lower = upper. 
 
 At its maximum q_k > 0 needs m_k = lower_k, q_k < 0 needs m_k = upper_k. Newton's step solves with the Hessian
 (diag(m) - U^T U) / entropy on the classes whose volume must change, does not let a q_k cross 0, and is halved until G
-rises; where that fails, a scaling step is taken instead, which converges by itself, linearly:
+rises; where that fails, a scaling step is taken instead, which converges by itself, linearly (and where steps stay
+short for long, G is maximised over one q_k):
 
     q_k <- median of 0, q_k + entropy log(lower_k / m_k), q_k + entropy log(upper_k / m_k)
 
@@ -25,6 +26,9 @@ import torch
 from torch import Tensor
 
 _HALVINGS = 8
+_PATIENCE = 30  # steps before a search for one class takes the place of very short ones
+_CREEPING = 1 / 8
+_BISECTIONS = 60
 _LEAST = 1e-300  # volume above 0
 
 
@@ -138,6 +142,12 @@ def _ascend(
             if not bool(open_.any()):
                 break
             step = step / 2
+        if taken >= _PATIENCE:
+            # Pixels that are all but decided make Newton's steps wild: then the worst class is dealt with by itself.
+            crept = (error > tolerance * pixels) & (step <= _CREEPING)
+            if bool(crept.any()):
+                chosen = _where(crept, _one_class(cost, weights, entropy, lower, upper, at, reach), chosen)
+                open_ = open_ & ~crept
         if bool(open_.any()):
             scaled = _evaluate(
                 cost, weights, entropy, lower, upper, scaling_step(at.dual, at.masses, entropy, lower, upper)
@@ -160,6 +170,34 @@ def _evaluate(cost: Tensor, weights: Tensor, entropy: float, lower: Tensor, uppe
     free = torch.minimum(torch.maximum(masses, lower), upper)
     wanted = torch.where(dual > 0, lower, torch.where(dual < 0, upper, free))
     return _Point(dual, probabilities, masses, value, wanted - masses)
+
+
+def _one_class(
+    cost: Tensor, weights: Tensor, entropy: float, lower: Tensor, upper: Tensor, at: _Point, reach: float
+) -> _Point:
+    """G maximised over the dual variable of the class whose volume is off most, by bisection of its monotone error."""
+    worst = at.residual.abs().argmax(1, keepdim=True)
+    sign = at.residual.gather(1, worst).sign()
+    near = at.dual.gather(1, worst)
+    far = near + sign * 2 * (reach + 10 * entropy)
+
+    def evaluated(number: Tensor) -> _Point:
+        return _evaluate(cost, weights, entropy, lower, upper, at.dual.scatter(1, worst, number))
+
+    # 0 is a point of its own: any volume between the bounds will do there.
+    between = (near * far < 0) | (near == 0)
+    zero = evaluated(torch.where(between, 0.0, near))
+    error = zero.residual.gather(1, worst)
+    ends = between & (error == 0)
+    near, far = (
+        torch.where(between & (error * sign > 0), 0.0, near),
+        torch.where(between & (error * sign < 0), 0.0, far),
+    )
+    for _ in range(_BISECTIONS):
+        middle = (near + far) / 2
+        ahead = evaluated(middle).residual.gather(1, worst) * sign > 0
+        near, far = torch.where(ahead, middle, near), torch.where(ahead, far, middle)
+    return evaluated(torch.where(ends, 0.0, near))
 
 
 def _where(condition: Tensor, first: _Point, second: _Point) -> _Point:

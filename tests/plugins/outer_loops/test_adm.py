@@ -331,7 +331,7 @@ def test_volumes_of_classes_that_are_not_allowed():
     logits, batch = example()
     batch = Batch(batch.image, batch.labels.masked_fill(batch.labels == 2, 255))
     prior = [ThresholdDynamics(0.3), Volume(lower=(10, 12, 8))]
-    with pytest.raises(UsageError, match=r"a class with a volume is not allowed.*seeded_only = false"):
+    with pytest.raises(UsageError, match=r"0 pixels may be class 2, whose least volume is 8.*seeded_only = false"):
         ADM(prior, "dca", seeded_only=True).propose(logits, batch)
     assert bool((ADM(prior, "dca").propose(logits, batch).labels == 2).any())
 

@@ -31,6 +31,7 @@ class TestGraphCutOfProbabilities(SegmenterConformance):
 
 class TestDeepChanVese(SegmenterConformance):
     channel_counts = (3,)
+    takes_start = False  # its networks begin there; so small and short a fit need not stay where phases are reversed
 
     def make(self) -> Segmenter:
         encoder = {"name": "plain-cnn", "layers": 2, "channels": 6, "norm": "instance"}
