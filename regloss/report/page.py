@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from regloss.errors import UsageError
 from regloss.io.outputs import replace_file
 from regloss.io.palettes import Color, Colors
+from regloss.report.advice import Advice
 from regloss.report.charts import (
     DPI,
     confusion_chart,
@@ -49,6 +50,7 @@ def write_report(
     classes: Sequence[str],
     colors: Colors,
     examples: Sequence[Example],
+    advice: Sequence[Advice] = (),
     sections: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Write ``folder/report.html`` and its pictures ``folder/report/*.png``; files of these names are replaced.
@@ -67,6 +69,7 @@ def write_report(
         classes: the K class names.
         colors: one RGB triple of 0..255 for each class.
         examples: images to show side by side with their labellings.
+        advice: what looks bad and what to try; see `regloss.report.advice.advice`.
         sections: further (heading, HTML) pairs, shown before the configuration; whoever gives text escapes it.
 
     Returns:
@@ -118,6 +121,7 @@ def write_report(
     ]
     parts = [
         _section("Results", _cards(steps, epochs, scores)),
+        _section("What to try", _advice_list(advice)),
         _section("Training", _grid(curves)),
         _section("Foreground, whatever the phases are called", _foreground_table(scores)),
         _section(
@@ -192,6 +196,12 @@ def _cards(
         for name, facts in rows
         if facts
     )
+
+
+def _advice_list(advice: Sequence[Advice]) -> str:
+    """What was found, and below it what to try."""
+    entries = "".join(f"<li><b>{html.escape(each.found)}</b> {html.escape(each.remedy)}</li>" for each in advice)
+    return f"<ul>{entries}</ul>" if entries else ""
 
 
 def _foreground_table(scores: Mapping[str, Mapping[str, Any]]) -> str:
@@ -300,6 +310,9 @@ th:first-child { text-align: left; }
 tbody th { font-weight: 500; }
 tbody tr:hover { background: #f9fafb; }
 details { margin-top: 12px; }
+section > ul { margin: 0; padding-left: 20px; }
+li { margin-bottom: 6px; }
+li b { font-weight: 600; }
 summary { cursor: pointer; font-weight: 600; }
 .swatch { display: inline-block; width: 12px; height: 12px; margin-right: 7px; border: 1px solid #9ca3af;
   border-radius: 3px; vertical-align: -1px; }

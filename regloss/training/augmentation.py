@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
@@ -80,6 +81,29 @@ def sample_geometry(
     if on_grid:
         offset = np.floor(offset + 0.5)
     return Geometry(size, tuple(map(tuple, matrix.tolist())), tuple(offset.tolist()))
+
+
+def crop_coverage(source: tuple[int, ...], crop: int | tuple[int, ...] | None) -> npt.NDArray[np.float64]:
+    """The share of the places of a crop at which it holds each pixel, before magnification and rotation.
+
+    Args:
+        source: size of the source, one number an axis.
+        crop: output size, a number or one an axis; None = the source's.
+
+    Returns:
+        (*S), values in (0, 1]; its mean is the share of the source that a crop holds.
+
+    >>> crop_coverage((4,), 2)
+    array([0.33333333, 0.66666667, 0.66666667, 0.33333333])
+    """
+    lengths = source if crop is None else (crop,) * len(source) if isinstance(crop, int) else crop
+    coverage = np.ones(())
+    for axis_length, length in zip(source, lengths, strict=True):
+        places = max(axis_length - length, 0) + 1
+        pixel = np.arange(axis_length)
+        held = np.minimum(pixel, places - 1) - np.maximum(pixel - length + 1, 0) + 1
+        coverage = np.multiply.outer(coverage, held / places)
+    return coverage
 
 
 def _source_positions(geometry: Geometry) -> Tensor:

@@ -12,14 +12,18 @@ from torch import Tensor
 
 from regloss.checks import at_least_float32
 from regloss.data_term import DataTerm
+from regloss.dataset import IGNORE
 from regloss.io.types import FloatImage
 from regloss.metrics.foreground import ForegroundScores
 from regloss.metrics.groups import ScoreMetric
+from regloss.metrics.labels import confusion_of
 from regloss.metrics.scores import Scores
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer
+from regloss.report.advice import TrainingMeasures
 from regloss.report.examples import Example
 from regloss.solver import Solution, one_hot
+from regloss.training.augmentation import crop_coverage
 from regloss.training.config import Config
 from regloss.training.devices import Process
 from regloss.training.loader import same_size_groups, whole_batch
@@ -176,6 +180,68 @@ def examples_of(
             )
         )
     return examples
+
+
+MEASURED = 32
+"""Training images that are looked at, after a training, for what to try: enough to see what is wrong in general."""
+
+
+def measure_training(
+    process: Process,
+    segmenter: SegmentationModel,
+    reader: SampleReader,
+    config: Config,
+    read_proposal: Callable[[str], np.ndarray] | None,
+) -> TrainingMeasures | None:
+    """What network and proposals make of evenly spaced training images; None after a training without labels.
+
+    Args:
+        process: for the device.
+        segmenter: predicts.
+        reader: has the samples.
+        config: of the run.
+        read_proposal: gives a training image's proposal.
+    """
+    if config.data.supervision == "none":
+        return None
+    classes, compared = len(reader.source.classes), 0
+    ids = _evenly(list(reader.source.ids(config.data.train)), MEASURED)
+    at_labels, prediction, proposal = (torch.zeros(classes, classes, dtype=torch.int64) for _ in range(3))
+    labelled, images = (np.zeros(classes, dtype=np.int64) for _ in range(2))
+    in_crops, crop_shares = np.zeros(classes), []
+    for sample_id in ids:
+        sample = reader.load(sample_id)
+        given = supervision_of(sample, config.data.supervision)
+        counts = np.bincount(given.ravel(), minlength=256)[:classes]
+        labelled += counts
+        images += counts > 0
+        coverage = crop_coverage(given.shape, config.data.crop)
+        in_crops += np.bincount(given.ravel(), coverage.ravel(), minlength=256)[:classes]
+        crop_shares.append(coverage.mean())
+        image = torch.from_numpy(sample.image).unsqueeze(0).to(process.device)
+        found = predict(segmenter, image).argmax(1)[0].cpu()
+        at_labels += confusion_of(found, torch.from_numpy(given.astype(np.int64)), classes)
+        if sample.label is None:
+            continue
+        compared += 1
+        truth = torch.from_numpy(sample.label.astype(np.int64))
+        prediction += confusion_of(found, truth, classes)
+        if read_proposal is not None:
+            proposed = torch.from_numpy(read_proposal(sample_id).astype(np.int64))
+            # Outside the region of interest there is no proposal.
+            proposal += confusion_of(proposed, torch.where(proposed == IGNORE, IGNORE, truth), classes)
+    return TrainingMeasures(
+        images=len(ids),
+        compared=compared,
+        scribbles=config.data.supervision == "scribbles",
+        labelled=labelled,
+        labelled_images=images,
+        in_crops=in_crops,
+        crop_share=float(np.mean(crop_shares)),
+        at_labels=at_labels.numpy(),
+        prediction=prediction.numpy() if compared else None,
+        proposal=proposal.numpy() if compared and read_proposal is not None else None,
+    )
 
 
 def _evenly(names: list[str], count: int) -> list[str]:

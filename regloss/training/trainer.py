@@ -31,9 +31,10 @@ from regloss.errors import ReglossError
 from regloss.hooks import manager
 from regloss.metrics.foreground import RULES
 from regloss.outer_loop import Proposal
+from regloss.report.advice import advice
 from regloss.training import checkpoints
 from regloss.training.config import Config
-from regloss.training.evaluation import evaluate_samples, examples_of
+from regloss.training.evaluation import evaluate_samples, examples_of, measure_training
 from regloss.training.finite import check_finite_logits, diverged
 from regloss.training.loader import EpochOrder, TrainingSet, training_batches
 from regloss.training.logs import CsvLog
@@ -274,7 +275,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
 def _finish(
     fabric: Fabric, parts: Parts, store: ProposalStore | None, generation: int, callback: Callback
 ) -> dict[str, Any]:
-    """Scores and report."""
+    """Scores, report, and what to try."""
     from regloss.report.page import write_report  # matplotlib is needed only now
 
     config, folder = parts.config, Path(parts.config.output)
@@ -292,19 +293,25 @@ def _finish(
     sections = [
         section for found in manager().hook.regloss_report(folder=folder, scores=scores) if found for section in found
     ]
+    epochs = CsvLog(folder / "log" / "epochs.csv").rows
+    measures = measure_training(fabric, parts.segmenter, parts.reader, config, read)
+    to_try = advice(parts.dataset.classes, scores, epochs, measures)
     path = write_report(
         folder,
         title=folder.name,
         config_text=json.dumps(config.dump(), indent=1),
         steps=CsvLog(folder / "log" / "steps.csv").rows,
-        epochs=CsvLog(folder / "log" / "epochs.csv").rows,
+        epochs=epochs,
         scores=scores,
         classes=parts.dataset.classes,
         colors=parts.dataset.colors,
         examples=examples_of(fabric, parts.segmenter, parts.reader, config, read, parts.loop.data_term),
+        advice=to_try,
         sections=sections,
     )
     callback(f"Report: {path}")
+    if to_try:
+        callback("What to try:\n" + "\n".join(f"- {each}" for each in to_try))
     return scores
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 from regloss.errors import UsageError
 from regloss.metrics.foreground import ForegroundScores
 from regloss.metrics.scores import Scores
+from regloss.report.advice import Advice
 from regloss.report.examples import Example
 from regloss.report.page import write_report
 
@@ -269,6 +270,16 @@ def test_training_without_labels(tmp_path):
     assert wide > narrow  # one panel more
     with pytest.raises(UsageError, match="its latent must have the image's size"):
         example("three", numbers={"latent": latent[1:]})
+
+
+def test_what_to_try_is_said_and_escaped(tmp_path):
+    said = [
+        Advice("'a < b' is never predicted on test.", "Look at <its> scribbles."),
+        Advice("The loss fell.", "Wait."),
+    ]
+    page = Page(write(tmp_path, **{**BARE, "advice": said}))
+    assert "What to try'a < b' is never predicted on test. Look at <its> scribbles.The loss fell. Wait." in page.text
+    assert page.tags.count("li") == 2
 
 
 @pytest.mark.parametrize("first", [15, 0])
