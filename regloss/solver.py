@@ -449,16 +449,23 @@ def allowed_cost(unary: Tensor, allowed: Tensor | None) -> Tensor:
     return unary.masked_fill(refused, float("inf"))
 
 
+def seeds_inside(problem: Problem) -> Tensor:
+    """(B, *S) int64 fixed labels, -1 where free and outside the region of interest, where seeds mean nothing."""
+    shape, device = (problem.unary.shape[0], *problem.unary.shape[2:]), problem.unary.device
+    if problem.fixed is None:
+        return torch.full(shape, -1, device=device)
+    return problem.fixed.to(device).masked_fill(~grid.full_roi(problem.roi, shape, device), -1)
+
+
 def possible_cost(problem: Problem) -> Tensor:
     """The unary (B, K, *S) with inf at labels that a pixel may not take: others than its seed, or than are allowed.
 
-    Seeds outside the region of interest mean nothing, and need not be among the labels that are allowed.
+    What is allowed counts where no seed is.
     """
     cost = allowed_cost(problem.unary, problem.allowed)
     if problem.fixed is None:
         return cost
-    seeds = problem.fixed.to(cost.device)
-    seeds = (seeds if problem.roi is None else seeds.masked_fill(~problem.roi, -1)).unsqueeze(1)
+    seeds = seeds_inside(problem).unsqueeze(1)
     order = torch.arange(cost.shape[1], device=cost.device).reshape(1, -1, *[1] * (cost.ndim - 2))
     return torch.where(seeds >= 0, problem.unary.masked_fill(order != seeds, float("inf")), cost)
 

@@ -40,7 +40,7 @@ from regloss.errors import UsageError
 from regloss.outer_loop import OuterLoop, Proposal, check_logits, seeded_labels, seeds_of
 from regloss.regularizer import Regularizer, Term, combine
 from regloss.schedule import Schedule, as_schedule
-from regloss.solver import Solution, one_hot, statuses
+from regloss.solver import Solution, allowed_cost, one_hot, statuses
 from regloss_plugins.data_terms.collision_cross_entropy import collision_cross_entropy
 from regloss_plugins.outer_loops.proposal_loop import check_proposal_weight
 
@@ -118,8 +118,7 @@ class SoftSelfLabeling(OuterLoop):
         start = prediction
         if self.seeded_only:
             allowed = seeded_labels(seeds, classes)
-            barred = ~allowed.reshape(*allowed.shape, *[1] * (logits.ndim - 2))
-            start = F.log_softmax(start.masked_fill(barred, -torch.inf), dim=1)
+            start = F.log_softmax(-allowed_cost(-start, allowed), dim=1)
         term = self.regularizer.bind(batch.image, batch.roi)
         return self._descend(start, prediction, seeds, term, batch)
 

@@ -51,12 +51,14 @@ from regloss.solver import (
     Solution,
     Solver,
     Status,
+    possible_cost,
+    seeds_inside,
     statuses,
 )
 from regloss_plugins.solvers.conditional_gradient import concave_energy, descend
 from regloss_plugins.solvers.dca_steps import ConvexStep, Step, convex_step, is_picked, pick_state, put_state
 from regloss_plugins.solvers.gibbs import gibbs, log_gibbs
-from regloss_plugins.solvers.initialization import seeded_cost, seeds_inside, start_probabilities
+from regloss_plugins.solvers.initialization import start_probabilities
 
 METHODS = ("nested", "single-loop")
 
@@ -339,7 +341,7 @@ class DCA(DifferentiableSolver):
     def _run(self, problem: Problem) -> _Run:
         problem = replace(problem, fixed=seeds_inside(problem))
         assert problem.fixed is not None
-        cost = seeded_cost(problem.unary, problem.fixed, problem.allowed)
+        cost = possible_cost(problem)
         # Between two steps the constraints may be off by their tolerance; a convex problem's only step is held to more.
         assert isinstance(problem.form, Composite)
         given = problem if problem.form.concave is None else replace(problem, constraints=None)

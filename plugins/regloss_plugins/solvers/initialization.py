@@ -1,4 +1,4 @@
-"""How iterative solvers over probabilities begin: seeds and forbidden labels as costs, and initial probabilities."""
+"""Initial probabilities of iterative solvers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from regloss import grid
 from regloss.errors import UsageError
-from regloss.solver import Problem, allowed_cost, one_hot
+from regloss.solver import Problem, one_hot
 from regloss_plugins.solvers.gibbs import gibbs
-
-
-def seeds_inside(problem: Problem) -> Tensor:
-    """(B, *S) int64 fixed labels, -1 where free and outside the region of interest, where seeds mean nothing."""
-    shape, device = (problem.unary.shape[0], *problem.unary.shape[2:]), problem.unary.device
-    if problem.fixed is None:
-        return torch.full(shape, -1, device=device)
-    return problem.fixed.to(device).masked_fill(~grid.full_roi(problem.roi, shape, device), -1)
-
-
-def seeded_cost(unary: Tensor, seeds: Tensor, allowed: Tensor | None) -> Tensor:
-    """``unary`` (B, K, *S) with inf wherever a pixel may not take a label; what is allowed counts where no seed is."""
-    order = torch.arange(unary.shape[1], device=unary.device).reshape(1, -1, *[1] * (unary.ndim - 2))
-    seed = seeds.unsqueeze(1)
-    return torch.where(seed >= 0, unary.masked_fill(order != seed, float("inf")), allowed_cost(unary, allowed))
 
 
 def start_probabilities(problem: Problem, cost: Tensor, state: type[Any], name: str) -> Tensor | None:

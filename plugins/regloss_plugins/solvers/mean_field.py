@@ -49,11 +49,13 @@ from regloss.solver import (
     linear_energy,
     negative_entropy,
     one_hot,
+    possible_cost,
+    seeds_inside,
     statuses,
 )
 from regloss_plugins.solvers.conditional_gradient import concave_energy, descend
 from regloss_plugins.solvers.gibbs import gibbs
-from regloss_plugins.solvers.initialization import seeded_cost, seeds_inside, start_probabilities
+from regloss_plugins.solvers.initialization import start_probabilities
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class MeanField(Solver):
         )
 
     def _in_parallel(self, problem: Problem, concave: ConcaveFunction) -> Solution:
-        cost = seeded_cost(problem.unary, seeds_inside(problem), problem.allowed)
+        cost = possible_cost(problem)
         start = start_probabilities(problem, cost, MeanFieldState, "mean-field")
         start = gibbs(cost, problem.entropy) if start is None else start
         start_energy = concave_energy(problem, concave, start)

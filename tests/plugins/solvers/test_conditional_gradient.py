@@ -19,7 +19,7 @@ from regloss import (
     UsageError,
     solve,
 )
-from regloss.solver import Problem, linear_energy, negative_entropy, one_hot
+from regloss.solver import Problem, linear_energy, negative_entropy, one_hot, possible_cost
 from regloss.testing import SolverConformance
 from regloss_plugins.solvers.conditional_gradient import descend
 from regloss_plugins.solvers.dca import DCAState
@@ -310,10 +310,9 @@ def test_converged_images_leave_the_batch(solver, entropy):
             return super().__getitem__(images)
 
     from regloss_plugins.solvers.gibbs import gibbs
-    from regloss_plugins.solvers.initialization import seeded_cost
 
-    cost = seeded_cost(unary, fixed, allowed)
     given = Problem(form=form, unary=unary, entropy=entropy)
+    cost = possible_cost(Problem(form=form, unary=unary, fixed=fixed, allowed=allowed))
     shrinking = Counted(form.concave)
     found = descend(given, shrinking, cost, gibbs(cost, entropy), length=1.0, max_steps=300, tolerance=solver.tolerance)
     assert seen
