@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import regloss
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
+from regloss.testing import DatasetConformance
 from regloss_plugins.datasets.folder import FolderDataset
 
 NAMES = ["background", "thing"]
@@ -338,3 +340,24 @@ def test_camvid_has_no_scribbles(data_root: Path) -> None:
     assert sample.scribble is None
     with pytest.raises(UsageError, match="367 of 367 images have no scribble file"):
         data.check("train")
+
+
+class TestFolder(DatasetConformance):
+    subsets = ("train", "test")
+
+    @pytest.fixture(autouse=True)
+    def _files(self, tmp_path):
+        rng = np.random.default_rng(0)
+        for folder in ("images", "labels", "scribbles"):
+            (tmp_path / folder).mkdir()
+        for number in range(5):
+            Image.fromarray(rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(tmp_path / f"images/{number}.png")
+            labels = rng.integers(0, 3, (9, 11), dtype=np.uint8)
+            Image.fromarray(labels).save(tmp_path / f"labels/{number}.png")
+            labels[rng.random((9, 11)) < 0.8] = 255
+            Image.fromarray(labels).save(tmp_path / f"scribbles/{number}.png")
+        self.root = tmp_path
+
+    def make(self):
+        split = {"train": ["0", "1", "2"], "test": ["3", "4"]}
+        return regloss.create("dataset", "folder", root=self.root, split=split, classes=3)

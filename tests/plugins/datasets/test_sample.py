@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+import regloss
 from regloss.dataset import IGNORE
 from regloss.errors import MissingDependency, UsageError
 from regloss.io.toml import read_toml
+from regloss.testing import DatasetConformance
 from regloss_plugins.datasets import sample as module
 from regloss_plugins.datasets.sample import SampleDataset
 
@@ -226,3 +228,11 @@ def test_missing_mask(copied_data: Path) -> None:
     (copied_data / "coins-top-left.label.png").unlink()
     with pytest.raises(UsageError, match=r"coins-top-left\.label\.png cannot be read"):
         SampleDataset().load("coins-top-left")
+
+
+class TestSample(DatasetConformance):
+    subsets = ("train", "val", "test")
+
+    def make(self):
+        pytest.importorskip("skimage", reason="the sample images come with scikit-image (extra regloss[sample])")
+        return regloss.create("dataset", "sample")

@@ -13,6 +13,7 @@ from PIL import Image
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.io.palettes import class_colors
+from regloss.testing import DatasetConformance
 from regloss_plugins.datasets.voc import VOC_CLASSES, VOCDataset, draw_stroke, read_scribble_xml
 
 SIZE = (12, 16)
@@ -214,3 +215,14 @@ def test_wrong_xml(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as caught:
         read_scribble_xml(path, VOC_CLASSES, SIZE)
     assert str(path) in str(caught.value)
+
+
+class TestVOC(DatasetConformance):
+    subsets = ("train", "val")
+
+    @pytest.fixture(autouse=True)
+    def _files(self, root: Path) -> None:
+        self.root = root
+
+    def make(self) -> VOCDataset:
+        return VOCDataset(self.root)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import regloss
 from regloss.errors import UsageError
+from regloss.testing import NetworkConformance
 from regloss_plugins.networks.deeplabv3plus import ATROUS_RATES, ENCODERS, DeepLabV3Plus
 
 
@@ -208,3 +210,8 @@ def test_bad_settings(settings: dict[str, object], message: str) -> None:
 def test_bad_images(trained: DeepLabV3Plus, shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"expected an image \(batch, 3, height, width\)"):
         trained(torch.rand(shape))
+
+
+class TestDeepLabV3Plus(NetworkConformance):
+    def make(self):
+        return regloss.create("network", "deeplabv3plus", in_channels=self.in_channels, classes=self.classes)

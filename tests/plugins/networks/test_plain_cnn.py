@@ -5,6 +5,7 @@ import torch
 
 import regloss
 from regloss.errors import UsageError
+from regloss.testing import NetworkConformance
 
 
 def test_sees_as_many_pixels_as_it_has_layers():
@@ -31,3 +32,19 @@ def test_another_number_of_channels_is_refused():
     network = regloss.create("network", "plain-cnn", in_channels=3, classes=2)
     with pytest.raises(UsageError, match="plain-cnn: expected an image"):
         network(torch.zeros(1, 1, 8, 8))
+
+
+class TestPlainCNN(NetworkConformance):
+    def make(self):
+        return regloss.create(
+            "network", "plain-cnn", in_channels=self.in_channels, classes=self.classes, channels=4, norm="instance"
+        )
+
+
+class TestPlainCNN3D(NetworkConformance):
+    sizes = ((5, 6, 7),)
+
+    def make(self):
+        return regloss.create(
+            "network", "plain-cnn", in_channels=self.in_channels, classes=self.classes, layers=2, channels=4, dims=3
+        )

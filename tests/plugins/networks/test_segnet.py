@@ -5,7 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+import regloss
 from regloss.errors import UsageError
+from regloss.testing import NetworkConformance
 from regloss_plugins.networks.building_blocks import NORMS
 from regloss_plugins.networks.segnet import SegNet
 
@@ -134,3 +136,10 @@ def test_invalid_settings(settings: dict[str, object], message: str) -> None:
 def test_images_of_another_kind(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"expected an image \(batch, 2, height, width\), not one of shape"):
         build()(torch.zeros(shape))
+
+
+class TestSegNet(NetworkConformance):
+    def make(self):
+        return regloss.create(
+            "network", "segnet", in_channels=self.in_channels, classes=self.classes, levels=3, channels=4
+        )

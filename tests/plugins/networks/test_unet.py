@@ -8,7 +8,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+import regloss
 from regloss.errors import UsageError
+from regloss.testing import NetworkConformance
 from regloss_plugins.networks.building_blocks import NORMS
 from regloss_plugins.networks.unet import UNet
 
@@ -224,3 +226,19 @@ def test_without_gradients_skips_are_gone_before_the_convolutions() -> None:
     with torch.no_grad():
         network(torch.rand(1, 2, 16, 16))
     assert alive == [False, False]
+
+
+class TestUNet(NetworkConformance):
+    def make(self):
+        return regloss.create(
+            "network", "unet", in_channels=self.in_channels, classes=self.classes, levels=3, channels=4
+        )
+
+
+class TestUNet3D(NetworkConformance):
+    sizes = ((9, 10, 11),)
+
+    def make(self):
+        return regloss.create(
+            "network", "unet", in_channels=self.in_channels, classes=self.classes, levels=2, channels=4, dims=3
+        )

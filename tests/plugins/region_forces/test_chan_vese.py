@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from regloss import ChanVese, TotalVariation, UsageError
+from regloss.region_force import RegionForce
+from regloss.testing import RegionForceConformance
 
 
 def test_means_and_costs():
@@ -52,3 +54,10 @@ def test_a_scale_for_each_phase():
 def test_bad_scales(scale):
     with pytest.raises(UsageError, match="scale must be a positive number"):
         ChanVese(scale=scale)
+
+
+class TestChanVese(RegionForceConformance):
+    nonnegative = True
+
+    def make(self) -> RegionForce:
+        return ChanVese(scale=2.0)

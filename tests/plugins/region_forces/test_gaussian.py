@@ -6,6 +6,8 @@ import torch
 from scipy.stats import multivariate_normal
 
 from regloss import GaussianForce, UsageError
+from regloss.region_force import RegionForce
+from regloss.testing import RegionForceConformance
 from regloss_plugins.region_forces.gaussian import Gaussians
 
 
@@ -71,3 +73,8 @@ def test_phases_that_differ_in_spread_alone():
 def test_bad_floors(floor):
     with pytest.raises(UsageError, match="min_variance must be a positive number"):
         GaussianForce(min_variance=floor)
+
+
+class TestGaussian(RegionForceConformance):
+    def make(self) -> RegionForce:
+        return GaussianForce(min_variance=1e-3)

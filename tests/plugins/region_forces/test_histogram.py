@@ -6,6 +6,8 @@ import torch
 from scipy import ndimage
 
 from regloss import HistogramForce, UsageError
+from regloss.region_force import RegionForce
+from regloss.testing import RegionForceConformance
 
 BINS = HistogramForce().bins
 
@@ -71,3 +73,10 @@ def test_what_a_colour_model_cannot_do():
 def test_bad_settings(setting):
     with pytest.raises(UsageError, match=next(iter(setting))):
         HistogramForce(**setting)
+
+
+class TestHistogram(RegionForceConformance):
+    nonnegative = True
+
+    def make(self) -> RegionForce:
+        return HistogramForce(bins=8)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import regloss
 from regloss import AlphaExpansion, Graph, GridCRF, GridGraph, Problem, Status, Term, UsageError, solve
+from regloss.solver import Solver
+from regloss.testing import SolverConformance
 
 
 def problem(classes: int, shape: tuple[int, ...], batch: int = 3) -> tuple[Term, Tensor]:
@@ -142,3 +144,10 @@ def test_threads_work_in_inference_mode(solver: str) -> None:
         found = solve(GridCRF(weight=0.3).bind(image), unary, regloss.create("solver", solver, workers=2))
     assert torch.equal(found.labels, plain.labels)
     assert torch.equal(found.probabilities, plain.probabilities)
+
+
+class TestAlphaExpansion(SolverConformance):
+    exact_for_two = True
+
+    def make(self) -> Solver:
+        return AlphaExpansion(workers=1)

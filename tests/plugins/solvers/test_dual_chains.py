@@ -8,6 +8,8 @@ from torch import Tensor
 
 import regloss
 from regloss import GridCRF, Status, Term, UsageError, solve
+from regloss.solver import Solver
+from regloss.testing import SolverConformance
 from regloss_plugins.solvers.dual_chains import DualChains
 
 
@@ -89,3 +91,8 @@ def test_refuses_what_is_no_problem_over_labels() -> None:
         solve(term, unary, DualChains(), entropy=0.5)
     with pytest.raises(UsageError, match="Discrete solvers start from labels"):
         solve(term, unary, DualChains(), warm={})
+
+
+class TestDualChains(SolverConformance):
+    def make(self) -> Solver:
+        return DualChains(workers=1)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from regloss import GridCRF, GridGraph, MeanField, Problem, Solution, Status, Term, TotalVariation, UsageError, solve
-from regloss.solver import Progress, linear_energy, negative_entropy
+from regloss.solver import Progress, Solver, linear_energy, negative_entropy
+from regloss.testing import SolverConformance
 from regloss_plugins.solvers.mean_field import MeanFieldState
 
 SHAPES = [(2, (13,)), (3, (6, 7)), (3, (3, 4, 5)), (4, (1, 5))]
@@ -336,3 +337,12 @@ def test_refuses_no_entropy(entropy: float) -> None:
 def test_refuses_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         MeanField(**settings)
+
+
+class TestMeanField(SolverConformance):
+    discrete = False
+    local = True  # which local minimum it ends in depends on where the grid's parity classes lie
+    entropy = 0.2
+
+    def make(self) -> Solver:
+        return MeanField()

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 import regloss
 from regloss import GridCRF, GridGraph, Problem, Status, UsageError, grid, solve
-from regloss.solver import one_hot
+from regloss.solver import Solver, one_hot
+from regloss.testing import SolverConformance
 from regloss_plugins.solvers.parallel_potts import (
     ParallelPotts,
     _FreeProblem,
@@ -379,3 +380,10 @@ def test_refuses_what_is_no_problem_over_labels() -> None:
         solve(term, unary, ParallelPotts(), entropy=0.5)
     with pytest.raises(UsageError, match=r"parallel-potts starts from labels.*dict"):
         solve(term, unary, ParallelPotts(), warm={})
+
+
+class TestParallelPotts(SolverConformance):
+    local = True  # which pixels form the coarser grids' blocks depends on where they lie
+
+    def make(self) -> Solver:
+        return ParallelPotts(max_steps=60, coarse_steps=20, check_every=30)

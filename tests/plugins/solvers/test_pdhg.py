@@ -16,7 +16,8 @@ from regloss import PDHG, NonlocalTV, Problem, Saddle, Status, Sum, Term, TotalV
 from regloss.dual_sets import DualSet, Orthant
 from regloss.forms import SaddlePart
 from regloss.operators import LinearOperator
-from regloss.solver import linear_energy, negative_entropy
+from regloss.solver import Solver, linear_energy, negative_entropy
+from regloss.testing import SolverConformance
 from regloss_plugins.regularizers.nltv import NonlocalTerm
 from regloss_plugins.solvers.pdhg import PDHGState
 
@@ -384,3 +385,13 @@ def test_the_papers_iteration_needs_ten_times_as_many(oracles: Path, method: Any
     slow = solve(term, unary, PDHG(4300, 0.0, method, 0.03), entropy=0.5)
     assert float(fast.gap) <= 1e-4 * abs(float(fast.energy))
     assert 1e-4 * abs(float(slow.energy)) < float(slow.gap) < 1e-3 * abs(float(slow.energy))
+
+
+class TestPDHG(SolverConformance):
+    discrete = False
+    monotone = False  # what it starts from are dual variables; labels do not determine any
+    entropy = 0.2
+    class_counts = (2, 3)
+
+    def make(self) -> Solver:
+        return PDHG(max_steps=3000, tolerance=1e-9)

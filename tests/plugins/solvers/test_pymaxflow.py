@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 import regloss
 from regloss import GridCRF, solve
+from regloss.solver import Solver
+from regloss.testing import SolverConformance
 from regloss_plugins.kernels.expansion import expand_grid
 
 
@@ -64,3 +67,12 @@ def test_single_moves_are_those_of_our_own_cut() -> None:
     assert theirs.energy == pytest.approx(ours.energy, rel=1e-12)
     assert (theirs.labels == ours.labels.ravel()).all()
     assert theirs.energy < theirs.start_energy
+
+
+@pytest.mark.skipif(find_spec("maxflow") is None, reason="PyMaxflow is not installed (extra regloss[pymaxflow])")
+class TestPyMaxflow(SolverConformance):
+    exact_for_two = True
+
+    def make(self) -> Solver:
+        solver: Solver = regloss.create("solver", "pymaxflow")
+        return solver
