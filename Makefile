@@ -38,6 +38,7 @@ format: .venv/.dev
 stub: .venv/.dev
 	$(BIN)/python tests/public_stub.py
 	$(BIN)/python tests/losses_stub.py
+	$(BIN)/python tests/readme_table.py
 
 bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/training_step.py

@@ -25,6 +25,7 @@ import torch
 import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+from readme_table import completed
 
 from regloss import hooks, registry
 from regloss.errors import MissingDependency
@@ -39,7 +40,8 @@ else:
 ROOT = Path(__file__).parents[2]
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
 METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
-PAGES = [ROOT / "README.md", *GUIDE, *METHODS, ROOT / "docs" / "writing-a-plugin" / "README.md"]
+ROOT_PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+PAGES = [*ROOT_PAGES, *GUIDE, *METHODS, ROOT / "docs" / "writing-a-plugin" / "README.md"]
 NAMES = {page: page.relative_to(ROOT).as_posix() for page in PAGES}
 
 pages = pytest.mark.parametrize("page", PAGES, ids=NAMES.values())
@@ -361,7 +363,17 @@ def subclasses(cls: type) -> Iterator[type]:
 def test_every_component_is_in_the_readme() -> None:
     text = section(ROOT / "README.md", "What is inside")
     for component in OWN:
-        assert f"`{component.name}`" in text, f"{component.kind} {component.name}"
+        assert f"`{component.name}`" in text, f"{component.kind} {component.name} is missing: run `make stub`"
+
+
+def test_the_readme_table_is_completed() -> None:
+    text = "| solvers | `one` (fast), `two`; optional: `three` |\n| networks | `net`: all |\n"
+    assert completed(text, "solver", ["one", "three", "two"]) == text
+    found = completed(text, "solver", ["new", "one", "newer"])
+    assert found == text.replace("`two`;", "`two`, `new`, `newer`;")
+    assert "`net`, `other`: all" in completed(text, "network", ["other"])
+    with pytest.raises(ValueError, match=r"no row that begins with .*data sets"):
+        completed(text, "dataset", ["folder"])
 
 
 def test_every_hook_is_in_the_guide_with_its_arguments() -> None:

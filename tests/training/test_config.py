@@ -140,7 +140,7 @@ def test_one_regularizer_needs_no_array(given):
             "loss.outer-loop.proposal-wieght=3",
             r"no setting 'proposal-wieght'. Did you mean 'proposal-weight'\? .*, proposal-divergence, entropy\.",
         ),
-        ("data.dataset=foldr", r"no dataset called 'foldr'. Did you mean 'folder'\? Known: folder, sample, voc"),
+        ("data.dataset=foldr", r"no dataset called 'foldr'. Did you mean 'folder'\? Known: folder, "),
         ("network.name=unett", r"no network called 'unett'. Did you mean 'unet'"),
         ("loss.regularizer.0.name=grid-crv", r"no regularizer called 'grid-crv'. Did you mean 'grid-crf'"),
         ("loss.outer-loop.name=trust", r"no outer-loop called 'trust'. Did you mean 'trust-region'\?"),

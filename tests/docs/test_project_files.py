@@ -1,0 +1,59 @@
+"""What stands in several files of the project says the same in each."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def promised() -> dict[str, str]:
+    """The lower bound of every requirement, by its lower-case name, but for what only checks or packs the code."""
+    extras = PROJECT["optional-dependencies"]
+    found = {}
+    for requirement in [*PROJECT["dependencies"], *(item for items in extras.values() for item in items)]:
+        name, bound = re.match(r"([\w-]+)>=([\d.]+)", requirement).groups()
+        if name not in ("ruff", "mypy", "build", "hatchling"):
+            found[name.lower()] = bound
+    return found
+
+
+def pinned(name: str) -> dict[str, str]:
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    pairs = [line.split("==") for line in lines if line and not line.startswith("#")]
+    return {package.lower(): version for package, version in pairs}
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))
+
+
+def test_the_oldest_versions_are_those_that_are_promised() -> None:
+    """Up to the last number: of 1.11 the first release that has wheels for all systems may be 1.11.1."""
+    pins = pinned("constraints-oldest.txt")
+    assert set(pins) == set(promised())
+    for name, bound in promised().items():
+        length = len(numbers(bound))
+        assert numbers(pins[name])[:length] == numbers(bound), f"{name}: {bound} is promised, {pins[name]} was tested"
+
+
+def test_the_tested_versions_keep_the_promise() -> None:
+    pins = pinned("constraints.txt")
+    for name, bound in promised().items():
+        if name != "tomli":  # of Python 3.10 alone
+            assert numbers(pins[name]) >= numbers(bound), name
+
+
+def test_the_citation_is_of_this_version() -> None:
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f'\nversion: "{PROJECT["version"]}"\n' in text
+    assert f"\nlicense: {PROJECT['license']}\n" in text
+    assert f'  - name: "{PROJECT["authors"][0]["name"]}"\n' in text
