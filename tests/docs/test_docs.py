@@ -40,7 +40,7 @@ else:
 ROOT = Path(__file__).parents[2]
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
 METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
-ROOT_PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
+ROOT_PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")]
 PAGES = [*ROOT_PAGES, *GUIDE, *METHODS, ROOT / "docs" / "writing-a-plugin" / "README.md"]
 NAMES = {page: page.relative_to(ROOT).as_posix() for page in PAGES}
 

@@ -57,3 +57,11 @@ def test_the_citation_is_of_this_version() -> None:
     assert f'\nversion: "{PROJECT["version"]}"\n' in text
     assert f"\nlicense: {PROJECT['license']}\n" in text
     assert f'  - name: "{PROJECT["authors"][0]["name"]}"\n' in text
+
+
+def test_paths_in_the_architecture_exist() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    paths = re.findall(r"(?<![\w./(])(?:regloss|plugins|cli|tests|docs)/[\w./-]*\w", text)
+    assert len(paths) > 30
+    missing = {path for path in paths if not (ROOT / path).exists()}
+    assert not missing, f"ARCHITECTURE.md names what does not exist: {sorted(missing)}"
