@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+import regloss
 from regloss import (
     Batch,
     ConvexShape,
@@ -22,7 +23,8 @@ from regloss import (
 )
 from regloss.constraint import Constraints
 from regloss.regularizer import Constrained, Sum, combine
-from regloss.solver import Problem, negotiate
+from regloss.solver import Problem, Solver, negotiate
+from regloss.testing import SolverConformance
 from regloss_plugins.solvers.projected import Projected, ProjectedState
 
 SIZE = (24, 26)
@@ -229,3 +231,14 @@ def test_warm_starts_and_rounds():
     assert float(CONVEX.bind(image()).violation_of_labels(short.labels, 2)) == 0
     problem = Problem(form=term.form(Constrained), unary=-dented(), entropy=0.5)
     assert Projected().parameters(problem.form) == ()
+
+
+class TestProjected(SolverConformance):
+    discrete = False
+    monotone = False  # what it starts from is where the other solver stopped
+    entropy = 0.2
+    spatial = (2,)
+
+    def make(self) -> Solver:
+        solver: Solver = regloss.create("solver", "projected")
+        return solver
