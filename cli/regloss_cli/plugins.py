@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import shlex
+import shutil
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -89,8 +91,24 @@ def new(
     from regloss_cli.scaffold import write_plugin
 
     plugin, folder = write_plugin(kind, name, output, author or ())
-    place = shlex.quote(str(folder))
+    with_pytest = shlex.quote(f"{folder}[test]")
     typer.echo(f"The {plugin.kind} {plugin.name} and its tests are in {folder}; see its README.md. Next:\n")
-    typer.echo(f"pip install -e {place}")
-    typer.echo(f"regloss plugins show {plugin.name}")
-    typer.echo(f"python -m pytest {shlex.quote(str(folder / 'tests'))}")
+    typer.echo(f"{_python()} -m pip install -e {with_pytest}")
+    typer.echo(f"{_regloss()} plugins show {plugin.name}")
+    typer.echo(f"{_python()} -m pytest {shlex.quote(str(folder / 'tests'))}")
+
+
+def _python() -> str:
+    """How to call the Python of this environment: by name if that finds it, else by its path."""
+    return "python" if _is_here("python") else shlex.quote(sys.executable)
+
+
+def _regloss() -> str:
+    """How to call regloss of this environment."""
+    return "regloss" if _is_here("regloss") else f"{_python()} -m regloss_cli.main"
+
+
+def _is_here(program: str) -> bool:
+    """Whether the shell finds a program in this environment, and not in another or nowhere."""
+    found = shutil.which(program)
+    return found is not None and Path(found).absolute().parent == Path(sys.executable).absolute().parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -83,12 +84,13 @@ def call(plugins, *command: str, cwd: Path = ROOT) -> str:
 
 def test_what_is_written_and_printed(regloss, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shutil.which", lambda program: str(Path(sys.executable).with_name(program)))
     done = regloss(
         "plugins", "new", "data-term", "my-loss", "--author", 'Ada "A" Lovelace <ada@host>', "--author", "Bö"
     )
     assert (done.code, done.err) == (0, "")
     assert done.out.splitlines()[-3:] == [
-        "pip install -e regloss-my-loss",
+        "python -m pip install -e 'regloss-my-loss[test]'",
         "regloss plugins show my-loss",
         "python -m pytest regloss-my-loss/tests",
     ]
@@ -108,7 +110,13 @@ def test_what_is_written_and_printed(regloss, tmp_path, monkeypatch):
     assert project["name"] == "regloss-my-loss"
     assert project["entry-points"] == {"regloss.data_terms": {"my-loss": "regloss_my_loss.my_loss:MyLoss"}}
     readme = (folder / "README.md").read_text()
-    for line in ("pip install -e .", "regloss plugins show my-loss", "python -m pytest tests", "## Licence"):
+    assert project["optional-dependencies"] == {"test": ["pytest>=8"]}
+    for line in (
+        'python -m pip install -e ".[test]"',
+        "regloss plugins show my-loss",
+        "python -m pytest tests",
+        "## Licence",
+    ):
         assert f"{line}\n" in readme
 
 
@@ -117,7 +125,20 @@ def test_another_folder(regloss, tmp_path):
     done = regloss("plugins", "new", "network", "net7", "--output", folder)
     assert done.code == 0
     assert (folder / "regloss_net7" / "net7.py").is_file()
-    assert done.out.splitlines()[-3] == f"pip install -e '{folder}'"
+    assert done.out.splitlines()[-3].endswith(f" -m pip install -e '{folder}[test]'")
+
+
+def test_printed_steps_call_this_environment(regloss, tmp_path, monkeypatch):
+    """Not another Python that the shell would find, nor one that it would not find at all."""
+    for number, elsewhere in enumerate((None, "/elsewhere/bin/python")):
+        monkeypatch.setattr("shutil.which", lambda program, place=elsewhere: place)
+        folder = tmp_path / f"net{number}"
+        lines = regloss("plugins", "new", "network", f"net{number}", "--output", folder).out.splitlines()[-3:]
+        assert [shlex.split(line)[:3] for line in lines] == [
+            [sys.executable, "-m", "pip"],
+            [sys.executable, "-m", "regloss_cli.main"],
+            [sys.executable, "-m", "pytest"],
+        ]
 
 
 @kinds
