@@ -16,14 +16,16 @@ ImageLike: TypeAlias = npt.NDArray[Any] | Tensor
 """(H, W) or (H, W, C), a numpy array or a tensor."""
 
 _LARGEST = {np.dtype(np.bool_): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
+_HALF = 32767  # what fits into 15 bits: cameras and scanners store 10 to 14 in 16
 
 
 def image_from_array(array: ImageLike, channels: int) -> FloatImage:
     """An array as an image with values in [0, 1]; what its values mean is never guessed from them.
 
     Args:
-        array: (H, W) or (H, W, C) with C = 1 or 3 (RGB): bool, uint8 (divided by 255), uint16 (divided by 65535), or
-            floats, which must lie in [0, 1] already.
+        array: (H, W) or (H, W, C) with C = 1 or 3 (RGB): bool, uint8 (divided by 255), uint16 (divided by 65535, and
+            refused where no value needs the highest bit, as those of 12-bit cameras), or floats, which must lie in
+            [0, 1] already.
         channels: 1 turns colours into grey (luma of ITU-R BT.601), 3 repeats grey, as in files.
 
     Returns:
@@ -59,6 +61,11 @@ def _channels_first(image: FloatImage) -> FloatImage:
 
 def _scaled(values: npt.NDArray[Any]) -> FloatImage:
     largest = _LARGEST.get(values.dtype)
+    if values.dtype == np.uint16 and 0 < (found := int(values.max(initial=0))) <= _HALF:
+        raise UsageError(
+            f"The image's values of uint16 go up to {found}, so 65535 is hardly white. Divide by what is, for 12 bits "
+            "image / 4095, and give the floats."
+        )
     if largest is not None:
         return values.astype(np.float32) / np.float32(largest)
     if values.dtype.kind != "f":

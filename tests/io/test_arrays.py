@@ -30,6 +30,7 @@ def test_types_say_what_white_is():
         pytest.approx(0.2),
         1.0,
     ]
+    assert image_from_array(np.zeros((1, 2), dtype=np.uint16), 1).ravel().tolist() == [0.0, 0.0]
     assert image_from_array(np.array([[False, True]]), 1).ravel().tolist() == [0.0, 1.0]
     assert image_from_array(torch.tensor([[[0.25]]], dtype=torch.float16), 3).ravel().tolist() == [0.25] * 3
     floats = torch.rand(4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -42,6 +43,7 @@ def test_types_say_what_white_is():
         (np.array([[0.0, 200.0]]), r"values from 0 to 200. Divide it by the value of white"),
         (np.array([[-0.1, 0.5]]), r"values from -0.1 to 0.5"),
         (np.array([[0.5, np.nan]]), "got NaN"),
+        (np.array([[0, 4095]], dtype=np.uint16), r"go up to 4095, so 65535 is hardly white. Divide by what is"),
         (np.array([[0, 1]]), r"got int64, which does not say what is white"),
         (np.array([["a"]], dtype=object), "got object"),
         (np.zeros((4, 3, 5, 3)), "one image at a time"),
