@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from regloss.batch import Batch
 from regloss.errors import UsageError
 from regloss.registry import name_of, resolve
+from regloss.settings import CheckedSettings
 
 
-class DataTerm(ABC):
+class DataTerm(metaclass=CheckedSettings):
     """A loss of network output against given labels, or against the image itself.
 
     It returns sums and counts instead of means, so that the mean is taken once, in the outer loop, over the whole batch

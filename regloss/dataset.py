@@ -5,7 +5,7 @@ A data set knows files and class names. It knows nothing of tensors, batches or 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from regloss.errors import UsageError
+from regloss.settings import CheckedSettings
 
 IGNORE = 255
 """The label value of a pixel that is unlabelled (in scribbles) or left out of the scores (in dense labels)."""
@@ -37,7 +38,7 @@ class Sample:
     group: str
 
 
-class Dataset(ABC):
+class Dataset(metaclass=CheckedSettings):
     """Samples by id, in named subsets.
 
     Attributes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -11,9 +11,10 @@ from torch import Tensor
 from regloss.checks import at_least_float32, check_labels, check_scores
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
+from regloss.settings import CheckedSettings
 
 
-class Divergence(ABC):
+class Divergence(metaclass=CheckedSettings):
     """D(target, network output), summed over pixels.
 
     Calling one takes:

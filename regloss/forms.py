@@ -128,7 +128,7 @@ class GridGraph(Form):
         """The same energy as a `Graph`."""
         shape = self.weights.shape[2:]
         index = torch.arange(shape.numel(), device=self.weights.device).reshape(shape)
-        edges, weights = [], []
+        edges, weights = [index.new_empty(0, 2)], [self.weights.new_empty(len(self.weights), 0)]
         for number, offset in enumerate(self.offsets):
             first, second = grid.pair_slices(offset)
             edges.append(torch.stack([index[first].flatten(), index[second].flatten()], dim=1))
@@ -156,6 +156,8 @@ class GridGraph(Form):
         """Offsets joined; those in both count with the sum of their weights."""
         if not isinstance(other, GridGraph):
             return super().__add__(other)  # type: ignore[return-value]
+        if not other.offsets:  # an image of one pixel has no pairs
+            return self
         weights = dict(zip(self.offsets, self.weights.unbind(1), strict=True))
         for offset, values in zip(other.offsets, other.weights.unbind(1), strict=True):
             weights[offset] = weights[offset] + values if offset in weights else values

@@ -10,7 +10,7 @@ How they are found, and how they are differentiated, is the layer's own affair. 
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from regloss.registry import name_of
 from regloss.regularizer import Regularizer
+from regloss.settings import CheckedSettings
 from regloss.solver import Solution
 
 
-class RegularizedLayer(nn.Module, ABC):
+class RegularizedLayer(nn.Module, metaclass=CheckedSettings):
     """Logits and image to probabilities with a prior inside: what `attach` and a training put behind a network.
 
     What is learnt are its parameters, and they alone are saved with a trained model: everything else follows from the

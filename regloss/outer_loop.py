@@ -6,7 +6,7 @@ pixels of the region of interest. Weights therefore do not depend on resolution,
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -18,6 +18,7 @@ from regloss.batch import Batch
 from regloss.checks import check_labels, check_scores
 from regloss.data_term import DataTerm
 from regloss.errors import UsageError
+from regloss.settings import CheckedSettings
 from regloss.solver import Solution
 
 Cadence = int | Literal["step", "never"]
@@ -53,7 +54,7 @@ class Update:
     networks: tuple[str, ...]
 
 
-class OuterLoop(ABC):
+class OuterLoop(metaclass=CheckedSettings):
     """Couples a network with the minimisation of a regularized loss.
 
     Attributes:

@@ -9,7 +9,7 @@ histogram. For given statistics f is a unary cost that a `Solver` takes beside a
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -20,6 +20,7 @@ from regloss.checks import at_least_float32, check_finite, check_roi, check_scor
 from regloss.errors import UsageError
 from regloss.numerics import widest_float
 from regloss.registry import name_of
+from regloss.settings import CheckedSettings
 
 Statistics = TypeVar("Statistics", bound="tuple[Any, ...]")
 """A NamedTuple of tensors (B, K, ...), one row for each image and class."""
@@ -27,7 +28,7 @@ Statistics = TypeVar("Statistics", bound="tuple[Any, ...]")
 _EMPTY = 1e-6  # pixels; a class with less mass than that says nothing about its statistics
 
 
-class RegionForce(ABC):
+class RegionForce(metaclass=CheckedSettings):
     """How the values of pixels speak for labels. Subclasses are frozen dataclasses.
 
     Statistics are a NamedTuple of tensors (B, K, ...), so that images and classes can be picked from any of them.

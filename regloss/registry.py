@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from regloss.errors import AmbiguousName, BrokenPlugin, MissingDependency, ReglossError, UnknownComponent, UsageError
+from regloss.settings import CheckedSettings, complaint
 
 Class = TypeVar("Class", bound=type)
 
@@ -253,11 +254,15 @@ def create(kind: str, name: str, /, **chosen: Any) -> Any:
     if missing:
         raise UsageError(f"The {kind} {name!r} cannot be made without: {', '.join(missing)}.")
     try:
-        return cls(**chosen)
+        made = cls(**chosen)
     except ReglossError:  # some are TypeErrors too
         raise
     except TypeError as cause:  # a text where a number belongs, say; which setting it is only the class knows
         raise UsageError(f"The {kind} {name!r} cannot be made with the settings {chosen}: {cause}") from cause
+    wrong = None if isinstance(cls, CheckedSettings) else complaint(cls, (), chosen)
+    if wrong is not None:
+        raise UsageError(wrong)
+    return made
 
 
 def check_settings(kind: str, name: str, chosen: Mapping[str, Any]) -> None:

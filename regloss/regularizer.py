@@ -22,6 +22,7 @@ from regloss.checks import at_least_float32, check_image, check_roi, check_score
 from regloss.errors import MissingForm, UsageError
 from regloss.forms import Composite, Form
 from regloss.registry import name_of, resolve
+from regloss.settings import CheckedSettings
 
 AnyForm = TypeVar("AnyForm", bound=Form)
 Forms = Mapping[type[Form], Callable[[Any], Form]]
@@ -148,7 +149,7 @@ class Term(ABC):
 # Regularizers
 
 
-class Regularizer(ABC):
+class Regularizer(metaclass=CheckedSettings):
     """Settings of a prior R. Subclasses are frozen dataclasses whose first field is ``weight: float = 1.0``.
 
     The weight is checked here, before a subclass's own ``__post_init__`` (if it has one) looks at the other fields.
@@ -252,7 +253,7 @@ class Sum(Regularizer):
 
     Args:
         parts: regularizers, names, or tables with a name and settings.
-        weight: multiplies the whole sum.
+        weight: multiplies the whole sum; hard constraints in it hold whatever it is.
 
     >>> from regloss import GridCRF, TotalVariation
     >>> [form.__name__ for form in (GridCRF() + TotalVariation()).forms]
@@ -324,7 +325,7 @@ class _SumTerm(Term):
         return torch.stack([term.violation(probabilities) for term in self.terms]).amax(0)
 
     def constraints(self) -> tuple[Term, ...]:
-        return tuple(one for term in self.terms for one in term.constraints()) if self.weight > 0 else ()
+        return tuple(one for term in self.terms for one in term.constraints())
 
     def conditioned_on(self, probabilities: Tensor) -> Term:
         terms = [term.conditioned_on(probabilities) for term in self.terms]

@@ -8,7 +8,7 @@ minimum.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -20,6 +20,7 @@ from regloss.checks import at_least_float32, check_image, check_labels
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.registry import name_of
+from regloss.settings import CheckedSettings
 from regloss.solver import Progress, Status
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Segmentation:
         return {}
 
 
-class Segmenter(ABC):
+class Segmenter(metaclass=CheckedSettings):
     """Segments one image. Subclasses are frozen dataclasses, whose fields are the settings."""
 
     takes_scribbles: ClassVar[bool] = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
@@ -20,10 +20,11 @@ from regloss import grid
 from regloss.checks import at_least_float32, check_finite, check_labels, check_scores
 from regloss.constraint import EXACT, Constraints, possible_labels
 from regloss.dual_problem import Smoothing
-from regloss.errors import MissingForm, ReglossError, UsageError
+from regloss.errors import MissingForm, ReglossError, UsageError, listed
 from regloss.forms import Form
 from regloss.registry import components, load, name_of, resolve
 from regloss.regularizer import Regularizer, Sum, Term, form_names, offered_kind
+from regloss.settings import CheckedSettings
 
 
 class Status(enum.Enum):
@@ -149,7 +150,7 @@ class Solution:
         return self.probabilities
 
 
-class Solver(ABC):
+class Solver(metaclass=CheckedSettings):
     """Minimises problems whose regularizer comes in one of the forms in ``accepts``, the first offered being used.
 
     A form that is accepted stands for its special cases: `regloss.forms.Composite` for `Saddle` and `Concave`.
@@ -286,7 +287,7 @@ def solve(
         solver: a `Solver`, or its name.
         entropy: weight of the entropy term, >= 0.
         fixed: (B, *S) integer labels that are given, -1 where free. A mask, not a cost: no large number is involved.
-        allowed: (B, K) bool, labels that free pixels may take, at least one in each image.
+        allowed: (B, K) bool, labels that pixels may take, at least one in each image and all that seeds have there.
         warm: where to start: labels (B, *S), an earlier `Solution`, or its ``state``.
         callback: called with each `Progress` of an iterative solver, when it looks at its certificate, for curves of
             energy and bound; pdhg looks at it anyway, dca and mean-field compute energies for it, the others look at
@@ -298,7 +299,8 @@ def solve(
 
     Raises:
         MissingForm: the solver cannot use any form that the term offers.
-        UsageError: shapes disagree, NaN, labels outside 0..K-1, seeds or allowed labels that contradict a constraint.
+        UsageError: shapes disagree, NaN, labels outside 0..K-1, seeds that are not among the allowed labels, seeds or
+            allowed labels that contradict a constraint.
 
     >>> from regloss import GridCRF
     >>> image = torch.tensor([[[[0.0, 0.0, 1.0, 1.0]]]])
@@ -327,6 +329,8 @@ def solve(
             )
         if not bool(allowed.any(1).all()):
             raise UsageError("allowed admits no label at all in at least one image.")
+        if fixed is not None:
+            _refuse_forbidden_seeds(fixed, allowed, term.roi)
     if isinstance(warm, Solution):
         warm = warm.state if warm.state is not None else warm.labels
     if isinstance(warm, Tensor):
@@ -438,6 +442,21 @@ def _check_range(values: Tensor, low: int, classes: int, name: str, meaning: str
         raise UsageError(
             f"{name} must hold labels from {low} to {classes - 1} ({meaning}); got values from {int(values.min())} to "
             f"{int(values.max())}."
+        )
+
+
+def _refuse_forbidden_seeds(fixed: Tensor, allowed: Tensor, roi: Tensor | None) -> None:
+    seeds = fixed.to(allowed.device, torch.int64)
+    if roi is not None:
+        seeds = seeds.masked_fill(~roi.to(allowed.device), -1)
+    admitted = allowed.gather(1, seeds.clamp(min=0).flatten(1)).reshape(seeds.shape)
+    wrong = (seeds >= 0) & ~admitted
+    if bool(wrong.any()):
+        image = int(wrong.flatten(1).any(1).nonzero()[0])
+        labels = sorted(set(seeds[image][wrong[image]].tolist()))
+        raise UsageError(
+            f"fixed gives {int(wrong[image].sum())} pixels of image {image} of the batch labels that allowed does not "
+            f"admit there: {listed(labels)}. Allow these labels in that image, or take the seeds away."
         )
 
 

@@ -103,6 +103,13 @@ def test_unary_is_checked(term: Term, bad: Any, message: str) -> None:
         ),
         ({"allowed": zeros(3, dtype=torch.bool)}, r"allowed must be bool .*got torch\.bool of shape \(3,\)"),
         ({"allowed": torch.tensor([[True] * 3, [False] * 3])}, "allowed admits no label at all in at least one image"),
+        (
+            {
+                "allowed": torch.tensor([[True] * 3, [True, False, True]]),
+                "fixed": torch.tensor([1, 1, 2]).repeat(2, 4).reshape(2, 3, 4),
+            },
+            r"fixed gives 8 pixels of image 1 of the batch labels that allowed does not admit there: 1\. Allow these",
+        ),
         ({"warm": zeros(2, 4, 3)}, r"shape \(2, 3, 4\) \(B, \*S\); got \(2, 4, 3\)"),
         ({"warm": zeros(2, 3, 4) - 1}, r"warm must hold labels from 0 to 2 .*got values from -1 to -1"),
         ({"warm": zeros(2, 3, 4) + 3}, r"warm must hold labels from 0 to 2 .*got values from 3 to 3"),
@@ -275,3 +282,20 @@ def test_cores_that_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> Non
     assert usable_cores() == 7
     monkeypatch.setattr("os.cpu_count", lambda: None)
     assert usable_cores() == 1
+
+
+def test_seeds_outside_the_region_of_interest_contradict_nothing() -> None:
+    """And those of an image in which their label is allowed neither."""
+    roi = torch.ones(2, 3, 4, dtype=torch.bool)
+    roi[0, 0, 0] = False
+    fixed = torch.full((2, 3, 4), -1)
+    fixed[:, 0, 0] = 1
+    allowed = torch.tensor([[True, False, True], [True, True, True]])
+    solver = Recorder()
+    solve(GridCRF().bind(torch.zeros(2, 1, 3, 4), roi), torch.zeros(2, 3, 3, 4), solver, fixed=fixed, allowed=allowed)
+    assert solver.seen().allowed is allowed
+    fixed[0, 0, 1] = 1
+    with pytest.raises(regloss.UsageError, match="fixed gives 1 pixels of image 0"):
+        solve(
+            GridCRF().bind(torch.zeros(2, 1, 3, 4), roi), torch.zeros(2, 3, 3, 4), solver, fixed=fixed, allowed=allowed
+        )

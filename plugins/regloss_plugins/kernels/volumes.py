@@ -29,6 +29,7 @@ _HALVINGS = 8
 _PATIENCE = 30  # steps before a search for one class takes the place of very short ones
 _CREEPING = 1 / 8
 _BISECTIONS = 60
+_STEPS_BETWEEN = 50  # at each of the entropies that lead to the given one, where three to eight are usual
 _LEAST = 1e-300  # volume above 0
 
 
@@ -78,7 +79,8 @@ def scale_to_volumes(
             anywhere.
         inside: (B, *S) bool, pixels that count; None = all.
         dual: (B, K) where to start; None = 0.
-        max_steps: largest number of Newton or scaling steps, for each of the entropies that lead to the given one.
+        max_steps: largest number of Newton or scaling steps at the given entropy, and at most 50 at each of those that
+            lead there. Where the costs' last digit is larger than the entropy no volume can be met, and it ends sooner.
         tolerance: largest volume error, as a fraction of the pixels.
 
     Returns:
@@ -98,9 +100,10 @@ def scale_to_volumes(
     else:
         # Where costs are large against the entropy, hardly any pixel reacts to q, and Newton's steps are wild. Larger
         # entropies lead there.
-        softer = reach / 10
-        while softer > 2 * entropy:
-            near, taken = _ascend(flat, weights, softer, lower, upper, q, reach, max_steps, 1e-2)
+        # Below the costs' last digit there is nothing that another entropy could tell.
+        softer, last = reach / 10, max(2 * entropy, reach * torch.finfo(flat.dtype).eps)
+        while softer > last:
+            near, taken = _ascend(flat, weights, softer, lower, upper, q, reach, min(max_steps, _STEPS_BETWEEN), 1e-2)
             q, steps, softer = near.dual, steps + taken, softer / 4
     at, taken = _ascend(flat, weights, entropy, lower, upper, q, reach, max_steps, tolerance)
     pixels = weights.sum(1)
@@ -153,6 +156,9 @@ def _ascend(
                 cost, weights, entropy, lower, upper, scaling_step(at.dual, at.masses, entropy, lower, upper)
             )
             chosen = _where(open_, scaled, chosen)
+        # So it would stay: no digit is left that could change.
+        if taken >= _PATIENCE and bool((chosen.dual == at.dual).all()):
+            return at, taken + 1
         at = chosen
     return at, max_steps
 

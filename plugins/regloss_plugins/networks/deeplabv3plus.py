@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
+from regloss.settings import CheckedSettings
 from regloss_plugins.networks.building_blocks import check_flat_image, extended
 from regloss_plugins.networks.encoders.encoder import Encoder, load_weights
 from regloss_plugins.networks.encoders.mobilenetv2 import MobileNetV2
@@ -34,7 +35,7 @@ _HEAD_CHANNELS = 256
 _LOW_LEVEL_CHANNELS = 48
 
 
-class DeepLabV3Plus(nn.Module):
+class DeepLabV3Plus(nn.Module, metaclass=CheckedSettings):
     """DeepLabV3+ for images of any size.
 
     Features of stride s are centred on the pixels 0, s, 2s, ..., so feature maps and image align exactly when the

@@ -9,10 +9,11 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from regloss.errors import UsageError
+from regloss.settings import CheckedSettings
 from regloss_plugins.networks.building_blocks import CONVOLUTION, check_image, check_settings, convolution
 
 
-class PlainCNN(nn.Module):
+class PlainCNN(nn.Module, metaclass=CheckedSettings):
     """Layers of 3x3 convolution, normalisation and ReLU (3x3x3 for volumes), and a 1x1 convolution to the logits.
 
     Args:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
+from regloss.settings import CheckedSettings
 from regloss_plugins.networks.building_blocks import (
     check_flat_image,
     check_settings,
@@ -33,7 +34,7 @@ from regloss_plugins.networks.building_blocks import (
 _VGG = (2, 2, 3, 3, 3)  # convolutions of VGG-16's levels
 
 
-class SegNet(nn.Module):
+class SegNet(nn.Module, metaclass=CheckedSettings):
     """SegNet for images of any size.
 
     Level 0 has the resolution of the image and ``channels`` feature maps; each further level halves the resolution and

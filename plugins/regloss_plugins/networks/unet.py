@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
+from regloss.settings import CheckedSettings
 from regloss_plugins.networks.building_blocks import (
     CONVOLUTION,
     check_image,
@@ -33,7 +34,7 @@ _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
-class UNet(nn.Module):
+class UNet(nn.Module, metaclass=CheckedSettings):
     """U-Net for images and volumes of any size.
 
     Level 0 has the resolution of the image and ``channels`` feature maps; each further level halves the resolution

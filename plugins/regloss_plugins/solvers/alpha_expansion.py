@@ -69,7 +69,7 @@ class AlphaExpansion(Solver):
 
     def _solve_one(self, image: ImageProblem) -> Expansion:
         if isinstance(image.form, GridGraph):
-            offsets = np.array(image.form.offsets, dtype=np.int64)
+            offsets = image.offsets
             limits = (image.fixed, image.roi, image.allowed)
             found = expand_grid(image.unary, offsets, image.weights, image.labels, *limits, self.max_cycles)
             if self.bound_steps == 0 or np.isfinite(found.bound):
@@ -116,6 +116,12 @@ class ImageProblem:
     fixed: np.ndarray
     roi: np.ndarray
     allowed: np.ndarray
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """(n, D) int64 of a grid's form, n = 0 where no pair fits into the image."""
+        assert isinstance(self.form, GridGraph)
+        return np.array(self.form.offsets, dtype=np.int64).reshape(-1, self.labels.ndim)
 
 
 def refuse_entropy(problem: Problem, name: str) -> None:

@@ -57,6 +57,7 @@ from regloss.solver import (
 )
 from regloss_plugins.solvers.conditional_gradient import concave_energy, descend
 from regloss_plugins.solvers.dca_steps import ConvexStep, Step, convex_step, is_picked, pick_state, put_state
+from regloss_plugins.solvers.dual_ascent import in_precision_of
 from regloss_plugins.solvers.gibbs import gibbs, log_gibbs
 from regloss_plugins.solvers.initialization import start_probabilities
 
@@ -78,7 +79,7 @@ class DCAState:
 
 @dataclass(frozen=True)
 class DCA(DifferentiableSolver):
-    """Difference-of-convex steps; batched, on any device, in the unary's precision.
+    """Difference-of-convex steps; batched, on any device, in the finer precision of the unary and the form.
 
     With ``method="nested"`` the energy never rises from step to step. The solution's bound is -inf as soon as there is
     a concave part, and always for single-loop.
@@ -336,15 +337,17 @@ class DCA(DifferentiableSolver):
         state = solution.state
         assert isinstance(state, DCAState)
         run = self._run(problem)
-        return run, run.slope(state.probabilities.to(problem.unary)).detach(), state.convex
+        return run, run.slope(state.probabilities.to(run.cost)).detach(), state.convex
 
     def _run(self, problem: Problem) -> _Run:
-        problem = replace(problem, fixed=seeds_inside(problem))
+        form = problem.form
+        assert isinstance(form, Composite)
+        unary = in_precision_of(form, problem.unary)
+        problem = replace(problem, unary=unary, fixed=seeds_inside(problem))
         assert problem.fixed is not None
         cost = possible_cost(problem)
         # Between two steps the constraints may be off by their tolerance; a convex problem's only step is held to more.
-        assert isinstance(problem.form, Composite)
-        given = problem if problem.form.concave is None else replace(problem, constraints=None)
+        given = problem if form.concave is None else replace(problem, constraints=None)
         return _Run(problem, cost, self._convex_step(given, cost))
 
     def _picked(self, run: _Run, images: Tensor) -> _Run:

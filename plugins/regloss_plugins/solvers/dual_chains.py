@@ -30,8 +30,6 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import numpy as np
-
 from regloss.errors import UsageError
 from regloss.forms import Form, GridGraph
 from regloss.solver import Problem, Solution, Solver
@@ -81,7 +79,7 @@ class DualChains(Solver):
         assert isinstance(image.form, GridGraph)
         found = bound_grid(
             image.unary,
-            np.array(image.form.offsets, dtype=np.int64),
+            image.offsets,
             image.weights,
             image.labels,
             image.fixed,

@@ -433,7 +433,7 @@ def _joined(offsets: tuple[grid.Offset, ...], weights: Tensor) -> Tensor:
     number = {offset: index for index, offset in enumerate(offsets)}
     parts = _halves(weights, weights.ndim - 2)
     joined = torch.zeros_like(next(iter(parts.values())))
-    for parity, index, step in _blocks(offsets):
+    for parity, index, step in _blocks(offsets, weights.ndim - 2):
         part, back = parts[parity][:, index], tuple(-along for along in step)
         if step in number:
             joined[:, number[step]] += part
@@ -443,9 +443,9 @@ def _joined(offsets: tuple[grid.Offset, ...], weights: Tensor) -> Tensor:
     return joined
 
 
-def _blocks(offsets: tuple[grid.Offset, ...]) -> Iterator[tuple[grid.Offset, int, grid.Offset]]:
+def _blocks(offsets: tuple[grid.Offset, ...], ndim: int) -> Iterator[tuple[grid.Offset, int, grid.Offset]]:
     """For each parity of a pair's first pixel and each offset's index, by how many blocks its ends are apart."""
-    for parity in itertools.product((0, 1), repeat=len(offsets[0])):
+    for parity in itertools.product((0, 1), repeat=ndim):
         for index, offset in enumerate(offsets):
             yield parity, index, tuple((start + along) // 2 for start, along in zip(parity, offset, strict=True))
 
@@ -460,7 +460,7 @@ def _refined_dual(coarse: Tensor, unary: Tensor, offsets: tuple[grid.Offset, ...
     dual = coarse.new_zeros(*coarse.shape[:3], *size)
     number = {offset: index for index, offset in enumerate(offsets)}
     within = torch.zeros(len(offsets), *size, dtype=torch.bool, device=dual.device)
-    for parity, index, step in _blocks(offsets):
+    for parity, index, step in _blocks(offsets, weights.ndim - 2):
         pixels = tuple(slice(start, None, 2) for start in parity)
         target = grid.pick(dual[:, index], pixels)
         inside = tuple(slice(length) for length in target.shape[2:])  # odd sizes: the last blocks are not whole

@@ -126,7 +126,8 @@ def move_regions(
         moves = gain > _rounding(cost)
         rank = rank.masked_fill(~moves, -1)
         highest = torch.full_like(rank, -1)
-        highest.scatter_reduce_(0, torch.cat(ends), rank[torch.cat(others)], "amax")
+        if ends:  # an image of one pixel has no pairs
+            highest.scatter_reduce_(0, torch.cat(ends), rank[torch.cat(others)], "amax")
         moves &= rank > highest
         if not bool(moves.any()):
             return labels

@@ -128,3 +128,24 @@ def test_derivatives_match_finite_differences(exact):
     assert float((given[1].grad * turn).sum()) == pytest.approx(
         float((ends[0] - ends[1]) / (2 * step)), rel=1e-6, abs=1e-9
     )
+
+
+@pytest.mark.parametrize("entropy", [1e-12, 1e-30])
+@pytest.mark.parametrize("size", [1.0, 1e6])
+def test_tiny_entropies_take_bounded_work(entropy, size):
+    """Where no dual variable can tell the volumes, it ends, finite, with a bound, and says that it is not done."""
+    random = torch.Generator().manual_seed(2)
+    cost = size * torch.randn(2, 3, 18, generator=random, dtype=torch.float64)
+    volumes = torch.tensor([[9.4, 8.1, 0.5]], dtype=torch.float64)
+    found = scale_to_volumes(cost, entropy, volumes, volumes)
+    assert found.steps < 1000
+    assert bool(found.probabilities.isfinite().all())
+    masses = found.probabilities.sum(2)
+    off = (masses - volumes).abs().amax(1)
+    assert torch.equal(found.done, off <= 18e-10)
+    # The bound lies below the energy of any point with these volumes; the product is one.
+    product = (volumes / 18).unsqueeze(2).expand(2, 3, 18)
+    assert bool((found.value <= (cost * product).flatten(1).sum(1) + 1e-9 * size).all())
+    single = scale_to_volumes(cost[:1, :, :1], entropy, volumes / 18, volumes / 18)
+    assert single.steps < 1000
+    assert bool(single.probabilities.isfinite().all())

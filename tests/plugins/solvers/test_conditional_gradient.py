@@ -297,7 +297,7 @@ def test_converged_images_leave_the_batch(solver, entropy):
     unary = unary * torch.tensor([30.0, 1.0, 0.1], dtype=torch.float64).reshape(3, 1, 1, 1)
     allowed = torch.tensor([[True, True, True], [True, False, True], [True, True, True]])
     fixed = torch.full((3, 8, 9), -1)
-    fixed[:, 2, 3] = 1
+    fixed[:, 2, 3] = 2
     together = solve(term, unary, solver, entropy=entropy, allowed=allowed, fixed=fixed)
     assert len(set(together.steps.tolist())) > 1
     assert together.status == (Status.CONVERGED,) * 3

@@ -394,13 +394,13 @@ def test_volumes_with_seeds_regions_and_allowed_labels():
     region = torch.zeros(1, *size, dtype=torch.bool)
     region[:, 1:-1, 1:] = True
     fixed = torch.full((1, *size), -1)
-    fixed[0, 2, 3], fixed[0, 3, 3] = 0, 1
+    fixed[0, 2, 3], fixed[0, 3, 3] = 0, 2
     allowed = torch.tensor([[True, False, True]])
-    term = Volume(volumes=(13, 1, 10)).bind(torch.zeros(1, 1, *size, dtype=torch.float64), region)
+    term = Volume(volumes=(13, 0, 11)).bind(torch.zeros(1, 1, *size, dtype=torch.float64), region)
     solution = solve(term, scores(size, batch=1), DCA(), entropy=0.3, fixed=fixed, allowed=allowed)
     inside = (solution.probabilities * region.unsqueeze(1)).flatten(2).sum(2)
-    torch.testing.assert_close(inside, torch.tensor([[13.0, 1, 10]], dtype=torch.float64))
-    assert int(solution.labels[0, 3, 3]) == 1
+    torch.testing.assert_close(inside, torch.tensor([[13.0, 0, 11]], dtype=torch.float64))
+    assert int(solution.labels[0, 3, 3]) == 2
 
 
 @pytest.mark.parametrize(
@@ -706,3 +706,23 @@ def test_the_form_decides_the_status():
     assert float(concave.bound) == -math.inf
     assert replace(concave, bound=concave.energy).gap.tolist() == [0]
     assert negotiate(TotalVariation(), DCA()) is Saddle
+
+
+@pytest.mark.parametrize("method", ["nested", "single-loop"])
+@pytest.mark.parametrize(
+    "prior", [TotalVariation(0.3), TotalVariation(0.3, isotropic=True), regloss.NonlocalTV(0.1, neighbors=3)]
+)
+def test_precisions_of_unary_and_image_may_differ(method, prior):
+    image, unary = torch.rand(2, 1, 4, 5, dtype=torch.float64), scores((4, 5))
+    solver = DCA(100, 1e-7, method=method)
+    for dynamics in ([], [ThresholdDynamics(0.3, sigma=1.0)]):
+        regularizer = Sum([prior, *dynamics])
+        fine = solve(regularizer.bind(image), unary.float().double(), solver, entropy=0.5)
+        for kinds in ((torch.float32, torch.float64), (torch.float16, torch.float64), (torch.float64, torch.float32)):
+            mixed = solve(regularizer.bind(image.to(kinds[1])), unary.to(kinds[0]), solver, entropy=0.5)
+            assert mixed.probabilities.dtype == kinds[0]
+            torch.testing.assert_close(mixed.probabilities.double(), fine.probabilities, rtol=0, atol=1e-2)
+        layer = RegularizedSoftmax(regularizer, solver, 0.5, backward="implicit")
+        logits = (-unary.float()).requires_grad_()
+        layer(logits, image).square().sum().backward()
+        assert bool(logits.grad.isfinite().all())

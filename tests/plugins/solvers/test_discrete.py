@@ -99,6 +99,9 @@ def tiny(classes: int, shape: tuple[int, ...], batch: int, constraints: str) -> 
     if constraints in ("allowed", "all"):
         problem.allowed = torch.ones(batch, classes, dtype=torch.bool)
         problem.allowed[torch.arange(batch), torch.arange(batch) % classes] = False
+        if problem.fixed is not None:
+            admitted = problem.allowed.gather(1, problem.fixed.clamp(min=0).flatten(1)).reshape(problem.fixed.shape)
+            problem.fixed = torch.where(admitted, problem.fixed, -1)
     if constraints in ("roi", "all"):
         problem.roi = torch.rand(batch, *shape, generator=random) < 0.75
     return problem

@@ -93,7 +93,7 @@ def test_seeds_barred_labels_and_regions(regularizer: Any, counted: Counted) -> 
     roi = torch.ones(2, *SIZE, dtype=torch.bool)
     roi[0, :, -2:], roi[1, 3:5, 2:6] = False, False
     fixed = torch.full((2, *SIZE), -1)
-    fixed[:, 1, 1], fixed[0, 6, 3], fixed[1, 3, 3] = 0, 2, 1
+    fixed[:, 1, 1], fixed[0, 6, 3], fixed[1, 3, 3] = 1, 2, 0
     allowed = torch.tensor([[False, True, True], [True, True, True]])
     term = regularizer.bind(image, roi)
     given = {"entropy": 0.3, "fixed": fixed, "allowed": allowed}

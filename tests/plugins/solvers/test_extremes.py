@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 import regloss
-from regloss import GridCRF, GridGraph, Problem, Solution, Solver, UsageError, solve
+from regloss import Concave, GridCRF, GridGraph, Problem, Solution, Solver, UsageError, solve
+from regloss.errors import MissingDependency
+from regloss.regularizer import offered_kind
 
 SOLVERS = ["alpha-expansion", "dual-chains", "parallel-potts"]
 RIGHT, DOWN = (0, 1), (1, 0)
@@ -131,3 +133,48 @@ def test_weights_of_very_different_size(solver: Solver, classes: int) -> None:
     assert solution.labels.flatten().tolist() == [0, 0, 0, 0, 0]
     assert solution.energy.item() == pytest.approx(7.0, rel=1e-6)
     assert solution.bound.item() <= 7.0 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 4), (4, 1), (1,), (3,), (1, 1, 1), (1, 3, 1)])
+@pytest.mark.parametrize("name", ["gated-crf", "grid-crf", "tv", "dense-crf", "threshold-dynamics"])
+def test_images_of_one_pixel_or_one_row(name: str, size: tuple[int, ...]) -> None:
+    """Every solver that can: minima agree with brute force over labels, and without pairs they are the cheapest."""
+    settings = {"gated-crf": {"radius": 5}, "grid-crf": {"connectivity": 2}}.get(name, {})
+    if name == "grid-crf" and len(size) > 1:
+        settings = {}
+    regularizer = regloss.create("regularizer", name, **{"weight": 0.7, **settings})
+    random = torch.Generator().manual_seed(3)
+    image = torch.rand(2, 3, *size, generator=random, dtype=torch.float64)
+    unary = torch.randn(2, 3, *size, generator=random, dtype=torch.float64)
+    term, pixels, solved = regularizer.bind(image), math.prod(size), 0
+    labels = torch.tensor(list(itertools.product(range(3), repeat=pixels))).reshape(-1, *size)
+    hard = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).double()
+    least = []
+    for i in range(2):
+        alone = regularizer.bind(image[[i]].expand(len(labels), -1, *size))
+        least.append(float(((unary[i] * hard).flatten(1).sum(1) + alone.energy(hard)).min()))
+    for solver in ("alpha-expansion", "dual-chains", "parallel-potts", "pymaxflow", "mean-field", "pdhg", "dca"):
+        try:
+            made = regloss.create("solver", solver)
+        except MissingDependency:
+            continue
+        form = next((found for kind in made.accepts if (found := offered_kind(regularizer, kind))), None)
+        if form is None:
+            continue
+        try:
+            found = solve(term, unary, made, entropy=1e-3 if made.entropies(form) == "positive" else 0.0)
+        except UsageError as error:  # gated-crf's wider windows
+            assert "every offset needs an odd component" in str(error)  # noqa: PT017
+            continue
+        solved += 1
+        assert bool(found.energy.isfinite().all())
+        assert bool((found.bound <= found.energy + 1e-9).all())
+        for i in range(2):
+            assert float(found.bound[i]) <= least[i] + 1e-9
+            if pixels == 1:
+                assert torch.equal(found.labels, unary.argmin(1))
+            elif made.entropies(form) == "zero" and form is not Concave:
+                assert float(found.energy[i]) >= least[i] - 1e-9
+                if solver in ("alpha-expansion", "parallel-potts"):
+                    assert float(found.energy[i]) == pytest.approx(least[i])
+    assert solved >= {"gated-crf": 3, "grid-crf": 4}.get(name, 1)

@@ -28,7 +28,9 @@ def constraints(classes: int, shape: tuple[int, ...], batch: int = 3) -> dict[st
     labels = torch.randint(classes, (batch, *shape), generator=random)
     allowed = torch.ones(batch, classes, dtype=torch.bool)
     allowed[1, 0] = False
-    return {"fixed": torch.where(torch.rand(batch, *shape, generator=random) < 0.2, labels, -1), "allowed": allowed}
+    admitted = allowed.gather(1, labels.flatten(1)).reshape(labels.shape)
+    seeded = (torch.rand(batch, *shape, generator=random) < 0.2) & admitted
+    return {"fixed": torch.where(seeded, labels, -1), "allowed": allowed}
 
 
 def value(term: Term, unary: Tensor, probabilities: Tensor, entropy: float) -> Tensor:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from regloss.errors import UsageError
+from regloss.settings import CheckedSettings
 
 _LISTED_KEYS = 5
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, metaclass=CheckedSettings):
     """A classification network without its classifier, as ``forward(image) -> (low_level, high_level)``.
 
     ``low_level`` ``(B, low_level_channels, *)`` has stride 4, ``high_level`` ``(B, high_level_channels, *)`` has the
