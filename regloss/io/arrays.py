@@ -61,9 +61,9 @@ def _channels_first(image: FloatImage) -> FloatImage:
 
 def _scaled(values: npt.NDArray[Any]) -> FloatImage:
     largest = _LARGEST.get(values.dtype)
-    if values.dtype == np.uint16 and 0 < (found := int(values.max(initial=0))) <= _HALF:
+    if values.dtype == np.uint16 and 0 < (top := int(values.max(initial=0))) <= _HALF:
         raise UsageError(
-            f"The image's values of uint16 go up to {found}, so 65535 is hardly white. Divide by what is, for 12 bits "
+            f"The image's values of uint16 go up to {top}, so 65535 is hardly white. Divide by what is, for 12 bits "
             "image / 4095, and give the floats."
         )
     if largest is not None:
