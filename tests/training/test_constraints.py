@@ -25,6 +25,7 @@ PROPOSED = {
         'loss.regularizer=[{name = "volume", unit = "fraction", volumes = [0.5, 0.3, 0.2]}]',
         'loss.outer-loop.solver={name = "dca", max-steps = 20}',
         ENTROPY,
+        "loss.outer-loop.seeded-only=false",  # every image has all volumes, not all seeds
     ],
     "convex": [
         'loss.regularizer=[{name = "tv", weight = 0.3}, {name = "convex", radii = [1.5, 4]}]',
