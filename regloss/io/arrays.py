@@ -75,9 +75,9 @@ def _scaled(values: npt.NDArray[Any]) -> FloatImage:
         )
     low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
     if not (low >= 0 and high <= 1):  # false for NaN too
-        found = "NaN" if np.isnan(values).any() else f"values from {low:.4g} to {high:.4g}"
+        held = "NaN" if np.isnan(values).any() else f"values from {low:.4g} to {high:.4g}"
         raise UsageError(
-            f"An image of floats holds values in [0, 1]; got {found}. Divide it by the value of white, or give uint8 "
+            f"An image of floats holds values in [0, 1]; got {held}. Divide it by the value of white, or give uint8 "
             "or uint16."
         )
     return values.astype(np.float32)
