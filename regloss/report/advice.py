@@ -18,7 +18,9 @@ from regloss.metrics.labels import Counts, mean_of_defined
 from regloss.report.numbers import percent, series
 
 FEW_SEEDS = 20.0
-"""Labelled pixels of a class, a mean over the images that hold any, below which they are few."""
+"""Labelled pixels of a class, a mean over the images that hold any, below which they are few, ..."""
+FEW_OF_IMAGE = 0.005
+"""... unless they are more than this share of an image."""
 RARELY_SEEN = 0.3
 """Share of a class's scribbles in a crop, by the share of the image in it, below which crops miss them."""
 UNLEARNT = 0.7
@@ -56,6 +58,7 @@ class TrainingMeasures:
     Attributes:
         images: how many were looked at.
         compared: how many of them have dense labels.
+        pixels: of all of them together.
         scribbles: whether the labels are scribbles, which say what they are of as a whole; else they are dense.
         labelled: (K,) labelled pixels of each class.
         labelled_images: (K,) images that hold labelled pixels of the class.
@@ -68,6 +71,7 @@ class TrainingMeasures:
 
     images: int
     compared: int
+    pixels: int
     scribbles: bool
     labelled: Counts
     labelled_images: Counts
@@ -109,6 +113,7 @@ def advice(
 
 def _scribbles(classes: Sequence[str], measures: TrainingMeasures) -> Iterator[Advice]:
     """Classes without scribbles, with few, or with such as lie where a training hardly sees them."""
+    few = []
     for index, name in enumerate(classes):
         pixels, images = int(measures.labelled[index]), int(measures.labelled_images[index])
         if images == 0:
@@ -121,19 +126,19 @@ def _scribbles(classes: Sequence[str], measures: TrainingMeasures) -> Iterator[A
                 f"{name!r} is scribbled in {images} of {measures.images} training images.",
                 "Scribble it in each of them, all kinds of it: it is the class that the others are told apart from.",
             )
-        if not images:
-            continue
-        if pixels < FEW_SEEDS * images:
-            yield Advice(
-                f"{name!r} has {pixels / images:.0f} labelled pixels in an image, in the mean.",
-                "Draw longer strokes, over all that the class looks like; a click leaves the rest to the prior.",
-            )
         if pixels and measures.in_crops[index] < RARELY_SEEN * measures.crop_share * pixels:
             yield Advice(
                 f"A training crop holds {percent(measures.in_crops[index] / pixels)} of the scribbles of {name!r}, in "
                 f"the mean, and {percent(measures.crop_share)} of an image.",
                 "Draw them away from the images' borders, where few crops reach, or take larger crops (data.crop).",
             )
+        if images and pixels < min(FEW_SEEDS, FEW_OF_IMAGE * measures.pixels / measures.images) * images:
+            few.append(f"{name!r} {pixels / images:.0f}")
+    if few:
+        yield Advice(
+            f"Labelled pixels are few; in an image, in the mean: {', '.join(few)}.",
+            "Draw longer strokes, over all that the class looks like; a click leaves the rest to the prior.",
+        )
 
 
 def _proposals(measures: TrainingMeasures) -> Iterator[Advice]:

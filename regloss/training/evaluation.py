@@ -208,12 +208,13 @@ def measure_training(
     ids = _evenly(list(reader.source.ids(config.data.train)), MEASURED)
     at_labels, prediction, proposal = (torch.zeros(classes, classes, dtype=torch.int64) for _ in range(3))
     labelled, images = (np.zeros(classes, dtype=np.int64) for _ in range(2))
-    in_crops, crop_shares = np.zeros(classes), []
+    in_crops, crop_shares, pixels = np.zeros(classes), [], 0
     for sample_id in ids:
         sample = reader.load(sample_id)
         given = supervision_of(sample, config.data.supervision)
         counts = np.bincount(given.ravel(), minlength=256)[:classes]
         labelled += counts
+        pixels += given.size
         images += counts > 0
         coverage = crop_coverage(given.shape, config.data.crop)
         in_crops += np.bincount(given.ravel(), coverage.ravel(), minlength=256)[:classes]
@@ -233,6 +234,7 @@ def measure_training(
     return TrainingMeasures(
         images=len(ids),
         compared=compared,
+        pixels=pixels,
         scribbles=config.data.supervision == "scribbles",
         labelled=labelled,
         labelled_images=images,

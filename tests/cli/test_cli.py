@@ -18,7 +18,10 @@ def test_a_session(regloss, config_file, images, tmp_path, real_report):
     assert (done.code, done.out.split()[:2]) == (0, ["test:", "mean-iou"])
     assert "mean-foreground-dice 0." in done.out
     assert "energy 0." in done.out
-    assert done.err == f"Report: {tmp_path / 'run' / 'report.html'}\n"
+    report, *to_try = done.err.splitlines()
+    assert report == f"Report: {tmp_path / 'run' / 'report.html'}"
+    assert to_try[:1] == ["What to try:"]  # two epochs teach little
+    assert all(line.startswith("- ") for line in to_try[1:])
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (stored["training"]["epochs"], stored["loss"]["regularizer"][0]["weight"]) == (2, 2)
 

@@ -12,6 +12,7 @@ RIGHT = np.diag([8000, 1500, 500])
 GOOD = TrainingMeasures(
     images=8,
     compared=8,
+    pixels=8 * 10_000,
     scribbles=True,
     labelled=np.array([800, 400, 300]),
     labelled_images=np.array([8, 8, 7]),
@@ -43,7 +44,10 @@ def test_nothing_is_said_of_a_good_run():
             "None of 8 training images has a scribble of 'cell'. Scribble it where it occurs",
         ),
         ({"labelled_images": np.array([3, 8, 7])}, "'background' is scribbled in 3 of 8 training images. Scribble it"),
-        ({"labelled": np.array([800, 400, 70])}, "'nucleus' has 10 labelled pixels in an image, in the mean. Draw"),
+        (
+            {"labelled": np.array([800, 400, 70])},
+            "Labelled pixels are few; in an image, in the mean: 'nucleus' 10. Draw",
+        ),
         (
             {"in_crops": np.array([40.0, 150.0, 120.0])},
             "A training crop holds 5.0 % of the scribbles of 'background', in the mean, and 25.0 % of an image. Draw",
@@ -100,7 +104,16 @@ def test_dense_labels_are_no_strokes():
     """Few, at the border, in some images alone: true of dense labels too, and nothing that one could draw better."""
     few = {"labelled": np.array([9, 0, 9]), "labelled_images": np.array([1, 0, 7]), "in_crops": np.array([0.1, 0, 0.1])}
     assert said(replace(GOOD, **few, scribbles=False)) == []
-    assert len(said(replace(GOOD, **few))) == 6
+    assert len(said(replace(GOOD, **few))) == 5
+
+
+def test_few_pixels_of_a_small_image_are_not_few():
+    few = replace(GOOD, labelled=np.array([800, 72, 70]))
+    assert said(few) == [
+        "Labelled pixels are few; in an image, in the mean: 'cell' 9, 'nucleus' 10. Draw longer strokes, over all that "
+        "the class looks like; a click leaves the rest to the prior."
+    ]
+    assert said(replace(few, pixels=8 * 1000)) == []
 
 
 def test_without_labels_only_the_loss_speaks():

@@ -36,7 +36,7 @@ def test_measures_are_what_one_counts(config, trained, images):
 
     found = measured(config("data.crop=[20, 26]"), trained, proposal)
     assert isinstance(found, TrainingMeasures)
-    assert (found.images, found.compared, found.scribbles) == (6, 6, True)
+    assert (found.images, found.compared, found.pixels, found.scribbles) == (6, 6, 6 * 24 * 28, True)
     model = regloss.load(trained, device="cpu")
     labelled, in_crops = np.zeros(3, dtype=int), np.zeros(3)
     at_labels, prediction, proposed = (np.zeros((3, 3), dtype=int) for _ in range(3))
@@ -86,8 +86,7 @@ def test_a_bad_run_says_what_to_try(config, tmp_path, monkeypatch):
     train(config("training.epochs=1", "training.optimizer.lr=1e-9", "data.crop=16"), callback=told.append)
     lines = told[-1].splitlines()
     assert lines[0] == "What to try:"
-    assert lines[1].startswith("- 'background' has 18 labelled pixels in an image, in the mean.")
-    assert lines[2].startswith(
+    assert lines[1].startswith(
         "- A training crop holds 8.0 % of the scribbles of 'background', in the mean, and 38.1 %"
     )
     assert lines[1:] == [f"- {each}" for each in pages["advice"]]
