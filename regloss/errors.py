@@ -13,6 +13,10 @@ class UsageError(ReglossError, ValueError):
     """Something given by the user cannot be used: a value, a file, a combination. The command line exits with 2."""
 
 
+class FailedWrite(ReglossError, OSError):
+    """A file cannot be written: the disk is full, say; the message names the file and the cause."""
+
+
 class UnknownComponent(UsageError, LookupError):
     """No component of that kind has that name."""
 

@@ -60,6 +60,16 @@ class Specification:
         """
 
     @hookspec
+    def regloss_end(self, folder: Path) -> None:
+        """Close what the steps and epochs of a training have opened; it has ended, be it with an error.
+
+        Called on the main process, after the report.
+
+        Args:
+            folder: the run's output folder.
+        """
+
+    @hookspec
     def regloss_report(self, folder: Path, scores: dict[str, Any]) -> list[tuple[str, str]]:  # type: ignore[empty-body]
         """Add sections to the report of a run.
 

@@ -236,14 +236,16 @@ class Regularizer(metaclass=CheckedSettings):
 
 
 def check_weight(weight: float, name: str | Callable[[], str]) -> None:
-    """A weight must be a number, finite and not negative. A regularizer's own ``weight`` is checked already."""
-    if isinstance(weight, int | float) and 0 <= weight < float("inf"):
-        return
+    """A weight must be a number of 0 to 1e30. A regularizer's own ``weight`` is checked already."""
+    if isinstance(weight, int | float) and 0 <= weight <= 1e30:
+        return  # the largest of which float32 has multiples
     owner = name if isinstance(name, str) else name()
     if not isinstance(weight, int | float):
         raise UsageError(
             f"The weight of {owner} must be a number; got {weight!r}. It comes first; give other settings by name."
         )
+    if weight > 1e30 and weight < float("inf"):
+        raise UsageError(f"The weight of {owner} must be at most 1e30; got {weight}.")
     raise UsageError(f"The weight of {owner} must be finite and not negative; got {weight}.")
 
 

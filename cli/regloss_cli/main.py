@@ -274,6 +274,9 @@ def main() -> None:
     except ReglossError as error:
         typer.echo(f"Error: {error}", err=True)
         sys.exit(1)
+    except OSError as error:  # of the system, which nobody asked about a file: a full disk, or one that is gone
+        typer.echo(f"Error: {type(error).__name__}: {error}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -3,38 +3,62 @@
 from __future__ import annotations
 
 import importlib.util
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from regloss.errors import FailedWrite
 from regloss.hooks import hookimpl
 
+_writers: dict[Path, Any] = {}  # of the trainings under way, by their folders
 
-@cache
-def _writer(folder: Path) -> Any:
-    # Imported at the first step only: the command line loads this module at every start.
-    from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder / "log" / "tensorboard"))
+@contextmanager
+def _writer(folder: Path) -> Iterator[Any]:
+    """The writer of a run; what its thread could not write, it raises at a later call, without the name of the file."""
+    place = folder / "log" / "tensorboard"
+    try:
+        if folder not in _writers:
+            # Imported at the first step only: the command line loads this module at every start.
+            from torch.utils.tensorboard import SummaryWriter
+
+            _writers[folder] = SummaryWriter(str(place))
+        yield _writers[folder]
+    except OSError as cause:
+        raise FailedWrite(f"The curves in {place} cannot be written: {cause}") from cause
 
 
 def _write(folder: Path, prefix: str, number: int, values: dict[str, float]) -> None:
-    if importlib.util.find_spec("tensorboard") is None:
-        return
-    writer = _writer(folder)
-    for name, value in values.items():
-        writer.add_scalar(f"{prefix}/{name}", value, number)
+    with _writer(folder) as writer:
+        for name, value in values.items():
+            writer.add_scalar(f"{prefix}/{name}", value, number)
+
+
+def _is_installed() -> bool:
+    return importlib.util.find_spec("tensorboard") is not None
 
 
 @hookimpl
 def regloss_step(step: int, values: dict[str, float], folder: Path) -> None:
     """Curves over optimizer steps."""
-    _write(folder, "step", step, values)
+    if _is_installed():
+        _write(folder, "step", step, values)
 
 
 @hookimpl
 def regloss_epoch(epoch: int, values: dict[str, float], folder: Path) -> None:
     """Curves over epochs."""
-    _write(folder, "epoch", epoch, values)
-    if importlib.util.find_spec("tensorboard") is not None:
-        _writer(folder).flush()
+    if _is_installed():
+        _write(folder, "epoch", epoch, values)
+        with _writer(folder) as writer:
+            writer.flush()
+
+
+@hookimpl
+def regloss_end(folder: Path) -> None:
+    """Close the writer, with its thread: a later training may use the folder again."""
+    if folder in _writers:
+        with _writer(folder) as writer:
+            del _writers[folder]
+            writer.close()

@@ -9,6 +9,7 @@ from typing import Any
 
 from regloss.io.outputs import check_new_folder, make_new_folder
 from regloss.training.config import Config, parse
+from regloss.training.output_lock import check_idle
 from regloss.training.trainer import train
 
 _CONFIG: dict[str, Any] = {
@@ -77,6 +78,8 @@ def run_demo(
     """
     configs = demo_configs(output, epochs)
     check_new_folder(output, tuple(configs), overwrite=overwrite)
+    for name in configs:
+        check_idle(output / name)
     make_new_folder(output, tuple(configs))
     scores = {}
     for name, config in configs.items():

@@ -15,7 +15,7 @@ from regloss.errors import UsageError
 from regloss.io.folders import index_folder
 from regloss.io.images import read_image
 from regloss.io.labels import save_label_png
-from regloss.io.outputs import check_new_folder, make_new_folder
+from regloss.io.outputs import check_new_folder, make_new_folder, writing
 from regloss.io.probabilities import check_format, save_probabilities
 from regloss.report.overlays import outlined
 from regloss.solver import Solution
@@ -85,8 +85,13 @@ def predict_files(
                 found, soft = solution.labels, solution.probabilities
             labels = found[0].cpu().numpy().astype(np.uint8)
             save_label_png(output / "labels" / f"{path.stem}.png", labels, model.colors)
-            Image.fromarray(outlined(image, labels, model.colors)).save(output / "overlays" / f"{path.stem}.png")
+            overlay = output / "overlays" / f"{path.stem}.png"
+            with writing(overlay):
+                Image.fromarray(outlined(image, labels, model.colors)).save(overlay)
             if probabilities is not None and soft is not None:
-                save_probabilities(output / "probabilities", path.stem, soft[0].float().cpu().numpy(), probabilities)
+                with writing(output / "probabilities"):
+                    save_probabilities(
+                        output / "probabilities", path.stem, soft[0].float().cpu().numpy(), probabilities
+                    )
             bar.advance(task)
     return len(files)

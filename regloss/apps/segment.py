@@ -20,7 +20,7 @@ from regloss.dataset import IGNORE
 from regloss.errors import ReglossError, UsageError
 from regloss.io.images import read_image
 from regloss.io.labels import read_scribble_map, save_label_png
-from regloss.io.outputs import check_new_folder, make_new_folder
+from regloss.io.outputs import check_new_folder, make_new_folder, writing
 from regloss.io.palettes import class_colors
 from regloss.io.types import FloatImage, LabelMap
 from regloss.region_force import RegionForce
@@ -150,7 +150,8 @@ def segment_file(
         callback=callback,
     )
     labels = found.labels[0].cpu().numpy().astype(np.uint8)
-    written = _write(output, files, image, labels, found, masks=scribbles is None)
+    with writing(output):
+        written = _write(output, files, image, labels, found, masks=scribbles is None)
     return SegmentedFile(labels, found, written)
 
 

@@ -3,21 +3,58 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from regloss.errors import UsageError
+from regloss.errors import FailedWrite, UsageError
+
+_UNFINISHED = re.compile(r"\.(.+)\.\d+")  # .NAME.PROCESS, what `replacing` writes to
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, beside ``path``, which it replaces at the end; so ``path`` is all there, or as before.
+
+    Raises:
+        FailedWrite: the block or the replacement raised an OSError; what was written is removed.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with writing(path):
+            yield temporary
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An OSError of the block, which has no file's name where the disk is full, names ``path``.
+
+    Raises:
+        FailedWrite: instead of an OSError.
+    """
+    try:
+        yield
+    except FailedWrite:
+        raise
+    except OSError as cause:
+        raise FailedWrite(f"{path} cannot be written: {cause}") from cause
+
+
+def finished_name(path: Path) -> str | None:
+    """The name that an unfinished file of `replacing` was to have, if its process was killed; None = it is none."""
+    match = _UNFINISHED.fullmatch(path.name)
+    return None if match is None else match[1]
 
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that it is either all there or as before."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_new_folder(folder: Path, expected: Sequence[str], *, overwrite: bool) -> None:

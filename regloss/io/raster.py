@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from regloss.errors import UsageError
+from regloss.io.limits import check_regular
 from regloss.io.types import FloatImage, Header, LabelMap, Size
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
@@ -97,10 +98,13 @@ def _scaled(values: npt.NDArray[Any], path: Path) -> FloatImage:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """The file, opened by Pillow; what goes wrong in opening or decoding becomes a UsageError that names it."""
+    check_regular(path)
     try:
         with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as picture:
             yield picture
-    except (OSError, EOFError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+    except UsageError:
+        raise
+    except (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise UsageError(f"{path} cannot be read as a PNG, JPEG or TIFF image: {error}") from error
 
 
@@ -171,6 +175,7 @@ def read_indices(path: Path) -> LabelMap:
 
 def _label_header(path: Path) -> tuple[int, int, int]:
     """Height, width and bits of a label map, from the 33 bytes that every PNG begins with."""
+    check_regular(path)
     try:
         with path.open("rb") as file:
             head = file.read(33)

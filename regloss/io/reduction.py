@@ -20,6 +20,8 @@ def check_reduce(reduce: object) -> int:
     """
     if isinstance(reduce, bool) or not isinstance(reduce, int) or reduce < 1:
         raise UsageError(f"reduce = {reduce!r} must be a whole number: 1 keeps the size, 2 halves it")
+    if reduce > 2**16:
+        raise UsageError(f"reduce = {reduce} must be at most {2**16}, which leaves one pixel of the largest images")
     return reduce
 
 

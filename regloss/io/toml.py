@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from regloss.errors import UsageError
+from regloss.io.limits import LARGEST_TEXT, check_regular
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,9 +23,10 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or is no TOML.
     """
+    check_regular(path, LARGEST_TEXT)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # of TOML, of UTF-8, of numbers with too many digits
         raise UsageError(f"{path} cannot be read as TOML: {error}") from error
 
 
@@ -36,5 +38,5 @@ def toml_value(text: str) -> Any:
     """
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text.strip()

@@ -25,7 +25,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from regloss.errors import UsageError
+from regloss.errors import FailedWrite, UsageError
+from regloss.io.outputs import replacing
+from regloss.training.saved import State, check_optimizer_state, checked, read_json, shortened
 
 FORMAT = 1
 _FORMAT_KEY = "regloss-format"  # in the metadata of weights files; those of other origin have none
@@ -65,30 +67,45 @@ def save(
         optimizer: of the network.
         state: what else there is, JSON-able.
         modules: further networks with their optimizers, by name.
+
+    Raises:
+        FailedWrite: the disk is full, say; earlier checkpoints are as they were.
     """
     tensors, optimizer_state = _flatten_optimizer(optimizer)
     of_modules = {}
     target = folder / f"{step:08d}"
-    for unfinished in folder.glob(".*"):  # of a run that was killed while writing
-        shutil.rmtree(unfinished)
     temporary = folder / f".{target.name}.{os.getpid()}"
-    temporary.mkdir(parents=True)
-    save_network(temporary / "network.safetensors", weights)
-    save_file(tensors, temporary / "optimizer.safetensors")
-    for name, (module, its_optimizer) in (modules or {}).items():
-        (temporary / "modules").mkdir(exist_ok=True)
-        its_tensors, of_modules[name] = _flatten_optimizer(its_optimizer)
-        save_network(temporary / "modules" / f"{name}.safetensors", module.state_dict())
-        save_file(its_tensors, temporary / "modules" / f"{name}-optimizer.safetensors")
-    written = {"format": FORMAT, "step": step, "optimizer": optimizer_state, "modules": of_modules, **state}
-    write_json(temporary / "state.json", written)
-    if target.exists():
-        shutil.rmtree(target)
-    temporary.replace(target)
+    try:
+        sweep(folder)
+        temporary.mkdir(parents=True)
+        _write_network(temporary / "network.safetensors", weights)
+        save_file(tensors, temporary / "optimizer.safetensors")
+        for name, (module, its_optimizer) in (modules or {}).items():
+            (temporary / "modules").mkdir(exist_ok=True)
+            its_tensors, of_modules[name] = _flatten_optimizer(its_optimizer)
+            _write_network(temporary / "modules" / f"{name}.safetensors", module.state_dict())
+            save_file(its_tensors, temporary / "modules" / f"{name}-optimizer.safetensors")
+        written = {"format": FORMAT, "step": step, "optimizer": optimizer_state, "modules": of_modules, **state}
+        (temporary / "state.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.replace(target)
+    except (OSError, SafetensorError) as cause:
+        shutil.rmtree(temporary, ignore_errors=True)  # it may be what fills the disk
+        raise FailedWrite(f"The checkpoint {target} cannot be written: {cause}") from cause
     for older in complete(folder):
         if older != target:
             shutil.rmtree(older)
     return target
+
+
+def sweep(folder: Path) -> None:
+    """Remove from ``folder`` what a killed run has left of checkpoints that it was writing or removing."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_dir() and not (path / "state.json").is_file():
+            shutil.rmtree(path)
+        elif path.name.startswith("."):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def complete(folder: Path) -> list[Path]:
@@ -103,8 +120,11 @@ def load(path: Path) -> Checkpoint:
         UsageError: a file is missing or damaged, or the checkpoint is of another format version.
     """
     try:
-        state = json.loads((path / "state.json").read_text())
-        _check_format(str(state.get("format")), f"The checkpoint {path}")
+        content = read_json(path / "state.json")
+        if not isinstance(content, dict):
+            raise ValueError(f"state.json holds {shortened(content)} instead of keys")
+        _check_format(shortened(content.get("format")), f"The checkpoint {path}")
+        state = checked(State, content, path / "state.json").model_dump(by_alias=True)
         modules = {
             name: (
                 load_file(path / "modules" / f"{name}.safetensors"),
@@ -114,13 +134,36 @@ def load(path: Path) -> Checkpoint:
         }
         network, tensors = load_file(path / "network.safetensors"), load_file(path / "optimizer.safetensors")
         return Checkpoint(network, tensors, state, modules)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, SafetensorError) as cause:
+    except UsageError:
+        raise
+    except (OSError, ValueError, SafetensorError) as cause:
         raise UsageError(f"The checkpoint {path} cannot be read: {cause}") from cause
+
+
+def check(
+    checkpoint: Checkpoint, optimizer: torch.optim.Optimizer, modules: Mapping[str, torch.optim.Optimizer], source: str
+) -> None:
+    """Make sure that optimizers can be put into the checkpoint's state.
+
+    Args:
+        checkpoint: with the ``source`` that messages name.
+        optimizer: of the network.
+        modules: those of further networks, by name.
+        source: the checkpoint's folder.
+
+    Raises:
+        UsageError: they cannot; the message names the key.
+    """
+    where = f"The checkpoint {source} is damaged: state.json and optimizer.safetensors"
+    check_optimizer_state(checkpoint.state["optimizer"], checkpoint.tensors, optimizer, where)
+    for name in modules.keys() & checkpoint.modules.keys():
+        state, tensors = checkpoint.state["modules"][name], checkpoint.modules[name][1]
+        check_optimizer_state(state, tensors, modules[name], f"{where} of {name}")
 
 
 def restore_optimizer(checkpoint: Checkpoint, optimizer: torch.optim.Optimizer) -> None:
     """Put ``optimizer`` into the checkpoint's state, on the devices of its parameters."""
-    optimizer.load_state_dict(_restore_optimizer(checkpoint.tensors, checkpoint.state["optimizer"]))
+    optimizer.load_state_dict(_restore_optimizer(checkpoint.tensors, checkpoint.state["optimizer"], optimizer))
 
 
 def restore_module(checkpoint: Checkpoint, name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -134,14 +177,17 @@ def restore_module(checkpoint: Checkpoint, name: str, module: nn.Module, optimiz
         raise UsageError(f"The checkpoint has no network {name!r} beside the segmentation's; it holds: {held}.")
     weights, tensors = checkpoint.modules[name]
     load_network(module, weights, f"the checkpoint's {name}")
-    optimizer.load_state_dict(_restore_optimizer(tensors, checkpoint.state["modules"][name]))
+    optimizer.load_state_dict(_restore_optimizer(tensors, checkpoint.state["modules"][name], optimizer))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON, atomically."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    temporary.replace(path)
+    """Write ``content`` as JSON, atomically.
+
+    Raises:
+        FailedWrite: the disk is full, say.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def _check_format(found: str, what: str) -> None:
@@ -153,12 +199,22 @@ def _check_format(found: str, what: str) -> None:
 
 
 def save_network(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """Write weights and buffers as safetensors, atomically."""
+    """Write weights and buffers as safetensors, atomically.
+
+    Raises:
+        FailedWrite: the disk is full, say.
+    """
+    with replacing(path) as temporary:
+        try:
+            _write_network(temporary, weights)
+        except SafetensorError as cause:  # which is what it makes of an OSError
+            raise FailedWrite(f"{path} cannot be written: {cause}") from cause
+
+
+def _write_network(path: Path, weights: Mapping[str, Tensor]) -> None:
     # clone: safetensors refuses tensors that share memory, tied weights for instance.
     copies = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(copies, temporary, metadata={_FORMAT_KEY: str(FORMAT)})
-    temporary.replace(path)
+    save_file(copies, path, metadata={_FORMAT_KEY: str(FORMAT)})
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -189,6 +245,7 @@ def load_network(network: nn.Module, weights: Mapping[str, Tensor], source: str)
 
     Raises:
         UsageError: names or shapes differ, as they do for another network or other settings; the first few are named.
+            Or values are of another kind, or not finite where the network's own are.
     """
     own = network.state_dict()
     problems = [f"{name} is missing" for name in own if name not in weights]
@@ -204,7 +261,25 @@ def load_network(network: nn.Module, weights: Mapping[str, Tensor], source: str)
             f"The weights of {source} are of another network than the configured {type(network).__name__}: {listed}. "
             "Use the configuration that they were trained with."
         )
+    check_values(weights, own, source)
     network.load_state_dict(dict(weights))
+
+
+def check_values(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
+    """Raise `UsageError` unless ``weights`` are floats where ``own`` are, and finite where all of these are."""
+    for name, values in own.items():
+        given = weights[name]
+        if given.is_floating_point() != values.is_floating_point():
+            raise UsageError(
+                f"The weights of {source} hold {name} as {given.dtype} instead of {values.dtype}. Whole numbers that "
+                "stand for weights have to be turned back into floats first."
+            )
+        wrong = int((~torch.isfinite(given)).sum())
+        if wrong and bool(torch.isfinite(values).all()):
+            raise UsageError(
+                f"The weights of {source} hold {wrong} values of {name} that are NaN or infinite. Take them from an "
+                "earlier checkpoint, or train anew."
+            )
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -221,9 +296,14 @@ def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tens
     return tensors, {"param_groups": full["param_groups"], "plain": others}
 
 
-def _restore_optimizer(tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> dict[str, Any]:
+def _restore_optimizer(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> dict[str, Any]:
     entries: dict[int, dict[str, Any]] = {int(key): dict(value) for key, value in state["plain"].items()}
     for key, value in tensors.items():
         _, parameter, name = key.split("/", 2)
         entries.setdefault(int(parameter), {})[name] = value
-    return {"state": entries, "param_groups": state["param_groups"]}
+    # Settings that a later torch has added have the values that the optimizer began with.
+    begun = optimizer.state_dict()["param_groups"]
+    groups = [{**own, **group} for own, group in zip(begun, state["param_groups"], strict=True)]
+    return {"state": entries, "param_groups": groups}

@@ -12,16 +12,18 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from types import GenericAlias, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
 from torch import Tensor, nn
 
 from regloss.errors import ReglossError, UsageError
+from regloss.io.limits import LARGEST_TEXT, check_regular
 from regloss.io.toml import toml_value, tomllib
 from regloss.layer import RegularizedLayer
 from regloss.registry import check_settings, create, find, get, settings
 from regloss.training.color_pseudo_labels import ColorPseudoLabels
+from regloss.training.saved import shortened
 
 
 def _hyphens(name: str) -> str:
@@ -47,6 +49,11 @@ class _ComponentSection(_Section):
     def component_settings(self) -> dict[str, Any]:
         """The component's own settings."""
         return _underscores(self.model_extra or {})
+
+
+_LARGEST = 1e30  # what float32 computes with, squares of it apart
+_Crop = Annotated[int, Field(le=2**16)]
+_Devices = Annotated[int, Field(le=1024)]
 
 
 class Augment(_Section):
@@ -110,10 +117,10 @@ class Data(_ComponentSection):
     train: str = "train"
     val: str | None = None
     test: str | None = "test"
-    crop: int | tuple[int, ...] | None = None
+    crop: _Crop | tuple[_Crop, ...] | None = None
     augment: Augment = Augment()
     normalize: Literal["none", "image", "imagenet"] = "none"
-    workers: int = Field(default=0, ge=0)
+    workers: int = Field(default=0, ge=0, le=256)
     cache: bool = True
     proposals: Proposals | None = None
 
@@ -187,20 +194,20 @@ class Training(_Section):
     every epoch.
     """
 
-    epochs: int = Field(ge=1)
-    batch_size: int = Field(default=8, ge=1)
+    epochs: int = Field(ge=1, le=10**7)
+    batch_size: int = Field(default=8, ge=1, le=10**6)
     optimizer: dict[str, Any] = {"name": "adam", "lr": 1e-3}
     schedule: dict[str, Any] = {"name": "constant"}
-    head_lr: float = Field(default=1.0, gt=0)
+    head_lr: float = Field(default=1.0, gt=0, le=1e6)
     layer_lr: float = Field(default=1.0, gt=0, le=1e6)
     clip_gradient: float | None = Field(default=None, gt=0)
     start_from: str | None = None
     accelerator: str = "auto"
-    devices: int | Literal["auto"] = 1
-    nodes: int = Field(default=1, ge=1)
+    devices: _Devices | Literal["auto"] = 1
+    nodes: int = Field(default=1, ge=1, le=10**4)
     strategy: str = "auto"
     precision: str = "32-true"
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=1024)
     checkpoint_every: int | None = Field(default=None, ge=1)
     evaluate_every: int = Field(default=1, ge=1)
     log_every: int = Field(default=1, ge=1)
@@ -212,6 +219,9 @@ class Training(_Section):
             raise ValueError('needs name = "adam", "adamw" or "sgd"')
         if not (isinstance(value.get("lr"), int | float) and value["lr"] > 0):
             raise ValueError("needs a learning rate lr > 0")
+        for key, number in value.items():
+            if isinstance(number, int | float) and not abs(number) <= _LARGEST:
+                raise ValueError(f"needs {key} of at most {_LARGEST:g}")
         return value
 
     @field_validator("schedule")
@@ -238,7 +248,7 @@ class Evaluation(_Section):
     trimap: tuple[int, ...] = ()
     hausdorff: bool = False
     energy: str | dict[str, Any] | None = "grid-crf"
-    examples: int = Field(default=6, ge=0)
+    examples: int = Field(default=6, ge=0, le=1000)
 
     @field_validator("energy")
     @classmethod
@@ -250,7 +260,7 @@ class Config(_Section):
     """A whole training run."""
 
     output: str
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     data: Data
     network: Network
     layer: Layer | None = None
@@ -268,6 +278,8 @@ class Config(_Section):
         return self.model_dump(mode="json", by_alias=True)
 
 
+_SHOWN = 20  # problems that a message lists
+
 # Keys of [data] that belong to training, not to the data set.
 _OWN_DATA_KEYS = {_hyphens(name) for name in Data.model_fields}
 
@@ -283,13 +295,14 @@ def read(path: Path, changes: Sequence[str] = ()) -> Config:
         UsageError: the file is missing or no TOML, a key is unknown (the message names it and the allowed ones), a
             value is invalid, or a component does not exist or has no such setting.
     """
+    check_regular(path, LARGEST_TEXT)
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as cause:
         raise UsageError(f"There is no configuration file {path}.") from cause
     except (OSError, UnicodeDecodeError) as cause:
         raise UsageError(f"The configuration {path} cannot be read: {cause}") from cause
-    except tomllib.TOMLDecodeError as cause:
+    except (ValueError, RecursionError) as cause:
         raise UsageError(f"{path} is not valid TOML: {cause}") from cause
     for change in changes:
         apply_change(table, change)
@@ -341,7 +354,9 @@ def parse(table: Mapping[str, Any], source: str = "the configuration") -> Config
     try:
         config = Config.model_validate(table)
     except ValidationError as cause:
-        wrong += [_explain(error) for error in cause.errors()]
+        found = cause.errors()
+        wrong += [_explain(error) for error in found[:_SHOWN]]
+        wrong += [f"and {len(found) - _SHOWN} more" for _ in found[_SHOWN : _SHOWN + 1]]
     if wrong:
         raise UsageError(f"{source}: " + "; ".join(wrong)) from None
     _check_components(config, source)
@@ -381,7 +396,7 @@ def _explain(error: Any, section: str = "", allowed: Sequence[str] | None = None
         return f"unknown key {key!r}.{hint} Allowed here: {', '.join(allowed)}"
     if error["type"] == "missing":
         return f"the key {key!r} is missing"
-    return f"{key}: {error['msg']}; got {error.get('input')!r}"
+    return f"{key}: {error['msg']}; got {shortened(error.get('input'))}"
 
 
 def _allowed_keys(where: Sequence[str]) -> list[str]:

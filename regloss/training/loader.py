@@ -6,6 +6,7 @@ process or resumed run draws the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +18,15 @@ from torch.utils.data import DataLoader, Dataset
 
 from regloss.batch import Batch
 from regloss.dataset import IGNORE, Sample
-from regloss.errors import UsageError
+from regloss.errors import ReglossError, UsageError
 from regloss.training.augmentation import AppliedGeometry, photometric, sample_geometry
 from regloss.training.config import Data
+from regloss.training.processes import end_with_parent
 from regloss.training.proposals import ProposalStore
 from regloss.training.sample_reader import SampleReader, supervision_of
+
+LARGEST_CROP = 2**28
+"""Pixels of a training crop, 1 GiB of one channel."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +68,19 @@ class TrainingSet(Dataset[Any]):
         proposal = None
         if generation >= 0:
             assert self.store is not None
-            proposal = geometry.labels(torch.from_numpy(self.store.read(generation, sample.id)), IGNORE).long()
+            stored = self.store.read(generation, sample.id)
+            _check_proposal(stored, source, len(self.reader.source.classes), sample.id)
+            proposal = geometry.labels(torch.from_numpy(stored), IGNORE).long()
         crop = photometric(geometry.image(image), self.data.augment, draw) * geometry.inside
         return Prepared(sample.id, crop, geometry.labels(labels, IGNORE).long(), geometry.inside, proposal)
+
+
+def _check_proposal(labels: np.ndarray, size: tuple[int, ...], classes: int, sample_id: str) -> None:
+    if labels.shape != size or bool(((labels >= classes) & (labels != IGNORE)).any()):
+        raise UsageError(
+            f"The stored proposal of {sample_id} is damaged: it is {labels.shape} with values up to {labels.max()}, "
+            f"for an image {size} and {classes} classes. Take it from a copy of the run, or begin with --overwrite."
+        )
 
 
 def crop_size(data: Data, ndim: int) -> tuple[int, ...] | None:
@@ -81,6 +96,8 @@ def crop_size(data: Data, ndim: int) -> tuple[int, ...] | None:
         raise UsageError(
             f"crop must be one positive number, or one for each of the image's {ndim} axes; got {data.crop}."
         )
+    if math.prod(crop) > LARGEST_CROP:
+        raise UsageError(f"A crop of {crop} has more than {LARGEST_CROP} pixels. Choose a smaller one.")
     return crop
 
 
@@ -138,20 +155,63 @@ class EpochOrder:
 
 def training_batches(
     training_set: TrainingSet, order: EpochOrder, epoch: int, generation: int, first_step: int, workers: int
-) -> DataLoader[tuple[Batch, Tensor | None]]:
-    """Loader of an epoch's remaining batches."""
-    keys = list(order.batches(epoch, generation, first_step))
-    return DataLoader(
-        training_set,
-        batch_sampler=keys,
+) -> Iterator[tuple[Batch, Tensor | None]]:
+    """An epoch's remaining batches, with their proposals.
+
+    Raises:
+        ReglossError: a loader process was killed; and whatever reading a sample raises, in whichever process it does.
+    """
+    loader: DataLoader[Any] = DataLoader(
+        _Attempts(training_set),
+        batch_sampler=list(order.batches(epoch, generation, first_step)),
         num_workers=workers,
-        collate_fn=collate,
+        collate_fn=_collated,
         # The default start method copies threads' locks, numba's and OpenMP's among them, in an unknown state.
         multiprocessing_context="forkserver" if workers else None,
+        worker_init_fn=_loads if workers else None,
         # A loader draws a base seed from torch's global generator; with its own, that generator's state does not depend
         # on how often a run was resumed.
         generator=torch.Generator().manual_seed(0),
     )
+    batches = iter(loader)
+    while True:
+        try:
+            found = next(batches, None)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise ReglossError(
+                f"A process that loads images was killed, by the system for want of memory, say ({error}). Lower "
+                "data.workers if it was, and go on with --resume."
+            ) from error
+        if found is None:
+            return
+        if isinstance(found, Exception):
+            raise found
+        yield found
+
+
+class _Attempts(Dataset[Any]):
+    """Crops, or what went wrong with one: torch would make a message of the worker's traceback."""
+
+    def __init__(self, training_set: TrainingSet) -> None:
+        self.training_set = training_set
+
+    def __getitems__(self, keys: Sequence[tuple[int, int, int]]) -> list[Prepared] | Exception:
+        """The crops of a batch."""
+        try:
+            return [self.training_set[key] for key in keys]
+        except (ReglossError, OSError) as error:
+            return error
+
+
+def _collated(items: Sequence[Prepared] | Exception) -> tuple[Batch, Tensor | None] | Exception:
+    return items if isinstance(items, Exception) else collate(items)
+
+
+def _loads(worker: int) -> None:
+    """What a loader process begins with."""
+    end_with_parent()
 
 
 def same_size_groups(sizes: Sequence[tuple[int, ...]], largest: int) -> Iterator[list[int]]:

@@ -7,9 +7,8 @@ from the configuration, and is not saved.
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +25,9 @@ from regloss.layer import RegularizedLayer
 from regloss.registry import create
 from regloss.regularizer import Regularizer
 from regloss.solver import Solution
-from regloss.training.checkpoints import load_network, read_weights, save_network, write_json
+from regloss.training.checkpoints import check_values, load_network, read_weights, save_network, write_json
 from regloss.training.config import Config, apply_change, build_layer, parse
+from regloss.training.saved import ModelCard, checked, read_json
 
 _LAYER = "layer:"  # no module's name holds a colon
 
@@ -161,6 +161,7 @@ class SegmentationModel(nn.Module):
                     f"The layer learns {name}, {own[name].numel()} in number, but {source} holds {found}. Use the "
                     "layer that it was trained with."
                 )
+            check_values({name: given}, {name: own[name]}, source)
             own[name] = given
         self.layer.load_state_dict(own)
 
@@ -267,29 +268,54 @@ def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
 
     Raises:
         UsageError: ``folder`` is no run's folder, or its weights do not fit its configuration or are of another format
-            version; a change that is none, or of a number of the layer that has been learnt.
+            version; a change that is none, or of a number of the layer that has been learnt; graphs are to be kept
+            outside of ``folder``, and no change says so.
     """
     path = folder / "model.json"
     if not path.is_file():
         raise UsageError(f"{folder} is not the output folder of a training: it holds no model.json.")
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        described = {key: card[key] for key in ("config", "classes", "colors", "channels")}
-    except (OSError, ValueError, TypeError, KeyError) as cause:
-        raise UsageError(f"{path} does not describe a model of regloss: {cause!r}.") from cause
-    config = parse(described["config"], str(path))
+        card = read_json(path)
+    except (OSError, ValueError) as cause:
+        raise UsageError(f"{path} does not describe a model of regloss: {cause}.") from cause
+    described = checked(ModelCard, card, path)
+    config = parse(described.config, str(path))
+    _check_cache(config, folder, changes)
     if changes:
         table = config.dump()
         for change in changes:
             apply_change(table, change)
         before, config = config, parse(table, f"{folder} with the given changes")
-        _check_learnt(before, config, len(card["classes"]))
-    segmenter = build_model(config, card["channels"], len(card["classes"]), trained=True)
+        _check_learnt(before, config, len(described.classes))
+    segmenter = build_model(config, described.channels, len(described.classes), trained=True)
     segmenter.load_weights(read_weights(folder), str(folder))
-    colors: Sequence[Any] = card["colors"]
-    return Model(
-        segmenter.eval(), config, tuple(card["classes"]), tuple(tuple(color) for color in colors), card["channels"]
-    )
+    return Model(segmenter.eval(), config, tuple(described.classes), tuple(described.colors), described.channels)
+
+
+def _check_cache(config: Config, folder: Path, changes: Sequence[str]) -> None:
+    """Who sends a run says with its configuration where graphs are kept, which must not be just anywhere here."""
+    allowed = [change.partition("=")[0].strip() for change in changes]
+    table = config.dump()
+    for section in ("layer", "evaluation"):
+        for key, cache in _caches(table[section], section):
+            inside = Path(cache).resolve().is_relative_to(folder.resolve())
+            if not inside and not any(key == name or key.startswith(f"{name}.") for name in allowed):
+                raise UsageError(
+                    f"The run in {folder} keeps graphs in {cache}, outside its folder, says its configuration, which "
+                    f"may come from elsewhere. Allow it with --set {key}={cache}, or compute them anew with "
+                    f'--set {key}="".'
+                )
+
+
+def _caches(table: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Settings ``cache`` that name folders, below ``table``, with their keys."""
+    if not isinstance(table, Mapping | list | tuple):
+        return
+    for key, value in table.items() if isinstance(table, Mapping) else enumerate(table):
+        if key == "cache" and isinstance(value, str) and value:
+            yield f"{where}.{key}", value
+        else:
+            yield from _caches(value, f"{where}.{key}")
 
 
 def _check_learnt(before: Config, after: Config, classes: int) -> None:

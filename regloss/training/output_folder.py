@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,9 +10,12 @@ from typing import Any
 
 from regloss.dataset import Dataset
 from regloss.errors import UsageError
+from regloss.io.outputs import finished_name
 from regloss.training import checkpoints
 from regloss.training.config import Config, parse
 from regloss.training.model import model_card
+from regloss.training.output_lock import LOCK, OutputLock
+from regloss.training.saved import read_json
 
 # What a training leaves in its folder. Only a folder with nothing else in it is ever replaced.
 _OUTPUT_FILES = ("config.json", "model.safetensors", "model.json", "scores.json", "report.html")
@@ -60,14 +61,19 @@ def check_output(folder: Path, config: Config, *, resume: bool, overwrite: bool)
         raise UsageError(f"The output {folder} cannot be made: {parent} is not a folder that can be written to.")
 
 
-def prepare_output(folder: Path, config: Config, dataset: Dataset, *, overwrite: bool) -> None:
-    """Make the output folder, with what is known at the start.
+def prepare_output(folder: Path, config: Config, dataset: Dataset, lock: OutputLock, *, overwrite: bool) -> None:
+    """Make the output folder, locked, with what is known at the start and without what killed runs left unfinished.
 
     Raises:
-        UsageError: it cannot be made.
+        UsageError: it cannot be made; another training has begun there meanwhile.
     """
     try:
+        new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+        if new and _entries(folder):
+            raise UsageError(f"Another training has begun in {folder} meanwhile. Choose another output.")
+        _sweep(folder)
         if overwrite:
             # All but config.json, which is replaced: without it, a run that is killed here could not begin again.
             for name in _OUTPUT_FILES[1:]:
@@ -81,12 +87,22 @@ def prepare_output(folder: Path, config: Config, dataset: Dataset, *, overwrite:
 
 
 def _entries(folder: Path) -> list[str]:
-    """What lies in ``folder``, but for files that a killed run was about to move into place."""
+    """What lies in ``folder``, but for the lock, and files that a killed run was about to move into place."""
     if not folder.is_dir():
         return []
-    unfinished = re.compile(r"\.(.+)\.\d+")
-    found = [(path.name, unfinished.fullmatch(path.name)) for path in sorted(folder.iterdir())]
-    return [name for name, match in found if match is None or match[1] not in _OUTPUT_FILES]
+    return [
+        path.name for path in sorted(folder.iterdir()) if path.name != LOCK and finished_name(path) not in _OUTPUT_FILES
+    ]
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs have left of files and checkpoints that they were writing."""
+    checkpoints.sweep(folder / "checkpoints")
+    left = [path for path in folder.iterdir() if finished_name(path) in _OUTPUT_FILES]
+    for name in _OUTPUT_FOLDERS:
+        left += [path for path in (folder / name).rglob(".*") if finished_name(path) is not None and path.is_file()]
+    for path in left:
+        path.unlink()
 
 
 def _begun_with(folder: Path) -> dict[str, Any]:
@@ -96,7 +112,7 @@ def _begun_with(folder: Path) -> dict[str, Any]:
         UsageError: none has.
     """
     try:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "config.json")
     except (OSError, ValueError) as cause:
         raise UsageError(
             f"{folder} was not made by a training (it holds no config.json that can be read), so it is left alone."

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.connection
+import os
 import pickle
+import signal
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +30,10 @@ def build_fabric(config: Config) -> Fabric:
         UsageError: there are no such devices, or settings that do not fit each other.
     """
     training = config.training
+    largest = max(16, os.cpu_count() or 1)
+    on_cpu = training.accelerator == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
+    if on_cpu and isinstance(training.devices, int) and training.devices > largest:
+        raise UsageError(f"training.devices = {training.devices} is too many for a CPU: at most {largest} processes.")
     try:
         return Fabric(
             accelerator=training.accelerator,
@@ -41,6 +51,26 @@ def _strategy(config: Config) -> str:
     if training.strategy != "auto" or training.devices in (1, "auto"):
         return training.strategy
     return "ddp_spawn" if training.accelerator == "cpu" else "ddp"
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it ends, be it killed.
+
+    Processes of a fork server are children of that server and not of the process that asked for them, so neither its
+    death nor a signal of the system reaches them. It holds one end of a pipe, though, and they watch the other.
+    """
+    parent = multiprocessing.parent_process()
+    number = os.getppid()
+
+    def watch() -> None:
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+        else:  # started by a command: who adopts an orphan is another process
+            while os.getppid() == number:
+                time.sleep(1)
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 class CopiedParts:

@@ -9,17 +9,20 @@ so a run that was killed resumes from exactly what it had.
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from regloss.errors import ReglossError
+from regloss.errors import ReglossError, UsageError
+from regloss.io.outputs import replacing
 
 _MARKER = "complete.json"
+_WAY_OUT = "Take it from a copy of the run, or begin anew with --overwrite."
 
 
 class ProposalStore:
@@ -36,34 +39,39 @@ class ProposalStore:
         """Keep ``labels`` (*S) uint8 of one sample; safe when several processes write different samples."""
         path = self._path(generation, sample_id, labels.ndim)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("wb") as file:
+        with replacing(path) as temporary, temporary.open("wb") as file:
             if labels.ndim == 2:
                 Image.fromarray(labels, mode="L").save(file, format="PNG", compress_level=1)
             else:
                 np.save(file, labels)
-        temporary.replace(path)
 
     def finish(self, generation: int, count: int) -> None:
         """Mark ``generation`` complete, with ``count`` proposals; call it once, after all processes have written."""
         path = self.folder / _name(generation) / _MARKER
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{_MARKER}.{os.getpid()}")
-        temporary.write_text(json.dumps({"proposals": count}))
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps({"proposals": count}))
+
+    def is_complete(self, generation: int) -> bool:
+        """Whether ``generation`` has been finished."""
+        return (self.folder / _name(generation) / _MARKER).is_file()
 
     def read(self, generation: int, sample_id: str) -> npt.NDArray[np.uint8]:
         """Labels (*S) of one sample.
 
         Raises:
+            UsageError: the file is damaged.
             ReglossError: the generation is not complete, or has no such sample.
         """
-        if not (self.folder / _name(generation) / _MARKER).is_file():
+        if not self.is_complete(generation):
             raise ReglossError(f"The proposals of {self.folder / _name(generation)} are not complete.")
         for ndim in (2, 3):
             path = self._path(generation, sample_id, ndim)
             if path.is_file():
-                return np.load(path) if ndim == 3 else np.array(Image.open(path))
+                labels = _read(path)
+                if labels.dtype == np.uint8 and labels.ndim == ndim:
+                    return labels
+                raise UsageError(f"The proposal {path} is damaged: it holds {labels.dtype} {labels.shape}. {_WAY_OUT}")
         raise ReglossError(f"{self.folder / _name(generation)} holds no proposal for {sample_id!r}.")
 
     def keep_from(self, generation: int) -> None:
@@ -80,6 +88,17 @@ class ProposalStore:
 
     def _path(self, generation: int, sample_id: str, ndim: int) -> Path:
         return self.folder / _name(generation) / f"{sample_id}{'.png' if ndim == 2 else '.npy'}"
+
+
+def _read(path: Path) -> npt.NDArray[Any]:
+    try:
+        if path.suffix == ".npy":
+            volume: npt.NDArray[Any] = np.load(path)
+            return volume
+        with Image.open(path, formats=("PNG",)) as picture:
+            return np.array(picture)
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as cause:
+        raise UsageError(f"The proposal {path} is damaged: {cause}. {_WAY_OUT}") from cause
 
 
 def _name(generation: int) -> str:

@@ -18,7 +18,8 @@ from regloss.training import checkpoints
 from regloss.training.config import Config, build_loop, build_proposals
 from regloss.training.loader import Prepared, TrainingSet, crop_size, whole_batch
 from regloss.training.model import SegmentationModel, build_model, predict
-from regloss.training.optimization import build_optimizer
+from regloss.training.optimization import build_optimizer, optimizer_of
+from regloss.training.proposals import ProposalStore
 from regloss.training.sample_reader import (
     SampleReader,
     check_evaluation_samples,
@@ -83,6 +84,11 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     if checkpoint is not None:
         segmenter.load_weights(checkpoint.network, f"the checkpoint in {config.output}")
     elif start_from is not None:
+        if Path(start_from).resolve().is_relative_to(Path(config.output).resolve()):
+            raise UsageError(
+                f"training.start-from is {start_from}, in the output that the training replaces; killed early, it "
+                "would leave neither. Copy these weights, or choose another output."
+            )
         segmenter.load_weights(checkpoints.read_weights(Path(start_from)), start_from, start=True)
     optimizer = build_optimizer(config, segmenter)
     loop = build_loop(config.loss, data.supervision)
@@ -105,6 +111,8 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     for subset in (data.val, data.test):
         if subset is not None:
             check_evaluation_samples(reader, subset)
+    if checkpoint is not None:
+        _check_checkpoint(checkpoint, config, optimizer, loop, len(ids))
     _check_layer(segmenter, TrainingSet(reader, ids, data, config.seed)[0, 0, -1], len(dataset.classes))
     return Parts(config, dataset, reader, segmenter, optimizer, loop, ids, warnings, checkpoint)
 
@@ -112,6 +120,33 @@ def build(config: Config, *, resume: bool = False) -> Parts:
 def _last_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
     found = checkpoints.complete(folder / "checkpoints")
     return checkpoints.load(found[-1]) if found else None
+
+
+def _check_checkpoint(
+    checkpoint: checkpoints.Checkpoint, config: Config, optimizer: torch.optim.Optimizer, loop: OuterLoop, samples: int
+) -> None:
+    """Raise `UsageError` unless this training, and its files, can go on from the checkpoint."""
+    folder, state = Path(config.output), checkpoint.state
+    modules = {name: optimizer_of(config, module.parameters()) for name, module in loop.modules().items()}
+    checkpoints.check(checkpoint, optimizer, modules, str(folder))
+    where = f"The checkpoint in {folder} is damaged: state.json"
+    steps = -(-samples // config.training.batch_size)  # of an epoch; several processes take fewer
+    if state["step"] > config.training.epochs * steps:
+        raise UsageError(
+            f"{where} has step {state['step']}, but the training ends with {config.training.epochs * steps}."
+        )
+    generation, made_in = state["generation"], state["generation-epoch"]
+    stored = isinstance(loop.update_every, int)
+    if (generation >= 0) != (stored and state["step"] > 0) or (generation < 0) != (made_in < 0):
+        raise UsageError(
+            f"{where} has generation {generation} and generation-epoch {made_in} at step {state['step']}, which "
+            f"{'needs' if stored else 'has no'} stored proposals."
+        )
+    if generation >= 0 and not ProposalStore(folder / "proposals").is_complete(generation):
+        raise UsageError(
+            f"The checkpoint in {folder} goes on from proposals/generation-{generation:04d}, which is not complete or "
+            "not there. Take it from a copy of the run, or begin anew with --overwrite."
+        )
 
 
 def _check_loop(loop: OuterLoop, sample: Sample, classes: int, supervision: str) -> None:

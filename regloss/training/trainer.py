@@ -3,6 +3,7 @@
 What a run leaves in its output folder:
 
     config.json                       the configuration, every default spelt out
+    .lock                             while it trains: which process does (`regloss.training.output_lock`)
     log/steps.csv, log/epochs.csv     numbers of every logged step and of every epoch
     checkpoints/STEP/                 the last complete checkpoint (`regloss.training.checkpoints`)
     modules/NAME.safetensors          further networks that were trained: an encoder, a discriminator
@@ -15,9 +16,11 @@ from __future__ import annotations
 
 import json
 import math
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +30,7 @@ from lightning_fabric import Fabric
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessException
 
-from regloss.errors import ReglossError
+from regloss.errors import FailedWrite, ReglossError
 from regloss.hooks import manager
 from regloss.metrics.foreground import RULES
 from regloss.outer_loop import Proposal
@@ -41,7 +44,15 @@ from regloss.training.logs import CsvLog
 from regloss.training.model import NotFinite, describe_layer, layer_report, save_model
 from regloss.training.optimization import learning_rate_factor, optimizer_of
 from regloss.training.output_folder import check_output, prepare_output
-from regloss.training.processes import CopiedParts, average_gradients, build_fabric, mean_over_processes, to_device
+from regloss.training.output_lock import OutputLock
+from regloss.training.processes import (
+    CopiedParts,
+    average_gradients,
+    build_fabric,
+    end_with_parent,
+    mean_over_processes,
+    to_device,
+)
 from regloss.training.progress import progress_bar
 from regloss.training.proposals import ProposalStore
 from regloss.training.run_parts import Parts, build
@@ -71,31 +82,46 @@ def train(
 
     Raises:
         UsageError: the output folder is in use or not writable, or see `regloss.training.run_parts.build`.
+        FailedWrite: a file could not be written, or read, while training; the run goes on with ``resume``.
     """
     folder = Path(config.output)
     # Processes that Fabric (or a cluster) starts by running the command again find the folder that the first one made.
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
     first = all(int(rank) == 0 for rank in ranks)
-    if first:
-        check_output(folder, config, resume=resume, overwrite=overwrite)
-    fabric = build_fabric(config)
-    parts = build(config, resume=resume)
-    if first:
-        for warning in parts.warnings:
-            callback(warning)
-        prepare_output(folder, config, parts.dataset, overwrite=overwrite)
-    try:
-        scores: dict[str, Any] = fabric.launch(_launched, CopiedParts(parts), quiet, callback)  # type: ignore[arg-type]
-    except ProcessException as error:
-        raise ReglossError(f"A training process failed. {error}") from error
-    return scores
+    with ExitStack() as stack:
+        if first:
+            check_output(folder, config, resume=resume, overwrite=overwrite)
+            lock = stack.enter_context(OutputLock(folder, callback))
+            lock.acquire()
+        else:
+            end_with_parent()
+        fabric = build_fabric(config)
+        parts = build(config, resume=resume)
+        if first:
+            for warning in parts.warnings:
+                callback(warning)
+            prepare_output(folder, config, parts.dataset, lock, overwrite=overwrite)
+        try:
+            scores: dict[str, Any] = fabric.launch(_launched, CopiedParts(parts), quiet, callback)  # type: ignore[arg-type]
+        except ProcessException as error:
+            raise ReglossError(f"A training process failed. {error}") from error
+        except OSError as error:
+            raise FailedWrite(
+                f"The training stopped: {error}. What it had done until its last checkpoint is kept: remove the cause, "
+                "and go on with --resume."
+            ) from error
+        return scores
 
 
 def _launched(fabric: Fabric, copied: CopiedParts, quiet: bool, callback: Callback) -> dict[str, Any]:
     """Run, and leave the process group: a process that ends with its threads of communication alive is aborted."""
+    if fabric.world_size > 1 and multiprocessing.parent_process() is not None:  # started by this one's launcher
+        end_with_parent()
     try:
         return _run(fabric, copied.parts, quiet, callback)
     finally:
+        if fabric.is_global_zero:
+            manager().hook.regloss_end(folder=Path(copied.parts.config.output))
         if distributed.is_available() and distributed.is_initialized():
             distributed.destroy_process_group()
 
@@ -138,7 +164,10 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
             callback(f"Going on from step {step} of {total_steps}.")
 
     if main:
-        steps_log, epochs_log = CsvLog(folder / "log" / "steps.csv"), CsvLog(folder / "log" / "epochs.csv")
+        steps_log, epochs_log = (
+            CsvLog(folder / "log" / "steps.csv", "step"),
+            CsvLog(folder / "log" / "epochs.csv", "epoch"),
+        )
         steps_log.keep(lambda row: row["step"] <= step)
         epochs_log.keep(lambda row: row["epoch"] < epoch)
         store.discard_after(generation)

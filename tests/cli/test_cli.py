@@ -137,6 +137,16 @@ def test_exit_codes(regloss, config_file):
     assert regloss("tran").code == 2
 
 
+def test_an_error_of_the_system_is_one_message(regloss, config_file, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device", "scores.json")
+
+    monkeypatch.setattr("regloss.apps.train.train_file", fail)
+    done = regloss("train", config_file())
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "Error: OSError: [Errno 28] No space left on device: 'scores.json'\n"
+
+
 # -- Plugins -----------------------------------------------------------------------------------------------------------
 
 

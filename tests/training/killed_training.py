@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -47,6 +48,7 @@ def die(function: Callable[..., Any], countdown: int, after: bool) -> Callable[.
 def run(table: dict[str, Any], moment: str | None, countdown: int) -> None:
     """Train, or go on, until the moment."""
     torch.set_num_threads(1)
+    multiprocessing.set_forkserver_preload(["regloss.training.trainer"])  # of loaders, which import it anyway
     manager().unregister(name="regloss:tensorboard")
     if moment is not None:
         owner, name, after = MOMENTS[moment]

@@ -15,6 +15,8 @@ NORMS = ("batch", "instance", "group", "none")
 CONVOLUTION: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
 _BATCH_NORM: dict[int, type[nn.BatchNorm2d] | type[nn.BatchNorm3d]] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 _MAX_GROUPS = 8
+_MAX_LEVELS = 16  # an image of 65,536 pixels then has one left
+_MAX_CHANNELS = 2**14
 
 
 def check_settings(
@@ -29,6 +31,9 @@ def check_settings(
     ):
         if not isinstance(value, int) or value < 1:
             raise UsageError(f"{network}: {name} must be a whole number of at least 1, not {value!r}")
+    for name, value, largest in (("levels", levels, _MAX_LEVELS), ("max_channels", max_channels, _MAX_CHANNELS)):
+        if value > largest:
+            raise UsageError(f"{network}: {name} must be at most {largest}, not {value}")
     if max_channels < channels:
         raise UsageError(f"{network}: max_channels must be at least channels ({channels}), not {max_channels}")
     if norm not in NORMS:

@@ -70,7 +70,8 @@ class NonlocalTV(Regularizer):
         patch: radius of the patches whose values are compared, in pixels, >= 0; 0 = the pixel alone. A patch's squared
             difference is the mean over its pixels, summed over channels; beyond the border it repeats the border.
         cache: folder to keep the graphs in, one file for each image, named by a hash of the image and of all settings
-            that the graph depends on; None = compute it at each binding.
+            that the graph depends on; None or "" = compute it at each binding. Runs that are loaded keep them inside
+            of their own folder, or where ``--set`` says.
 
     Raises:
         UsageError: a setting outside its range, or an image with too few pixels for so many neighbours.
@@ -144,7 +145,7 @@ class NonlocalTV(Regularizer):
         )
 
     def _graph(self, image: NDArray[np.float64], region: NDArray[np.bool_]) -> Edges:
-        if self.cache is None:
+        if not self.cache:
             return self._compute(image, region)
         digest = hashlib.sha256(json.dumps(self._key(), sort_keys=True).encode())
         for array in (image, region):
