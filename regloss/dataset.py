@@ -44,12 +44,17 @@ class Dataset(metaclass=CheckedSettings):
     Attributes:
         classes: class names; index 0 is the background.
         colors: one RGB triple of 0..255 for each class, for overlays and palettes.
-        channels: image channels C (1 grey, 3 RGB).
+        channels: image channels C (1 grey, 3 RGB, others for what they are).
+        window: (low, high) or (low, high, bits): which values of its files become 0 and 1; None = it follows from their
+            types. A trained model keeps it for the images that it segments later. See `regloss.io.windows`.
+        notes: sentences for the reader: files left out, ranges found.
     """
 
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     channels: int
+    window: Sequence[float] | None = None
+    notes: Sequence[str] = ()
 
     @abstractmethod
     def ids(self, subset: str) -> Sequence[str]:

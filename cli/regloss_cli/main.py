@@ -27,6 +27,14 @@ Changes = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results; must not exist yet.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace results that an earlier call left there.")]
+Range = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--window",
+        metavar="LOW HIGH",
+        help="Values of the files that become 0 and 1. [default: by the type; of 16 bits, by the values found]",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
@@ -91,7 +99,7 @@ def evaluate(
 
     if output is not None:
         check_new_file(output)
-    scores = evaluate_noisy(run, subset, noise or (), changes or ())
+    scores = evaluate_noisy(run, subset, noise or (), changes or (), callback=_print_message)
     if output is not None:
         import json
 
@@ -122,6 +130,7 @@ def predict(
         str | None,
         typer.Option(metavar="FORMAT", help="Write the classes' probabilities too: npy, or tiff with a page a class."),
     ] = None,
+    window: Range = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -136,6 +145,8 @@ def predict(
     elif regularizer or solver is not None or entropy is not None:
         raise UsageError("--regularizer, --solver and --entropy of predict belong to --crf. Give it too.")
     silent = quiet or not sys.stderr.isatty()
+    from regloss.io.windows import Window
+
     count = predict_files(
         run,
         images,
@@ -143,6 +154,8 @@ def predict(
         changes or (),
         post_process=post_process,
         probabilities=probabilities,
+        window=None if window is None else Window(*window),
+        callback=_print_message,
         overwrite=overwrite,
         quiet=silent,
     )
@@ -201,10 +214,28 @@ def segment(
         typer.Option("--refine", help='Of deep-chan-vese: "guided" moves boundaries to edges by the guided filter.'),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of k-means, and of all else that is random.")] = 0,
+    window: Range = None,
+    unlabelled: Annotated[
+        int | None,
+        typer.Option(min=0, max=255, help="Value of the scribbles where nothing was drawn, beside 255."),
+    ] = None,
+    values: Annotated[
+        str | None,
+        typer.Option(
+            metavar="VALUE=CLASS,...",
+            help="What the values of the scribbles, or of --start FILE, mean: 0=0,255=1, or names of classes.toml.",
+        ),
+    ] = None,
+    max_scribbled: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Largest fraction of the pixels that scribbles may label. [default: a third]"),
+    ] = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Segment one image from scribbles, or into phases by its colours, without a network."""
-    from regloss.apps.segment import segment_file
+    from regloss.apps.segment import parse_values, segment_file
+    from regloss.io.samples import MAX_SCRIBBLED
+    from regloss.io.windows import Window
 
     result = segment_file(
         image,
@@ -222,6 +253,10 @@ def segment(
         coupling=coupling,
         post_processing=post_processing,
         seed=seed,
+        window=None if window is None else Window(*window),
+        unlabelled=unlabelled,
+        values=None if values is None else parse_values(values),
+        max_scribbled=MAX_SCRIBBLED if max_scribbled is None else max_scribbled,
         overwrite=overwrite,
         callback=_print_message,
     )
@@ -255,6 +290,10 @@ def _print_scores(scores: dict[str, Any]) -> None:
         ]
         numbers += [f"{name} {value:.4g}" for name, value in values.get("layer", {}).items()]
         typer.echo(f"{subset}: " + "  ".join(numbers))
+        if values.get("confusion") is not None:
+            for name, row in zip(values["iou"], values["confusion"], strict=True):
+                if not sum(row):
+                    typer.echo(f"{subset}: no label is of class {name!r}, so these scores say nothing of it")
         for rule, of in values.get("unsupervised", {}).items():
             if rule != "images":
                 measured = "  ".join(f"{name} {value:.4f}" for name, value in of.items())

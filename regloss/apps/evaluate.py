@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from regloss.apps.noise import Noise
 from regloss.errors import UsageError
-from regloss.registry import create
+from regloss.registry import create, get, settings
 from regloss.training.devices import one_process
 from regloss.training.evaluation import evaluate_samples
 from regloss.training.model import load_model
-from regloss.training.sample_reader import SampleReader
+from regloss.training.sample_reader import SampleReader, check_evaluation_samples
 
 
 def evaluate_run(run: Path, subset: str, changes: Sequence[str] = ()) -> dict[str, Any]:
@@ -25,13 +25,18 @@ def evaluate_run(run: Path, subset: str, changes: Sequence[str] = ()) -> dict[st
             layer.
 
     Raises:
-        UsageError: no such run or subset, or samples without dense labels.
+        UsageError: no such run or subset, samples without dense labels, or labels of one class and 255 alone.
     """
     return evaluate_noisy(run, subset, (), changes)[subset]
 
 
 def evaluate_noisy(
-    run: Path, subset: str, noise: Sequence[str | Noise], changes: Sequence[str] = ()
+    run: Path,
+    subset: str,
+    noise: Sequence[str | Noise],
+    changes: Sequence[str] = (),
+    *,
+    callback: Callable[[str], object] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Scores on a subset, and once more for each kind and level of noise that is added to its images.
 
@@ -40,6 +45,7 @@ def evaluate_noisy(
         subset: see `evaluate_run`.
         noise: `Noise`, or text like "gaussian:0.1"; drawn anew for every image, from its id and the run's ``seed``.
         changes: see `evaluate_run`; ``seed=1`` draws other noise.
+        callback: called with sentences on the data set: files left out, ranges found.
 
     Returns:
         Scores by "test" and "test gaussian:0.1" (with the subset's name).
@@ -50,13 +56,20 @@ def evaluate_noisy(
     levels = [Noise.parse(level) if isinstance(level, str) else level for level in noise]
     model = load_model(run, changes)
     config = model.config
-    dataset = create("dataset", config.data.dataset, **config.data.component_settings())
+    chosen = config.data.component_settings()
+    if model.window is not None and "window" in settings(get("dataset", config.data.dataset)):
+        chosen = {"window": model.window.plain(), **chosen}  # images become what they were in training
+    dataset = create("dataset", config.data.dataset, **chosen)
+    if callback is not None:
+        for note in dataset.notes:
+            callback(note)
     dataset.check(subset, need=("label",))
     if tuple(dataset.classes) != model.classes:
         raise UsageError(f"The data set has the classes {list(dataset.classes)}, the model {list(model.classes)}.")
     process = one_process(config)
     segmenter = model.segmenter.to(process.device)
     reader = SampleReader(dataset)
+    check_evaluation_samples(reader, subset)
     scores = {subset: evaluate_samples(process, segmenter, reader, config, subset)}
     for level in levels:
         scores[f"{subset} {level}"] = evaluate_samples(process, segmenter, reader, config, subset, level)

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from regloss.apps.trained_model import load, probabilities_of
 from regloss.errors import UsageError
-from regloss.io.folders import index_folder
-from regloss.io.images import read_image
+from regloss.io.folders import index_folder, left_out
+from regloss.io.images import as_image, read_header, read_stored
 from regloss.io.labels import save_label_png
 from regloss.io.outputs import check_new_folder, make_new_folder, writing
 from regloss.io.probabilities import check_format, save_probabilities
+from regloss.io.types import FloatImage
+from regloss.io.windows import DEEP, Window, clipped_note, find_window
 from regloss.report.overlays import outlined
 from regloss.solver import Solution
 
@@ -31,6 +33,8 @@ def predict_files(
     *,
     post_process: Callable[[Tensor, Tensor], Solution] | None = None,
     probabilities: str | None = None,
+    window: Window | None = None,
+    callback: Callable[[str], object] | None = None,
     overwrite: bool = False,
     quiet: bool = True,
 ) -> int:
@@ -49,6 +53,9 @@ def predict_files(
             written instead; see `regloss.apps.post_process.PostProcess`. None = the network's own.
         probabilities: write them too: "npy", arrays (K, H, W), or "tiff", a page for each class; those of
             ``post_process`` where there is one.
+        window: which values of the files become 0 and 1; None = as in the training, or, if that had no 16-bit images
+            and these have, as suits these.
+        callback: called with sentences on what was left out of a folder, and on ranges of values.
         overwrite: replace the results of an earlier call.
         quiet: no progress bar.
 
@@ -61,10 +68,30 @@ def predict_files(
     model = load(run, changes)
     files = [images] if images.is_file() else list(index_folder(images).values()) if images.is_dir() else []
     if not files:
-        raise UsageError(f"{images} is neither an image nor a folder with images.")
+        there = f" {left_out(images)}" if images.is_dir() else ""
+        raise UsageError(f"{images} is neither an image nor a folder with images.{there}")
     if probabilities is not None:
         check_format(probabilities)
-    loaded_first = read_image(files[0], model.channels)  # a wrong kind of image shows before anything is written
+    say = callback or (lambda message: None)
+    skipped = left_out(images) if images.is_dir() else ""
+    if skipped:
+        say(skipped)
+    if window is None:
+        window = model.model.window
+    if window is None:
+        deep = [path for path in files if read_header(path).bits == DEEP]
+        window, found_range = find_window(map(read_stored, deep))
+        if found_range:
+            say(f"{found_range}; --window LOW HIGH chooses another range.")
+
+    def read(path: Path, window: Window | None = window) -> FloatImage:
+        stored = read_stored(path)
+        note = clipped_note(stored, window, path)
+        if note:
+            say(note)
+        return as_image(stored, path, model.channels, window)
+
+    loaded_first = read(files[0])  # a wrong kind of image shows before anything is written
     check_new_folder(output, _PREDICTIONS, overwrite=overwrite)
     make_new_folder(output, _PREDICTIONS)
     for name in _PREDICTIONS[: 2 if probabilities is None else 3]:
@@ -75,7 +102,7 @@ def predict_files(
     with Progress(*columns, disable=quiet) as bar:
         task = bar.add_task("Segmenting", total=len(files))
         for number, path in enumerate(files):
-            image = loaded_first if number == 0 else read_image(path, model.channels)
+            image = loaded_first if number == 0 else read(path)
             bar.update(task, description=f"{path.name}, {image.shape[2]} x {image.shape[1]}")
             logits = model.logits(image)
             if post_process is None:

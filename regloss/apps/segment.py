@@ -17,12 +17,23 @@ from torch import Tensor
 
 from regloss.apps.components import parse_component, split_name
 from regloss.dataset import IGNORE
-from regloss.errors import ReglossError, UsageError
-from regloss.io.images import read_image
-from regloss.io.labels import read_scribble_map, save_label_png
+from regloss.errors import ReglossError, UsageError, listed
+from regloss.io.classes import read_classes
+from regloss.io.images import as_image, read_header, read_stored
+from regloss.io.labels import (
+    ValueMap,
+    mapped,
+    read_scribble_map,
+    read_values,
+    save_label_png,
+    value_map,
+    values_of,
+)
 from regloss.io.outputs import check_new_folder, make_new_folder, writing
-from regloss.io.palettes import class_colors
-from regloss.io.types import FloatImage, LabelMap
+from regloss.io.palettes import Color, Colors, class_colors
+from regloss.io.samples import MAX_SCRIBBLED, SampleFiles, turned_note
+from regloss.io.types import FloatImage, LabelMap, StoredPixels
+from regloss.io.windows import Window, clipped_note, find_window
 from regloss.region_force import RegionForce
 from regloss.registry import (
     OWN_DISTRIBUTION,
@@ -37,6 +48,7 @@ from regloss.report.convergence import has_curve, write_chart, write_table
 from regloss.report.overlays import outlined
 from regloss.segmenter import EnergyRecord, Segmentation, Segmenter
 
+_LEAST_SPREAD = 1 / 16  # of an image's values, below which all its colours are alike
 _FILES = ("labels.png", "overlay.png", "masks", "convergence.csv", "convergence.png")
 
 
@@ -48,19 +60,25 @@ class SegmentedFile:
         labels: (*S) uint8.
         segmentation: what the segmenter found, with its certificate.
         files: what was written.
+        classes: names by class, "" for those without; of the classes that are scribbled, or of all phases.
+        notes: sentences on the files, and warnings.
     """
 
     labels: LabelMap
     segmentation: Segmentation
     files: tuple[Path, ...]
+    classes: Mapping[int, str]
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The result in words."""
-        counts = np.bincount(self.labels.ravel(), minlength=self.segmentation.probabilities.shape[1])
+        counts = np.bincount(self.labels.ravel(), minlength=max(self.classes) + 1)
         return [
             self.segmentation.summary(),
-            "pixels per class: " + ", ".join(f"{label}: {count}" for label, count in enumerate(counts)),
+            "pixels per class: "
+            + ", ".join(f"{k}{f' ({name})' * bool(name)}: {counts[k]}" for k, name in self.classes.items()),
             *self.segmentation.notes,
+            *self.notes,
             *(f"wrote {path}" for path in self.files),
         ]
 
@@ -82,10 +100,17 @@ def segment_file(
     coupling: str | None = None,
     post_processing: str | None = None,
     seed: int = 0,
+    window: Window | None = None,
+    unlabelled: int | None = None,
+    values: Mapping[Any, Any] | None = None,
+    max_scribbled: float = MAX_SCRIBBLED,
     overwrite: bool = False,
     callback: Callable[[str], object] | None = None,
 ) -> SegmentedFile:
     """Segment one image from scribbles, or into phases.
+
+    Names and colours of classes are those of the file classes.toml beside the scribbles, or in the folder above, where
+    there is one.
 
     Args:
         path: the image.
@@ -105,11 +130,17 @@ def segment_file(
         coupling: of the boundaries' length, for segmenters that fit networks.
         post_processing: what is done with the probabilities at the end.
         seed: of all that is random.
+        window: which values of the image become 0 and 1; None = 0 and the largest that its type can hold, or of 16 bits
+            what suits the values found (see `regloss.io.windows`).
+        unlabelled: the value of the scribbles, or of the start, where nothing was drawn, beside 255.
+        values: what the values of the scribbles, or of the start, mean: value -> class, or 255.
+        max_scribbled: largest fraction of the pixels that scribbles may label.
         overwrite: replace the files of an earlier call.
         callback: called with a sentence now and then.
 
     Raises:
-        UsageError: files missing or of different sizes, neither scribbles nor phases, one class seeded only, fewer
+        UsageError: files missing or of different sizes, gaps between the classes that they hold, scribbles of more than
+            ``max_scribbled`` of the pixels, neither scribbles nor phases, one class seeded only, fewer
             colours than phases, a setting that the segmenter does not have, or a solver that cannot serve the
             regularizers.
     """
@@ -140,19 +171,123 @@ def segment_file(
     segmenter = _segmenter(method, chosen, "phases" if scribbles is None else "scribbles")
     files = (*_FILES, *(f"{name}.png" for name in segmenter.figures))
     check_new_folder(output, files, overwrite=overwrite)
-    image = read_image(path)
+    stored = read_stored(path)
+    notes: list[str] = []
+    if window is None:
+        window, found_range = find_window([stored])
+        notes += [f"{path.name}: {found_range}; --window LOW HIGH chooses another range."] if found_range else []
+    image = as_image(stored, path, window=window)
+    notes += _range_notes(stored, image, window, path)
+    meaning = _Meaning.of(scribbles or start, unlabelled, values)
+    notes += meaning.notes
+    seeds = None if scribbles is None else _read_labels(scribbles, path, image, meaning, "scribbles")
+    if seeds is not None and scribbles is not None:
+        _check_scribbled(seeds, scribbles, max_scribbled)
+        notes += _turned_notes(path, scribbles)
     found = segmenter(
         torch.from_numpy(image).unsqueeze(0),
-        scribbles=None if scribbles is None else _read_labels(scribbles, path, image),
+        scribbles=seeds,
         phases=phases,
-        start=_start(start, path, image),
+        start=_start(start, path, image, meaning),
         seed=seed,
         callback=callback,
     )
     labels = found.labels[0].cpu().numpy().astype(np.uint8)
+    count = found.probabilities.shape[1]
+    used = np.unique(labels).tolist()
+    if len(used) < 2:
+        notes.append(
+            f"Warning: all pixels are of class {used[0]}. Is the contrast low, or the regularizer's weight too large "
+            "for it? A smaller weight, a window of values (--window LOW HIGH) or another method may help."
+        )
+    shown = range(count) if seeds is None else sorted({*torch.unique(seeds[seeds != IGNORE]).tolist(), *used})
+    colors = meaning.colors or class_colors(count)
     with writing(output):
-        written = _write(output, files, image, labels, found, masks=scribbles is None)
-    return SegmentedFile(labels, found, written)
+        written = _write(output, files, image, labels, found, colors, masks=scribbles is None)
+    names = {label: meaning.names[label] if label < len(meaning.names) else "" for label in shown}
+    return SegmentedFile(labels, found, written, names, tuple(notes))
+
+
+@dataclass(frozen=True)
+class _Meaning:
+    """What the values of a file of scribbles, or of a start, mean.
+
+    Attributes:
+        names: of the classes, where a file classes.toml names them.
+        colors: likewise.
+        values: value -> class, or 255; None = the values are the classes.
+        unlabelled: the value where nothing was drawn, beside 255.
+        notes: what to say of it.
+    """
+
+    names: tuple[str, ...] = ()
+    colors: tuple[Color, ...] = ()
+    values: ValueMap | None = None
+    unlabelled: int | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, path: Path | str | None, unlabelled: int | None, values: Mapping[Any, Any] | None) -> _Meaning:
+        """Of the file ``path``, or of a name of a start, which has no values."""
+        if path is None or not Path(path).is_file():
+            if values is not None or unlabelled is not None:
+                raise UsageError("values and unlabelled are about a file of scribbles, or of a start. Give one.")
+            return cls()
+        if unlabelled is not None and not 0 <= unlabelled <= 255:
+            raise UsageError(f"unlabelled is a value of the scribbles' file, 0 to 255; got {unlabelled}.")
+        folder = Path(path).resolve().parent
+        file = next(
+            (place / "classes.toml" for place in (folder, folder.parent) if (place / "classes.toml").is_file()), None
+        )
+        names, colors = ((), ()) if file is None else read_classes(file)
+        known = None if values is None else value_map(values, names or list(map(str, range(IGNORE))), "--values")
+        return cls(names, colors, known, unlabelled, () if file is None else (f"Classes are those of {file}.",))
+
+
+def parse_values(text: str) -> dict[str, str]:
+    """A value map as a command line gives it.
+
+    >>> parse_values("0=background,255=1")
+    {'0': 'background', '255': '1'}
+    """
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not pairs or not all(equals for _, equals, _ in pairs):
+        raise UsageError(f"Values are given as VALUE=CLASS,VALUE=CLASS, for example 0=0,255=1; got {text!r}.")
+    return {value.strip(): meaning.strip() for value, _, meaning in pairs}
+
+
+def _range_notes(stored: StoredPixels, image: FloatImage, window: Window | None, path: Path) -> list[str]:
+    """Sentences on an image that is cut off by its window, or that hardly uses it."""
+    cut = clipped_note(stored, window, path)
+    if cut:
+        return [cut]
+    low, high = float(image.min()), float(image.max())
+    if low < high and high - low < _LEAST_SPREAD:
+        return [
+            f"{path.name}: values from {stored.min():g} to {stored.max():g} become {low:.3f} to {high:.3f}, so that "
+            f"all colours are alike to priors and region forces; --window {stored.min():g} {stored.max():g} stretches "
+            "them."
+        ]
+    return []
+
+
+def _turned_notes(image: Path, scribbles: Path) -> list[str]:
+    """A sentence on an image that was turned upright, where nothing tells whether its scribbles are."""
+    note = turned_note([SampleFiles(image.stem, image, None, scribbles, image.stem)], {image: read_header(image)})
+    return [note] if note else []
+
+
+def _check_scribbled(seeds: Tensor, path: Path, largest: float) -> None:
+    """Refuse scribbles that label most of the image."""
+    drawn = seeds[seeds != IGNORE]
+    fraction = drawn.numel() / seeds.numel()
+    if fraction > largest:
+        often, times = torch.unique(drawn, return_counts=True)
+        most = int(often[times.argmax()])
+        raise UsageError(
+            f"{path} labels {100 * fraction:.0f} % of the pixels, most of them as {most}, and labels are kept. If "
+            f"{most} means that nothing was drawn, give --unlabelled {most}; if it is meant, give --max-scribbled 1."
+        )
 
 
 def _segmenter(method: str | None, chosen: Mapping[str, Any], task: Literal["scribbles", "phases"]) -> Segmenter:
@@ -196,29 +331,84 @@ def _loaded() -> list[tuple[Component, type[Segmenter]]]:
     return found
 
 
-def _read_labels(path: Path, of: Path, image: FloatImage) -> Tensor:
+def _read_labels(path: Path, of: Path, image: FloatImage, meaning: _Meaning, what: str) -> Tensor:
     """(1, *S) int64 class indices of a PNG."""
-    labels = read_scribble_map(path, [str(number) for number in range(IGNORE)], image.shape[1:])
+    labels = read_values(path)
+    if meaning.values is not None:
+        unknown = [v for v in values_of(labels) if v not in (*meaning.values, meaning.unlabelled, IGNORE)]
+        if unknown:
+            raise UsageError(f"{path} holds {listed(unknown)}, of which --values says nothing.")
+        labels = mapped(labels, {**meaning.values, **_nothing(meaning)})
+    elif meaning.names:
+        labels = read_scribble_map(path, meaning.names, image.shape[1:], unlabelled=meaning.unlabelled)
+    else:
+        before = values_of(labels)
+        labels = mapped(labels, _nothing(meaning))
+        _check_gaps(path, values_of(labels), before, meaning)
     if labels.shape != image.shape[1:]:
         raise UsageError(
             f"{path} has the size {labels.shape}, {of} {image.shape[1:]} (height, width). They must agree."
+            + _turned_words(of, labels.shape)
+        )
+    present = [value for value in values_of(labels) if value != IGNORE]
+    if len(present) == 1 and meaning.values is None:
+        raise UsageError(
+            f"In the {what} only class {present[0]} is labelled; give labels of at least two classes (background "
+            f"counts as one). {IGNORE} in {path} means no label; where it is a class, say so: --values {present[0]}="
+            f"{present[0]},{IGNORE}={1 - min(present[0], 1)}."
         )
     return torch.from_numpy(labels.astype(np.int64)).unsqueeze(0)
 
 
-def _start(start: Path | str | None, of: Path, image: FloatImage) -> Tensor | str | None:
+def _nothing(meaning: _Meaning) -> dict[int, int]:
+    """The value where nothing was drawn, as a map."""
+    return {} if meaning.unlabelled is None else {meaning.unlabelled: IGNORE}
+
+
+def _check_gaps(path: Path, labels: list[int], before: list[int], meaning: _Meaning) -> None:
+    """Refuse labels between which classes are missing: their values are no indices, or more classes were meant."""
+    present = [value for value in labels if value != IGNORE]
+    if not present or (present == list(range(present[0], present[-1] + 1)) and present[0] <= 1):
+        return
+    missing = sorted(set(range(present[-1])) - set(present))
+    to_indices = ",".join(f"{value}={index}" for index, value in enumerate(present[:30]))
+    as_they_are = ",".join(f"{value}={value}" for value in present[:30])
+    raise UsageError(
+        f"{path} holds the labels {listed(before, 30)}, and no pixel of the classes between ({listed(missing, 3)}). "
+        f"Say what the values mean: --values {to_indices} counts them, --values {as_they_are} keeps them; or name all "
+        f"classes in {path.parent / 'classes.toml'}."
+    )
+
+
+def _turned_words(image: Path, size: tuple[int, ...]) -> str:
+    header = read_header(image)
+    if header.orientation > 1 and header.stored_size == size:
+        return (
+            f" The image has the orientation tag {header.orientation} and is turned upright, while the other lies as "
+            "the sensor has it: save the image upright, without the tag."
+        )
+    return ""
+
+
+def _start(start: Path | str | None, of: Path, image: FloatImage, meaning: _Meaning) -> Tensor | str | None:
     """What to start from: the labels of a file, or a name."""
     if start is None or not (Path(start).is_file() or Path(start).suffix):
         return None if start is None else str(start)
-    return _read_labels(Path(start), of, image)
+    return _read_labels(Path(start), of, image, meaning, "start")
 
 
 def _write(
-    output: Path, names: Sequence[str], image: FloatImage, labels: LabelMap, found: Segmentation, *, masks: bool
+    output: Path,
+    names: Sequence[str],
+    image: FloatImage,
+    labels: LabelMap,
+    found: Segmentation,
+    colors: Colors,
+    *,
+    masks: bool,
 ) -> tuple[Path, ...]:
     make_new_folder(output, names)
     classes = found.probabilities.shape[1]
-    colors = class_colors(classes)
     files = [output / "labels.png", output / "overlay.png"]
     save_label_png(files[0], labels, colors)
     Image.fromarray(outlined(image, labels, colors)).save(files[1])

@@ -68,7 +68,7 @@ class TrainedModel:
         Raises:
             UsageError: an array that is no such image.
         """
-        labels = self.logits(image_from_array(image, self.channels)).argmax(1)[0]
+        labels = self.logits(image_from_array(image, self.channels, self.model.window)).argmax(1)[0]
         found: LabelMap = labels.to(torch.uint8).cpu().numpy()
         return found
 
@@ -84,7 +84,7 @@ class TrainedModel:
         Raises:
             UsageError: an array that is no such image.
         """
-        logits = self.logits(image_from_array(image, self.channels))
+        logits = self.logits(image_from_array(image, self.channels, self.model.window))
         found: FloatImage = probabilities_of(logits)[0].cpu().numpy()
         return found
 

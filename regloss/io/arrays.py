@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from regloss.errors import UsageError
 from regloss.io.images import with_channels
 from regloss.io.types import FloatImage
+from regloss.io.windows import Window, windowed
 
 ImageLike: TypeAlias = npt.NDArray[Any] | Tensor
 """(H, W) or (H, W, C), a numpy array or a tensor."""
@@ -19,7 +21,7 @@ _LARGEST = {np.dtype(np.bool_): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16):
 _HALF = 32767  # what fits into 15 bits: cameras and scanners store 10 to 14 in 16
 
 
-def image_from_array(array: ImageLike, channels: int) -> FloatImage:
+def image_from_array(array: ImageLike, channels: int, window: Window | None = None) -> FloatImage:
     """An array as an image with values in [0, 1]; what its values mean is never guessed from them.
 
     Args:
@@ -27,6 +29,7 @@ def image_from_array(array: ImageLike, channels: int) -> FloatImage:
             refused where no value needs the highest bit, as those of 12-bit cameras), or floats, which must lie in
             [0, 1] already.
         channels: 1 turns colours into grey (luma of ITU-R BT.601), 3 repeats grey, as in files.
+        window: which values become 0 and 1, as a model knows that was trained on images of 16 bits; None = as above.
 
     Returns:
         (C, H, W) float32, C = ``channels``.
@@ -38,7 +41,7 @@ def image_from_array(array: ImageLike, channels: int) -> FloatImage:
     [[[0.0, 0.20000000298023224, 1.0]]]
     """
     values = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
-    image = _scaled(values)  # the type first: an array of objects has no useful shape
+    image = _scaled(values, window)  # the type first: an array of objects has no useful shape
     return np.ascontiguousarray(with_channels(_channels_first(image), channels))
 
 
@@ -59,7 +62,13 @@ def _channels_first(image: FloatImage) -> FloatImage:
     return np.moveaxis(image, -1, 0)
 
 
-def _scaled(values: npt.NDArray[Any]) -> FloatImage:
+def _scaled(values: npt.NDArray[Any], window: Window | None) -> FloatImage:
+    if (
+        window is not None
+        and values.size
+        and (values.dtype == np.uint16 or (window.bits is None and values.dtype.kind in "buf"))
+    ):
+        return windowed(values, window, Path("The image"))
     largest = _LARGEST.get(values.dtype)
     if values.dtype == np.uint16 and 0 < (top := int(values.max(initial=0))) <= _HALF:
         raise UsageError(

@@ -37,6 +37,30 @@ def index_folder(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict
     return {stem: found[stem][0] for stem in sorted(found)}
 
 
+def left_out(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> str:
+    """A sentence on what `index_folder` leaves out of a folder: subfolders and files of other endings; "" if nothing.
+
+    Hidden files do not count.
+    """
+    endings: dict[str, int] = {}
+    inner: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            inner.append(path.name)
+        elif not path.name.lower().endswith(tuple(suffixes)):
+            ending = path.suffix.lower() or "no ending"
+            endings[ending] = endings.get(ending, 0) + 1
+    parts = []
+    if endings:
+        counts = listed(f"{count} {ending}" for ending, count in sorted(endings.items()))
+        parts.append(f"{sum(endings.values())} files that are not of the kinds {', '.join(suffixes)}: {counts}")
+    if inner:
+        parts.append(f"{len(inner)} subfolders, which are not searched: {listed(inner)}")
+    return f"Left out of {folder}: {'; '.join(parts)}." if parts else ""
+
+
 def index_label_folder(folder: Path) -> dict[str, Path]:
     """The PNG files of a folder of label maps by stem, refusing pictures in other formats.
 

@@ -6,10 +6,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,10 @@ LABEL_SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixe
 """Endings of label maps, in lower case."""
 
 
+ValueMap: TypeAlias = Mapping[int, int]
+"""Value of a file -> class index, or 255 for no label."""
+
+
 def _reader(path: Path) -> LabelReader:
     name = path.name.lower()
     return next((reader for reader in READERS if name.endswith(reader.suffixes)), READERS[0])
@@ -59,42 +63,153 @@ def read_label_size(path: Path) -> Size:
     return _reader(path).size(path)
 
 
-def read_label_map(path: Path, classes: Sequence[str]) -> LabelMap:
+def label_orientation(path: Path) -> int:
+    """The orientation tag of a label map, 1..8; 1 where it has none. It is honoured in reading."""
+    return raster.label_orientation(path)
+
+
+def read_label_map(
+    path: Path, classes: Sequence[str], values: ValueMap | None = None, *, setting: str = "label-values"
+) -> LabelMap:
     """Class indices from a file: a grey or palette PNG (of a palette, the indices; its colours play no part).
 
     Args:
         path: a PNG file of 1, 2, 4 or 8 bits a pixel.
         classes: the K class names.
+        values: what the file's values mean, where they are no class indices; see `value_map`. 255 stands for itself,
+            unless it is among them.
+        setting: what ``values`` is called where the user gives it, for the message.
 
     Returns:
         (H, W) uint8, each value below K or 255.
 
     Raises:
-        UsageError: not such a file, or a value that is neither a class nor 255.
+        UsageError: not such a file, or a value that is neither a class nor 255, or not among ``values``.
     """
-    labels = _reader(path).indices(path)
-    values = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
-    outside = [int(value) for value in values if value >= len(classes) and value != IGNORE]
+    labels = read_values(path)
+    present = values_of(labels)
+    if values is None:
+        outside = [value for value in present if value >= len(classes) and value != IGNORE]
+        way_out = f"; where these values mean classes, say so: {setting} = {written_map(present, classes)}"
+    else:
+        outside = [value for value in present if value not in values and value != IGNORE]
+        way_out = f"; {setting} = {written_map(values, classes, values)} says nothing of it"
     if outside:
         named = ", ".join(f"{index} = {name}" for index, name in enumerate(classes[:30]))
         raise UsageError(
             f"{path} holds the label value{'s' if len(outside) > 1 else ''} {listed(outside)}, but there are "
             f"{len(classes)} classes: {named}{', ...' if len(classes) > 30 else ''}; "
-            f"{IGNORE} marks pixels without label"
+            f"{IGNORE} marks pixels without label{way_out}"
         )
-    return labels
+    return labels if values is None else mapped(labels, values)
 
 
-def read_scribble_map(path: Path, classes: Sequence[str], size: Size) -> LabelMap:
-    """`read_label_map` for scribbles; ``size`` is checked where samples are loaded, as that of every label map."""
-    return read_label_map(path, classes)
+def read_values(path: Path) -> LabelMap:
+    """(H, W) uint8, whatever values a label map holds.
+
+    Raises:
+        UsageError: not such a file as `read_label_map` reads.
+    """
+    return _reader(path).indices(path)
+
+
+def values_of(labels: LabelMap) -> list[int]:
+    """The different values, ascending."""
+    return [int(value) for value in np.flatnonzero(np.bincount(labels.ravel(), minlength=256))]
+
+
+def mapped(labels: LabelMap, values: ValueMap) -> LabelMap:
+    """``labels`` with each value replaced by what ``values`` says; others stay.
+
+    >>> mapped(np.array([[0, 255, 7]], dtype=np.uint8), {0: 0, 255: 1, 7: 255})
+    array([[  0,   1, 255]], dtype=uint8)
+    """
+    table = np.arange(256, dtype=np.uint8)
+    for value, index in values.items():
+        table[value] = index
+    return table[labels]
+
+
+def value_map(given: Mapping[Any, Any], classes: Sequence[str], setting: str) -> dict[int, int]:
+    """What values of label maps mean: value -> class index, or 255 for no label.
+
+    Args:
+        given: value -> name of a class, index of a class, or 255 (also as text, which keys in TOML are).
+        classes: the K class names.
+        setting: what it is called, for messages.
+
+    Raises:
+        UsageError: a value outside 0..255, or a meaning that is no class.
+
+    >>> value_map({"0": "background", "255": 1, "128": 255}, ["background", "object"], "label-values")
+    {0: 0, 255: 1, 128: 255}
+    """
+    found: dict[int, int] = {}
+    for value, meaning in given.items():
+        number = int(value) if isinstance(value, str) and value.isdecimal() else value
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 255:
+            raise UsageError(f"{setting}: the values of label maps are whole numbers of 0..255; got {value!r}")
+        if meaning in classes:
+            found[number] = list(classes).index(meaning)
+            continue
+        index = int(meaning) if isinstance(meaning, str) and meaning.isdecimal() else meaning
+        if isinstance(index, bool) or not isinstance(index, int) or not (0 <= index < len(classes) or index == IGNORE):
+            raise UsageError(
+                f"{setting}: {value} = {meaning!r} is neither the name of a class ({listed(map(repr, classes))}), nor "
+                f"an index below {len(classes)}, nor {IGNORE} for pixels without label"
+            )
+        found[number] = index
+    if not found:
+        raise UsageError(f'{setting} is empty; it says what values mean, as in {{0 = "background", 255 = "object"}}')
+    return found
+
+
+def written_map(present: Iterable[int], classes: Sequence[str], values: ValueMap | None = None) -> str:
+    """A value map as a configuration has it, for messages: as ``values`` says, or as far as it can be guessed.
+
+    >>> written_map([0, 255], ["background", "object"])
+    '{0 = "background", 255 = "object"}'
+    >>> written_map([0, 7, 9, 255], ["background", "object"])
+    '{0 = "background", 7 = "...", 9 = "...", 255 = 255}'
+    """
+    found = sorted(present)
+    if values is None:
+        labelled = found if len(found) == len(classes) else [value for value in found if value != IGNORE]
+        in_order = len(labelled) == len(classes)
+        values = {value: place for place, value in enumerate(labelled) if in_order or value < len(classes)}
+        values = values if in_order else {value: value for value in values}
+    entries = []
+    for value in found[:20]:
+        index = values.get(value, IGNORE if value == IGNORE else None)
+        meaning = '"..."' if index is None else str(IGNORE) if index == IGNORE else f'"{classes[index]}"'
+        entries.append(f"{value} = {meaning}")
+    return "{" + ", ".join(entries + ["..."] * (len(found) > 20)) + "}"
+
+
+def read_scribble_map(
+    path: Path, classes: Sequence[str], size: Size, values: ValueMap | None = None, unlabelled: int | None = None
+) -> LabelMap:
+    """`read_label_map` for scribbles; ``size`` is checked where samples are loaded, as that of every label map.
+
+    Args:
+        path: see `read_label_map`.
+        classes: see `read_label_map`.
+        size: (H, W) of the image.
+        values: see `read_label_map`.
+        unlabelled: the value of pixels without label, which become 255; 255 itself goes on meaning that, unless
+            ``values`` has another meaning for it.
+    """
+    if unlabelled is None:
+        return read_label_map(path, classes, values, setting="scribble-values")
+    meanings = values if values is not None else {index: index for index in range(len(classes))}
+    return read_label_map(path, classes, {**meanings, unlabelled: IGNORE}, setting="scribble-values")
 
 
 def label_values(paths: Iterable[Path]) -> list[int]:
     """All values in some label maps, 255 left out, ascending."""
     present = np.zeros(256, dtype=bool)
     for path in paths:
-        present |= np.bincount(_reader(path).indices(path).ravel(), minlength=256) > 0
+        present |= np.bincount(read_values(path).ravel(), minlength=256) > 0
     present[IGNORE] = False
     return [int(value) for value in np.flatnonzero(present)]
 

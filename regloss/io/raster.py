@@ -1,10 +1,12 @@
-"""PNG, JPEG and TIFF files: their pixels as images, and PNG files of class indices."""
+"""PNG, JPEG, TIFF, BMP and WebP files: their pixels as images, and PNG files of class indices."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,23 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image
 
-from regloss.errors import UsageError
+from regloss.errors import MissingDependency, UsageError
 from regloss.io.limits import check_regular
-from regloss.io.types import FloatImage, Header, LabelMap, Size
+from regloss.io.types import Header, LabelMap, Size, StoredPixels
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
 _COLOR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "YCbCr"})
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP")
+# How Pillow asks for the upper bytes of 16-bit colours, and what it has to be asked for to get the lower ones.
+_LOWER_BYTES = {
+    "RGB;16B": "RGB;16L",
+    "RGB;16L": "RGB;16B",
+    "RGB;16N": "RGB;16B" if sys.byteorder == "little" else "RGB;16L",
+    "RGBA;16B": "RGBA;16L",
+    "RGBA;16L": "RGBA;16B",
+    "RGBA;16N": "RGBA;16B" if sys.byteorder == "little" else "RGBA;16L",
+}
+_UNSPECIFIED = 0  # what a TIFF says of a sample beyond grey or RGB that is no alpha channel
 _COLOR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
 
@@ -27,35 +40,45 @@ def read_header(path: Path) -> Header:
     Raises:
         UsageError: the file cannot be read, or has pixels of an unknown kind.
     """
+    tiff = _tiff_with_channels(path)
+    if tiff is not None:
+        return Header(tiff.size, tiff.samples, tiff.bits)
     with _opened(path) as picture:
         channels = _channels(picture, path)
         width, height = picture.size
-        return Header((width, height) if _orientation(picture, path) >= 5 else (height, width), channels)
+        orientation = _orientation(picture, path)
+        size = (width, height) if orientation >= 5 else (height, width)
+        return Header(size, channels, _bits(picture), orientation)
 
 
-def read_pixels(path: Path) -> FloatImage:
-    """One image with values in [0, 1], in the channels that it has.
+def read_pixels(path: Path) -> StoredPixels:
+    """One image as stored, in the channels that it has.
 
-    8-bit values are divided by 255 and 16-bit values by 65535; float TIFFs must hold [0, 1] already. (Of 16-bit
-    *colour* files Pillow keeps the upper byte.) Palettes are resolved to RGB. The orientation tag of cameras is
-    honoured in JPEG and PNG files. An alpha channel is dropped where it is opaque throughout, and refused otherwise,
-    because the colour behind a transparent pixel means nothing.
+    Palettes are resolved to RGB. The orientation tag of cameras is honoured in all but TIFF files. An alpha channel is
+    dropped where it is opaque throughout, and refused otherwise, because the colour behind a transparent pixel means
+    nothing. TIFF files may have any number of channels, for which tifffile has to be installed.
 
     Args:
-        path: a PNG, JPEG or TIFF file.
+        path: a PNG, JPEG, TIFF, BMP or WebP file.
 
     Returns:
-        (C, H, W) float32, C = 1 or 3.
+        (C, H, W) bool, uint8, uint16 or float32; C = 1, 3, or what a TIFF has.
 
     Raises:
         UsageError: the file cannot be read or is invalid: several frames, transparent pixels, CMYK, 32-bit
-            integers, NaN, floats outside [0, 1], a TIFF that is not stored upright.
+            integers, a TIFF that is not stored upright.
+        MissingDependency: a TIFF with other channels than grey or RGB, and tifffile is not installed.
     """
+    tiff = _tiff_with_channels(path)
+    if tiff is not None:
+        return _read_channels(path, tiff)
     with _opened(path) as picture:
         _channels(picture, path)  # refuses other kinds of pixels
-        if picture.format in ("PNG", "TIFF") and getattr(picture, "n_frames", 1) > 1:
+        if picture.format in ("PNG", "TIFF", "WEBP") and getattr(picture, "n_frames", 1) > 1:
             raise UsageError(f"{path} holds several frames; save the one that is meant as a file of its own")
         orientation = _orientation(picture, path)
+        lower = _lower_tiles(picture)
+        half = any("LA;16" in str(tile[3]) for tile in _tiles(picture))
         picture.load()
         if _orientation(picture, path) != orientation:
             raise UsageError(f"{path} states its orientation after its pixels; save it again, turned upright")
@@ -65,34 +88,57 @@ def read_pixels(path: Path) -> FloatImage:
             values = np.asarray(picture.convert("RGB"))
         else:
             values = np.asarray(picture)
+        if values.dtype not in (np.bool_, np.uint8, np.float32):
+            values = values.astype(np.uint16)  # 16-bit grey, which older versions of Pillow hold as int32
+        if half and values[..., 0].max() < 128:
+            raise UsageError(
+                f"{path} is grey with alpha in 16 bits, of which only the upper 8 can be read, and its values hardly "
+                "use these; save it without the alpha channel"
+            )
         if picture.mode not in ("P", "PA") and "transparency" in picture.info:
             raise UsageError(f"{path} declares one colour as transparent; save it without transparency")
 
-    image = _scaled(values, path)
-    if image.ndim == 2:
-        image = image[..., None]
+    if lower is not None:
+        with _opened(path) as picture:
+            vars(picture)["tile"] = lower  # of Pillow's files alone, which is what opening gives
+            values = values.astype(np.uint16) << 8 | np.asarray(picture)
+    image = values[..., None] if values.ndim == 2 else values
     if image.shape[-1] in (2, 4):
-        if not (image[..., -1] == 1).all():
-            raise UsageError(f"{path} has transparent pixels; flatten it onto a background, or drop the alpha channel")
-        image = image[..., :-1]
+        image = _without_alpha(image, path)
     return np.moveaxis(_upright(image, orientation), -1, 0)
 
 
-def _scaled(values: npt.NDArray[Any], path: Path) -> FloatImage:
-    """Pixel values as float32 in [0, 1]."""
-    if values.dtype == np.bool_:
-        return values.astype(np.float32)
-    if values.dtype.kind == "f":
-        image = values.astype(np.float32)
-        if np.isnan(image).any():
-            raise UsageError(f"{path} holds NaN; replace these pixels")
-        low, high = float(image.min()), float(image.max())
-        if low < 0 or high > 1:
-            raise UsageError(f"{path} holds floats from {low:g} to {high:g}; float images must lie within [0, 1]")
-        return image
-    # 16-bit grey comes as uint16, or in older versions of Pillow as int32.
-    top = 255 if values.dtype == np.uint8 else 65535
-    return values.astype(np.float32) / np.float32(top)
+def _without_alpha(image: StoredPixels, path: Path) -> StoredPixels:
+    """(H, W, C) without its last channel, which must be opaque."""
+    opaque = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
+    if not (image[..., -1] == opaque).all():
+        raise UsageError(f"{path} has transparent pixels; flatten it onto a background, or drop the alpha channel")
+    return image[..., :-1]
+
+
+def _tiles(picture: Image.Image) -> Sequence[tuple[Any, ...]]:
+    """What Pillow is going to decode: codec, extents, offset and arguments of each part."""
+    tiles: Sequence[tuple[Any, ...]] = vars(picture).get("tile", ())
+    return tiles
+
+
+def _lower_tiles(picture: Image.Image) -> list[Any] | None:
+    """What makes Pillow decode the lower bytes of 16-bit colours, of which it keeps the upper ones; None elsewhere."""
+    tiles = []
+    for codec, extents, offset, args in _tiles(picture):
+        several = isinstance(args, tuple)
+        mode = args[0] if several and args else args
+        if mode not in _LOWER_BYTES:
+            return None
+        tiles.append((codec, extents, offset, (_LOWER_BYTES[mode], *args[1:]) if several else _LOWER_BYTES[mode]))
+    return tiles or None
+
+
+def _bits(picture: Image.Image) -> int:
+    """Bits of a value as `read_pixels` gives it: 1, 8, 16, or 32 for floats."""
+    if picture.mode.startswith("I") or _lower_tiles(picture) is not None:
+        return 16
+    return {"1": 1, "F": 32}.get(picture.mode, 8)
 
 
 @contextmanager
@@ -100,12 +146,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     """The file, opened by Pillow; what goes wrong in opening or decoding becomes a UsageError that names it."""
     check_regular(path)
     try:
-        with Image.open(path, formats=("PNG", "JPEG", "TIFF")) as picture:
+        with Image.open(path, formats=_FORMATS) as picture:
             yield picture
     except UsageError:
         raise
     except (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise UsageError(f"{path} cannot be read as a PNG, JPEG or TIFF image: {error}") from error
+        raise UsageError(f"{path} cannot be read as a PNG, JPEG, TIFF, BMP or WebP image: {error}") from error
 
 
 def _channels(picture: Image.Image, path: Path) -> int:
@@ -134,8 +180,8 @@ def _orientation(picture: Image.Image, path: Path) -> int:
     return int(value)
 
 
-def _upright(image: FloatImage, orientation: int) -> FloatImage:
-    """(H, W, C) as stored -> as meant, by the EXIF orientation."""
+def _upright(image: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """(H, W, ...) as stored -> as meant, by the EXIF orientation."""
     if orientation in (5, 6, 7, 8):
         image = image.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -143,6 +189,101 @@ def _upright(image: FloatImage, orientation: int) -> FloatImage:
     if orientation in (2, 3, 6, 7):
         image = image[:, ::-1]
     return image
+
+
+# -- TIFF files with other channels than grey or RGB -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Tiff:
+    """What the first directory of a TIFF says.
+
+    Attributes:
+        size: (H, W).
+        samples: values of a pixel.
+        extra: what those beyond grey or RGB are: 0 unspecified, 1 or 2 alpha.
+        bits: of a value.
+        orientation: 1..8.
+    """
+
+    size: Size
+    samples: int
+    extra: tuple[int, ...]
+    bits: int
+    orientation: int
+
+
+_TIFF_TYPES = {1: "B", 3: "H", 4: "I"}
+_TIFF_TAGS = {256: "width", 257: "height", 258: "bits", 262: "colors", 274: "orientation", 277: "samples", 338: "extra"}
+_TIFF_SAMPLES = {2: 3, 5: 4, 6: 3, 8: 3}  # by photometric interpretation: RGB, CMYK, YCbCr, CIELAB; others have 1
+
+
+def _tiff_with_channels(path: Path) -> _Tiff | None:
+    """What a TIFF says, if it has channels that are neither grey nor RGB nor alpha; Pillow drops these, or fails."""
+    check_regular(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+            order = {b"II*\0": "<", b"MM\0*": ">"}.get(head[:4])
+            if order is None:
+                return None
+            file.seek(struct.unpack(order + "I", head[4:])[0])
+            (count,) = struct.unpack(order + "H", file.read(2))
+            entries = [struct.unpack(order + "HHI4s", file.read(12)) for _ in range(count)]
+            tags: dict[str, tuple[int, ...]] = {}
+            for tag, kind, number, value in entries:
+                if tag not in _TIFF_TAGS or kind not in _TIFF_TYPES or not 0 < number < 1000:
+                    continue
+                wanted = struct.calcsize(f"{order}{number}{_TIFF_TYPES[kind]}")
+                if wanted > 4:
+                    file.seek(struct.unpack(order + "I", value)[0])
+                    value = file.read(wanted)
+                tags[_TIFF_TAGS[tag]] = struct.unpack(f"{order}{number}{_TIFF_TYPES[kind]}", value[:wanted])
+    except (OSError, struct.error):
+        return None  # not to be read as a TIFF at all, which Pillow says
+    if not {"width", "height"} <= tags.keys():
+        return None
+    samples = tags.get("samples", (1,))[0]
+    extra = tags.get("extra", ())
+    beyond = samples - _TIFF_SAMPLES.get(tags.get("colors", (1,))[0], 1)
+    extra = (*extra, *(_UNSPECIFIED,) * (beyond - len(extra)))[: max(beyond, 0)]
+    if _UNSPECIFIED not in extra:
+        return None
+    bits = max(tags.get("bits", (1,)))
+    return _Tiff((tags["height"][0], tags["width"][0]), samples, extra, bits, tags.get("orientation", (1,))[0])
+
+
+def _read_channels(path: Path, tiff: _Tiff) -> StoredPixels:
+    """(C, H, W) of a TIFF with any number of channels."""
+    if tiff.orientation in range(2, 9):
+        raise UsageError(f"{path} is a TIFF with the orientation tag {tiff.orientation}; save it again, turned upright")
+    if any(kind != _UNSPECIFIED for kind in tiff.extra):
+        raise UsageError(
+            f"{path} is a TIFF with {tiff.samples} samples a pixel, of which some are transparency; save it without"
+        )
+    try:
+        import tifffile
+    except ImportError as cause:
+        raise MissingDependency(
+            f"{path} is a TIFF with {tiff.samples} samples a pixel, which only tifffile reads; install regloss[tiff], "
+            "or save it as grey or RGB"
+        ) from cause
+    try:
+        with tifffile.TiffFile(path) as file:
+            if len(file.pages) > 1:
+                raise UsageError(f"{path} holds several frames; save the one that is meant as a file of its own")
+            page = file.pages[0]
+            values, axes = page.asarray(), page.axes
+    except (OSError, ValueError, KeyError, IndexError, struct.error, ImportError, tifffile.TiffFileError) as error:
+        raise UsageError(
+            f"{path}, a TIFF with {tiff.samples} samples a pixel, cannot be read: {error}; save it without compression"
+        ) from error
+    if axes not in ("YXS", "SYX") or values.dtype not in (np.uint8, np.uint16, np.float32):
+        raise UsageError(
+            f"{path} is a TIFF with {tiff.samples} samples a pixel, as {values.dtype}; such images hold 8 or 16 bits, "
+            "or 32-bit floats"
+        )
+    return np.moveaxis(values, -1, 0) if axes == "YXS" else values
 
 
 # -- Class indices -----------------------------------------------------------------------------------------------------
@@ -155,11 +296,13 @@ def read_label_size(path: Path) -> Size:
         UsageError: the file is no PNG with one channel of at most 8 bits.
     """
     height, width, _ = _label_header(path)
-    return height, width
+    return (width, height) if label_orientation(path) >= 5 else (height, width)
 
 
 def read_indices(path: Path) -> LabelMap:
     """(H, W) uint8 from a grey or palette PNG of at most 8 bits, whatever values it holds; of a palette, the indices.
+
+    An orientation tag, which some tools copy from the image, is honoured as in images.
 
     Raises:
         UsageError: the file cannot be read, or is no such PNG.
@@ -170,7 +313,24 @@ def read_indices(path: Path) -> LabelMap:
         if picture.mode == "L" and bits < 8:
             # Pillow stretches grey of 2 or 4 bits to 0..255, which is right for brightness and wrong for indices.
             indices //= 255 // (2**bits - 1)
-    return indices
+    return np.ascontiguousarray(_upright(indices, label_orientation(path)))
+
+
+def label_orientation(path: Path) -> int:
+    """The orientation tag of a PNG, 1..8, where it stands in front of the pixels; 1 is upright."""
+    with path.open("rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, name = struct.unpack(">I4s", head)
+            if name == b"eXIf":
+                exif = Image.Exif()
+                exif.load(file.read(length))
+                value = exif.get(ExifTags.Base.Orientation, 1)
+                return int(value) if value in range(2, 9) else 1
+            if name == b"IDAT":
+                break
+            file.seek(length + 4, 1)
+    return 1
 
 
 def _label_header(path: Path) -> tuple[int, int, int]:

@@ -16,10 +16,22 @@ import numpy as np
 
 from regloss.dataset import IGNORE, Sample
 from regloss.errors import UsageError, listed
+from regloss.io.annotations import foreign_annotations
 from regloss.io.images import read_header, read_image
-from regloss.io.labels import LABEL_SUFFIXES, read_label_map, read_label_size, read_scribble_map
+from regloss.io.labels import (
+    LABEL_SUFFIXES,
+    ValueMap,
+    label_orientation,
+    read_label_map,
+    read_label_size,
+    read_scribble_map,
+)
 from regloss.io.reduction import reduce_image, reduce_labels, reduce_scribbles
-from regloss.io.types import LabelMap, Size
+from regloss.io.types import Header, LabelMap, Size
+from regloss.io.windows import Window
+
+MAX_SCRIBBLED = 0.33
+"""Fraction of an image's pixels beyond which scribbles are taken for a mistake."""
 
 
 @dataclass(frozen=True)
@@ -83,24 +95,28 @@ def load_sample(
     channels: int,
     reduce: int = 1,
     read_scribble: ScribbleReader = read_scribble_map,
+    label_values: ValueMap | None = None,
+    window: Window | None = None,
 ) -> Sample:
     """Read, check and reduce one sample.
 
     Args:
         files: where it lies.
         classes: the K class names.
-        channels: 1 or 3; images of the other kind are converted.
+        channels: grey and RGB images are converted to 1 or 3; of other images it is the number that they have.
         reduce: integer factor of `reduce_image`, `reduce_labels` and `reduce_scribbles`.
         read_scribble: how scribble files are read.
+        label_values: what values of the label map mean, where they are no class indices.
+        window: which values of the image become 0 and 1.
 
     Raises:
         UsageError: a file cannot be read or is invalid, or the sizes differ.
     """
-    image = read_image(files.image, channels)
+    image = read_image(files.image, channels, window)
     size = (image.shape[1], image.shape[2])
     label = scribble = None
     if files.label is not None:
-        label = read_label_map(files.label, classes)
+        label = read_label_map(files.label, classes, label_values)
         _same_size(files.image, size, files.label, (label.shape[0], label.shape[1]))
     if files.scribble is not None:
         scribble = read_scribble(files.scribble, classes, size)
@@ -114,10 +130,43 @@ def load_sample(
 
 def _same_size(image: Path, image_size: Size, other: Path, other_size: Size) -> None:
     if image_size != other_size:
+        header = read_header(image)
+        turned = ""
+        if header.orientation > 1 and header.stored_size == other_size:
+            turned = (
+                f": it has the orientation tag {header.orientation}, as photographs of turned cameras do, and is turned"
+                " upright, while the other lies as the sensor has it. Save the image upright, without the tag, or turn "
+                "the other file too"
+            )
         raise UsageError(
             f"{other} is {other_size[0]} pixels high and {other_size[1]} wide, "
-            f"but {image} is {image_size[0]} high and {image_size[1]} wide"
+            f"but {image} is {image_size[0]} high and {image_size[1]} wide{turned}"
         )
+
+
+def turned_note(samples: Iterable[SampleFiles], headers: Mapping[Path, Header]) -> str:
+    """A sentence on images with an orientation tag of which no size tells whether their labels are turned too; or "".
+
+    Those are square ones, upside-down ones and mirrored ones, with labels that carry no tag.
+
+    Args:
+        samples: what is looked at.
+        headers: of the images.
+    """
+    found = []
+    for files in samples:
+        header = headers[files.image]
+        if header.orientation == 1 or header.stored_size != header.size:
+            continue
+        mates = [path for path in (files.label, files.scribble) if path is not None]
+        if mates and all(label_orientation(path) == 1 for path in mates if path.name.lower().endswith(LABEL_SUFFIXES)):
+            found.append(f"{files.image.name} ({header.orientation})")
+    if not found:
+        return ""
+    return (
+        f"{len(found)} images have an orientation tag, and are turned upright; whether their labels are upright too, "
+        f"cannot be told from their sizes. Look at the overlays: {listed(found)}"
+    )
 
 
 def check_samples(
@@ -127,6 +176,7 @@ def check_samples(
     load: Callable[[str], Sample] | None = None,
     folders: Mapping[str, str] | None = None,
     complaints: Sequence[str] = (),
+    splits: bool = False,
 ) -> None:
     """Look for what would stop a training run, and report all of it at once.
 
@@ -140,6 +190,7 @@ def check_samples(
         load: reads a sample by id; None reads headers only.
         folders: where each part is expected, for the message.
         complaints: what the caller found by itself, to be reported along.
+        splits: whether a setting ``split`` might choose among the samples, which the message then says.
 
     Raises:
         UsageError: something is wrong; each line lists the first ten cases and counts the rest.
@@ -154,24 +205,62 @@ def check_samples(
         if missing:
             where = f" in {folders[part]}" if folders else ""
             problems.append(f"{len(missing)} of {len(samples)} images have no {part} file{where}: {listed(missing)}")
+            places = [
+                samples[0].image.parent,
+                *([Path(folders[part])] if folders else []),
+                samples[0].image.parent.parent,
+            ]
+            foreign = foreign_annotations(places, missing)
+            problems += [foreign] if foreign else []
+    having = [files.id for files in samples if all(getattr(files, part) is not None for part in wanted)]
+    if splits and 0 < len(having) < len(samples):
+        named = ", ".join(f'"{name}"' for name in having[:30])
+        problems.append(
+            f"to use the {len(having)} that have what is needed, name them by the setting split: "
+            f"split = {{train = [{named}{', ...' if len(having) > 30 else ''}]}}"
+        )
     broken = _collect(_check_header, samples)
     if broken:
-        problems.append(f"{len(broken)} of {len(samples)} samples have unusable files: {listed(broken)}")
+        problems.append(f"{len(broken)} of {len(samples)} samples have unusable files: {_grouped(broken)}")
     if load is not None and not problems:
         problems += _check_contents(samples, load, scribbles="scribble" in wanted)
     if problems:
         raise UsageError("\n".join(problems))
 
 
-def _collect(check: Callable[[SampleFiles], object], samples: Sequence[SampleFiles]) -> list[str]:
-    """The messages of all samples that a check refuses."""
+def _collect(check: Callable[[SampleFiles], object], samples: Sequence[SampleFiles]) -> list[tuple[SampleFiles, str]]:
+    """The samples that a check refuses, with its messages."""
     messages = []
     for files in samples:
         try:
             check(files)
         except UsageError as error:
-            messages.append(str(error))
+            messages.append((files, str(error)))
     return messages
+
+
+def _grouped(messages: Sequence[tuple[SampleFiles, str]]) -> str:
+    """Messages on samples; those that say the same of different files become one, with a list of the files."""
+    said: dict[str, list[Path]] = {}
+    for files, message in messages:
+        about = next((path for path in (files.label, files.scribble, files.image) if _begins(message, path)), None)
+        if about is None:
+            said[message] = []
+        else:
+            said.setdefault(message[len(str(about)) :], []).append(about)
+    words = []
+    for rest, paths in said.items():
+        if len(paths) < 2:
+            words.append(f"{paths[0] if paths else ''}{rest}")
+        else:
+            words.append(
+                f"each of {len(paths)} files{rest}: {listed([path.name for path in paths])} in {paths[0].parent}"
+            )
+    return listed(words)
+
+
+def _begins(message: str, path: Path | None) -> bool:
+    return path is not None and message.startswith(f"{path} ")
 
 
 def _check_header(files: SampleFiles) -> None:
@@ -195,7 +284,7 @@ def _check_contents(samples: Sequence[SampleFiles], load: Callable[[str], Sample
 
     broken = _collect(read, samples)
     if broken:
-        yield f"{len(broken)} of {len(samples)} samples cannot be used: {listed(broken)}"
+        yield f"{len(broken)} of {len(samples)} samples cannot be used: {_grouped(broken)}"
     if scribbles and empty:
         yield f"{len(empty)} of {len(samples)} scribble files label no pixel at all: {listed(empty)}"
     if scribbles and not broken and len(seeded) == 1:

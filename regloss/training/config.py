@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from regloss.errors import ReglossError, UsageError
 from regloss.io.limits import LARGEST_TEXT, check_regular
-from regloss.io.toml import toml_value, tomllib
+from regloss.io.samples import MAX_SCRIBBLED
+from regloss.io.toml import parse_toml, read_text, toml_value
 from regloss.layer import RegularizedLayer
 from regloss.registry import check_settings, create, find, get, settings
 from regloss.training.color_pseudo_labels import ColorPseudoLabels
@@ -103,7 +104,8 @@ class Data(_ComponentSection):
     """The data set (with its own settings), its subsets, and how training crops are cut.
 
     supervision: "scribbles" trains on scribbles, "labels" on dense labels, "none" on the images alone.
-    scribble-length: fraction of every stroke's length that is kept, 1 = all, 0 = a click. train, val, test: names of
+    scribble-length: fraction of every stroke's length that is kept, 1 = all, 0 = a click. max-scribbled: largest
+    fraction of an image's pixels that scribbles may label; more is taken for a mistake. train, val, test: names of
     subsets; "" does without the last two. crop: size of training crops in pixels, a number or one per axis; absent =
     whole images. Smaller images are padded, and the padding lies outside the region of interest. normalize: what the
     network sees: the image as it is, with zero mean and unit spread ("image"), or with ImageNet's channel statistics.
@@ -114,6 +116,7 @@ class Data(_ComponentSection):
     dataset: str
     supervision: Literal["scribbles", "labels", "none"] = "scribbles"
     scribble_length: float = Field(default=1.0, ge=0, le=1)
+    max_scribbled: float = Field(default=MAX_SCRIBBLED, gt=0, le=1)
     train: str = "train"
     val: str | None = None
     test: str | None = "test"
@@ -297,13 +300,12 @@ def read(path: Path, changes: Sequence[str] = ()) -> Config:
     """
     check_regular(path, LARGEST_TEXT)
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = read_text(path)
     except FileNotFoundError as cause:
         raise UsageError(f"There is no configuration file {path}.") from cause
     except (OSError, UnicodeDecodeError) as cause:
         raise UsageError(f"The configuration {path} cannot be read: {cause}") from cause
-    except (ValueError, RecursionError) as cause:
-        raise UsageError(f"{path} is not valid TOML: {cause}") from cause
+    table = parse_toml(text, str(path), "is not valid TOML")
     for change in changes:
         apply_change(table, change)
     return parse(table, str(path))

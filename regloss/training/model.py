@@ -21,6 +21,7 @@ import regloss
 from regloss.constraint import has_constraints
 from regloss.dataset import Dataset
 from regloss.errors import ReglossError, UsageError
+from regloss.io.windows import Window
 from regloss.layer import RegularizedLayer
 from regloss.registry import create
 from regloss.regularizer import Regularizer
@@ -233,13 +234,18 @@ def build_model(config: Config, channels: int, classes: int, *, trained: bool = 
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model, read back: segmenter in eval mode, its configuration, class names and colours."""
+    """A trained model, read back: segmenter in eval mode, its configuration, class names and colours.
+
+    ``window`` says which values of image files become 0 and 1; None = it follows from their types, as it was with the
+    images of the training.
+    """
 
     segmenter: SegmentationModel
     config: Config
     classes: tuple[str, ...]
     colors: tuple[tuple[int, int, int], ...]
     channels: int
+    window: Window | None = None
 
 
 def save_model(folder: Path, segmenter: SegmentationModel, config: Config, dataset: Dataset) -> None:
@@ -256,6 +262,7 @@ def model_card(config: Config, dataset: Dataset) -> dict[str, Any]:
         "classes": list(dataset.classes),
         "colors": [list(color) for color in dataset.colors],
         "channels": dataset.channels,
+        "window": None if dataset.window is None else list(dataset.window),
     }
 
 
@@ -289,7 +296,14 @@ def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
         _check_learnt(before, config, len(described.classes))
     segmenter = build_model(config, described.channels, len(described.classes), trained=True)
     segmenter.load_weights(read_weights(folder), str(folder))
-    return Model(segmenter.eval(), config, tuple(described.classes), tuple(described.colors), described.channels)
+    return Model(
+        segmenter.eval(),
+        config,
+        tuple(described.classes),
+        tuple(described.colors),
+        described.channels,
+        Window.of(described.window),
+    )
 
 
 def _check_cache(config: Config, folder: Path, changes: Sequence[str]) -> None:

@@ -107,7 +107,7 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     crop_size(data, image.ndim - 2)
     _check_loop(loop, reader.load(ids[0]), len(dataset.classes), data.supervision)
     _check_network(segmenter, image, len(dataset.classes))
-    warnings = check_training_samples(reader, ids, data.supervision)
+    warnings = [*dataset.notes, *check_training_samples(reader, ids, data.supervision, data.max_scribbled)]
     for subset in (data.val, data.test):
         if subset is not None:
             check_evaluation_samples(reader, subset)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from regloss.dataset import IGNORE, Sample
 from regloss.dataset import Dataset as SampleSource
 from regloss.errors import UsageError, listed
+from regloss.io.samples import MAX_SCRIBBLED
 from regloss.io.scribbles import shorten
 from regloss.training.color_pseudo_labels import ColorPseudoLabels
 
@@ -18,7 +19,11 @@ CACHE_LIMIT = 2 * 1024**3  # bytes of decoded samples kept in memory by each pro
 
 
 class SampleReader:
-    """Samples of a data set, decoded once while they fit into memory."""
+    """Samples of a data set, decoded once while they fit into memory.
+
+    Attributes:
+        scribbled: fraction of the pixels that the scribbles of each sample label, of those that have been read.
+    """
 
     def __init__(
         self,
@@ -31,6 +36,7 @@ class SampleReader:
         self.enabled = enabled
         self.scribble_length = scribble_length
         self.proposals = proposals
+        self.scribbled: dict[str, float] = {}
         self._samples: dict[str, Sample] = {}
         self._bytes = 0
 
@@ -44,6 +50,8 @@ class SampleReader:
             return self._samples[sample_id]
         sample = self.source.load(sample_id)
         check_sample(sample, len(self.source.classes))
+        if sample.scribble is not None:
+            self.scribbled[sample_id] = float((sample.scribble != IGNORE).mean())
         if sample.scribble is not None and self.scribble_length < 1:
             sample = replace(sample, scribble=shorten(sample.scribble, self.scribble_length))
         if self.proposals is not None:
@@ -89,14 +97,23 @@ def supervision_of(sample: Sample, supervision: str) -> np.ndarray:
     return labels
 
 
-def check_training_samples(reader: SampleReader, ids: Sequence[str], supervision: str) -> list[str]:
+def check_training_samples(
+    reader: SampleReader, ids: Sequence[str], supervision: str, max_scribbled: float = MAX_SCRIBBLED
+) -> list[str]:
     """Read every training sample once and check it, before anything is written.
+
+    Args:
+        reader: reads them.
+        ids: of the samples.
+        supervision: "scribbles", "labels" or "none".
+        max_scribbled: largest fraction of an image's pixels that scribbles may label.
 
     Returns:
         Warnings worth telling: images in which only one class is labelled.
 
     Raises:
-        UsageError: a sample breaks the contract, or has no labelled pixel at all; or all are of one class.
+        UsageError: a sample breaks the contract, or has no labelled pixel at all; or all are of one class; or scribbles
+            label more than ``max_scribbled``.
     """
     empty, single = [], []
     seeded: set[int] = set()
@@ -110,6 +127,8 @@ def check_training_samples(reader: SampleReader, ids: Sequence[str], supervision
             empty.append(sample_id)
         elif present.size == 1 and supervision == "scribbles":
             single.append(sample_id)
+    if supervision == "scribbles":
+        _check_scribbled({sample_id: reader.scribbled[sample_id] for sample_id in ids}, max_scribbled)
     if empty:
         raise UsageError(
             f"{len(empty)} training images have no labelled pixel in their {supervision}: {listed(empty)}. "
@@ -120,20 +139,67 @@ def check_training_samples(reader: SampleReader, ids: Sequence[str], supervision
         raise UsageError(
             f"All {supervision} of the training images are of class {only} ({reader.source.classes[only]!r}), so there "
             "is nothing to tell apart. Label at least two classes, background among them."
+            + _other_meaning(reader, ids, supervision, only)
         )
     if single:
         return [f"In {len(single)} images only one class is seeded, so proposals may take any class: {listed(single)}."]
     return []
 
 
+def _check_scribbled(scribbled: Mapping[str, float], largest: float) -> None:
+    """Scribbles that label most of an image are masks, or have another value where nothing was drawn."""
+    many = [sample_id for sample_id, fraction in scribbled.items() if fraction > largest]
+    if many:
+        most = max(scribbled[sample_id] for sample_id in many)
+        raise UsageError(
+            f"In {len(many)} of {len(scribbled)} training images scribbles label more than {100 * largest:.0f} % of "
+            f"the pixels, up to {100 * most:.0f} %: {listed(many)}. If another value than {IGNORE} means that nothing "
+            "was drawn, give it (data.unlabelled = 0, for the data set folder); if these are dense labels, learn them "
+            'as such (data.supervision = "labels"); if it is meant, say so: data.max-scribbled = '
+            f"{min(most + 0.005, 1):.2f}."
+        )
+
+
+def _other_meaning(reader: SampleReader, ids: Sequence[str], supervision: str, only: int) -> str:
+    """What to do where only one class is labelled because 255 stands for another; "" if no label is 255."""
+    dense = [reader.load(sample_id).label for sample_id in ids]
+    if not any(label is not None and bool((label == IGNORE).any()) for label in dense):
+        if supervision != "scribbles":
+            return ""
+        return (
+            f" {IGNORE} means that nothing was drawn; where it is a class, say what values mean: data.scribble-values "
+            f"= {_map_with_ignored(reader.source.classes, only)}."
+        )
+    return (
+        f" The labels also hold {IGNORE}, which means no label; where it is a class, say what values mean: "
+        f"data.label-values = {_map_with_ignored(reader.source.classes, only)}."
+    )
+
+
+def _map_with_ignored(classes: Sequence[str], only: int) -> str:
+    """The value map in which 255 is the class that is not there."""
+    other = next((name for index, name in enumerate(classes) if index != only), "...")
+    return f'{{{only} = "{classes[only]}", {IGNORE} = "{other}"}}'
+
+
 def check_evaluation_samples(reader: SampleReader, subset: str) -> None:
     """Read every sample of ``subset`` once and check it.
 
     Raises:
-        UsageError: a sample breaks the contract or has no dense label, or there is none.
+        UsageError: a sample breaks the contract or has no dense label, or there is none; or labels hold one class and
+            255 alone, as masks of 0 and 255 do, of which only the background would be scored.
     """
     ids = reader.source.ids(subset)
     if not ids:
         raise UsageError(f"The subset {subset!r} of the data set is empty: there is nothing to evaluate.")
+    present: set[int] = set()
     for sample_id in ids:
-        supervision_of(reader.load(sample_id), "labels")
+        present.update(np.unique(supervision_of(reader.load(sample_id), "labels")).tolist())
+    classes = sorted(present - {IGNORE})
+    if IGNORE in present and len(classes) < 2:
+        found = f"{classes[0]} ({reader.source.classes[classes[0]]!r}) and {IGNORE}" if classes else f"{IGNORE}"
+        raise UsageError(
+            f"The labels of {subset!r} hold {found} alone, and {IGNORE} is left out of the scores, so that there is "
+            "nothing to tell apart. If it is a class, as in masks of 0 and 255, say what values mean: "
+            f"data.label-values = {_map_with_ignored(reader.source.classes, classes[0] if classes else 0)}."
+        )

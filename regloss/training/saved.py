@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor
 
 from regloss.errors import UsageError
 from regloss.io.classes import MAX_CLASSES
+from regloss.io.windows import DEEP, Window
 
 LARGEST = 64 * 1024**2
 """Bytes of a JSON file of a run; those of real runs have thousands."""
@@ -38,6 +39,14 @@ class ModelCard(BaseModel):
     classes: list[_Name] = Field(min_length=1, max_length=MAX_CLASSES)
     colors: list[tuple[_Byte, _Byte, _Byte]]
     channels: int = Field(strict=True, ge=1, le=1024)
+    # Runs of earlier versions, which name none, have divided 16-bit values by the largest that there can be.
+    window: tuple[_Number, _Number] | tuple[_Number, _Number, int] | None = (0, 65535, DEEP)
+
+    @field_validator("window")
+    @classmethod
+    def _a_window(cls, value: Any) -> Any:
+        Window.of(value)
+        return value
 
     @model_validator(mode="after")
     def _one_color_a_class(self) -> ModelCard:

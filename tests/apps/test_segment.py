@@ -98,7 +98,13 @@ def test_regularizers_add_up(files):
 
 def test_classes_that_are_not_scribbled_are_not_used(files):
     Image.fromarray(np.where(strokes() == 1, np.uint8(4), strokes())).save(files / "scribbles.png")
-    assert set(np.unique(segment(files).labels)) == {0, 4}
+    with pytest.raises(
+        UsageError, match=r"holds the labels 0, 4, 255, .*--values 0=0,4=1 counts them, --values 0=0,4=4"
+    ):
+        segment(files)
+    result = segment(files, values={0: 0, 4: 4})
+    assert set(np.unique(result.labels)) == {0, 4}
+    assert result.lines()[1] == "pixels per class: 0: 460, 4: 140"
 
 
 def test_grey_images(files):
@@ -300,7 +306,7 @@ def test_bad_scribbles(files, scribble, expected):
         (np.zeros(SIZE, np.uint8), None, "In the start only class 0 is labelled; give labels of at least two"),
         (np.full(SIZE, 255, np.uint8), None, "In the start no pixel is labelled"),
         (truth(), 3, "has the phases 0 to 1, but 3 phases are asked for"),
-        (2 * truth(), None, "Class 1 has no pixels at the start"),
+        (2 * truth(), None, r"holds the labels 0, 2, and no pixel of the classes between \(1\)"),
         (truth()[1:], None, "They must agree"),
     ],
 )

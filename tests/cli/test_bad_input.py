@@ -102,7 +102,7 @@ DATA = {
     "no folder of images": (lambda root: (root / "images").rename(root / "pictures"), r"has no folder 'images'"),
     "an image that is none": (
         lambda root: (root / "images/i0.png").write_text("nonsense"),
-        r"images/i0.png cannot be read as a PNG, JPEG or TIFF",
+        r"images/i0.png cannot be read as a PNG, JPEG, TIFF",
     ),
     "JPEG labels": (
         lambda root: (root / "labels/i0.png").rename(root / "labels/i0.jpg"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 from picture_files import save, write_png
 from PIL import Image
 
-from regloss.errors import UsageError
+from regloss.errors import MissingDependency, UsageError
 from regloss.io import images
 from regloss.io.folders import index_folder
-from regloss.io.images import ImageReader, common_channels, read_header, read_image
+from regloss.io.images import ImageReader, common_channels, read_header, read_image, read_stored
 from regloss.io.types import Header
 
 
@@ -46,10 +47,26 @@ def test_big_endian_16_bit_tiff(tmp_path: Path) -> None:
     np.testing.assert_allclose(read_image(path), [[[0, 0.2, 1]]], atol=1e-7)
 
 
-def test_16_bit_colour_keeps_the_upper_byte(tmp_path: Path) -> None:
-    pixel = np.array([0x12FF, 0x8000, 0xFFFF], ">u2").tobytes()
-    path = write_png(tmp_path / "a.png", [pixel], 1, 16, 2)
-    np.testing.assert_allclose(read_image(path).ravel() * 255, [0x12, 0x80, 0xFF], atol=1e-4)
+@pytest.mark.parametrize(("color_type", "channels"), [(2, 3), (6, 4)], ids=["rgb", "rgba"])
+def test_16_bit_colour_keeps_both_bytes(tmp_path: Path, color_type: int, channels: int) -> None:
+    """Several rows, so that PNG's filters matter; an opaque alpha channel is dropped."""
+    values = np.random.default_rng(0).integers(0, 65536, (3, 5, channels))
+    values[..., 3:] = 65535
+    path = write_png(tmp_path / "a.png", [row.astype(">u2").tobytes() for row in values], 5, 16, color_type)
+    np.testing.assert_array_equal(read_stored(path), np.moveaxis(values[..., :3], -1, 0))
+    np.testing.assert_allclose(read_image(path), np.moveaxis(values[..., :3], -1, 0) / 65535, atol=1e-7)
+    assert read_header(path) == Header((3, 5), 3, 16)
+
+
+def test_16_bit_grey_with_alpha_is_refused_where_half_a_value_is_not_enough(tmp_path: Path) -> None:
+    for top, enough in ((40000, True), (4095, False)):
+        pixels = np.array([[0, 65535], [top, 65535]], ">u2").tobytes()
+        path = write_png(tmp_path / "a.png", [pixels], 2, 16, 4)
+        if enough:
+            np.testing.assert_allclose(read_image(path) * 255, [[[0, top // 256]]] * 3, atol=1e-4)
+        else:
+            with pytest.raises(UsageError, match="only the upper 8 can be read"):
+                read_image(path)
 
 
 def test_jpeg_is_read_within_its_loss(tmp_path: Path) -> None:
@@ -162,10 +179,14 @@ def test_channels_are_converted(tmp_path: Path) -> None:
 def test_grey_and_colour_do_not_mix(tmp_path: Path) -> None:
     grey = save(tmp_path / "grey.png", np.zeros((2, 2), np.uint8))
     color = save(tmp_path / "color.png", np.zeros((2, 2, 3), np.uint8))
-    assert common_channels([grey, grey], tmp_path) == 1
-    assert common_channels([color], tmp_path) == 3
+
+    def common(*paths: Path) -> int:
+        return common_channels({path: read_header(path) for path in paths}, tmp_path)
+
+    assert common(grey) == 1
+    assert common(color) == 3
     with pytest.raises(UsageError, match=r"1 grey images \(grey.png\) and 1 colour images \(color.png\)"):
-        common_channels([grey, color], tmp_path)
+        common(grey, color)
 
 
 def test_a_format_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,3 +205,53 @@ def test_a_format_is_one_entry_of_the_table(tmp_path: Path, monkeypatch: pytest.
     assert list(index_folder(tmp_path, (".png", ".raw.gz"))) == ["a", "b"]
     nameless = save(tmp_path / "c.png", np.full((2, 2), 255, np.uint8)).rename(tmp_path / "c")
     np.testing.assert_array_equal(read_image(nameless), np.ones((1, 2, 2), np.float32))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".webp"])
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 3)], ids=["grey", "rgb"])
+def test_other_lossless_formats(tmp_path: Path, suffix: str, shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    path = save(tmp_path / f"a{suffix}", values, **({"lossless": True} if suffix == ".webp" else {}))
+    expected = np.moveaxis(values if values.ndim == 3 else values[..., None], -1, 0) / 255
+    np.testing.assert_allclose(read_image(path, len(expected)), expected, atol=2e-7)
+    assert read_header(path).size == (3, 5)
+
+
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize(("channels", "colors"), [(2, "minisblack"), (4, "rgb"), (5, "rgb"), (7, "minisblack")])
+def test_tiff_files_keep_all_their_channels(
+    tmp_path: Path, channels: int, colors: str, kind: type, planar: str
+) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    rng = np.random.default_rng(0)
+    values = rng.random((channels, 3, 4)).astype(kind) if kind is np.float32 else rng.integers(0, 250, (channels, 3, 4))
+    values = values.astype(kind)
+    extra = ["unspecified"] * (channels - (3 if colors == "rgb" else 1))
+    stored = values if planar == "separate" else np.moveaxis(values, 0, -1)
+    tifffile.imwrite(tmp_path / "a.tif", stored, photometric=colors, planarconfig=planar, extrasamples=extra)
+    np.testing.assert_array_equal(read_stored(tmp_path / "a.tif"), values)
+    assert read_header(tmp_path / "a.tif") == Header((3, 4), channels, 8 * values.itemsize)
+    with pytest.raises(UsageError, match=f"has {channels} channels, but 3 are needed"):
+        read_image(tmp_path / "a.tif", 3)
+
+
+def test_without_tifffile_the_samples_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((4, 5, 2), np.uint8), photometric="minisblack", planarconfig="contig")
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    with pytest.raises(MissingDependency, match=r"a TIFF with 2 samples a pixel.*regloss\[tiff\]"):
+        read_image(tmp_path / "a.tif")
+    with pytest.raises(UsageError, match="mixes images with different numbers of channels"):
+        common_channels({Path("a"): Header((1, 1), 2), Path("b"): Header((1, 1), 1)}, tmp_path)
+    assert common_channels({Path("a"): Header((1, 1), 2), Path("b"): Header((1, 1), 2)}, tmp_path) == 2
+
+
+def test_a_header_knows_bits_and_orientation(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "a.jpg", np.zeros((16, 24), np.uint8), exif=exif)
+    assert read_header(path) == Header((24, 16), 1, 8, 6)
+    assert read_header(path).stored_size == (16, 24)
+    for values, bits in ((np.zeros((2, 2), np.uint16), 16), (np.zeros((2, 2), np.float32), 32), (np.eye(2) > 0, 1)):
+        assert read_header(save(tmp_path / "b.tif", values)).bits == bits

@@ -10,7 +10,14 @@ from picture_files import CLASSES, save, write_png
 from PIL import Image
 
 from regloss.errors import UsageError
-from regloss.io.labels import read_label_map, read_label_size, save_label_png
+from regloss.io.labels import (
+    read_label_map,
+    read_label_size,
+    read_scribble_map,
+    save_label_png,
+    value_map,
+    written_map,
+)
 from regloss.io.palettes import IGNORE_COLOR
 
 
@@ -60,6 +67,61 @@ def test_a_jpeg_named_png_is_no_label_map(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.zeros((8, 8), np.uint8), format="JPEG")
     with pytest.raises(UsageError, match="no PNG file"):
         read_label_map(path, CLASSES)
+
+
+# -- What values mean ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "written"),
+    [
+        ([0, 127, 254, 255], '{0 = "background", 127 = "one", 254 = "two", 255 = "three"}'),
+        ([0, 50, 100, 150, 255], '{0 = "background", 50 = "one", 100 = "two", 150 = "three", 255 = 255}'),
+        ([1, 3, 7], '{1 = "one", 3 = "three", 7 = "..."}'),
+    ],
+)
+def test_the_map_to_write_is_in_the_message(tmp_path: Path, values: list[int], written: str) -> None:
+    path = save(tmp_path / "a.png", np.array([values], np.uint8))
+    with pytest.raises(UsageError) as caught:
+        read_label_map(path, CLASSES)
+    assert str(caught.value).endswith(f"say so: label-values = {written}")
+    assert written_map(values, CLASSES) == written
+    with pytest.raises(UsageError, match="scribble-values = "):
+        read_scribble_map(path, CLASSES, (1, len(values)), unlabelled=0)
+
+
+def test_values_that_are_no_indices(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.array([[0, 128, 200, 255]], np.uint8))
+    values = value_map({"0": "background", "128": "two", "200": 255}, CLASSES, "label-values")
+    np.testing.assert_array_equal(read_label_map(path, CLASSES, values), [[0, 2, 255, 255]])
+    values = value_map({0: 0, 128: "1", 200: 255, 255: "three"}, CLASSES, "label-values")
+    np.testing.assert_array_equal(read_label_map(path, CLASSES, values), [[0, 1, 255, 3]])
+    with pytest.raises(UsageError, match=r"value 128,.*label-values = \{0 = .background., 200 = .one.\} says nothing"):
+        read_label_map(path, CLASSES, {0: 0, 200: 1})
+
+
+def test_other_values_where_nothing_was_drawn(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", np.array([[0, 1, 2, 4, 255]], np.uint8))
+    read = read_scribble_map(path, CLASSES, (1, 5), unlabelled=4)
+    np.testing.assert_array_equal(read, [[0, 1, 2, 255, 255]])
+    read = read_scribble_map(path, CLASSES, (1, 5), {1: 0, 2: 3, 4: 1}, unlabelled=0)
+    np.testing.assert_array_equal(read, [[255, 0, 3, 1, 255]])
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"a": 0}, {256: 0}, {-1: 0}, {0: "four"}, {0: 4}, {0: -1}, {0: True}, {True: 0}, {0: 1.5}, {0: None}]
+)
+def test_wrong_maps(given: dict[object, object]) -> None:
+    with pytest.raises(UsageError, match="label-values"):
+        value_map(given, CLASSES, "label-values")
+
+
+def test_the_orientation_of_a_label_map_is_honoured(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path / "a.png", np.array([[0, 1, 2], [3, 0, 255]], np.uint8), exif=exif)
+    assert read_label_size(path) == (3, 2)
+    np.testing.assert_array_equal(read_label_map(path, CLASSES), [[3, 0], [0, 1], [255, 2]])
 
 
 # -- Writing -----------------------------------------------------------------------------------------------------------

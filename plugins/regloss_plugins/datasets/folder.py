@@ -1,7 +1,7 @@
 """A folder of images with label maps and scribbles beside them.
 
     root/
-      images/      a.png  b.jpg  c.tif       grey or RGB, 8 or 16 bits, or float TIFF in [0, 1]
+      images/      a.png  b.jpg  c.tif       grey, RGB or other channels, 8 or 16 bits, or float TIFF in [0, 1]
       labels/      a.png  b.png              class indices, 255 = left out of the scores       (may be absent)
       scribbles/   a.png         c.png       class indices, 255 = unlabelled                   (may be absent)
       classes.toml                           names and colours
@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,17 @@ import numpy as np
 from regloss.dataset import Dataset, Sample
 from regloss.errors import UsageError, listed
 from regloss.io.classes import MAX_CLASSES, read_classes
-from regloss.io.folders import find_file, find_root, index_folder, index_label_folder
-from regloss.io.images import IMAGE_SUFFIXES, common_channels
-from regloss.io.labels import label_values
+from regloss.io.folders import find_file, find_root, index_folder, index_label_folder, left_out
+from regloss.io.images import IMAGE_SUFFIXES, common_channels, read_header, read_stored
+from regloss.io.labels import label_values as values_in
+from regloss.io.labels import read_scribble_map, value_map
 from regloss.io.palettes import Color, class_colors
 from regloss.io.reduction import check_reduce
-from regloss.io.samples import SampleFiles, check_samples, find_sample, load_sample, subset_ids
+from regloss.io.samples import SampleFiles, check_samples, find_sample, load_sample, subset_ids, turned_note
 from regloss.io.scribbles import simulate
 from regloss.io.toml import read_toml
 from regloss.io.types import PathLike
+from regloss.io.windows import DEEP, Window, find_window
 
 _DISJOINT = ("train", "val", "test")
 
@@ -40,8 +43,8 @@ _DISJOINT = ("train", "val", "test")
 class FolderDataset(Dataset):
     r"""Samples from ``root``; see the top of this module for the layout.
 
-    The constructor reads the folders, the small TOML files and, unless ``grey`` is given, the headers of the images.
-    `check` verifies that files fit together, `load` what is in them.
+    The constructor reads the folders, the small TOML files, the headers of the images and, unless ``window`` is given,
+    those images that have 16 bits. `check` verifies that files fit together, `load` what is in them.
 
     Args:
         root: the folder that holds the others; a relative path may also be one below ``$REGLOSS_DATA``.
@@ -53,7 +56,8 @@ class FolderDataset(Dataset):
             each class in the order of the indices; or the names; or their number. By default ``root/classes.toml``.
             Colours default to the PASCAL VOC colour map.
         images: the folder of the images, relative to ``root``.
-        labels: the folder of the dense labels; None reads none. A folder of the default name may be absent.
+        labels: the folder of the dense labels; None reads none. A folder of the default name may be absent. A mapping
+            is ``label_values``, for the folder of the default name.
         scribbles: the folder of the scribbles, likewise.
         group: regular expression with one capturing group, searched in each id: what it captures is the sample's
             group, as in ``"^(patient\d+)"``. By default each image is a group of its own.
@@ -63,11 +67,20 @@ class FolderDataset(Dataset):
             of the block's labelled pixels, so that thin strokes do not vanish (of classes that tie, the lowest).
         simulate_scribbles: draw scribbles from the dense labels, one stroke a region of a class (see
             `regloss.io.scribbles.simulate`), instead of reading them: for data sets without any.
+        label_values: what the values of the dense labels mean, where they are no class indices, as a mapping to names
+            or indices of classes, or 255 for pixels without label: ``{0: "background", 255: "object"}``. 255 goes on
+            meaning that there is no label, unless it is in it.
+        scribble_values: likewise, of the scribbles.
+        unlabelled: the value of scribbles where nothing was drawn, beside 255.
+        window: (low, high): which values of the files become 0 and 1, others are cut off. By default 0 and the largest
+            that their type can hold; for images of 16 bits that suits the values found in all of them (see
+            `regloss.io.windows`).
         center: cut samples, after reduction, to this many pixels about the centre along each axis that is longer.
 
     Raises:
         UsageError: a folder or file is missing, there are no images, two images share a stem, grey and colour images
-            are mixed, classes are not given, or the split or ``group`` does not fit the ids.
+            are mixed, classes are not given, the split or ``group`` does not fit the ids, or a value map names other
+            classes.
     """
 
     def __init__(
@@ -77,14 +90,25 @@ class FolderDataset(Dataset):
         split: PathLike | Mapping[str, Sequence[str]] | None = None,
         classes: PathLike | Sequence[str] | int | None = None,
         images: str = "images",
-        labels: str | None = "labels",
+        labels: str | Mapping[Any, Any] | None = "labels",
         scribbles: str | None = "scribbles",
         group: str | None = None,
         grey: bool | None = None,
         reduce: int = 1,
         simulate_scribbles: bool = False,
+        label_values: Mapping[Any, Any] | None = None,
+        scribble_values: Mapping[Any, Any] | None = None,
+        unlabelled: int | None = None,
+        window: Sequence[float] | None = None,
         center: int | None = None,
     ) -> None:
+        folder: str | None
+        if isinstance(labels, Mapping):
+            if label_values is not None:
+                raise UsageError("labels and label-values both say what values mean; leave one of them out")
+            folder, label_values = "labels", labels
+        else:
+            folder = labels
         self.root = find_root(root)
         self.reduce = check_reduce(reduce)
         if center is not None and (isinstance(center, bool) or not isinstance(center, int) or center < 1):
@@ -92,7 +116,7 @@ class FolderDataset(Dataset):
         self.center = center
         self.simulate_scribbles = simulate_scribbles
         image_files = _image_files(self.root, images)
-        label_files = _mates(self.root, labels, default="labels")
+        label_files = _mates(self.root, folder, default="labels")
         scribble_files = {} if simulate_scribbles else _mates(self.root, scribbles, default="scribbles")
         groups = _groups(image_files, group)
         self.samples = {
@@ -100,7 +124,7 @@ class FolderDataset(Dataset):
             for stem, path in image_files.items()
         }
         self._folders = {
-            "label": f"{self.root / (labels or 'labels')}",
+            "label": f"{self.root / (folder or 'labels')}",
             "scribble": f"{self.root / (scribbles or 'scribbles')}",
         }
         self._orphans = {
@@ -108,11 +132,27 @@ class FolderDataset(Dataset):
             for part, files in (("label", label_files), ("scribble", scribble_files))
         }
         self.classes, self.colors = _classes(self.root, classes, list((label_files or scribble_files).values()))
+        self.label_values, self.scribble_values = (
+            None if given is None else value_map(given, self.classes, setting)
+            for given, setting in ((label_values, "label-values"), (scribble_values, "scribble-values"))
+        )
+        self.unlabelled = _checked_value(unlabelled)
         self.subsets = _subsets(self.root, split, groups)
-        if grey is None:
-            self.channels = common_channels(list(image_files.values()), self.root / images)
-        else:
-            self.channels = 1 if grey else 3
+        self._splits = split is None
+        headers = {path: read_header(path) for path in image_files.values()}
+        self.channels = common_channels(headers, self.root / images) if grey is None else 1 if grey else 3
+        range_note = ""
+        chosen = Window.of(window)
+        if chosen is None:
+            deep = [path for path, header in headers.items() if header.bits == DEEP]
+            chosen, range_note = find_window(map(read_stored, deep))
+        self._window = chosen
+        self.window = None if chosen is None else chosen.plain()
+        turned = turned_note(self.samples.values(), headers)
+        ranged = (
+            f"{self.root / images}: {range_note}; window = [LOW, HIGH] chooses another range." if range_note else ""
+        )
+        self.notes = tuple(note for note in (left_out(self.root / images), ranged, turned) if note)
 
     def ids(self, subset: str) -> tuple[str, ...]:
         """Ids of a subset, sorted.
@@ -130,7 +170,15 @@ class FolderDataset(Dataset):
                 (labels outside the classes, NaN, floats outside [0, 1]).
         """
         files = find_sample(self.samples, sample_id, str(self.root))
-        sample = load_sample(files, classes=self.classes, channels=self.channels, reduce=self.reduce)
+        sample = load_sample(
+            files,
+            classes=self.classes,
+            channels=self.channels,
+            reduce=self.reduce,
+            read_scribble=partial(read_scribble_map, values=self.scribble_values, unlabelled=self.unlabelled),
+            label_values=self.label_values,
+            window=self._window,
+        )
         if self.simulate_scribbles and sample.label is not None:
             sample = replace(sample, scribble=simulate(sample.label))
         return sample if self.center is None else _central(sample, self.center)
@@ -156,7 +204,20 @@ class FolderDataset(Dataset):
         ]
         samples = [self.samples[sample_id] for sample_id in self.ids(subset)]
         load = self.load if contents else None
-        check_samples(samples, need, load=load, folders=self._folders, complaints=orphans)
+        check_samples(
+            samples,
+            need,
+            load=load,
+            folders=self._folders,
+            complaints=orphans,
+            splits=self._splits and subset == "train",
+        )
+
+
+def _checked_value(value: int | None) -> int | None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255):
+        raise UsageError(f"unlabelled = {value!r} must be a value of the scribbles' files, 0 to 255")
+    return value
 
 
 def _central(sample: Sample, length: int) -> Sample:
@@ -241,7 +302,7 @@ def _classes(
 
 def _no_classes(root: Path, label_files: Sequence[Path]) -> str:
     first = label_files[:50]
-    found = f" The first {len(first)} label files hold the values {listed(label_values(first), 30)}." if first else ""
+    found = f" The first {len(first)} label files hold the values {listed(values_in(first), 30)}." if first else ""
     return (
         f"the classes of {root} are not known. Write {root / 'classes.toml'} with three lines for each class, in the "
         "order of the indices:\n\n"

@@ -31,6 +31,7 @@ from regloss.io.labels import read_label_map
 from regloss.io.palettes import class_colors
 from regloss.io.reduction import check_reduce
 from regloss.io.samples import SampleFiles, check_samples, find_sample, load_sample, subset_ids
+from regloss.io.toml import read_text
 from regloss.io.types import LabelMap, PathLike, Size
 
 VOC_CLASSES = (
@@ -215,7 +216,7 @@ def _read_image_sets(folder: Path) -> dict[str, tuple[str, ...]]:
 def _read_ids(path: Path) -> tuple[str, ...]:
     """The ids of a list; of lines with the paths of image and label (the habit of DeepLab's lists), the image's."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read: {error}") from error
     ids = [_line_id(line.split()[0]) for line in lines if line.strip()]

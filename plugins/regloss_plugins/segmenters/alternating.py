@@ -177,5 +177,8 @@ def mean_colors(image: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def _in_words(means: Tensor) -> str:
-    colours = ["(" + ", ".join(f"{value:.3f}" for value in mean) + ")" for mean in means.tolist()]
+    colours = [
+        "no pixels" if math.isnan(mean[0]) else "(" + ", ".join(f"{value:.3f}" for value in mean) + ")"
+        for mean in means.tolist()
+    ]
     return "mean colours: " + ", ".join(f"{label}: {text}" for label, text in enumerate(colours))

@@ -177,6 +177,62 @@ def test_label_values_outside_the_classes(root: Path) -> None:
         data.load("p1_a")
 
 
+def test_label_values_that_are_no_indices(root: Path) -> None:
+    for part in ("labels", "scribbles"):
+        for path in (root / part).iterdir():
+            with Image.open(path) as picture:
+                values = np.asarray(picture)
+            Image.fromarray(np.where(values == 1, np.uint8(200), values)).save(path)
+    with pytest.raises(UsageError, match=r"label-values = \{0 = \"background\", 200 = \"thing\"\}$"):
+        FolderDataset(root, classes=NAMES, scribbles=None).load("p1_a")
+    meant = {"0": "background", "200": "thing"}
+    for given in ({"label_values": meant}, {"labels": meant}):
+        sample = FolderDataset(root, classes=NAMES, scribble_values={0: 0, 200: 1}, **given).load("p2_a")
+        np.testing.assert_array_equal(sample.label, [[0, 0, 0, 1, 1, 1]] * 5)
+        np.testing.assert_array_equal(sample.scribble, [[0, 255, 255, 255, 255, 1]] * 5)
+    sample = FolderDataset(root, classes=NAMES, labels=meant, scribble_values={200: 0}, unlabelled=0).load("p2_a")
+    np.testing.assert_array_equal(sample.scribble, [[255, 255, 255, 255, 255, 0]] * 5)
+    for wrong in (-1, 256, True, "0"):
+        with pytest.raises(UsageError, match="unlabelled"):
+            FolderDataset(root, classes=NAMES, unlabelled=wrong)
+    with pytest.raises(UsageError, match="leave one of them out"):
+        FolderDataset(root, classes=NAMES, labels=meant, label_values=meant)
+
+
+def test_one_range_for_a_set(root: Path) -> None:
+    """Of the images of 16 bits, whatever their number; those of 8 bits are left as they are."""
+    assert FolderDataset(root, classes=2).window is None
+    for stem, top in (("p1_a", 3000), ("p1_b", 819)):
+        Image.fromarray(np.full((5, 6), top, np.uint16)).save(root / "images" / f"{stem}.png")
+    data = FolderDataset(root, classes=2)
+    assert data.window == [0, 4095, 16]
+    assert len(data.notes) == 1
+    assert "values from 819 to 3000 of 65535: 0 to 4095 stretched to 0..1; window = [LOW, HIGH]" in data.notes[0]
+    np.testing.assert_allclose(data.load("p1_b").image, 0.2, atol=1e-6)
+    np.testing.assert_allclose(data.load("p2_a").image, 0.4, atol=1e-6)
+    data = FolderDataset(root, classes=2, window=[0, 1638])
+    assert (data.window, data.notes) == ([0, 1638], ())
+    np.testing.assert_allclose(data.load("p1_b").image, 0.5, atol=1e-6)
+    np.testing.assert_allclose(data.load("p1_a").image, 1)
+
+
+def test_what_is_left_out_is_said(root: Path) -> None:
+    (root / "images" / "more").mkdir()
+    for name in ("a.gif", "b.gif", "notes.txt", ".hidden"):
+        (root / "images" / name).touch()
+    (note,) = FolderDataset(root, classes=2).notes
+    assert "3 files that are not of the kinds .png" in note
+    assert "2 .gif, 1 .txt; 1 subfolders, which are not searched: more." in note
+
+
+def test_the_split_is_named_where_scribbles_are_missing(root: Path) -> None:
+    with pytest.raises(UsageError, match=r'split = \{train = \["p1_a", "p1_b", "p2_a"\]\}'):
+        FolderDataset(root, classes=2).check("train")
+    with pytest.raises(UsageError) as caught:
+        FolderDataset(root, classes=2, split={"train": ["p*"]}).check("train")
+    assert "the setting split" not in str(caught.value)
+
+
 # -- Splits ------------------------------------------------------------------------------------------------------------
 
 
