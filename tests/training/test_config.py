@@ -213,9 +213,10 @@ def test_files_that_cannot_be_read(tmp_path):
     path.write_text('output = "a\n[data')
     with pytest.raises(UsageError, match=r"broken\.toml is not valid TOML"):
         read(path)
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UsageError, match=r"broken\.toml cannot be read"):
-        read(path)
+    for data in (b"\xff\xff", b"\xff\xfeo"):  # no UTF-8; half a letter of UTF-16
+        path.write_bytes(data)
+        with pytest.raises(UsageError, match=r"broken\.toml cannot be read"):
+            read(path)
 
 
 # -- Changes -----------------------------------------------------------------------------------------------------------
