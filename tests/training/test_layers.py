@@ -271,7 +271,7 @@ def test_label_costs_of_another_number_of_classes(layered, tmp_path):
 @pytest.mark.parametrize(("name", "columns"), [
     ("tv", {"layer-gap", "layer-steps", "layer-weight-tv", "layer-entropy"}),
     ("threshold-dynamics", {"layer-steps", "layer-weight-threshold-dynamics"}),  # dca has no bound, so no gap
-    ("volume by pdhg", {"layer-gap", "layer-steps"}),
+    ("volume by pdhg", {"layer-gap", "layer-steps", "layer-violation"}),
     ("unrolled", set()),
 ])  # fmt: skip
 def test_what_the_solver_reports_is_logged(name, columns, layered, tmp_path):

@@ -33,7 +33,7 @@ from regloss_plugins.datasets.folder import FolderDataset
 def sample(name="a", size=(6, 7), channels=1, **changes):
     rng = np.random.default_rng(len(name))
     label = rng.integers(0, 3, size).astype(np.uint8)
-    scribble = np.where(rng.random(size) < 0.3, label, np.uint8(255))
+    scribble = np.where(rng.random(size) < 0.15, label, np.uint8(255))
     scribble.reshape(-1)[:3] = (0, 1, 2)
     made = Sample(name, rng.random((channels, *size), dtype=np.float32), label, scribble, name)
     return replace(made, **changes)

@@ -42,13 +42,14 @@ def test_what_is_no_run_is_refused(run, tmp_path):
         load_model(tmp_path)
     for text in ("nonsense", "[]", '{"config": {}}', '{"config": {}, "classes": 3}'):
         (run / "model.json").write_text(text)
-        with pytest.raises(UsageError, match=r"model.json does not describe a model"):
+        with pytest.raises(UsageError, match=r"model.json (is damaged|does not describe a model of regloss)"):
             load_model(run)
 
 
 def test_weights_of_another_network_or_version_are_refused(run):
     card = json.loads((run / "model.json").read_text())
-    (run / "model.json").write_text(json.dumps({**card, "classes": [*card["classes"], "another"]}))
+    more = {"classes": [*card["classes"], "another"], "colors": [*card["colors"], [1, 2, 3]]}
+    (run / "model.json").write_text(json.dumps({**card, **more}))
     with pytest.raises(UsageError, match=r"of another network than the configured UNet: classifier.* is \(3, "):
         load_model(run)
     (run / "model.json").write_text(json.dumps(card))
