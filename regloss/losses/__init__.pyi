@@ -301,7 +301,8 @@ class NonlocalTVLoss(RegularizerLoss):
         patch: radius of the patches whose values are compared, in pixels, >= 0; 0 = the pixel alone. A patch's squared
             difference is the mean over its pixels, summed over channels; beyond the border it repeats the border.
         cache: folder to keep the graphs in, one file for each image, named by a hash of the image and of all settings
-            that the graph depends on; None = compute it at each binding.
+            that the graph depends on; None or "" = compute it at each binding. Runs that are loaded keep them inside
+            of their own folder, or where ``--set`` says.
         ignore_index: value of ``target`` whose pixels are left out of the region of interest; None = no target is
             taken.
         reduction: "mean" (the energy per pixel of the region of interest, over the whole batch), "sum" (over images)

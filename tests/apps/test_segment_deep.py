@@ -119,7 +119,8 @@ def test_file_and_library_say_the_same_of_bad_input_before_anything_is_written(f
         options = {"start": torch.from_numpy(read(files / options["start"]).astype(np.int64))[None]}
     with pytest.raises(UsageError) as from_library:
         deep_chan_vese(tensor, **options)
-    assert str(from_file.value) == str(from_library.value)
+    # of a file the message may also tell which of its values was read as "no label"
+    assert str(from_file.value).startswith(str(from_library.value))
 
 
 @pytest.mark.parametrize(
