@@ -4,8 +4,9 @@ BIN := .venv/bin
 EXTRAS ?= sample,tensorboard,pymaxflow,gco,dev
 # One thread a process: two busy threads on two busy cores can be several times slower than one.
 export OMP_NUM_THREADS ?= 1
+PLUGIN_HALF := tests/plugins tests/docs tests/attacks
 
-.PHONY: demo test test-slow lint format stub bench wheel clean
+.PHONY: demo test test-plugins test-core test-slow lint format stub bench wheel clean
 
 .venv/.demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -20,8 +21,15 @@ export OMP_NUM_THREADS ?= 1
 demo: .venv/.demo
 	$(BIN)/regloss demo --output runs/demo --overwrite
 
+# Two halves of about the same length, a process each: one alone leaves the second core idle.
 test: .venv/.dev lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(MAKE) --jobs=2 --keep-going test-plugins test-core
+
+test-plugins: .venv/.dev
+	$(BIN)/python -m pytest -m "not slow" $(PLUGIN_HALF)
+
+test-core: .venv/.dev
+	$(BIN)/python -m pytest -m "not slow" $(PLUGIN_HALF:%=--ignore=%)
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
