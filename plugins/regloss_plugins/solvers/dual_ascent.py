@@ -212,9 +212,6 @@ class Run(Protocol):
     def certify(self) -> Certificate:
         """Energy and gap at the projected dual variables."""
 
-    def certify_feasible(self, known: Certificate, constraints: Constraints) -> Certificate:
-        """``known``, of the last `certify`, with the energy of points that meet the constraints."""
-
     def results(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Minimisers and dual variables of the images (M,), where `certify` found them."""
 
@@ -278,6 +275,7 @@ def ascend(
         small = known.gap.abs() <= solver.tolerance * smooth.counts[rows]
         violation = None
         if constraints is not None:
+            assert isinstance(run, TensorRun)  # compiled code was not asked
             now = constraints if len(rows) == batch else constraints[rows]
             violation = now.violation(run.results(torch.arange(len(rows), device=device))[0])
             # Finding a point that meets the constraints costs as much as a few steps: it is left out where nobody asks.
@@ -414,7 +412,7 @@ class TensorRun:
         return Certificate(energy, bound, gap)
 
     def certify_feasible(self, known: Certificate, constraints: Constraints) -> Certificate:
-        """See `Run`."""
+        """``known``, of the last `certify`, with the energy of points that meet the constraints."""
         form, smooth = self.form, self.smooth
         assert isinstance(smooth, EntropySmooth)
         s, _ = constraints.feasible(smooth.log_minimiser(form.adjoint(self.duals) if form.parts else 0.0))
@@ -504,10 +502,6 @@ class CompiledRun:
         energy = torch.tensor([one.smooth + one.support for one in found], dtype=torch.float64)
         gap = torch.tensor([one.fenchel_gap for one in found], dtype=torch.float64)
         return Certificate(energy, energy - gap, gap)
-
-    def certify_feasible(self, known: Certificate, constraints: Constraints) -> Certificate:
-        """See `Run`; with constraints the steps are not taken here."""
-        raise NotImplementedError
 
     def results(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """See `Run`."""
