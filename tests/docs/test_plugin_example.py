@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -240,12 +241,14 @@ def test_the_plugins_own_tests_pass(environment: Environment) -> None:
 def test_a_new_plugin_is_written_and_installed(environment: Environment) -> None:
     """`regloss plugins new` finds its templates in the wheel, and what it says to do next works."""
     printed = environment.regloss("plugins", "new", "divergence", "fresh-distance")
-    install, show, test = (line.split() for line in printed.splitlines()[-3:])
-    assert install == ["pip", "install", "-e", "regloss-fresh-distance"]
-    environment.pip("--no-deps", "--no-build-isolation", str(environment.work / install[-1]))  # from no index
-    shown = environment.regloss(*show[1:])
+    install, show, test = (shlex.split(line) for line in printed.splitlines()[-3:])
+    # This environment is not the one on PATH, so its Python is named.
+    assert install == [str(environment.python), "-m", "pip", "install", "-e", "regloss-fresh-distance[test]"]
+    folder = install[-1].removesuffix("[test]")
+    environment.pip("--no-deps", "--no-build-isolation", str(environment.work / folder))  # from no index
+    shown = environment.call(*show)
     assert "divergence regloss-fresh-distance:fresh-distance (regloss_fresh_distance.fresh_distance:Fresh" in shown
-    printed = environment.call(str(environment.python), *test[1:], "-q", "-p", "no:cacheprovider")
+    printed = environment.call(*test, "-q", "-p", "no:cacheprovider")
     assert re.search(r"\b3\d passed", printed), printed
     environment.run(
         "from pathlib import Path\n"
