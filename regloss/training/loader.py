@@ -177,11 +177,14 @@ def training_batches(
     while True:
         try:
             found = next(batches, None)
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # torch tells of a dead worker only once the fork server has reaped it; until then the connection is just
+            # broken. What reading a sample raises comes as an item, so nothing else breaks one.
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise ReglossError(
-                f"A process that loads images was killed, by the system for want of memory, say ({error}). Lower "
+                f"A process that loads images was killed, by the system for want of memory, say "
+                f"({str(error) or type(error).__name__}). Lower "
                 "data.workers if it was, and go on with --resume."
             ) from error
         if found is None:

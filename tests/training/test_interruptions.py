@@ -147,6 +147,24 @@ def test_a_killed_loader_process_is_said(images, tmp_path):
         list(found)
 
 
+@pytest.mark.parametrize(
+    "error", [ConnectionResetError(104, "Connection reset by peer"), ConnectionRefusedError(), EOFError()]
+)
+def test_a_killed_loader_process_that_is_not_reaped_yet_is_said(images, tmp_path, monkeypatch, error):
+    """The fork server may be slow to notice, and the connection is broken already."""
+
+    class Broken:
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def __iter__(self):
+            raise error
+            yield
+
+    monkeypatch.setattr("regloss.training.loader.DataLoader", Broken)
+    with pytest.raises(ReglossError, match=r"^A process that loads images was killed.*--resume\.$"):
+        list(batches(images, tmp_path, 1))
+
+
 def test_an_error_of_the_data_set_is_the_same_from_a_loader_process(images, tmp_path):
     """One sentence, not a traceback of another process."""
     for workers in (0, 1):
