@@ -183,7 +183,7 @@ def training_batches(
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise ReglossError(
-                f"A process that loads images was killed, by the system for want of memory, say "
+                "A process that loads images was killed, by the system for want of memory, say "
                 f"({str(error) or type(error).__name__}). Lower "
                 "data.workers if it was, and go on with --resume."
             ) from error
