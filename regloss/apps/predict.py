@@ -96,10 +96,11 @@ def predict_files(
     make_new_folder(output, _PREDICTIONS)
     for name in _PREDICTIONS[: 2 if probabilities is None else 3]:
         (output / name).mkdir()
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, disable=quiet) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
         task = bar.add_task("Segmenting", total=len(files))
         for number, path in enumerate(files):
             image = loaded_first if number == 0 else read(path)

@@ -126,8 +126,8 @@ def _path_graphs(inner: npt.NDArray[np.bool_], distance: npt.NDArray[np.float64]
     """Neighbouring pixels of ``inner`` as graphs: with the lengths of steps, and with what they cost."""
     from scipy import sparse
 
-    index = np.full(inner.shape, -1)
-    index[inner] = np.arange(int(inner.sum()))
+    index = np.full(inner.shape, -1, dtype=np.int32)  # what csgraph takes in all versions of scipy
+    index[inner] = np.arange(int(inner.sum()), dtype=np.int32)
     rows, columns, steps = [], [], []
     for offset in neighbor_offsets(inner.ndim, 3**inner.ndim - 1):
         near, far = pair_slices(offset)

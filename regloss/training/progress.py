@@ -12,6 +12,7 @@ def progress_bar(total: int, done: int, quiet: bool) -> Iterator[Callable[[int, 
     if quiet:
         yield lambda step, values: None
         return
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -30,7 +31,8 @@ def progress_bar(total: int, done: int, quiet: bool) -> Iterator[Callable[[int, 
         TimeRemainingColumn(),
         TextColumn("{task.fields[values]}"),
     )
-    with Progress(*columns) as progress:
+    # Beside the results, which go to standard output and may be piped.
+    with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task("steps", total=total, completed=done, values="")
 
         def advance(step: int, values: Mapping[str, float]) -> None:
