@@ -79,14 +79,6 @@ class RegularizedLayer(nn.Module, metaclass=CheckedSettings):
     def check(self) -> None:
         """Raise `UsageError` if what has been learnt cannot be used; called before a training saves it."""
 
-    @classmethod
-    def implied_classes(cls, settings: Mapping[str, Any]) -> int:
-        """K for which ``settings`` are meant, to check them before the data are known; 2 where any number will do.
-
-        Only asked of layers with a setting ``classes``.
-        """
-        return 2
-
 
 def _scalars_of(name: str, value: Tensor) -> dict[str, float]:
     name = name.replace("_", "-")

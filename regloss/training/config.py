@@ -1,7 +1,8 @@
 """Configuration of a training: TOML in, checked pydantic models out.
 
 Keys are written with hyphens. Tables that name a component ([data], [network], the regularizers, the outer loop, the
-optimizer) also take that component's own settings; everything is checked before anything is written.
+optimizer) also take that component's own settings. Names and keys are checked here, as the file is read; whether a
+component takes the values, it says itself when it is made, once, before a training writes anything.
 """
 
 from __future__ import annotations
@@ -413,14 +414,11 @@ def _check_components(config: Config, source: str) -> None:
     try:
         _check_table("dataset", config.data.dataset, config.data.component_settings(), _OWN_DATA_KEYS)
         _check_table("network", config.network.name, config.network.component_settings(), {"name"})
-        build_layer(config.layer)
-        if config.data.proposals is not None:
-            if config.data.supervision != "scribbles":
-                raise UsageError(
-                    f'data.proposals are made of scribbles, but data.supervision is "{config.data.supervision}". Leave '
-                    'one of them out, or use supervision = "scribbles".'
-                )
-            build_proposals(config.data.proposals)
+        if config.data.proposals is not None and config.data.supervision != "scribbles":
+            raise UsageError(
+                f'data.proposals are made of scribbles, but data.supervision is "{config.data.supervision}". Leave '
+                'one of them out, or use supervision = "scribbles".'
+            )
         for number, term in enumerate(config.loss.data_term if isinstance(config.loss.data_term, list) else []):
             _check_named("data-term", {k: v for k, v in term.items() if k != "weight"}, f"[[loss.data-term]] {number}")
         for number, regularizer in enumerate(config.loss.regularizer or []):
@@ -511,7 +509,7 @@ def build_proposals(proposals: Proposals | None) -> ColorPseudoLabels | None:
             proposals.region_force, proposals.regularizer, proposals.solver, proposals.entropy, proposals.rounds
         )
     except UsageError as error:
-        raise type(error)(f"[data.proposals]: {error}") from None
+        raise type(error)(f"[data.proposals]: {as_written(str(error))}") from error
 
 
 # -- The layer ---------------------------------------------------------------------------------------------------------
@@ -598,12 +596,12 @@ def _plain_type(hint: Any) -> Any:
     return hint
 
 
-def build_layer(layer: Layer | None, classes: int | None = None) -> RegularizedLayer | None:
+def build_layer(layer: Layer | None, classes: int) -> RegularizedLayer | None:
     """The layer of a configuration; None where there is none.
 
     Args:
         layer: the section, as `parse` completes it.
-        classes: K; None = not known yet, to check what does not depend on it.
+        classes: K.
 
     Raises:
         UsageError: a setting that does not exist or is invalid; a solver that cannot be differentiated; label costs for
@@ -615,11 +613,10 @@ def build_layer(layer: Layer | None, classes: int | None = None) -> RegularizedL
     chosen = layer.component_settings()
     if isinstance(chosen.get("learn"), list | tuple):
         chosen["learn"] = [name.replace("-", "_") for name in chosen["learn"]]
-    cls: Any = get("layer", layer.kind)
+    if "classes" in settings(get("layer", layer.kind)):
+        chosen["classes"] = classes
     try:
-        if "classes" in settings(cls):
-            chosen["classes"] = cls.implied_classes(chosen) if classes is None else classes
         built: RegularizedLayer = create("layer", layer.kind, **chosen)
     except UsageError as error:
-        raise type(error)(f"[layer]: {error}") from None
+        raise type(error)(f"[layer]: {as_written(str(error))}") from error
     return built

@@ -286,15 +286,21 @@ def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
     except (OSError, ValueError) as cause:
         raise UsageError(f"{path} does not describe a model of regloss: {cause}.") from cause
     described = checked(ModelCard, card, path)
-    config = parse(described.config, str(path))
+    source = str(path)
+    config = before = parse(described.config, source)
     _check_cache(config, folder, changes)
     if changes:
         table = config.dump()
         for change in changes:
             apply_change(table, change)
-        before, config = config, parse(table, f"{folder} with the given changes")
-        _check_learnt(before, config, len(described.classes))
-    segmenter = build_model(config, described.channels, len(described.classes), trained=True)
+        source = f"{folder} with the given changes"
+        config = parse(table, source)
+    try:
+        segmenter = build_model(config, described.channels, len(described.classes), trained=True)
+    except UsageError as error:
+        raise type(error)(f"{source}: {error}") from error
+    if config is not before:
+        _check_learnt(build_layer(before.layer, len(described.classes)), segmenter.layer)
     segmenter.load_weights(read_weights(folder), str(folder))
     return Model(
         segmenter.eval(),
@@ -332,9 +338,8 @@ def _caches(table: Any, where: str) -> Iterator[tuple[str, str]]:
             yield from _caches(value, f"{where}.{key}")
 
 
-def _check_learnt(before: Config, after: Config, classes: int) -> None:
+def _check_learnt(old: RegularizedLayer | None, new: RegularizedLayer | None) -> None:
     """A number that was learnt would replace one that is given: the latter would count for nothing."""
-    old, new = build_layer(before.layer, classes), build_layer(after.layer, classes)
     if old is None or new is None:
         return
     was, scalars = old.learnable_parameters(), old.scalars()

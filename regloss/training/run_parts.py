@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +39,9 @@ class Parts:
         dataset: where samples come from.
         reader: reads them.
         segmenter: network, and the layer behind it.
-        optimizer: of the segmenter.
+        optimizers: "network", that of the segmenter, and those of the networks that the loop trains beside it, by their
+            names. One for each: then a loop may update them apart, and as optimizers treat every parameter by itself,
+            together it makes no difference.
         loop: couples the segmenter with solver and losses.
         ids: of the training samples.
         warnings: worth reading before the training.
@@ -49,7 +52,7 @@ class Parts:
     dataset: Dataset
     reader: SampleReader
     segmenter: SegmentationModel
-    optimizer: torch.optim.Optimizer
+    optimizers: dict[str, torch.optim.Optimizer]
     loop: OuterLoop
     ids: list[str]
     warnings: list[str]
@@ -69,13 +72,8 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     """
     data = config.data
     dataset = create("dataset", data.dataset, **data.component_settings())
-    dataset.check(data.train, need=() if data.supervision == "none" else (data.supervision[:-1],))
-    for key, subset in (("val", data.val), ("test", data.test)):
-        if subset is not None:
-            try:
-                dataset.check(subset, need=("label",))
-            except UsageError as error:
-                raise UsageError(f'{error}\nTo train without this subset, set data.{key} = "".') from error
+
+    # What settings alone decide comes before the samples are looked at, of which there may be many.
     checkpoint = _last_checkpoint(Path(config.output)) if resume else None
     start_from = config.training.start_from if checkpoint is None else None
     torch.manual_seed(config.seed)
@@ -90,14 +88,23 @@ def build(config: Config, *, resume: bool = False) -> Parts:
                 "would leave neither. Copy these weights, or choose another output."
             )
         segmenter.load_weights(checkpoints.read_weights(Path(start_from)), start_from, start=True)
-    optimizer = build_optimizer(config, segmenter)
     loop = build_loop(config.loss, data.supervision)
+    optimizers = {"network": build_optimizer(config, segmenter)} | {
+        name: optimizer_of(config, module.parameters()) for name, module in loop.modules().items()
+    }
+    proposals = build_proposals(data.proposals)
     Scores(dataset.classes, config.evaluation.trimap)
     if config.evaluation.energy is not None:
         resolve("regularizer", config.evaluation.energy)
 
+    dataset.check(data.train, need=() if data.supervision == "none" else (data.supervision[:-1],))
+    for key, subset in (("val", data.val), ("test", data.test)):
+        if subset is not None:
+            try:
+                dataset.check(subset, need=("label",))
+            except UsageError as error:
+                raise UsageError(f'{error}\nTo train without this subset, set data.{key} = "".') from error
     ids = list(dataset.ids(data.train))
-    proposals = build_proposals(data.proposals)
     if proposals is not None:
         proposals.only_of(ids)
     reader = SampleReader(dataset, data.cache, data.scribble_length, proposals)
@@ -112,9 +119,9 @@ def build(config: Config, *, resume: bool = False) -> Parts:
         if subset is not None:
             check_evaluation_samples(reader, subset)
     if checkpoint is not None:
-        _check_checkpoint(checkpoint, config, optimizer, loop, len(ids))
+        _check_checkpoint(checkpoint, config, optimizers, loop, len(ids))
     _check_layer(segmenter, TrainingSet(reader, ids, data, config.seed)[0, 0, -1], len(dataset.classes))
-    return Parts(config, dataset, reader, segmenter, optimizer, loop, ids, warnings, checkpoint)
+    return Parts(config, dataset, reader, segmenter, optimizers, loop, ids, warnings, checkpoint)
 
 
 def _last_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
@@ -123,12 +130,16 @@ def _last_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
 
 
 def _check_checkpoint(
-    checkpoint: checkpoints.Checkpoint, config: Config, optimizer: torch.optim.Optimizer, loop: OuterLoop, samples: int
+    checkpoint: checkpoints.Checkpoint,
+    config: Config,
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    loop: OuterLoop,
+    samples: int,
 ) -> None:
     """Raise `UsageError` unless this training, and its files, can go on from the checkpoint."""
     folder, state = Path(config.output), checkpoint.state
-    modules = {name: optimizer_of(config, module.parameters()) for name, module in loop.modules().items()}
-    checkpoints.check(checkpoint, optimizer, modules, str(folder))
+    further = {name: optimizer for name, optimizer in optimizers.items() if name != "network"}
+    checkpoints.check(checkpoint, optimizers["network"], further, str(folder))
     where = f"The checkpoint in {folder} is damaged: state.json"
     steps = -(-samples // config.training.batch_size)  # of an epoch; several processes take fewer
     if state["step"] > config.training.epochs * steps:

@@ -42,7 +42,7 @@ from regloss.training.finite import check_finite_logits, diverged
 from regloss.training.loader import EpochOrder, TrainingSet, training_batches
 from regloss.training.logs import CsvLog
 from regloss.training.model import NotFinite, describe_layer, layer_report, save_model
-from regloss.training.optimization import learning_rate_factor, optimizer_of
+from regloss.training.optimization import learning_rate_factor
 from regloss.training.output_folder import check_output, prepare_output
 from regloss.training.output_lock import OutputLock
 from regloss.training.processes import (
@@ -140,13 +140,10 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
         loop.world_size = fabric.world_size
 
     main = fabric.is_global_zero
-    model, optimizer = fabric.setup(parts.segmenter, parts.optimizer)
-    # Networks that the loop trains beside this one. An optimizer for each: then a loop may update them apart, and as
-    # optimizers treat every parameter by itself, together it makes no difference.
+    model, optimizer = fabric.setup(parts.segmenter, parts.optimizers["network"])
+    # Networks that the loop trains beside this one.
     modules = {name: fabric.to_device(module) for name, module in loop.modules().items()}
-    optimizers = {"network": optimizer} | {
-        name: fabric.setup_optimizers(optimizer_of(config, module.parameters())) for name, module in modules.items()
-    }
+    optimizers = {"network": optimizer} | {name: fabric.setup_optimizers(parts.optimizers[name]) for name in modules}
     rates = {name: [group["lr"] for group in each.param_groups] for name, each in optimizers.items()}
     segmenter = parts.segmenter  # the same weights, outside of the wrapper, for inference
     epoch, step, generation, generation_epoch = 0, 0, -1, -1

@@ -30,7 +30,7 @@ from readme_table import completed
 from regloss import hooks, registry
 from regloss.errors import MissingDependency
 from regloss.forms import Form
-from regloss.training.config import Config, parse
+from regloss.training.config import Config, build_layer, build_proposals, parse
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -157,7 +157,9 @@ def test_toml_blocks_parse(page: Path, workplace: Path, monkeypatch: pytest.Monk
                 | OUTPUT
                 | {name: part for name, part in table.items() if name not in SMALLEST}
             )
-        parse(table, block.place)
+        config = parse(table, block.place)
+        build_layer(config.layer, classes=2)
+        build_proposals(config.data.proposals)
 
 
 def test_the_readme_has_a_complete_configuration() -> None:

@@ -35,7 +35,7 @@ def test_every_layer_is_a_valid_configuration(layers: ModuleType) -> None:
         for table in tables:
             if table is not None:
                 config = read(EXPERIMENTS / f"layers-{name}.toml", [f"layer={layers.toml(table)}"])
-                assert build_layer(config.layer) is not None
+                assert build_layer(config.layer, 2) is not None
                 seen += 1
     assert seen >= 14
 

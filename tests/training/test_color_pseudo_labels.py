@@ -121,7 +121,7 @@ def test_a_training_learns_them(config, tmp_path):
     assert (tmp_path / "plain" / "model.safetensors").read_bytes() != first
 
 
-def test_components_and_settings_are_checked_with_the_configuration(config):
+def test_components_and_settings_are_checked_before_the_training(config):
     parsed = config(
         'data.proposals={region-force = "chan-vese", regularizer = "tv", solver = {name = "pdhg"}, entropy = 0.1}'
     )
@@ -137,7 +137,7 @@ def test_components_and_settings_are_checked_with_the_configuration(config):
         ('data.proposals.solver="pdhg"', MissingForm, "Cannot use pdhg with grid-crf"),
     ):
         with pytest.raises(error, match=words):
-            config(change)
+            build_proposals(config(change).data.proposals)
     with pytest.raises(UsageError, match="made of scribbles"):
         config("data.proposals={}", "data.supervision=labels", loop="gradient-descent")
 

@@ -1,9 +1,11 @@
 """Training with a layer behind the network."""
 
 import csv
+import functools
 import inspect
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -19,7 +21,8 @@ from regloss.apps.evaluate import evaluate_run
 from regloss.apps.predict import predict_files
 from regloss.errors import MissingForm, ReglossError, UsageError
 from regloss.io.images import read_image
-from regloss.training import checkpoints
+from regloss.training import checkpoints, run_parts
+from regloss.training.color_pseudo_labels import ColorPseudoLabels
 from regloss.training.config import build_layer, parse
 from regloss.training.model import SegmentationModel, describe_layer, layer_report, load_model, predict
 from regloss.training.optimization import build_optimizer
@@ -70,7 +73,7 @@ def test_a_layer_is_trained_saved_and_applied(name, layered, images, tmp_path):
     run = tmp_path / "run"
     expected = [f"layer:log_{setting}" for setting in sorted(parsed.layer.component_settings()["learn"])]
     assert sorted(learnt(run)) == expected
-    start = build_layer(parsed.layer).state_dict()
+    start = build_layer(parsed.layer, 3).state_dict()
     for key, value in learnt(run).items():
         assert float((value - start[key.removeprefix("layer:")]).abs().max()) > 1e-3, key
     assert bool(expected) == any(message.startswith("Layer after training: ") for message in told)
@@ -309,7 +312,7 @@ def test_several_of_one_kind_are_told_apart():
 def test_weights_of_the_layer_do_not_decay_and_have_a_learning_rate(layered, images, tmp_path):
     rates = ("training.head-lr=3", "training.layer-lr=10")
     parsed = layered(LAYERS["tv"], "training.optimizer.weight-decay=0.5", *rates)
-    segmenter = SegmentationModel(nn.Conv2d(1, 3, 1), "none", None, build_layer(parsed.layer))
+    segmenter = SegmentationModel(nn.Conv2d(1, 3, 1), "none", None, build_layer(parsed.layer, 3))
     network, layer = build_optimizer(parsed, segmenter).param_groups
     assert (network["weight_decay"], layer["weight_decay"], network["lr"], layer["lr"]) == (0.5, 0.0, 0.01, 0.1)
     assert layer["params"] == [segmenter.layer.log_entropy, segmenter.layer.log_weight]
@@ -450,12 +453,34 @@ def test_changes_of_the_network_are_refused(run):
     [
         ('{regularizer = "tv", step = 3}', r"unknown key 'layer.step'. Did you mean 'max-steps'\? Allowed here: kind"),
         ("{steps = 3}", r"the key 'layer.regularizer' is missing"),
+        ('{regularizer = "tv", entropy = "much"}', r"layer.entropy: .*number.*got 'much'"),
+        ('{regularizer = "tv", learn = ["weights"]}', r"layer.learn.0: .*'weight' or 'entropy'; got 'weights'"),
+        ('{regularizer = "tv", learn = "weight"}', r"layer.learn: .*tuple.*got 'weight'"),
+        ('{regularizer = "tv", backward = "exact"}', r"layer.backward: .*'implicit', 'unrolled' or 'one-step'"),
+        ('{kind = "crf"}', r"\[layer\]: There is no layer called 'crf'. Did you mean 'dense-crf'\? Known: dense"),
+        ('{kind = "dense-crf", step = 3}', r"unknown key 'layer.step'. Did you mean 'max-steps'\? Allowed here: kind"),
+        ('{kind = "dense-crf", regularizer = "tv"}', r"unknown key 'layer.regularizer'. Allowed here: kind, weights"),
+        ('{kind = "sigmoid", sigma-xy = [3.0]}', r"unknown key 'layer.sigma-xy'. Allowed here: kind, regularizer"),
+        ('{kind = "dense-crf", weights = 3.0}', r"layer.weights: .*tuple; got 3.0"),
+        ('{kind = "dense-crf", weights = ["much", 1.0]}', r"layer.weights.0: .*number.*got 'much'"),
+        ('{kind = "dense-crf", backend = "fast"}', r"layer.backend: .*'auto', 'exact' or 'lattice'; got 'fast'"),
+        ('{kind = "dense-crf", backward = "exact"}', r"layer.backward: .*'unrolled', 'implicit' or 'one-step'"),
+    ],
+)  # fmt: skip
+def test_keys_and_types_are_checked_as_a_configuration_is_read(layer, expected, images, tmp_path):
+    with pytest.raises(UsageError, match=r"here\.toml: .*" + expected):
+        parse(small_data.settings(images, tmp_path / "run", f"layer={layer}"), "here.toml")
+
+
+@pytest.mark.parametrize(
+    ("layer", "expected"),
+    [
         ('{regularizer = "tvv"}', r"no regularizer called 'tvv'. Did you mean 'tv'"),
         ('{regularizer = {name = "tv", wieght = 1}}', r"'tv' has no setting 'wieght'. Did you mean 'weight'\?"),
         ('{regularizer = {name = "tv", weight = -1}}', r"weight of .* not negative; got -1"),
         ('{regularizer = {weight = 1}}', r"needs a name"),
         ("{regularizer = []}", r"needs a regularizer"),
-        ("{regularizer = 3}", r"\[layer\]: Expected a regularizer: .*; got int"),
+        ("{regularizer = 3}", r"Expected a regularizer: .*; got int"),
         ('{regularizer = "tv", solver = "pdgh"}', r"no solver called 'pdgh'. Did you mean 'pdhg'\?"),
         ('{regularizer = "tv", solver = {name = "pdhg", step = 3}}', r"'pdhg' has no setting 'step'"),
         ('{regularizer = "grid-crf", solver = "alpha-expansion"}', r"a solver that can be differentiated.*alpha-expan"),
@@ -464,46 +489,71 @@ def test_changes_of_the_network_are_refused(run):
         ('{regularizer = "tv", entropy = 0}', r"entropy must be finite and positive; got 0"),
         ('{regularizer = "tv", entropy = -1.0}', r"entropy must be finite and positive; got -1"),
         ('{regularizer = "tv", entropy = inf}', r"entropy must be finite and positive; got inf"),
-        ('{regularizer = "tv", entropy = "much"}', r"layer.entropy: .*number.*got 'much'"),
-        ('{regularizer = "tv", learn = ["weights"]}', r"layer.learn.0: .*'weight' or 'entropy'; got 'weights'"),
-        ('{regularizer = "tv", learn = "weight"}', r"layer.learn: .*tuple.*got 'weight'"),
         ('{regularizer = {name = "tv", weight = 0.0}, learn = ["weight"]}', r"must start above 0"),
-        ('{regularizer = "tv", backward = "exact"}', r"layer.backward: .*'implicit', 'unrolled' or 'one-step'"),
         ('{regularizer = "tv", steps = 0}', r"max-steps must be at least 1; got 0"),
         ('{regularizer = "tv", tolerance = -1.0}', r"tolerance must be .*; got -1"),
         ('{regularizer = "tv", backward-steps = 0}', r"backward-steps must be at least 1"),
         ('{regularizer = "tv", backward-tolerance = 1.0}', r"backward-tolerance in \[0, 1\)"),
         ('{regularizer = "tv", backward = "unrolled", refine = 1e-6}', r"polish belongs to backward = \"implicit\""),
-        ('{kind = "crf"}', r"\[layer\]: There is no layer called 'crf'. Did you mean 'dense-crf'\? Known: dense"),
-        ('{kind = "dense-crf", step = 3}', r"unknown key 'layer.step'. Did you mean 'max-steps'\? Allowed here: kind"),
-        ('{kind = "dense-crf", regularizer = "tv"}', r"unknown key 'layer.regularizer'. Allowed here: kind, weights"),
-        ('{kind = "sigmoid", sigma-xy = [3.0]}', r"unknown key 'layer.sigma-xy'. Allowed here: kind, regularizer"),
-        ('{kind = "dense-crf", weights = 3.0}', r"layer.weights: .*tuple; got 3.0"),
-        ('{kind = "dense-crf", weights = [3.0]}', r"\[layer\]: Each kernel needs a .*got 1 weights, 2 sigma-xy"),
+        ('{kind = "dense-crf", weights = [3.0]}', r"Each kernel needs a .*got 1 weights, 2 sigma-xy"),
         ('{kind = "dense-crf", weights = [3.0, -1.0]}', r"weights of a dense CRF layer must be finite and positive"),
-        ('{kind = "dense-crf", weights = ["much", 1.0]}', r"layer.weights.0: .*number.*got 'much'"),
-        ('{kind = "dense-crf", sigma-xy = [0.0, 1.0]}', r"\[layer\]: sigma-xy of dense-crf must be .*got 0"),
-        ('{kind = "dense-crf", sigma-rgb = [13.0, inf]}', r"\[layer\]: sigma-rgb of dense-crf .*got 13"),
-        ('{kind = "dense-crf", compatibility = [[0, 1], [1]]}', r"\[layer\]: compatibility needs .*rows of 2, 1"),
-        ('{kind = "dense-crf", compatibility = [[0, inf], [1, 0]]}', r"compatibility of dense-crf must be .*finite"),
-        ('{kind = "dense-crf", learn = ["sigma_xz"]}', r"\[layer\]: learn may hold .*sigma-rgb, .*got 'sigma_xz'"),
-        ('{kind = "dense-crf", backend = "fast"}', r"layer.backend: .*'auto', 'exact' or 'lattice'; got 'fast'"),
-        ('{kind = "dense-crf", backward = "exact"}', r"layer.backward: .*'unrolled', 'implicit' or 'one-step'"),
+        ('{kind = "dense-crf", sigma-xy = [0.0, 1.0]}', r"sigma-xy of dense-crf must be .*got 0"),
+        ('{kind = "dense-crf", sigma-rgb = [13.0, inf]}', r"sigma-rgb of dense-crf .*got 13"),
+        ('{kind = "dense-crf", compatibility = [[0, 1], [1]]}', r"compatibility needs .*rows of 2, 1"),
+        ('{kind = "dense-crf", compatibility = [[0, inf, 1], [1, 0, 1], [1, 1, 0]]}', r"dense-crf .*finite"),
+        ('{kind = "dense-crf", learn = ["sigma_xz"]}', r"learn may hold .*sigma-rgb, .*got 'sigma_xz'"),
         ('{kind = "dense-crf", steps = 0}', r"max-steps must be at least 1; got 0"),
         ('{kind = "dense-crf", entropy = 0}', r"entropy must be finite and positive; got 0"),
-        ('{kind = "dense-crf", scale = 2.0}', r"\[layer\]: scale of dense-crf"),
+        ('{kind = "dense-crf", scale = 2.0}', r"scale of dense-crf"),
         ('{kind = "dense-crf", tolerance = -1.0}', r"tolerance must be .*; got -1"),
         ('{kind = "dense-crf", backward-steps = 0}', r"backward-steps must be at least 1"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_meant_is_named(layer, expected, images, tmp_path):
-    with pytest.raises(UsageError, match=r"here\.toml: .*" + expected):
-        parse(small_data.settings(images, tmp_path / "run", f"layer={layer}"), "here.toml")
+def test_values_are_checked_before_anything_is_written(layer, expected, section):
+    with pytest.raises(UsageError, match=r"^\[layer\]: .*" + expected) as found:
+        build_layer(section(layer), 3)
+    assert not re.search(r"\w_\w", str(found.value).replace("sigma_xz", ""))  # settings are named as they are written
 
 
-def test_a_missing_form_keeps_its_class(config):
+def test_a_missing_form_keeps_its_class(section):
     with pytest.raises(MissingForm, match=r"\[layer\]: Cannot use pdhg with grid-crf"):
-        config("layer.regularizer=grid-crf")
+        build_layer(section('{regularizer = "grid-crf"}'), 3)
+
+
+def test_a_training_makes_each_part_once_and_writes_nothing_where_one_is_refused(config, monkeypatch, tmp_path):
+    made = []
+
+    def counted(cls):
+        init = cls.__init__
+
+        @functools.wraps(init)
+        def counting(self, *args, **settings):
+            made.append(cls)
+            init(self, *args, **settings)
+
+        monkeypatch.setattr(cls, "__init__", counting)
+
+    for cls in (RegularizedSoftmax, ColorPseudoLabels, torch.optim.Adam):
+        counted(cls)
+    parsed = config("layer.regularizer=tv", "data.proposals.rounds=1", loop="gradient-descent")
+    assert made == []
+    run_parts.build(parsed)
+    assert sorted(made, key=str) == sorted((RegularizedSoftmax, ColorPseudoLabels, torch.optim.Adam), key=str)
+    for change, where in (
+        ("layer.entropy=0", r"\[layer\]: entropy must be finite and positive"),
+        ("data.proposals.solver=pdhg", r"\[data.proposals\]: Cannot use pdhg with grid-crf"),
+        ("training.optimizer.momentums=1", r"training.optimizer: .*momentums"),
+    ):
+        # Before the samples are looked at, too: there is no subset of that name.
+        with pytest.raises(UsageError, match=where):
+            train(config("layer.regularizer=tv", "data.train=none", change, loop="gradient-descent"))
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_layer_that_is_refused_behind_a_run_names_the_run(trained):
+    changes = ["layer.regularizer=tv", "layer.entropy=0"]
+    with pytest.raises(UsageError, match=rf"^{trained} with the given changes: \[layer\]: entropy must be finite"):
+        load_model(trained, changes)
 
 
 @pytest.mark.parametrize(

@@ -244,12 +244,6 @@ class DenseCRFLayer(RegularizedLayer):
             )
         return self._learnt_regularizer().bind(image, roi)
 
-    @classmethod
-    def implied_classes(cls, settings: Mapping[str, Any]) -> int:
-        """As many as there are rows of label costs."""
-        costs = settings.get("compatibility")
-        return 2 if costs is None else len(costs)
-
     def check(self) -> None:
         """Raise `UsageError` where learning has driven a weight or a width out of its range."""
         self._learnt_regularizer()
