@@ -19,6 +19,7 @@ Source: Chan, Vese, "Active contours without edges", 2001, for the alternation w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -88,6 +89,7 @@ def alternate(
     features: Tensor | None = None,
     entropy: float = 0.0,
     roi: Tensor | None = None,
+    spacing: Sequence[float] | None = None,
     fixed: Tensor | None = None,
     allowed: Tensor | None = None,
     max_rounds: int = 50,
@@ -106,6 +108,7 @@ def alternate(
         features: (B, C', *S) what the region force looks at; None = ``image``.
         entropy: weight of the entropy, >= 0, in the region force's units.
         roi: (B, *S) bool; outside nothing counts. With a `Term` its own applies.
+        spacing: of neighbouring pixels along each axis in mm; None = 1. With a `Term` its own applies.
         fixed: (B, *S) labels that are given, -1 where free.
         allowed: (B, K) bool, labels that free pixels may take.
         max_rounds: >= 1; 1 = fit the statistics to the start, and solve once.
@@ -133,7 +136,7 @@ def alternate(
         raise UsageError(
             f"max_rounds must be at least 1 and tolerance finite and not negative; got {max_rounds} and {tolerance}."
         )
-    term, kind = _bound(regularizer, chosen, image, roi)
+    term, kind = _bound(regularizer, chosen, image, roi, spacing)
     features = image if features is None else features
     probabilities = _start(start, term.shape)
     classes = probabilities.shape[1]
@@ -226,7 +229,9 @@ def alternate(
     return Alternation(solution, statistics, tuple(history), rounds, status)
 
 
-def _bound(regularizer: Any, solver: Solver, image: Tensor, roi: Tensor | None) -> tuple[Term, type[Form]]:
+def _bound(
+    regularizer: Any, solver: Solver, image: Tensor, roi: Tensor | None, spacing: Sequence[float] | None
+) -> tuple[Term, type[Form]]:
     """The regularizer on the images, and the form in which the solver will use it."""
     if isinstance(regularizer, Term):
         return regularizer, negotiate(regularizer.regularizer, solver)
@@ -236,7 +241,7 @@ def _bound(regularizer: Any, solver: Solver, image: Tensor, roi: Tensor | None) 
             "Alternation needs a regularizer; with none, regloss.phases_by_color segments by colour alone."
         )
     kind = negotiate(chosen, solver)
-    return chosen.bind(image, roi), kind
+    return chosen.bind(image, roi, spacing), kind
 
 
 def _start(start: Tensor, shape: tuple[int, ...]) -> Tensor:

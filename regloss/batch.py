@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from regloss.checks import check_image, check_labels, check_roi
+from regloss.checks import check_image, check_labels, check_roi, check_spacing
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 
@@ -22,6 +22,8 @@ class Batch:
         labels: (B, *S) int64 class indices; 255 = unlabelled, still regularised. None where nothing is labelled.
         roi: (B, *S) bool region of interest; outside (padding, void) nothing counts. None = everywhere.
         ids: B sample ids, by which proposals are stored.
+        spacing: distance between neighbouring pixels along each spatial axis in mm, of all images; None = not known,
+            and every distance is in pixels.
 
     Raises:
         UsageError: shapes disagree, values are NaN or outside [0, 1], labels are not integers.
@@ -35,12 +37,14 @@ class Batch:
     labels: Tensor | None
     roi: Tensor | None = None
     ids: Sequence[str] | None = None
+    spacing: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         check_image(self.image)
         if self.labels is not None:
             check_labels(self.labels, self.shape)
         check_roi(self.roi, self.shape)
+        object.__setattr__(self, "spacing", check_spacing(self.spacing, self.image.ndim - 2))
         if self.ids is not None and len(self.ids) != self.image.shape[0]:
             raise UsageError(f"A batch of {self.image.shape[0]} images needs as many ids; got {len(self.ids)}.")
 

@@ -7,7 +7,8 @@ library asks here, through `holds` or the functions below.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -68,6 +69,22 @@ def check_image(image: Tensor) -> None:
             f"Image values must lie in [0, 1], because bandwidths are declared in those units; got {found}. "
             "Rescale the image (bytes: divide by 255), and normalise only what the network sees."
         )
+
+
+def check_spacing(spacing: Sequence[float] | Tensor | None, ndim: int) -> tuple[float, ...] | None:
+    """``spacing``, the distance of neighbouring pixels along each of ``ndim`` axes, as numbers; None stays None."""
+    if spacing is None:
+        return None
+    try:
+        found = tuple(float(step) for step in spacing)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"spacing must be {ndim} numbers, one for each axis; got {spacing!r}.") from error
+    if len(found) != ndim or not all(0 < step < math.inf for step in found):
+        raise UsageError(
+            f"spacing must be {ndim} finite positive numbers (mm), one for each spatial axis in the image's order, the "
+            f"same for all images of a batch; got {found}."
+        )
+    return found
 
 
 def check_roi(roi: Tensor | None, shape: tuple[int, ...]) -> None:

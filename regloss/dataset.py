@@ -29,6 +29,7 @@ class Sample:
         label: (*S) uint8 class indices with 255 = ignored, or None where there is no dense label.
         scribble: (*S) uint8 class indices with 255 = unlabelled, or None where there is no scribble.
         group: the unit that scores are averaged over (a patient's volume, say); the id itself by default.
+        spacing: distance between neighbouring pixels along each axis of S, in mm; None = not known.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Sample:
     label: npt.NDArray[np.uint8] | None
     scribble: npt.NDArray[np.uint8] | None
     group: str
+    spacing: tuple[float, ...] | None = None
 
 
 class Dataset(metaclass=CheckedSettings):

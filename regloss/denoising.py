@@ -18,6 +18,7 @@ processing", 2008.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ def denoise(
     *,
     guide: Tensor | None = None,
     roi: Tensor | None = None,
+    spacing: Sequence[float] | None = None,
     solver: Any = None,
     tolerance: float = 1e-5,
     max_steps: int = 1000,
@@ -52,6 +54,7 @@ def denoise(
             smoother, in units of image values.
         guide: (B, C', *S) in [0, 1], what the regularizer sees (graphs, edges); None = the image, cut to [0, 1].
         roi: (B, *S) bool; outside nothing is smoothed nor counted. None = everywhere.
+        spacing: of neighbouring pixels along each axis in mm; None = 1.
         solver: one that can denoise, its name, or a table; None = pdhg with its momentum limited to 0.97, which gets to
             tolerances like the default one sooner. For far smaller ones take "pdhg" itself.
         tolerance: gap per pixel at which an image is done, >= 0: the squared distance to the minimiser is at most twice
@@ -86,7 +89,7 @@ def denoise(
         raise UsageError("warm must be an earlier result or its state; got a tensor, which is no start for the dual.")
     values = at_least_float32(image.detach())
     with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-        term = _bound(values, regularizer, guide, roi)
+        term = _bound(values, regularizer, guide, roi, spacing)
         if (values.shape[0], *values.shape[2:]) != term.shape:
             raise UsageError(f"image {tuple(image.shape)} does not fit the bound term, with (B, *S) = {term.shape}.")
         problem = Problem(
@@ -102,15 +105,17 @@ def denoise(
     return dataclasses.replace(result, probabilities=result.probabilities.to(image.dtype))
 
 
-def _bound(image: Tensor, regularizer: Any, guide: Tensor | None, roi: Tensor | None) -> Term:
+def _bound(
+    image: Tensor, regularizer: Any, guide: Tensor | None, roi: Tensor | None, spacing: Sequence[float] | None
+) -> Term:
     if isinstance(regularizer, Term):
-        if guide is not None or roi is not None:
-            raise UsageError("A bound term has its guide and its region of interest already: give them to bind().")
+        if guide is not None or roi is not None or spacing is not None:
+            raise UsageError("A bound term has its guide, region of interest and spacing already: give them to bind().")
         return regularizer
     chosen: Regularizer | None = combine(regularizer)
     if chosen is None:
         raise UsageError("Denoising needs a regularizer, such as tv.")
-    return chosen.bind(image.clamp(0, 1) if guide is None else guide, roi)
+    return chosen.bind(image.clamp(0, 1) if guide is None else guide, roi, spacing)
 
 
 def _saddle(term: Term) -> Saddle:

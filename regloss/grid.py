@@ -8,8 +8,11 @@ since every unordered pair is counted once. Pair arrays have the grid's own shap
 from __future__ import annotations
 
 import itertools
-from typing import Any
+import math
+from functools import lru_cache
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +58,64 @@ def axis_offsets(ndim: int) -> tuple[Offset, ...]:
     return tuple(tuple(int(i == axis) for i in range(ndim)) for axis in range(ndim))
 
 
+@lru_cache(maxsize=64)
+def pair_lengths(offsets: tuple[Offset, ...], spacing: tuple[float, ...] | None = None) -> tuple[float, ...]:
+    """Distances of the pairs, in the units of ``spacing`` (in pixels where it is None).
+
+    >>> pair_lengths(((0, 1), (1, 1)), (4.0, 3.0))
+    (3.0, 5.0)
+    """
+    steps = (1.0,) * len(offsets[0]) if spacing is None else spacing
+    return tuple(math.hypot(*(size * step for size, step in zip(offset, steps, strict=True))) for offset in offsets)
+
+
+@lru_cache(maxsize=64)
+def boundary_lengths(offsets: tuple[Offset, ...], spacing: tuple[float, ...] | None = None) -> tuple[float, ...]:
+    """What to divide the weights of pairs by, so that cuts measure boundaries as on a grid of unit spacing.
+
+    A plane with the unit normal n cuts |<n, e>| / V pairs of the direction e in each unit of its area, V being the
+    volume of a pixel. Where a pair counts c / |e|, it costs the sum over directions of c |<n, e / |e|>| / V: V times
+    the cut is an area in the units of ``spacing``, for any spacing, up to a constant of the neighbourhood. On a grid
+    with equal spacings all c are 1, and lengths are distances. With others, directions crowd along the axis of the
+    widest spacing, and c, the ratio of the angle (solid in 3D) around e / |e| on this grid to that on a grid of unit
+    spacing, keeps the measure as even as it can be: for 26 neighbours and spacings of 1.5, 1.5 and 10, an area costs
+    .79 to 1.10 times the mean over all normals, where c = 1 gives .50 to 1.42, and unit spacing .94 to 1.03.
+
+    Args:
+        offsets: half of a neighbourhood, see `neighbor_offsets`.
+        spacing: one number for each axis, > 0; None = 1.
+
+    Source: Boykov, Kolmogorov, "Computing geodesics and minimal surfaces via graph cuts", ICCV 2003, for the angles.
+
+    >>> boundary_lengths(((0, 1), (1, 0)), (2.0, 0.5))
+    (0.5, 2.0)
+    """
+    lengths = pair_lengths(offsets, spacing)
+    if spacing is None or len(set(spacing)) == 1:
+        return lengths
+    here, there = _angles(offsets, spacing), _angles(offsets, (1.0,) * len(spacing))
+    return tuple(length * b / a for a, b, length in zip(here, there, lengths, strict=True))
+
+
+def _angles(offsets: tuple[Offset, ...], spacing: tuple[float, ...]) -> list[float]:
+    """Of the part of the circle or sphere that is nearer to each direction than to any other."""
+    vectors = np.array(offsets, dtype=np.float64) * spacing
+    directions = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    if len(spacing) == 1:
+        return [1.0] * len(offsets)
+    if len(spacing) == 2:
+        angles = np.arctan2(directions[:, 1], directions[:, 0]) % np.pi
+        order = np.argsort(angles)
+        gaps = np.diff(angles[order], append=angles[order[0]] + np.pi)
+        shares = np.empty(len(offsets))
+        shares[order] = (gaps + np.roll(gaps, 1)) / 2
+        return [float(share) for share in shares]
+    from scipy.spatial import SphericalVoronoi
+
+    areas = SphericalVoronoi(np.concatenate([directions, -directions])).calculate_areas()
+    return [float(area) for area in areas[: len(offsets)]]
+
+
 def pair_slices(offset: Offset) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Slices of the last axes that pick ``p`` and ``p + offset`` for all pairs inside the grid."""
     first = tuple(slice(0, -step) if step > 0 else slice(-step, None) for step in offset)
@@ -79,6 +140,38 @@ def pairs_inside(roi: Tensor, offset: Offset) -> Tensor:
 def full_roi(roi: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
     """``roi``, or all of the grid where it is None."""
     return torch.ones(shape, dtype=torch.bool, device=device) if roi is None else roi
+
+
+Unit = Literal["pixel", "mm"]
+UNITS: tuple[Unit, ...] = ("pixel", "mm")
+
+
+def steps_in(unit: Unit, spacing: tuple[float, ...] | None, ndim: int, owner: str) -> tuple[float, ...]:
+    """Distance between neighbouring pixels along each axis, in the ``unit`` of a bandwidth.
+
+    Args:
+        unit: "pixel", in which every step is 1, or "mm".
+        spacing: of the image, in mm; None = not known.
+        ndim: number of axes.
+        owner: whose unit it is, for the message.
+
+    Raises:
+        UsageError: the unit is "mm", and no spacing is known.
+    """
+    if unit == "pixel":
+        return (1.0,) * ndim
+    if spacing is None:
+        raise UsageError(
+            f'The bandwidths of {owner} are given in mm (unit = "mm"), and the spacing of the image is not known. '
+            'Give the spacing, or bandwidths in pixels with unit = "pixel".'
+        )
+    return spacing
+
+
+def check_unit(unit: str, owner: str) -> None:
+    """Raise `UsageError` unless ``unit`` is "pixel" or "mm"."""
+    if unit not in UNITS:
+        raise UsageError(f'unit of {owner} must be "pixel" or "mm"; got {unit!r}.')
 
 
 def spread(values: Tensor, like: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from regloss.checks import at_least_float32, check_image, check_roi, check_scores
+from regloss.checks import at_least_float32, check_image, check_roi, check_scores, check_spacing
 from regloss.errors import MissingForm, UsageError
 from regloss.forms import Composite, Form
 from regloss.registry import name_of, resolve
@@ -170,8 +170,16 @@ class Regularizer(metaclass=CheckedSettings):
         """
 
     @abstractmethod
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
-        """Bind to ``image`` (B, C, *S) in [0, 1], float32 at least, and ``roi`` (B, *S); both are checked already."""
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
+        """Bind to images; all arguments are checked already.
+
+        Args:
+            image: (B, C, *S) in [0, 1], float32 at least.
+            roi: (B, *S) bool, or None.
+            spacing: distance between neighbouring pixels along each axis in mm, or None where a pixel is the unit. A
+                prior that measures lengths must heed it; one that counts pixels, or for which a line is a line at any
+                spacing, need not.
+        """
 
     # ---- what might be defined
 
@@ -217,19 +225,23 @@ class Regularizer(metaclass=CheckedSettings):
     def __post_init__(self) -> None:
         check_weight(self.weight, lambda: "a sum" if isinstance(self, Sum) else name_of(self))
 
-    def bind(self, image: Tensor, roi: Tensor | None = None) -> Term:
+    def bind(self, image: Tensor, roi: Tensor | None = None, spacing: Sequence[float] | Tensor | None = None) -> Term:
         """Compute what depends on the images, once.
 
         Args:
             image: (B, C, *S) in [0, 1].
             roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+            spacing: distance between neighbouring pixels along each axis, in mm, the same for all images; None = 1, and
+                every distance is in pixels. Energies are sums over pixels at any spacing: a boundary's is its length
+                (2D) or area (3D) in mm, over the volume of a pixel, so that it keeps its weight against a sum of
+                unaries over pixels, whatever the resolution.
 
         Raises:
-            UsageError: shapes disagree, or the image holds NaN or values outside [0, 1].
+            UsageError: shapes disagree, the image holds NaN or values outside [0, 1], or a spacing is not positive.
         """
         check_image(image)
         check_roi(roi, (image.shape[0], *image.shape[2:]))
-        return self.build(at_least_float32(image.detach()), roi)
+        return self.build(at_least_float32(image.detach()), roi, check_spacing(spacing, image.ndim - 2))
 
     def __add__(self, other: Regularizer) -> Sum:
         return Sum((self, other))
@@ -305,10 +317,10 @@ class Sum(Regularizer):
         """Whether one of the parts is."""
         return any(part.opaque for part in self.parts)
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Bind every part."""
         shape = (image.shape[0], *image.shape[2:])
-        return _SumTerm(self, [part.build(image, roi) for part in self.parts], shape, roi)
+        return _SumTerm(self, [part.build(image, roi, spacing) for part in self.parts], shape, roi)
 
 
 class _SumTerm(Term):

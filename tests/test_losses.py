@@ -504,7 +504,7 @@ class Roughness(Regularizer):
     def forms(self):
         return ()
 
-    def build(self, image, roi):
+    def build(self, image, roi, spacing):
         return RoughnessTerm(self, (image.shape[0], *image.shape[2:]), roi)
 
 
@@ -518,7 +518,7 @@ class RoughnessTerm(Term):
 class NumpyRoughness(Roughness):
     opaque = True
 
-    def build(self, image, roi):
+    def build(self, image, roi, spacing):
         return NumpyTerm(self, (image.shape[0], *image.shape[2:]), roi)
 
 

@@ -45,7 +45,7 @@ class Impurity(Regularizer):
     def forms(self):
         return {Concave: ImpurityTerm.concave}
 
-    def build(self, image, roi):
+    def build(self, image, roi, spacing):
         return ImpurityTerm(self, (image.shape[0], *image.shape[2:]), roi)
 
 
@@ -84,7 +84,7 @@ class Majority(Regularizer):
     def forms(self):
         return {Saddle: MajorityTerm.saddle, Projection: MajorityTerm.projection}
 
-    def build(self, image, roi):
+    def build(self, image, roi, spacing):
         return MajorityTerm(self, (image.shape[0], *image.shape[2:]), roi)
 
 
@@ -414,7 +414,7 @@ def test_a_form_of_a_plugin_takes_part_in_sums():
         def forms(self):
             return {Table: lambda term: Table(self.weight)}
 
-        def build(self, image, roi):
+        def build(self, image, roi, spacing):
             return ImpurityTerm(self, (image.shape[0], *image.shape[2:]), roi)
 
     total = Sum([Tabled(2.0), Tabled(3.0)], weight=4.0)
@@ -469,7 +469,7 @@ def test_missing_forms_name_what_is_offered():
         weight = 1.0
         forms = MappingProxyType({})
 
-        def build(self, image, roi):
+        def build(self, image, roi, spacing):
             return Blank(self, (image.shape[0], *image.shape[2:]), roi)
 
     class Blank(Term):

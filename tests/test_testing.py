@@ -78,14 +78,14 @@ class FaultyPrior(Regularizer):
     def needs_image(self):
         return self.fault != "hides the image"
 
-    def build(self, image, roi):
+    def build(self, image, roi, spacing):
         weight = self.weight**2 if self.fault == "squares weight" else self.weight
         if self.fault == "reduces precision":
             image = image.float()
         if self.fault == "drops region":
             roi = None
         edge_scale = 5.0 if self.fault == "hides the image" else 0.0
-        return FaultyTerm(self, TotalVariation(weight, edge_scale=edge_scale).build(image, roi))
+        return FaultyTerm(self, TotalVariation(weight, edge_scale=edge_scale).build(image, roi, spacing))
 
 
 class FaultyTerm(Term):

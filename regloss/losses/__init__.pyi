@@ -32,6 +32,7 @@ class ConvexShapeLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -63,7 +64,7 @@ class DenseCRFLoss(RegularizerLoss):
 
     Args:
         weight: factor of the whole energy, >= 0.
-        sigma_xy: bandwidth of places in pixels, > 0.
+        sigma_xy: bandwidth of places, > 0, in ``unit``.
         sigma_rgb: bandwidth of image values, 0 < sigma_rgb <= 2; inf = colours do not matter, the smoothness kernel.
         scale: resolution at which places and colours are looked at, in (0, 1].
         backend: of the filter: "exact", "lattice", or "auto" (exact on GPUs and for few pixels).
@@ -71,6 +72,7 @@ class DenseCRFLoss(RegularizerLoss):
         relaxation: energy of probabilities: "bilinear", "quadratic" or "normalized-quadratic".
         compatibility: (K, K) floating-point tensor, what a pair of labels costs; None = 1 where they differ. Like the
             bandwidths, which may be () tensors, it is for "bilinear" alone.
+        unit: of sigma_xy: "pixel", or "mm", for images whose spacing is known.
         ignore_index: value of ``target`` whose pixels are left out of the region of interest; None = no target is
             taken.
         reduction: "mean" (the energy per pixel of the region of interest, over the whole batch), "sum" (over images)
@@ -82,6 +84,7 @@ class DenseCRFLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -105,6 +108,7 @@ class DenseCRFLoss(RegularizerLoss):
         accuracy: Literal["fast", "fine", "finest"] = "fine",
         relaxation: Literal["bilinear", "quadratic", "normalized-quadratic"] = "bilinear",
         compatibility: Tensor | None = None,
+        unit: Literal["pixel", "mm"] = "pixel",
         *,
         ignore_index: int | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
@@ -120,11 +124,12 @@ class GatedCRFLoss(RegularizerLoss):
     Args:
         weight: factor of the whole energy, >= 0.
         radius: half width of the window in pixels, >= 1; the default means 11x11. It may exceed the image.
-        sigma_xy: bandwidth of places in pixels, > 0.
+        sigma_xy: bandwidth of places, > 0, in ``unit``.
         sigma_rgb: bandwidth of image values, 0 < sigma_rgb <= 2.
         relaxation: energy of probabilities, one of those of `regloss.potts`.
         source: (B, *S) bool, pixels that tell their neighbours something; None = all.
         destination: (B, *S) bool, pixels that listen; None = all.
+        unit: of sigma_xy: "pixel", or "mm", for images whose spacing is known. The radius is in pixels.
         ignore_index: value of ``target`` whose pixels are left out of the region of interest; None = no target is
             taken.
         reduction: "mean" (the energy per pixel of the region of interest, over the whole batch), "sum" (over images)
@@ -136,6 +141,7 @@ class GatedCRFLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -166,6 +172,7 @@ class GatedCRFLoss(RegularizerLoss):
         ] = "bilinear",
         source: Tensor | None = None,
         destination: Tensor | None = None,
+        unit: Literal["pixel", "mm"] = "pixel",
         *,
         ignore_index: int | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
@@ -182,7 +189,8 @@ class GridCRFLoss(RegularizerLoss):
         weight: factor of the whole energy, >= 0.
         connectivity: 4 or 8 in 2D, 6, 18 or 26 in 3D, 2 in 1D. The default 8 means the full neighbourhood: 26 in 3D.
         sigma: "auto", or a contrast bandwidth in units of image values, 0 < sigma <= 2.
-        diagonal: "distance" divides a pair's weight by the distance of its ends, "unit" does not.
+        diagonal: "distance" divides a pair's weight by the distance of its ends, "unit" does not and counts pairs,
+            whatever the spacing.
         relaxation: energy of probabilities: "bilinear", "quadratic" or "total-variation".
         ignore_index: value of ``target`` whose pixels are left out of the region of interest; None = no target is
             taken.
@@ -195,6 +203,7 @@ class GridCRFLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -238,11 +247,12 @@ class KernelCutLoss(RegularizerLoss):
     Args:
         weight: factor of the whole energy, >= 0.
         crf_weight: weight of the dense CRF in it, >= 0.
-        sigma_xy: bandwidth of places in pixels, > 0.
+        sigma_xy: bandwidth of places, > 0, in ``unit``.
         sigma_rgb: bandwidth of image values, 0 < sigma_rgb <= 2.
         scale: resolution at which places and colours are looked at, in (0, 1].
         backend: of the filter: "exact", "lattice", or "auto" (exact on GPUs and for few pixels).
         accuracy: of the lattice: "fast", "fine" or "finest".
+        unit: of sigma_xy: "pixel", or "mm", for images whose spacing is known.
         ignore_index: value of ``target`` whose pixels are left out of the region of interest; None = no target is
             taken.
         reduction: "mean" (the energy per pixel of the region of interest, over the whole batch), "sum" (over images)
@@ -254,6 +264,7 @@ class KernelCutLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -276,6 +287,7 @@ class KernelCutLoss(RegularizerLoss):
         scale: float = 0.5,
         backend: Literal["auto", "exact", "lattice"] = "auto",
         accuracy: Literal["fast", "fine", "finest"] = "fine",
+        unit: Literal["pixel", "mm"] = "pixel",
         *,
         ignore_index: int | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
@@ -294,15 +306,17 @@ class NonlocalTVLoss(RegularizerLoss):
         weights: "bilateral", "rbf", "zmp" or "cosine".
         window: look for neighbours at most so many pixels away along each axis, >= 1; None = everywhere. Both
             searches are exact.
-        sigma_xy: unit of distances, in pixels, > 0; inf = places do not matter.
+        sigma_xy: bandwidth of places, > 0, in ``unit``; inf = they do not matter.
         sigma_rgb: unit of differences of image values, 0 < sigma_rgb <= 2.
         near: "bilateral" only: weight of the purely spatial part, >= 0.
-        sigma_near: "bilateral" only: its bandwidth, in pixels, > 0.
+        sigma_near: "bilateral" only: its bandwidth, > 0, in ``unit``.
         patch: radius of the patches whose values are compared, in pixels, >= 0; 0 = the pixel alone. A patch's squared
             difference is the mean over its pixels, summed over channels; beyond the border it repeats the border.
         cache: folder to keep the graphs in, one file for each image, named by a hash of the image and of all settings
             that the graph depends on; None or "" = compute it at each binding. Runs that are loaded keep them inside
             of their own folder, or where ``--set`` says.
+        unit: of sigma_xy and sigma_near: "pixel", or "mm", for images whose spacing is known. Window and patch are in
+            pixels.
         ignore_index: value of ``target`` whose pixels are left out of the region of interest; None = no target is
             taken.
         reduction: "mean" (the energy per pixel of the region of interest, over the whole batch), "sum" (over images)
@@ -314,6 +328,7 @@ class NonlocalTVLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -339,6 +354,7 @@ class NonlocalTVLoss(RegularizerLoss):
         sigma_near: float = 3.0,
         patch: int = 0,
         cache: str | None = None,
+        unit: Literal["pixel", "mm"] = "pixel",
         *,
         ignore_index: int | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
@@ -353,11 +369,12 @@ class NormalizedCutLoss(RegularizerLoss):
 
     Args:
         weight: factor of the whole energy, >= 0.
-        sigma_xy: bandwidth of places in pixels, > 0.
+        sigma_xy: bandwidth of places, > 0, in ``unit``.
         sigma_rgb: bandwidth of image values, 0 < sigma_rgb <= 2.
         scale: resolution at which places and colours are looked at, in (0, 1].
         backend: of the filter: "exact", "lattice", or "auto" (exact on GPUs and for few pixels).
         accuracy: of the lattice: "fast", "fine" or "finest".
+        unit: of sigma_xy: "pixel", or "mm", for images whose spacing is known.
         ignore_index: value of ``target`` whose pixels are left out of the region of interest; None = no target is
             taken.
         reduction: "mean" (the energy per pixel of the region of interest, over the whole batch), "sum" (over images)
@@ -369,6 +386,7 @@ class NormalizedCutLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -390,6 +408,7 @@ class NormalizedCutLoss(RegularizerLoss):
         scale: float = 0.5,
         backend: Literal["auto", "exact", "lattice"] = "auto",
         accuracy: Literal["fast", "fine", "finest"] = "fine",
+        unit: Literal["pixel", "mm"] = "pixel",
         *,
         ignore_index: int | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
@@ -416,6 +435,7 @@ class OrderedLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -461,6 +481,7 @@ class StarShapeLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -493,14 +514,16 @@ class ThresholdDynamicsLoss(RegularizerLoss):
 
     Args:
         weight: factor of the whole energy, >= 0.
-        sigma: standard deviation of the kernel, in pixels, > 0; a tensor of one element may be learnt: the forms'
+        sigma: standard deviation of the kernel, in ``unit``, > 0; a tensor of one element may be learnt: the forms'
             functions are differentiable in it.
         kernel: "gaussian", "truncated-gaussian" or "disk".
         radius: where a Gaussian is cut off, in pixels (a whole number), or the radius of the disk, both >= 1; None =
             4 sigma rounded up for Gaussians, 2 sigma for the disk (whose standard deviation is radius / 2).
         edge: None, "sqrt", or "plain" (as published, not concave).
-        edge_scale: contrast factor of e, in 1 / image value^2, >= 0.
+        edge_scale: contrast factor of e, in 1 / image value^2 (mm^2 / image value^2 where the spacing is known), >= 0.
         perimeter: scale R to the length of the boundaries, each counted for both its classes, as tv does.
+        unit: of sigma: "pixel", or "mm", for images whose spacing is known; for Gaussians without ``radius``. Across an
+            axis whose spacing is more than about 2 sigma nothing diffuses, and boundaries cost next to nothing.
         ignore_index: value of ``target`` whose pixels are left out of the region of interest; None = no target is
             taken.
         reduction: "mean" (the energy per pixel of the region of interest, over the whole batch), "sum" (over images)
@@ -512,6 +535,7 @@ class ThresholdDynamicsLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -533,6 +557,7 @@ class ThresholdDynamicsLoss(RegularizerLoss):
         edge: Literal["sqrt", "plain"] | None = None,
         edge_scale: float = 10.0,
         perimeter: bool = False,
+        unit: Literal["pixel", "mm"] = "pixel",
         *,
         ignore_index: int | None = None,
         reduction: Literal["mean", "sum", "none"] = "mean",
@@ -560,6 +585,7 @@ class TreeEnergyLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -593,7 +619,8 @@ class TVLoss(RegularizerLoss):
     Args:
         weight: factor of the whole energy, >= 0.
         isotropic: Euclidean norm of the gradient instead of the l1 norm.
-        edge_scale: contrast factor of e, in 1 / image value^2, >= 0; 0 = the image does not matter.
+        edge_scale: contrast factor of e, in 1 / image value^2 (mm^2 / image value^2 where the spacing is known), >= 0;
+            0 = the image does not matter.
         ignore_index: value of ``target`` whose pixels are left out of the region of interest; None = no target is
             taken.
         reduction: "mean" (the energy per pixel of the region of interest, over the whole batch), "sum" (over images)
@@ -605,6 +632,7 @@ class TVLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -640,7 +668,8 @@ class VolumeLoss(RegularizerLoss):
             region of interest (to 1e-4 of it; that much is scaled away). A tensor may need a gradient.
         lower: (K,) or (B, K) least volumes instead; None = 0.
         upper: (K,) or (B, K) largest volumes instead; None = all pixels.
-        unit: "pixels", or "fraction" of the region of interest's pixels.
+        unit: "pixels", "fraction" of the region of interest's pixels, or "mm2", "mm3" or "ml", for images of two or
+            three dimensions whose spacing is known.
         tolerance: volume error that still counts as met, as a fraction of the pixels, > 0.
         ignore_index: value of ``target`` whose pixels are left out of the region of interest; None = no target is
             taken.
@@ -653,6 +682,7 @@ class VolumeLoss(RegularizerLoss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -671,7 +701,7 @@ class VolumeLoss(RegularizerLoss):
         volumes: Sequence[Any] | Tensor | None = None,
         lower: Sequence[Any] | Tensor | None = None,
         upper: Sequence[Any] | Tensor | None = None,
-        unit: Literal["pixels", "fraction"] = "pixels",
+        unit: Literal["pixels", "fraction", "mm2", "mm3", "ml"] = "pixels",
         tolerance: float = 0.001,
         *,
         ignore_index: int | None = None,
@@ -699,6 +729,7 @@ class BoundaryLoss(DataLoss):
         - target: (B, *S) integers, 0 to K - 1 or ``ignore_index``; not needed where the data term asks for no labels.
         - image: (B, C, *S) in [0, 1]; not needed where the data term does not look at it.
         - roi: (B, *S) bool; outside no label counts. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -743,6 +774,7 @@ class CollisionCrossEntropyLoss(DataLoss):
         - target: (B, *S) integers, 0 to K - 1 or ``ignore_index``; not needed where the data term asks for no labels.
         - image: (B, C, *S) in [0, 1]; not needed where the data term does not look at it.
         - roi: (B, *S) bool; outside no label counts. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -786,6 +818,7 @@ class CrossEntropyLoss(DataLoss):
         - target: (B, *S) integers, 0 to K - 1 or ``ignore_index``; not needed where the data term asks for no labels.
         - image: (B, C, *S) in [0, 1]; not needed where the data term does not look at it.
         - roi: (B, *S) bool; outside no label counts. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -842,6 +875,7 @@ class ELBOLoss(DataLoss):
         - target: (B, *S) integers, 0 to K - 1 or ``ignore_index``; not needed where the data term asks for no labels.
         - image: (B, C, *S) in [0, 1]; not needed where the data term does not look at it.
         - roi: (B, *S) bool; outside no label counts. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -892,6 +926,7 @@ class EntropyLoss(DataLoss):
         - target: (B, *S) integers, 0 to K - 1 or ``ignore_index``; not needed where the data term asks for no labels.
         - image: (B, C, *S) in [0, 1]; not needed where the data term does not look at it.
         - roi: (B, *S) bool; outside no label counts. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -931,6 +966,7 @@ class PartialCrossEntropyLoss(DataLoss):
         - target: (B, *S) integers, 0 to K - 1 or ``ignore_index``; not needed where the data term asks for no labels.
         - image: (B, C, *S) in [0, 1]; not needed where the data term does not look at it.
         - roi: (B, *S) bool; outside no label counts. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -974,6 +1010,7 @@ class PartialDiceLoss(DataLoss):
         - target: (B, *S) integers, 0 to K - 1 or ``ignore_index``; not needed where the data term asks for no labels.
         - image: (B, C, *S) in [0, 1]; not needed where the data term does not look at it.
         - roi: (B, *S) bool; outside no label counts. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -1021,6 +1058,7 @@ class SizeBoundsLoss(DataLoss):
         - target: (B, *S) integers, 0 to K - 1 or ``ignore_index``; not needed where the data term asks for no labels.
         - image: (B, C, *S) in [0, 1]; not needed where the data term does not look at it.
         - roi: (B, *S) bool; outside no label counts. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:

@@ -11,13 +11,14 @@ energy, or for hard constraints the smooth penalty (`Term.penalty`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from regloss.batch import Batch
-from regloss.checks import at_least_float32, check_labels, check_scores, holds, without_value_checks
+from regloss.checks import at_least_float32, check_labels, check_scores, check_spacing, holds, without_value_checks
 from regloss.data_term import combine_data_terms
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
@@ -29,7 +30,7 @@ REDUCTIONS: tuple[Reduction, ...] = get_args(Reduction)
 
 
 class Loss(nn.Module, ABC):
-    """What all losses have in common: the four arguments of a call, when values are checked, and the reduction."""
+    """What all losses have in common: the arguments of a call, when values are checked, and the reduction."""
 
     def __init__(self, ignore_index: int | None, reduction: Reduction, validate: bool) -> None:
         super().__init__()
@@ -43,27 +44,44 @@ class Loss(nn.Module, ABC):
         self._checked: set[Any] = set()
 
     def forward(
-        self, logits: Tensor, target: Tensor | None = None, image: Tensor | None = None, roi: Tensor | None = None
+        self,
+        logits: Tensor,
+        target: Tensor | None = None,
+        image: Tensor | None = None,
+        roi: Tensor | None = None,
+        spacing: Sequence[float] | None = None,
     ) -> Tensor:
         """The loss; see the class for shapes."""
         if torch.compiler.is_compiling():
-            return self._reduced(logits, target, image, roi)
+            return self._reduced(logits, target, image, roi, spacing)
         given = (logits, target, image, roi)
         seen = tuple(None if part is None else (part.shape, part.dtype, part.device) for part in given)
         if self.validate and seen not in self._checked:
-            result = self._reduced(*given)
+            result = self._reduced(*given, spacing)
             self._checked.add(seen)
             return result
         with without_value_checks():
-            return self._reduced(*given)
+            return self._reduced(*given, spacing)
 
     @abstractmethod
     def totals(
-        self, logits: Tensor, target: Tensor | None, image: Tensor | None, roi: Tensor | None
+        self,
+        logits: Tensor,
+        target: Tensor | None,
+        image: Tensor | None,
+        roi: Tensor | None,
+        spacing: tuple[float, ...] | None,
     ) -> tuple[Tensor, Tensor]:
         """The loss of each image, summed, and what to divide the sum over images by for a mean: (B,) both."""
 
-    def _reduced(self, logits: Tensor, target: Tensor | None, image: Tensor | None, roi: Tensor | None) -> Tensor:
+    def _reduced(
+        self,
+        logits: Tensor,
+        target: Tensor | None,
+        image: Tensor | None,
+        roi: Tensor | None,
+        spacing: Sequence[float] | None,
+    ) -> Tensor:
         check_scores(logits, "logits")
         shape = (logits.shape[0], *logits.shape[2:])
         if image is not None and (image.shape[0], *image.shape[2:]) != shape:
@@ -76,7 +94,7 @@ class Loss(nn.Module, ABC):
                 raise UsageError(
                     f"{name} is on {part.device}, the logits are on {logits.device}. Move it with .to(logits.device)."
                 )
-        sums, counts = self.totals(logits, target, image, roi)
+        sums, counts = self.totals(logits, target, image, roi, check_spacing(spacing, logits.ndim - 2))
         if self.reduction == "none":
             return sums
         if self.reduction == "sum":
@@ -114,6 +132,7 @@ class RegularizerLoss(Loss):
         - target: (B, *S) integers, see ``ignore_index``.
         - image: (B, C, *S) in [0, 1]; not needed where the regularizer does not look at it.
         - roi: (B, *S) bool; outside nothing counts, neither pixels nor edges. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -160,7 +179,12 @@ class RegularizerLoss(Loss):
         return f"{self._regularizer!r}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
 
     def totals(
-        self, logits: Tensor, target: Tensor | None, image: Tensor | None, roi: Tensor | None
+        self,
+        logits: Tensor,
+        target: Tensor | None,
+        image: Tensor | None,
+        roi: Tensor | None,
+        spacing: tuple[float, ...] | None,
     ) -> tuple[Tensor, Tensor]:
         """Energies, and numbers of pixels in the region of interest."""
         shape = (logits.shape[0], *logits.shape[2:])
@@ -178,9 +202,9 @@ class RegularizerLoss(Loss):
         scores = at_least_float32(logits)
         probabilities = scores.sigmoid() if self._regularizer.channels == "sets" else scores.softmax(1)
         if self._opaque and torch.compiler.is_compiling():
-            energies = energies_as_one_operation(probabilities, image, roi, self._handle)
+            energies = energies_as_one_operation(probabilities, image, roi, spacing, self._handle)
         else:
-            energies = self._regularizer.bind(image, roi).penalty(probabilities)
+            energies = self._regularizer.bind(image, roi, spacing).penalty(probabilities)
         if roi is None:
             return energies, energies.new_full((shape[0],), float(logits[0, 0].numel()))
         return energies, roi.flatten(1).sum(1).to(energies.dtype)
@@ -203,6 +227,7 @@ class DataLoss(Loss):
         - target: (B, *S) integers, 0 to K - 1 or ``ignore_index``; not needed where the data term asks for no labels.
         - image: (B, C, *S) in [0, 1]; not needed where the data term does not look at it.
         - roi: (B, *S) bool; outside no label counts. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
         - output: scalar; (B,) for the reduction "none". In float32 at least.
 
     Raises:
@@ -228,7 +253,12 @@ class DataLoss(Loss):
         return f"{self.data_term!r}, ignore_index={self.ignore_index}, reduction={self.reduction!r}"
 
     def totals(
-        self, logits: Tensor, target: Tensor | None, image: Tensor | None, roi: Tensor | None
+        self,
+        logits: Tensor,
+        target: Tensor | None,
+        image: Tensor | None,
+        roi: Tensor | None,
+        spacing: tuple[float, ...] | None,
     ) -> tuple[Tensor, Tensor]:
         """Sums and counts of the data term."""
         if target is None and self.data_term.needs_labels:
@@ -246,4 +276,4 @@ class DataLoss(Loss):
                 )
             target = target.masked_fill(target.eq(self.ignore_index), IGNORE)
         image = self._image_or_blank(image, logits, self.data_term.needs_image)
-        return self.data_term(logits, Batch(image, target, roi))
+        return self.data_term(logits, Batch(image, target, roi, spacing=spacing))

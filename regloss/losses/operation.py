@@ -39,10 +39,12 @@ def handle_of(regularizer: Regularizer) -> int:
     return handle
 
 
-def energies_as_one_operation(probabilities: Tensor, image: Tensor, roi: Tensor | None, handle: int) -> Tensor:
+def energies_as_one_operation(
+    probabilities: Tensor, image: Tensor, roi: Tensor | None, spacing: Sequence[float] | None, handle: int
+) -> Tensor:
     """Penalties (B,) at ``probabilities`` (B, K, *S), differentiable once, as one operation."""
     differentiate = torch.is_grad_enabled() and probabilities.requires_grad
-    energies: Tensor = _energies(probabilities, image, roi, handle, differentiate)[0]
+    energies: Tensor = _energies(probabilities, image, roi, spacing, handle, differentiate)[0]
     return energies
 
 
@@ -56,7 +58,12 @@ def _tensors(regularizer: Regularizer) -> Iterator[Tensor]:
 
 
 def _compute(
-    probabilities: Tensor, image: Tensor, roi: Tensor | None, handle: int, differentiate: bool
+    probabilities: Tensor,
+    image: Tensor,
+    roi: Tensor | None,
+    spacing: Sequence[float] | None,
+    handle: int,
+    differentiate: bool,
 ) -> tuple[Tensor, Tensor]:
     regularizer = _regularizers[handle]
     if any(tensor.requires_grad for tensor in _tensors(regularizer)):
@@ -66,27 +73,35 @@ def _compute(
         )
     given = probabilities.detach().requires_grad_(differentiate)
     with torch.set_grad_enabled(differentiate), without_value_checks():
-        energies = regularizer.bind(image.detach(), roi).penalty(given)
+        energies = regularizer.bind(image.detach(), roi, spacing).penalty(given)
         if not differentiate:
             return energies, energies.new_empty(0)
         (gradient,) = torch.autograd.grad(energies.sum(), given)
     return energies.detach(), gradient.contiguous()
 
 
-_SCHEMA = "(Tensor probabilities, Tensor image, Tensor? roi, int handle, bool differentiate) -> (Tensor, Tensor)"
+_SCHEMA = (
+    "(Tensor probabilities, Tensor image, Tensor? roi, float[]? spacing, int handle, bool differentiate) "
+    "-> (Tensor, Tensor)"
+)
 
 
 # Older versions of torch cannot infer a schema from annotations that are strings.
 @torch.library.custom_op("regloss::energies", mutates_args=(), schema=_SCHEMA)
 def _energies(
-    probabilities: Tensor, image: Tensor, roi: Tensor | None, handle: int, differentiate: bool
+    probabilities: Tensor,
+    image: Tensor,
+    roi: Tensor | None,
+    spacing: Sequence[float] | None,
+    handle: int,
+    differentiate: bool,
 ) -> tuple[Tensor, Tensor]:
     # Inside of an operation torch records no derivatives in this thread, but it does in another.
     stream = torch.cuda.current_stream(probabilities.device) if probabilities.is_cuda else None
 
     def work() -> tuple[Tensor, Tensor]:
         with nullcontext() if stream is None else torch.cuda.stream(stream):
-            return _compute(probabilities, image, roi, handle, differentiate)
+            return _compute(probabilities, image, roi, spacing, handle, differentiate)
 
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(work).result()
@@ -94,7 +109,12 @@ def _energies(
 
 @_energies.register_fake
 def _(
-    probabilities: Tensor, image: Tensor, roi: Tensor | None, handle: int, differentiate: bool
+    probabilities: Tensor,
+    image: Tensor,
+    roi: Tensor | None,
+    spacing: Sequence[float] | None,
+    handle: int,
+    differentiate: bool,
 ) -> tuple[Tensor, Tensor]:
     gradient = torch.empty(probabilities.shape, dtype=probabilities.dtype, device=probabilities.device)
     return probabilities.new_empty(probabilities.shape[0]), gradient if differentiate else probabilities.new_empty(0)
@@ -109,9 +129,9 @@ def _times_gradient(ctx: Any, of_energies: Tensor | None, of_gradient: Tensor | 
     if of_gradient is not None:
         raise UsageError("A compiled loss of this kind has no second derivative. Call the loss without torch.compile.")
     if of_energies is None:
-        return None, None, None, None, None
+        return None, None, None, None, None, None
     (gradient,) = ctx.saved_tensors
-    return of_energies.reshape(-1, *[1] * (gradient.ndim - 1)) * gradient, None, None, None, None
+    return of_energies.reshape(-1, *[1] * (gradient.ndim - 1)) * gradient, None, None, None, None, None
 
 
 _energies.register_autograd(_times_gradient, setup_context=_keep_gradient)

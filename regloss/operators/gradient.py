@@ -10,23 +10,31 @@ from regloss.operators.linear_operator import LinearOperator
 
 
 class Gradient(LinearOperator):
-    """K s = e D s, with forward differences D, unit spacing, 0 across the far border; dual shape (B, K, axes, *S).
+    """K s = e D s, with forward differences D, 0 across the far border; dual shape (B, K, axes, *S).
 
-    ||D||^2 < 4 per axis, and e lies in [0, 1].
+    Differences along an axis of spacing h are divided by h, so that ||D||^2 < 4 / h^2 per axis; e lies in [0, 1].
 
     Args:
         size: *S.
         factors: e (B, axes, *S), what each difference counts; 0 where an end lies outside a region of interest, or the
             difference leaves the grid. None = 1 wherever both ends are on the grid.
+        spacing: h of each axis; None = 1.
         dtype: see `LinearOperator.dtype`.
         sign: -1 for differences; 1 for the sums of both ends that |D| takes.
     """
 
     def __init__(
-        self, size: tuple[int, ...], factors: Tensor | None = None, *, dtype: torch.dtype | None = None, sign: int = -1
+        self,
+        size: tuple[int, ...],
+        factors: Tensor | None = None,
+        *,
+        spacing: tuple[float, ...] | None = None,
+        dtype: torch.dtype | None = None,
+        sign: int = -1,
     ) -> None:
         self.size = size
         self.factors = factors
+        self.spacing = None if spacing is None or set(spacing) == {1.0} else spacing
         self.sign = sign
         self._dtype = dtype if factors is None else factors.dtype
 
@@ -37,8 +45,10 @@ class Gradient(LinearOperator):
 
     @property
     def norm(self) -> float:
-        """Root of 4 per axis."""
-        return float((4.0 * self.axes) ** 0.5)
+        """Root of 4 / h^2 per axis."""
+        if self.spacing is None:
+            return float((4.0 * self.axes) ** 0.5)
+        return float(sum(4.0 / step**2 for step in self.spacing) ** 0.5)
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -50,7 +60,7 @@ class Gradient(LinearOperator):
         differences = grid.forward_differences(s, self.axes)
         if self.sign > 0:
             return (2 * s.unsqueeze(2) + differences) * self.weights(s).unsqueeze(1)
-        return differences if self.factors is None else differences * self.factors.unsqueeze(1)
+        return differences if self._plain else differences * self.weights(s).unsqueeze(1)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Minus a divergence."""
@@ -58,13 +68,21 @@ class Gradient(LinearOperator):
             kept = y * self.weights(y).unsqueeze(1)
             # |D^T| y is the adjoint of 2 * identity + D, axis by axis.
             return 2 * kept.sum(2) + grid.forward_differences_adjoint(kept, self.axes)
-        return grid.forward_differences_adjoint(y if self.factors is None else y * self.factors.unsqueeze(1), self.axes)
+        return grid.forward_differences_adjoint(y if self._plain else y * self.weights(y).unsqueeze(1), self.axes)
+
+    @property
+    def _plain(self) -> bool:
+        return self.factors is None and self.spacing is None
 
     def weights(self, like: Tensor) -> Tensor:
-        """E, (B, axes, *S), or (1, axes, *S) of the type of ``like`` where it is the same for all images."""
+        """E / h, (B, axes, *S), or (1, axes, *S) of the type of ``like`` where it is the same for all images."""
         if self.factors is not None:
-            return self.factors
-        return _on_grid(self.size, like.device).to(like.dtype).unsqueeze(0)
+            factors = self.factors
+        else:
+            factors = _on_grid(self.size, like.device).to(like.dtype).unsqueeze(0)
+        if self.spacing is None:
+            return factors
+        return factors / factors.new_tensor(self.spacing).reshape(-1, *[1] * self.axes)
 
     def inside(self, device: torch.device) -> Tensor:
         """(B or 1, axes, *S) bool: which differences there are."""
@@ -72,16 +90,17 @@ class Gradient(LinearOperator):
 
     def absolute(self) -> Gradient:
         """The sums of both ends, weighted."""
-        return Gradient(self.size, self.factors, dtype=self._dtype, sign=1)
+        return Gradient(self.size, self.factors, spacing=self.spacing, dtype=self._dtype, sign=1)
 
     def squared(self) -> Gradient:
         """The same with squared weights."""
         factors = None if self.factors is None else self.factors.square()
-        return Gradient(self.size, factors, dtype=self._dtype, sign=1)
+        spacing = None if self.spacing is None else tuple(step**2 for step in self.spacing)
+        return Gradient(self.size, factors, spacing=spacing, dtype=self._dtype, sign=1)
 
     def __getitem__(self, images: Tensor) -> Gradient:
         factors = None if self.factors is None else self.factors[images]
-        return Gradient(self.size, factors, dtype=self._dtype, sign=self.sign)
+        return Gradient(self.size, factors, spacing=self.spacing, dtype=self._dtype, sign=self.sign)
 
 
 def _on_grid(size: tuple[int, ...], device: torch.device) -> Tensor:

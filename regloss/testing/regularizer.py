@@ -22,6 +22,7 @@ from regloss.regularizer import Regularizer, Term
 from regloss.solver import one_hot
 from regloss.testing.suite import (
     SIZES,
+    SPACINGS,
     Suite,
     Unchanged,
     assert_at_most,
@@ -115,15 +116,23 @@ class RegularizerConformance(Suite):
         return [name for kind, names in _FORM_CHECKS.items() if kind in offered for name in names]
 
     def _terms(self, ndim: int) -> Iterator[tuple[Term, str]]:
-        """Bound terms: everywhere, and in a ragged region of interest."""
+        """Bound terms: everywhere, in a ragged region of interest, and at a spacing of its own along each axis."""
         yield self.make().bind(self.image(ndim)), "everywhere"
         region = irregular_region(2, SIZES[ndim])
         yield self.make().bind(self.image(ndim), region), "in a region of interest"
+        yield self.make().bind(self.image(ndim), region, SPACINGS[:ndim]), f"at spacings of {SPACINGS[:ndim]}"
 
     def _solvable(self, ndim: int) -> Iterator[tuple[Term, str]]:
         """The same, conditioned on a prediction, which some need for their forms."""
         for term, where in self._terms(ndim):
             yield term.conditioned_on(self.probabilities(ndim)), where
+
+    def test_a_spacing_of_one_is_no_spacing(self, ndim: int) -> None:
+        """Pixels of 1 mm give the energies of pixels, bit for bit."""
+        image, probabilities = self.image(ndim), self.probabilities(ndim)
+        expected = self.make().bind(image).penalty(probabilities)
+        found = self.make().bind(image, spacing=(1.0,) * ndim).penalty(probabilities)
+        assert torch.equal(found, expected), "spacing = 1 along every axis changes the energy"
 
     def test_is_a_frozen_dataclass_with_a_weight(self) -> None:
         """Settings are fields, so that configurations can name them, and weight = 1 is the default."""

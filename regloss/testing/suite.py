@@ -15,6 +15,9 @@ from regloss import grid
 SIZES: Mapping[int, tuple[int, ...]] = {1: (9,), 2: (6, 7), 3: (4, 5, 6)}
 """Grid by number of spatial axes: small, no two axes alike, and with an interior when the border is cut off."""
 
+SPACINGS = (0.7, 1.3, 2.9)
+"""Of the first, second and third spatial axis, in mm."""
+
 
 class Suite:
     """Parametrises each check by those of its arguments that name a table of the class.

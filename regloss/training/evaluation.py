@@ -26,7 +26,7 @@ from regloss.solver import Solution, one_hot
 from regloss.training.augmentation import crop_coverage
 from regloss.training.config import Config
 from regloss.training.devices import Process
-from regloss.training.loader import same_size_groups, whole_batch
+from regloss.training.loader import like_groups, whole_batch
 from regloss.training.model import SegmentationModel, describe_layer, predict
 from regloss.training.sample_reader import SampleReader, supervision_of
 
@@ -60,7 +60,7 @@ def evaluate_samples(
     samples = [reader.load(sample_id) for sample_id in ids]
     if noise is not None:
         samples = [replace(sample, image=noise(sample.image, sample.id, config.seed)) for sample in samples]
-    for group in same_size_groups([sample.image.shape for sample in samples], config.training.batch_size):
+    for group in like_groups(samples, config.training.batch_size):
         chosen = [samples[place] for place in group]
         batch = whole_batch(chosen, None)
         image = batch.image.to(process.device)
@@ -74,7 +74,7 @@ def evaluate_samples(
                 foreground.update(prediction, label, sample.id)
         if energy is not None:
             hard = one_hot(predictions, len(classes), at_least_float32(image).dtype)
-            energies.update(energy.bind(image).energy(hard) / batch.pixels.to(image.device))
+            energies.update(energy.bind(image, spacing=batch.spacing).energy(hard) / batch.pixels.to(image.device))
     result = scores.compute()
     if config.data.supervision == "none":
         result["unsupervised"] = foreground.compute()

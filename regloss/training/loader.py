@@ -38,6 +38,7 @@ class Prepared:
     labels: Tensor
     roi: Tensor
     proposal: Tensor | None
+    spacing: tuple[float, ...] | None = None
 
 
 class TrainingSet(Dataset[Any]):
@@ -72,7 +73,8 @@ class TrainingSet(Dataset[Any]):
             _check_proposal(stored, source, len(self.reader.source.classes), sample.id)
             proposal = geometry.labels(torch.from_numpy(stored), IGNORE).long()
         crop = photometric(geometry.image(image), self.data.augment, draw) * geometry.inside
-        return Prepared(sample.id, crop, geometry.labels(labels, IGNORE).long(), geometry.inside, proposal)
+        made = geometry.labels(labels, IGNORE).long()
+        return Prepared(sample.id, crop, made, geometry.inside, proposal, sample.spacing)
 
 
 def _check_proposal(labels: np.ndarray, size: tuple[int, ...], classes: int, sample_id: str) -> None:
@@ -101,6 +103,21 @@ def crop_size(data: Data, ndim: int) -> tuple[int, ...] | None:
     return crop
 
 
+def common_spacing(items: Sequence[Prepared | Sample]) -> tuple[float, ...] | None:
+    """The spacing of all ``items``.
+
+    Raises:
+        UsageError: it is not the same; the message names two of them.
+    """
+    for item in items[1:]:
+        if item.spacing != items[0].spacing:
+            raise UsageError(
+                f"The images of a batch must have one spacing; {items[0].id} has {items[0].spacing} mm and {item.id} "
+                f"{item.spacing}. Resample them to one spacing, or take batches of one image."
+            )
+    return items[0].spacing
+
+
 def collate(items: Sequence[Prepared]) -> tuple[Batch, Tensor | None]:
     """Batch and proposals (B, *S); smaller images are padded at the far end, outside the region of interest."""
     size = tuple(max(item.image.shape[axis + 1] for item in items) for axis in range(items[0].image.ndim - 1))
@@ -116,6 +133,7 @@ def collate(items: Sequence[Prepared]) -> tuple[Batch, Tensor | None]:
         labels=torch.stack([padded(item.labels, IGNORE) for item in items]),
         roi=torch.stack([padded(item.roi, False) for item in items]),
         ids=[item.id for item in items],
+        spacing=common_spacing(items),
     )
     proposals = [item.proposal for item in items]
     if any(proposal is None for proposal in proposals):
@@ -217,16 +235,20 @@ def _loads(worker: int) -> None:
     end_with_parent()
 
 
-def same_size_groups(sizes: Sequence[tuple[int, ...]], largest: int) -> Iterator[list[int]]:
-    """Consecutive places with one image size, at most ``largest`` together, so that batches need no padding."""
+def like_groups(samples: Sequence[Sample], largest: int) -> Iterator[list[int]]:
+    """Consecutive places of samples of one size and spacing, at most ``largest`` together: batches without padding."""
     group: list[int] = []
-    for place, size in enumerate(sizes):
-        if group and (sizes[group[0]] != size or len(group) == largest):
+    for place, sample in enumerate(samples):
+        if group and (not _are_alike(samples[group[0]], sample) or len(group) == largest):
             yield group
             group = []
         group.append(place)
     if group:
         yield group
+
+
+def _are_alike(one: Sample, other: Sample) -> bool:
+    return (one.image.shape, one.spacing) == (other.image.shape, other.spacing)
 
 
 def whole_batch(samples: Sequence[Sample], labels: Sequence[np.ndarray] | None) -> Batch:
@@ -235,4 +257,5 @@ def whole_batch(samples: Sequence[Sample], labels: Sequence[np.ndarray] | None) 
         image=torch.from_numpy(np.stack([sample.image for sample in samples])),
         labels=None if labels is None else torch.from_numpy(np.stack(labels).astype(np.int64)),
         ids=[sample.id for sample in samples],
+        spacing=common_spacing(samples),
     )

@@ -120,4 +120,5 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
         None if batch.labels is None else batch.labels.to(device, non_blocking=True),
         None if batch.roi is None else batch.roi.to(device, non_blocking=True),
         batch.ids,
+        batch.spacing,
     )

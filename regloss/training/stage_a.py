@@ -20,7 +20,7 @@ from regloss.outer_loop import OuterLoop, Proposal
 from regloss.regularizer import Regularizer
 from regloss.training.config import as_written
 from regloss.training.finite import check_finite_logits
-from regloss.training.loader import same_size_groups, whole_batch
+from regloss.training.loader import like_groups, whole_batch
 from regloss.training.model import predict
 from regloss.training.processes import to_device
 from regloss.training.proposals import ProposalStore
@@ -88,7 +88,7 @@ def propose_all(
     # torch keeps the number of its threads per thread, and a new one starts with all cores.
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as pool:
         waiting: deque[Future[None]] = deque()
-        for group in same_size_groups([sample.image.shape for sample in samples], config.training.batch_size):
+        for group in like_groups(samples, config.training.batch_size):
             chosen = [samples[place] for place in group]
             labels = [supervision_of(sample, config.data.supervision) for sample in chosen]
             batch = to_device(whole_batch(chosen, labels), fabric.device)

@@ -16,7 +16,7 @@ from regloss.training.loader import (
     TrainingSet,
     collate,
     crop_size,
-    same_size_groups,
+    like_groups,
     training_batches,
     whole_batch,
 )
@@ -333,10 +333,21 @@ def test_loader_processes_give_the_batches_that_one_process_gives(images, tmp_pa
 # -- Whole images ------------------------------------------------------------------------------------------------------
 
 
-def test_groups_hold_consecutive_images_of_one_size():
-    sizes = [(1, 4, 4)] * 3 + [(1, 4, 5)] + [(1, 4, 4)] * 2
-    assert list(same_size_groups(sizes, 2)) == [[0, 1], [2], [3], [4, 5]]
-    assert list(same_size_groups([], 2)) == []
+def sample_of(name, size, spacing=None):
+    return Sample(name, np.zeros((1, *size), np.float32), None, None, name, spacing)
+
+
+def test_groups_hold_consecutive_images_of_one_size_and_spacing():
+    sizes = [(4, 4)] * 3 + [(4, 5)] + [(4, 4)] * 2
+    samples = [sample_of(str(number), size) for number, size in enumerate(sizes)]
+    assert list(like_groups(samples, 2)) == [[0, 1], [2], [3], [4, 5]]
+    assert list(like_groups([], 2)) == []
+    spaced = [sample_of("a", (4, 4), (1.0, 1.0)), sample_of("b", (4, 4), (1.0, 2.0)), sample_of("c", (4, 4))]
+    assert list(like_groups(spaced, 3)) == [[0], [1], [2]]
+    assert whole_batch(spaced[1:2], None).spacing == (1.0, 2.0)
+    assert whole_batch(spaced[2:], None).spacing is None
+    with pytest.raises(UsageError, match=r"one spacing; a has \(1.0, 1.0\) mm and b \(1.0, 2.0\)\. Resample them"):
+        whole_batch(spaced, None)
 
 
 def test_whole_batches():

@@ -50,11 +50,11 @@ class Bending(Regularizer):
         """What solvers can have: here what pdhg and dca take."""
         return {Saddle: BendingTerm.saddle}
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Note which differences lie inside ``roi`` (B, *S)."""
         size, offsets = tuple(image.shape[2:]), grid.axis_offsets(image.ndim - 2)
         pairs = None if roi is None else torch.stack([grid.pairs_inside(roi, o) for o in offsets], 1).to(image.dtype)
-        part = SaddlePart(Laplacian(Gradient(size, pairs, dtype=image.dtype)), Box(self.weight))
+        part = SaddlePart(Laplacian(Gradient(size, pairs, spacing=spacing, dtype=image.dtype)), Box(self.weight))
         return BendingTerm(self, part, (len(image), *size), roi)
 
 

@@ -38,17 +38,18 @@ class GeodesicLength(Regularizer):
         """What solvers can have: here what alpha-expansion and mean-field take."""
         return {GridGraph: PottsTerm.grid_graph, Graph: PottsTerm.graph}
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Weights of all pairs of ``image`` (B, C, H, W)."""
         if image.ndim != 4:
             raise UsageError(f"geodesic-length is for images (B, C, H, W); got {tuple(image.shape)}.")
         offsets = grid.neighbor_offsets(2, 8)
+        lengths = grid.boundary_lengths(offsets, spacing)  # distances, balanced where axes differ
         shape = (len(image), *image.shape[2:])
         region = grid.full_roi(roi, shape, image.device)
         weights = image.new_zeros(shape[0], len(offsets), *shape[1:])
         for number, offset in enumerate(offsets):
             first, second = grid.pair_slices(offset)
-            distance = math.hypot(*offset)
+            distance = lengths[number]
             slope = torch.linalg.vector_norm(grid.pick(image, first) - grid.pick(image, second), dim=1) / distance
             grid.pick(weights[:, number], first).copy_(math.pi / 8 / distance / (1 + (slope / self.contrast) ** 2))
             weights[:, number] *= grid.pairs_inside(region, offset)  # no pair may leave the region of interest

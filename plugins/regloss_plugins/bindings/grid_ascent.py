@@ -64,7 +64,7 @@ def _rows(gradient: Gradient, isotropic: bool, problem: DualProblem) -> Rows:
         short = [min(length, 5) for length in lengths]
         kinds = [_kinds(length) for length in lengths]
         entry = np.arange(math.prod(short)).reshape(short)[np.ix_(*kinds)].ravel()
-        gradient = Gradient((*short, width), dtype=gradient.dtype)
+        gradient = Gradient((*short, width), spacing=gradient.spacing, dtype=gradient.dtype)
     factors = gradient.weights(torch.empty(0, dtype=gradient.dtype))
     weights = (problem.factor * factors[0]).to(problem.cost)
     if isinstance(problem.steps, str):

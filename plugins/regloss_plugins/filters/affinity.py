@@ -40,11 +40,12 @@ class Affinity:
     Args:
         image: (B, C, *S) in [0, 1], float32 or float64.
         roi: (B, *S) bool, or None.
-        sigma_xy: in pixels of ``image``.
+        sigma_xy: in pixels of ``image``, or in the unit of ``steps``.
         sigma_rgb: in units of ``image``.
         scale: in (0, 1], blocks are 1 / scale pixels long.
         backend: of the filter, see `gaussian_filter`; so is ``accuracy``.
         accuracy: of the lattice.
+        steps: distance of neighbouring pixels along each axis; None = 1.
 
     Attributes:
         inside: (B, 1, *S), 1 in the region of interest and 0 outside.
@@ -53,7 +54,8 @@ class Affinity:
         means: (B, C, *R) colours of the blocks.
         filter: W of the blocks, whose weights are not divided by ``mass``, with 1 on its diagonal.
         degrees: (B, 1, *R) filtered counts.
-        mass: (2 pi)^(D/2) sigma_xy^D.
+        mass: (2 pi)^(D/2) sigma_xy^D, in pixels.
+        steps: see above.
     """
 
     def __init__(
@@ -65,20 +67,28 @@ class Affinity:
         scale: float,
         backend: Backend,
         accuracy: Accuracy,
+        steps: tuple[float, ...] | None = None,
     ) -> None:
         ndim = image.ndim - 2
+        steps = (1.0,) * ndim if steps is None else steps
         shape = (image.shape[0], *image.shape[2:])
         region = grid.full_roi(roi, shape, image.device)
+        self.steps = steps
         self.inside = region.unsqueeze(1).to(image.dtype)
         self.pixels = self.inside.flatten(1).sum(1)
-        self.mass = math.sqrt(2 * math.pi) ** ndim * sigma_xy**ndim
+        self.mass = math.sqrt(2 * math.pi) ** ndim * sigma_xy**ndim / math.prod(steps)
         self._blocks = None if scale == 1 else _Blocks(region, scale)
         self.counts = self.sums(torch.ones_like(self.inside))
         self.means = image if self._blocks is None else self.sums(image) / self.counts.clamp(min=1)
         occupied = (self.counts > 0).squeeze(1)
         kept = None if bool(occupied.all()) else occupied
         self.filter: GaussianFilter = gaussian_filter(
-            self.means, sigma_xy * scale, sigma_rgb, kept, backend=backend, accuracy=accuracy
+            self.means,
+            tuple(sigma_xy * scale / step for step in steps),
+            sigma_rgb,
+            kept,
+            backend=backend,
+            accuracy=accuracy,
         )
         self.degrees = self.filter(self.counts)
 
@@ -219,10 +229,13 @@ class _Blocks:
         return blocks.flatten(2).gather(2, index).reshape(*blocks.shape[:2], *self.size)
 
 
-def check_affinity(name: str, sigma_xy: float, sigma_rgb: float, scale: float, backend: str, accuracy: str) -> None:
+def check_affinity(
+    name: str, sigma_xy: float, sigma_rgb: float, scale: float, backend: str, accuracy: str, unit: str
+) -> None:
     """Raise `UsageError` unless the settings that dense regularizers share lie in their ranges."""
     if not 0 < sigma_xy < math.inf:
-        raise UsageError(f"sigma_xy of {name} must be finite and positive, in pixels; got {sigma_xy}.")
+        raise UsageError(f"sigma_xy of {name} must be finite and positive; got {sigma_xy}.")
+    grid.check_unit(unit, name)
     # The largest difference that an RGB image in [0, 1] can have is sqrt(3); a larger bandwidth means bytes.
     if not (0 < sigma_rgb <= 2 or sigma_rgb == math.inf):
         raise UsageError(

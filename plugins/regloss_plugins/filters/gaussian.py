@@ -27,6 +27,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -185,7 +186,7 @@ class LatticeFilter(GaussianFilter):
 
     Args:
         features: (B, C, *S), already over their bandwidths, float32 or float64.
-        sigma: bandwidth of places in pixels; inf = they do not matter.
+        sigma: bandwidth of places along each axis in pixels; all inf = they do not matter.
         roi: (B, *S) bool, or None.
         accuracy: "fast", "fine" or "finest".
 
@@ -193,7 +194,7 @@ class LatticeFilter(GaussianFilter):
         UsageError: the lattice would not fit into memory.
     """
 
-    def __init__(self, features: Tensor, sigma: float, roi: Tensor | None, accuracy: Accuracy) -> None:
+    def __init__(self, features: Tensor, sigma: Sequence[float], roi: Tensor | None, accuracy: Accuracy) -> None:
         super().__init__((features.shape[0], *features.shape[2:]))
         size = tuple(features.shape[2:])
         flat = features.detach().cpu().flatten(2).numpy()
@@ -246,7 +247,7 @@ class LatticeFilter(GaussianFilter):
 
 def gaussian_filter(
     image: Tensor,
-    sigma_xy: float,
+    sigma_xy: float | Sequence[float],
     sigma_rgb: float,
     roi: Tensor | None = None,
     *,
@@ -257,7 +258,7 @@ def gaussian_filter(
 
     Args:
         image: (B, C, *S) colours or any other features of pixels, one to three spatial axes, finite.
-        sigma_xy: bandwidth of places in pixels, > 0; inf = places do not matter.
+        sigma_xy: bandwidth of places in pixels, > 0, or one for each spatial axis; inf = places do not matter.
         sigma_rgb: bandwidth of features in the image's units, > 0; inf = they do not matter.
         roi: (B, *S) bool, pixels that count, at least one in each image; None = all.
         backend: "exact", "lattice", or "auto".
@@ -272,8 +273,9 @@ def gaussian_filter(
     tensor([[[[2.1353, 2.1353, 1.2707]]]])
     """
     for name, sigma in (("sigma_xy", sigma_xy), ("sigma_rgb", sigma_rgb)):
-        if not sigma > 0:
-            raise UsageError(f"{name} must be positive (inf = it does not matter); got {sigma}.")
+        for one in sigma if isinstance(sigma, Sequence) else (sigma,):
+            if not one > 0:
+                raise UsageError(f"{name} must be positive (inf = it does not matter); got {sigma}.")
     if not isinstance(image, Tensor) or not image.is_floating_point() or not 3 <= image.ndim <= 5 or not image.numel():
         found = f"{image.dtype} of shape {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
         raise UsageError(f"An image must be a floating-point tensor (B, C, *S) with 1 to 3 spatial axes; got {found}.")
@@ -290,10 +292,14 @@ def gaussian_filter(
     if backend == "auto":
         small = math.prod(shape[1:]) <= _EXACT_PIXELS
         backend = "exact" if image.is_cuda or small or features.shape[1] > _LATTICE_CHANNELS else "lattice"
+    widths = tuple(sigma_xy) if isinstance(sigma_xy, Sequence) else (sigma_xy,) * (len(shape) - 1)
+    if len(widths) != len(shape) - 1 or len({math.isinf(width) for width in widths}) > 1:
+        raise UsageError(f"sigma_xy must be one number, or a finite one for each spatial axis; got {sigma_xy}.")
     if backend == "lattice":
-        return LatticeFilter(features, sigma_xy, roi, accuracy)
-    if not math.isinf(sigma_xy):
+        return LatticeFilter(features, widths, roi, accuracy)
+    if not math.isinf(widths[0]):
         axes = [torch.arange(size, device=image.device, dtype=features.dtype) for size in shape[1:]]
-        places = torch.stack(torch.meshgrid(*axes, indexing="ij")) / sigma_xy
+        axes = [axis / width for axis, width in zip(axes, widths, strict=True)]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij"))
         features = torch.cat([features, places.expand(shape[0], *places.shape)], 1)
     return ExactFilter(features, roi)

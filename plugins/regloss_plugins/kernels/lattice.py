@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any, NamedTuple
@@ -240,10 +240,10 @@ def _colours(features: Floats, splines: Splines) -> _Colours:
     )
 
 
-def _places(places: NDArray[np.int64], sigma: float, splines: Splines) -> _Places:
-    """Blocks of pixels and their nodes along every axis; with an infinite ``sigma`` there is but one node."""
+def _places(places: NDArray[np.int64], sigma: Sequence[float], splines: Splines) -> _Places:
+    """Blocks of pixels and their nodes along every axis; with infinite ``sigma`` there is but one node."""
     count, pixels = splines.degree + 1, len(places)
-    if math.isinf(sigma):
+    if math.isinf(sigma[0]):
         return _Places(
             np.zeros(pixels, np.int64),
             1,
@@ -254,14 +254,14 @@ def _places(places: NDArray[np.int64], sigma: float, splines: Splines) -> _Place
             (1,),
             (),
         )
-    length = max(1, math.floor(sigma * splines.step / splines.shares))
     low = [int(column.min()) for column in places.T]
     block, sizes, firsts, weights, diagonals = np.zeros(pixels, np.int64), [], [], [], []
     for axis in range(places.shape[1]):
+        length = max(1, math.floor(sigma[axis] * splines.step / splines.shares))
         extent = int(places[:, axis].max() - low[axis]) + 1
         begin = np.arange(0, extent, length)
         centers = (begin + np.minimum(begin + length, extent) - 1) / 2
-        first, weight = spline_weights(centers / (sigma * splines.step), splines.degree)
+        first, weight = spline_weights(centers / (sigma[axis] * splines.step), splines.degree)
         first -= first.min()
         block = block * len(begin) + (places[:, axis] - low[axis]) // length
         sizes.append(int(first.max()) + count)
@@ -674,7 +674,7 @@ class SplineLattice:
         features: (N, F) of the pixels that count, in bandwidths; float32 or float64, the precision of the lattice.
         places: (N, D) int64, where they lie on the grid.
         pixels: (N,) int64, where they stand in the arrays that are filtered.
-        sigma: bandwidth of the places, in pixels; inf = they do not matter.
+        sigma: bandwidth of the places along each axis, in pixels; all inf = they do not matter.
         colours: how the features' axes are approximated.
         grid: how the spatial axes are.
 
@@ -687,7 +687,7 @@ class SplineLattice:
         features: Floats,
         places: NDArray[np.int64],
         pixels: NDArray[np.int64],
-        sigma: float,
+        sigma: Sequence[float],
         colours: Splines,
         grid: Splines,
     ) -> None:

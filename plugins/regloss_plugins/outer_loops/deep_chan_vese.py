@@ -190,7 +190,9 @@ class DeepChanVeseTraining(OuterLoop):
             shift, stretch = (self.jitter * (2 * torch.rand(shape) - 1).to(image) for _ in range(2))
             mean = image.mean(tuple(range(1, image.ndim)), keepdim=True)
             image = _masked(((image - mean) * (1 + stretch) + mean + shift).clamp(0, 1), roi)
-        return View(Batch(image.flip(axes), None, None if roi is None else roi.flip(axes), batch.ids), axes)
+        return View(
+            Batch(image.flip(axes), None, None if roi is None else roi.flip(axes), batch.ids, batch.spacing), axes
+        )
 
     def _loss_terms_of_network(self, logits: Tensor, batch: Batch, target: Tensor | None) -> dict[str, Tensor]:
         """U's loss but for AuI; ``target`` (B, K, *S) are the phases of the saliency map, where it still counts."""
@@ -212,7 +214,9 @@ class DeepChanVeseTraining(OuterLoop):
         loss_terms = {"region": self.mean(self._region(u, latent, phases, batch), batch.pixels)}
         if warm_up is not None:
             loss_terms["start"] = self.start_weight * warm_up
-        loss_terms["regularizer"] = self.mean(self.regularizer.bind(batch.image, batch.roi).penalty(u), batch.pixels)
+        loss_terms["regularizer"] = self.mean(
+            self.regularizer.bind(batch.image, batch.roi, batch.spacing).penalty(u), batch.pixels
+        )
         if self.discriminator is not None and self.conservation > 0:
             # F and D are looked through, not taught: their own updates come next.
             with _frozen(elbo.decoder), _frozen(self.discriminator):

@@ -69,6 +69,6 @@ class GradientDescent(OuterLoop):
         factor = self.weight_schedule.at(self.progress)
         if self.regularizer is not None and factor > 0:
             probabilities = at_least_float32(logits).softmax(1)
-            energy = self.regularizer.bind(batch.image, batch.roi).penalty(probabilities)
+            energy = self.regularizer.bind(batch.image, batch.roi, batch.spacing).penalty(probabilities)
             loss_terms["regularizer"] = factor * self.mean(energy, batch.pixels)
         return self.total_loss(**loss_terms)

@@ -117,7 +117,7 @@ class ProposalLoop(OuterLoop):
             # A seed's unary is a constant of the problem; 0 keeps energies comparable between images.
             unary = unary.masked_fill((seeds >= 0).unsqueeze(1), 0)
             allowed = seeded_labels(seeds, classes) if self.seeded_only else None
-            term = self.regularizer.bind(batch.image, batch.roi)
+            term = self.regularizer.bind(batch.image, batch.roi, batch.spacing)
             start = torch.where(seeds >= 0, seeds, start)
             entropy = coupling if self.entropy == "coupling" else self.entropy
             try:

@@ -117,6 +117,6 @@ class Splitting(OuterLoop):
         return energy
 
     def _form(self, batch: Batch) -> Saddle:
-        form = self.regularizer.bind(batch.image, batch.roi).form(Saddle)
+        form = self.regularizer.bind(batch.image, batch.roi, batch.spacing).form(Saddle)
         assert isinstance(form, Saddle)
         return form

@@ -119,7 +119,7 @@ class SoftSelfLabeling(OuterLoop):
         if self.seeded_only:
             allowed = seeded_labels(seeds, classes)
             start = F.log_softmax(-allowed_cost(-start, allowed), dim=1)
-        term = self.regularizer.bind(batch.image, batch.roi)
+        term = self.regularizer.bind(batch.image, batch.roi, batch.spacing)
         return self._descend(start, prediction, seeds, term, batch)
 
     def _descend(self, start: Tensor, prediction: Tensor, seeds: Tensor, term: Term, batch: Batch) -> Proposal:

@@ -82,7 +82,7 @@ class ConvexShape(HardConstraint):
         """The pseudo-projection, and what solvers take of it."""
         return {Projection: _ConvexShapeTerm.projection, Constrained: _ConvexShapeTerm.constrained}
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Note the region of interest."""
         shape = (image.shape[0], *image.shape[2:])
         return _ConvexShapeTerm(self, grid.full_roi(roi, shape, image.device), shape, roi)

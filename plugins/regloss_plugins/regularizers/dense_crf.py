@@ -3,9 +3,10 @@
     R(labels) = weight * sum over unordered pairs p != q of w_pq [l_p != l_q]
     w_pq      = exp(-|p - q|^2 / (2 sigma_xy^2) - |I_p - I_q|^2 / (2 sigma_rgb^2)) / ((2 pi)^(D/2) sigma_xy^D)
 
-in D spatial dimensions, sigma_xy in pixels of the image, sigma_rgb in units of image values (which lie in [0, 1]), the
-square summed over channels. The divisor makes R at most weight / 2 per pixel (about). With scale = 0.5, places and
-colours are those of blocks of 2x2 pixels, while the pairs remain those of pixels (`regloss_plugins.filters.affinity`).
+in D spatial dimensions, sigma_xy in pixels of the image (or in mm), sigma_rgb in units of image values (which lie in
+[0, 1]), the square summed over channels. The divisor, in pixels, makes R at most weight / 2 per pixel (about). With
+scale = 0.5, places and colours are those of blocks of 2x2 pixels, while the pairs remain those of pixels
+(`regloss_plugins.filters.affinity`).
 Sums over pairs are Gaussian filters (`regloss_plugins.filters.gaussian`), exact or by a lattice, for whose w_pq R and
 its gradient are exact.
 
@@ -37,8 +38,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from regloss import grid
 from regloss.errors import UsageError
 from regloss.forms import Concave, ConcaveFunction
+from regloss.grid import Unit
 from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.filters.affinity import Affinity, check_affinity
 from regloss_plugins.filters.bandwidth_derivatives import filter_by_bandwidths
@@ -53,7 +56,7 @@ class DenseCRF(Regularizer):
 
     Args:
         weight: factor of the whole energy, >= 0.
-        sigma_xy: bandwidth of places in pixels, > 0.
+        sigma_xy: bandwidth of places, > 0, in ``unit``.
         sigma_rgb: bandwidth of image values, 0 < sigma_rgb <= 2; inf = colours do not matter, the smoothness kernel.
         scale: resolution at which places and colours are looked at, in (0, 1].
         backend: of the filter: "exact", "lattice", or "auto" (exact on GPUs and for few pixels).
@@ -61,6 +64,7 @@ class DenseCRF(Regularizer):
         relaxation: energy of probabilities: "bilinear", "quadratic" or "normalized-quadratic".
         compatibility: (K, K) floating-point tensor, what a pair of labels costs; None = 1 where they differ. Like the
             bandwidths, which may be () tensors, it is for "bilinear" alone.
+        unit: of sigma_xy: "pixel", or "mm", for images whose spacing is known.
 
     Raises:
         UsageError: a setting outside its range.
@@ -85,6 +89,7 @@ class DenseCRF(Regularizer):
     accuracy: Accuracy = "fine"
     relaxation: Literal["bilinear", "quadratic", "normalized-quadratic"] = "bilinear"
     compatibility: Tensor | None = None
+    unit: Unit = "pixel"
     opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -96,7 +101,7 @@ class DenseCRF(Regularizer):
                     f"of shape {tuple(sigma.shape)}."
                 )
         widths = (_number(self.sigma_xy), _number(self.sigma_rgb))
-        check_affinity("dense-crf", *widths, self.scale, self.backend, self.accuracy)
+        check_affinity("dense-crf", *widths, self.scale, self.backend, self.accuracy, self.unit)
         _check_compatibility(self.compatibility)
         if self.relaxation not in RELAXATIONS:
             raise UsageError(
@@ -120,10 +125,11 @@ class DenseCRF(Regularizer):
         """The concave form of the bilinear relaxation; none of the others."""
         return {Concave: _DenseTerm.concave} if self.relaxation == "bilinear" else {}
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Set up the filter."""
         widths = (_number(self.sigma_xy), _number(self.sigma_rgb))
-        affinity = Affinity(image, roi, *widths, self.scale, self.backend, self.accuracy)
+        steps = grid.steps_in(self.unit, spacing, image.ndim - 2, "dense-crf")
+        affinity = Affinity(image, roi, *widths, self.scale, self.backend, self.accuracy, steps)
         return _DenseTerm(self, affinity, (image.shape[0], *image.shape[2:]), roi)
 
 
@@ -238,7 +244,7 @@ class _GeneralBilinear(ConcaveFunction):
         if not isinstance(sigma, Tensor):
             return self.settings.weight / self.affinity.mass
         ndim = s.ndim - 2
-        mass: Tensor = (2 * math.pi) ** (ndim / 2) * sigma.to(s) ** ndim
+        mass: Tensor = (2 * math.pi) ** (ndim / 2) * sigma.to(s) ** ndim / math.prod(self.affinity.steps)
         return self.settings.weight / mass
 
     def _filtered(self, sums: Tensor) -> Tensor:
@@ -246,8 +252,12 @@ class _GeneralBilinear(ConcaveFunction):
         widths = (settings.sigma_xy, settings.sigma_rgb)
         if not any(isinstance(sigma, Tensor) for sigma in widths):
             return affinity.filter(sums)
-        axes = [torch.arange(n, device=sums.device, dtype=sums.dtype) for n in sums.shape[2:]]
-        places = torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0) / settings.scale  # in pixels
+        sides = [step / settings.scale for step in affinity.steps]  # of blocks, in the unit of sigma_xy
+        axes = [
+            torch.arange(n, device=sums.device, dtype=sums.dtype) * side
+            for n, side in zip(sums.shape[2:], sides, strict=True)
+        ]
+        places = torch.stack(torch.meshgrid(*axes, indexing="ij")).unsqueeze(0)
         sigma_xy, sigma_rgb = (torch.as_tensor(sigma, dtype=sums.dtype, device=sums.device) for sigma in widths)
         return filter_by_bandwidths(affinity.filter, sums, places, affinity.means, sigma_xy, sigma_rgb)
 

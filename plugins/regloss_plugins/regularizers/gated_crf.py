@@ -4,9 +4,9 @@
     w_pq      = exp(-|p - q|^2 / (2 sigma_xy^2) - |I_p - I_q|^2 / (2 sigma_rgb^2))
     g_pq      = (destination_p source_q + destination_q source_p) / 2
 
-sigma_xy in pixels, sigma_rgb in units of image values (which lie in [0, 1]), the square summed over channels. A pixel
-that is no source tells its neighbours nothing (its prediction is not to be trusted), one that is no destination does
-not listen (its label is known); without masks, g = 1.
+sigma_xy in pixels (or mm), sigma_rgb in units of image values (which lie in [0, 1]), the square summed over channels. A
+pixel that is no source tells its neighbours nothing (its prediction is not to be trusted), one that is no destination
+does not listen (its label is known); without masks, g = 1.
 
 For probabilities there are the relaxations of `regloss.potts`, equal to R on one-hot input, but for the logarithmic
 ones. Offsets are gone through one after the other, forward and backward, and weights are computed when they are needed:
@@ -31,6 +31,7 @@ from torch.autograd.function import once_differentiable
 from regloss import grid
 from regloss.errors import UsageError
 from regloss.forms import Graph, GridGraph
+from regloss.grid import Unit
 from regloss.potts import RELAXATIONS, Relaxation, pair_cost
 from regloss.regularizer import Forms, Regularizer, Term
 
@@ -42,11 +43,12 @@ class GatedCRF(Regularizer):
     Args:
         weight: factor of the whole energy, >= 0.
         radius: half width of the window in pixels, >= 1; the default means 11x11. It may exceed the image.
-        sigma_xy: bandwidth of places in pixels, > 0.
+        sigma_xy: bandwidth of places, > 0, in ``unit``.
         sigma_rgb: bandwidth of image values, 0 < sigma_rgb <= 2.
         relaxation: energy of probabilities, one of those of `regloss.potts`.
         source: (B, *S) bool, pixels that tell their neighbours something; None = all.
         destination: (B, *S) bool, pixels that listen; None = all.
+        unit: of sigma_xy: "pixel", or "mm", for images whose spacing is known. The radius is in pixels.
 
     Raises:
         UsageError: a setting outside its range.
@@ -64,13 +66,15 @@ class GatedCRF(Regularizer):
     relaxation: Relaxation = "bilinear"
     source: Tensor | None = None
     destination: Tensor | None = None
+    unit: Unit = "pixel"
     opaque: ClassVar[bool] = True  # hundreds of shifts of the image, whose weights no compiler should keep
 
     def __post_init__(self) -> None:
         if isinstance(self.radius, bool) or not isinstance(self.radius, int) or self.radius < 1:
             raise UsageError(f"radius must be a whole number of pixels, at least 1; got {self.radius!r}.")
         if not 0 < self.sigma_xy < float("inf"):
-            raise UsageError(f"sigma_xy of gated-crf must be finite and positive, in pixels; got {self.sigma_xy}.")
+            raise UsageError(f"sigma_xy of gated-crf must be finite and positive; got {self.sigma_xy}.")
+        grid.check_unit(self.unit, "gated-crf")
         # The largest difference that an RGB image in [0, 1] can have is sqrt(3); a larger bandwidth means bytes.
         if not 0 < self.sigma_rgb <= 2:
             raise UsageError(
@@ -89,7 +93,7 @@ class GatedCRF(Regularizer):
         """A grid graph, and the same as a list of edges."""
         return {GridGraph: _GatedTerm.grid_graph, Graph: _GatedTerm.graph}
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Nothing is computed ahead."""
         shape = (image.shape[0], *image.shape[2:])
         for name, mask in (("source", self.source), ("destination", self.destination)):
@@ -97,12 +101,21 @@ class GatedCRF(Regularizer):
                 raise UsageError(
                     f"The mask {name} of gated-crf must have the image's (B, *S) = {shape}; got {tuple(mask.shape)}."
                 )
-        return _GatedTerm(self, image, shape, roi)
+        steps = grid.steps_in(self.unit, spacing, len(shape) - 1, "gated-crf")
+        return _GatedTerm(self, image, steps, shape, roi)
 
 
 class _GatedTerm(Term):
-    def __init__(self, regularizer: GatedCRF, image: Tensor, shape: tuple[int, ...], roi: Tensor | None) -> None:
+    def __init__(
+        self,
+        regularizer: GatedCRF,
+        image: Tensor,
+        steps: tuple[float, ...],  # distances of neighbours along each axis, in the unit of sigma_xy
+        shape: tuple[int, ...],
+        roi: Tensor | None,
+    ) -> None:
         super().__init__(regularizer, shape, roi)
+        self.steps = steps
         self.settings = regularizer
         self.image = image
         reach = [min(regularizer.radius, size - 1) for size in shape[1:]]
@@ -121,7 +134,8 @@ class _GatedTerm(Term):
         for offset in self.offsets:
             first, second = grid.pair_slices(offset)
             contrast = (grid.pick(self.image, first) - grid.pick(self.image, second)).square().sum(1)
-            distance = sum(step**2 for step in offset) / (2 * settings.sigma_xy**2)
+            squares = sum((count * step) ** 2 for count, step in zip(offset, self.steps, strict=True))
+            distance = squares / (2 * settings.sigma_xy**2)
             weights = settings.weight * torch.exp(-contrast / (2 * settings.sigma_rgb**2) - distance)
             if region is not None:
                 weights = weights * (grid.pick(region, first) & grid.pick(region, second))

@@ -3,7 +3,8 @@
     R(labels) = weight * sum over neighbour pairs pq of w_pq [l_p != l_q]
     w_pq      = exp(-|I_p - I_q|^2 / (2 sigma^2)) / distance(p, q)
 
-|I_p - I_q|^2 is summed over channels, sigma is in units of image values (which lie in [0, 1]), distances are in pixels.
+|I_p - I_q|^2 is summed over channels, sigma is in units of image values (which lie in [0, 1]), distances are in pixels,
+or in mm where the spacing is known; axes of unequal spacing are balanced by `regloss.grid.boundary_lengths`.
 With sigma = "auto", sigma^2 is the mean of |I_p - I_q|^2 over all neighbour pairs of the image that lie inside the
 region of interest, one value for each image; on a flat image all pairs get the weight 1 / distance.
 
@@ -15,7 +16,6 @@ Marin, Boykov, "Robust trust region for weakly supervised segmentation", ICCV 20
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +37,8 @@ class GridCRF(Regularizer):
         weight: factor of the whole energy, >= 0.
         connectivity: 4 or 8 in 2D, 6, 18 or 26 in 3D, 2 in 1D. The default 8 means the full neighbourhood: 26 in 3D.
         sigma: "auto", or a contrast bandwidth in units of image values, 0 < sigma <= 2.
-        diagonal: "distance" divides a pair's weight by the distance of its ends, "unit" does not.
+        diagonal: "distance" divides a pair's weight by the distance of its ends, "unit" does not and counts pairs,
+            whatever the spacing.
         relaxation: energy of probabilities: "bilinear", "quadratic" or "total-variation".
 
     Raises:
@@ -74,7 +75,7 @@ class GridCRF(Regularizer):
         """A grid graph, and the same as a list of edges."""
         return {GridGraph: PottsTerm.grid_graph, Graph: PottsTerm.graph}
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Compute the pair weights of every image."""
         ndim = image.ndim - 2
         connectivity = 26 if ndim == 3 and self.connectivity == 8 else self.connectivity
@@ -97,6 +98,5 @@ class GridCRF(Regularizer):
             variance = image.new_full((shape[0],), float(self.sigma) ** 2)
         weights = torch.exp(-contrast / (2 * variance.reshape(-1, *[1] * (ndim + 1)))) * inside
         if self.diagonal == "distance":
-            distances = image.new_tensor([math.hypot(*offset) for offset in offsets])
-            weights = weights / distances.reshape(1, -1, *[1] * ndim)
+            weights = weights / image.new_tensor(grid.boundary_lengths(offsets, spacing)).reshape(1, -1, *[1] * ndim)
         return PottsTerm(self, GridGraph(offsets, self.weight * weights), shape, roi, self.relaxation)

@@ -16,7 +16,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from regloss import grid
 from regloss.errors import UsageError
+from regloss.grid import Unit
 from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.filters.affinity import Affinity, check_affinity
 from regloss_plugins.filters.gaussian import Accuracy, Backend
@@ -30,11 +32,12 @@ class KernelCut(Regularizer):
     Args:
         weight: factor of the whole energy, >= 0.
         crf_weight: weight of the dense CRF in it, >= 0.
-        sigma_xy: bandwidth of places in pixels, > 0.
+        sigma_xy: bandwidth of places, > 0, in ``unit``.
         sigma_rgb: bandwidth of image values, 0 < sigma_rgb <= 2.
         scale: resolution at which places and colours are looked at, in (0, 1].
         backend: of the filter: "exact", "lattice", or "auto" (exact on GPUs and for few pixels).
         accuracy: of the lattice: "fast", "fine" or "finest".
+        unit: of sigma_xy: "pixel", or "mm", for images whose spacing is known.
 
     Raises:
         UsageError: a setting outside its range.
@@ -55,21 +58,24 @@ class KernelCut(Regularizer):
     scale: float = 0.5
     backend: Backend = "auto"
     accuracy: Accuracy = "fine"
+    unit: Unit = "pixel"
     opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 <= self.crf_weight < float("inf"):
             raise UsageError(f"crf_weight must be finite and not negative; got {self.crf_weight}.")
-        check_affinity("kernel-cut", self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
+        check_affinity("kernel-cut", self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy, self.unit)
 
     @property
     def forms(self) -> Forms:
         """None."""
         return {}
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Set up the filter."""
-        affinity = Affinity(image, roi, self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
+        steps = grid.steps_in(self.unit, spacing, image.ndim - 2, "kernel-cut")
+        settings = (self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
+        affinity = Affinity(image, roi, *settings, steps)
         return _KernelCutTerm(self, affinity, (image.shape[0], *image.shape[2:]), roi)
 
 

@@ -5,7 +5,7 @@
 Each pixel chooses its ``neighbors`` nearest others in the space of features f = (values / sigma_rgb, position /
 sigma_xy), the values being those of the pixel, or of the patch around it. An edge that both ends choose counts with the
 sum of both weights (a directed list and the undirected graph with w_ij + w_ji are the same energy), so each unordered
-pair stands in the list once. The weight of a chosen edge, |p| being the distance in pixels, is
+pair stands in the list once. The weight of a chosen edge, |p| being the distance in pixels (or mm), is
 
     bilateral   exp(-|f_i - f_j|^2 / 2) + near * exp(-|p|^2 / (2 sigma_near^2))
     rbf         exp(-|f_i - f_j|^2 / 2)
@@ -40,10 +40,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regloss import grid
 from regloss.checks import holds
 from regloss.dual_sets import Box
 from regloss.errors import UsageError
 from regloss.forms import Graph, Saddle, SaddlePart
+from regloss.grid import Unit
 from regloss.operators import EdgeDifferences
 from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.kernels.neighbors import nearest, nearest_in_window
@@ -63,15 +65,17 @@ class NonlocalTV(Regularizer):
         weights: "bilateral", "rbf", "zmp" or "cosine".
         window: look for neighbours at most so many pixels away along each axis, >= 1; None = everywhere. Both
             searches are exact.
-        sigma_xy: unit of distances, in pixels, > 0; inf = places do not matter.
+        sigma_xy: bandwidth of places, > 0, in ``unit``; inf = they do not matter.
         sigma_rgb: unit of differences of image values, 0 < sigma_rgb <= 2.
         near: "bilateral" only: weight of the purely spatial part, >= 0.
-        sigma_near: "bilateral" only: its bandwidth, in pixels, > 0.
+        sigma_near: "bilateral" only: its bandwidth, > 0, in ``unit``.
         patch: radius of the patches whose values are compared, in pixels, >= 0; 0 = the pixel alone. A patch's squared
             difference is the mean over its pixels, summed over channels; beyond the border it repeats the border.
         cache: folder to keep the graphs in, one file for each image, named by a hash of the image and of all settings
             that the graph depends on; None or "" = compute it at each binding. Runs that are loaded keep them inside
             of their own folder, or where ``--set`` says.
+        unit: of sigma_xy and sigma_near: "pixel", or "mm", for images whose spacing is known. Window and patch are in
+            pixels.
 
     Raises:
         UsageError: a setting outside its range, or an image with too few pixels for so many neighbours.
@@ -98,6 +102,7 @@ class NonlocalTV(Regularizer):
     sigma_near: float = 3.0
     patch: int = 0
     cache: str | None = None
+    unit: Unit = "pixel"
     opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -114,9 +119,10 @@ class NonlocalTV(Regularizer):
             )
         if not self.sigma_xy > 0 or not self.sigma_near > 0:
             raise UsageError(
-                "sigma_xy and sigma_near must be positive, in pixels; got "
+                "sigma_xy and sigma_near must be positive; got "
                 f"{self.sigma_xy} and {self.sigma_near}. To ignore places use sigma_xy = inf, near = 0."
             )
+        grid.check_unit(self.unit, "nltv")
         if not 0 <= self.near < math.inf:
             raise UsageError(f"near must be finite and not negative; got {self.near}.")
         if self.patch < 0:
@@ -127,14 +133,15 @@ class NonlocalTV(Regularizer):
         """A saddle form, and a graph."""
         return {Saddle: NonlocalTerm.saddle, Graph: NonlocalTerm.graph}
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Compute the graph of every image, or read it from the cache."""
         values = image.to("cpu", torch.float64).numpy()
         inside = None if roi is None else roi.cpu().numpy()
+        steps = grid.steps_in(self.unit, spacing, values.ndim - 2, "nltv")
         graphs = []
         for number in range(len(values)):
             region = np.ones(values.shape[2:], dtype=np.bool_) if inside is None else inside[number]
-            graphs.append(self._graph(values[number], region))
+            graphs.append(self._graph(values[number], region, steps))
         edges, weights = _padded(graphs)
         return NonlocalTerm(
             self,
@@ -144,17 +151,17 @@ class NonlocalTV(Regularizer):
             roi,
         )
 
-    def _graph(self, image: NDArray[np.float64], region: NDArray[np.bool_]) -> Edges:
+    def _graph(self, image: NDArray[np.float64], region: NDArray[np.bool_], steps: tuple[float, ...]) -> Edges:
         if not self.cache:
-            return self._compute(image, region)
-        digest = hashlib.sha256(json.dumps(self._key(), sort_keys=True).encode())
+            return self._compute(image, region, steps)
+        digest = hashlib.sha256(json.dumps(self._key(steps), sort_keys=True).encode())
         for array in (image, region):
             digest.update(str(array.shape).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         file = Path(self.cache) / f"nltv-{digest.hexdigest()[:40]}.npz"
         if file.exists():
             return _read(file)
-        edges, weights = self._compute(image, region)
+        edges, weights = self._compute(image, region, steps)
         file.parent.mkdir(parents=True, exist_ok=True)
         # Several processes may write the same file: each writes its own and moves it into place, which is atomic.
         partial = file.with_name(f"{file.stem}.{os.getpid()}.partial.npz")
@@ -162,13 +169,14 @@ class NonlocalTV(Regularizer):
         partial.replace(file)
         return edges, weights
 
-    def _key(self) -> dict[str, Any]:
+    def _key(self, steps: tuple[float, ...]) -> dict[str, Any]:
         """Everything but the image that the graph depends on; ``version`` is raised when the code changes it."""
         names = ("neighbors", "weights", "window", "sigma_xy", "sigma_rgb", "near", "sigma_near", "patch")
-        return {"version": 1, **{name: getattr(self, name) for name in names}}
+        key = {"version": 1, **{name: getattr(self, name) for name in names}}
+        return key if set(steps) == {1.0} else {**key, "steps": steps}
 
-    def _compute(self, image: NDArray[np.float64], region: NDArray[np.bool_]) -> Edges:
-        """``image`` (C, *S), ``region`` (*S)."""
+    def _compute(self, image: NDArray[np.float64], region: NDArray[np.bool_], steps: tuple[float, ...]) -> Edges:
+        """``image`` (C, *S), ``region`` (*S), ``steps`` the distances of neighbours along each axis."""
         places = np.argwhere(region)
         if self.neighbors >= len(places):
             raise UsageError(
@@ -185,7 +193,8 @@ class NonlocalTV(Regularizer):
         searched = values
         if self.weights == "cosine":
             searched = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-        features = np.concatenate([searched / self.sigma_rgb, places / self.sigma_xy], axis=1)
+        positions = places * np.asarray(steps)
+        features = np.concatenate([searched / self.sigma_rgb, positions / self.sigma_xy], axis=1)
         if self.window is None:
             chosen, squared = nearest(features, self.neighbors)
         else:
@@ -193,14 +202,14 @@ class NonlocalTV(Regularizer):
         source = np.repeat(np.arange(len(places)), self.neighbors)
         found = chosen.ravel() >= 0  # a window at a corner may hold fewer pixels than asked for
         source, target, squared_list = source[found], chosen.ravel()[found], squared.ravel()[found]
-        weights = self._weights(values, places, squared, source, target, squared_list)
+        weights = self._weights(values, positions, squared, source, target, squared_list)
         flat = np.flatnonzero(region.ravel())
         return _merged(flat[source], flat[target], weights, region.size)
 
     def _weights(
         self,
         values: NDArray[np.float64],
-        places: NDArray[np.int64],
+        positions: NDArray[np.float64],
         squared: NDArray[np.float64],  # (N, neighbors) squared feature distances, inf where there is none
         source: NDArray[np.int64],
         target: NDArray[np.int64],
@@ -219,7 +228,7 @@ class NonlocalTV(Regularizer):
             return zmp
         weights: NDArray[np.float64] = np.exp(-squared_list / 2)
         if self.weights == "bilateral" and self.near > 0:
-            apart = np.square(places[source] - places[target]).sum(axis=1)
+            apart = np.square(positions[source] - positions[target]).sum(axis=1)
             weights += self.near * np.exp(-apart / (2 * self.sigma_near**2))
         return weights
 

@@ -70,7 +70,7 @@ class Ordered(HardConstraint):
         """A saddle form, and the exact projection."""
         return {Saddle: _OrderedTerm.saddle, Projection: _OrderedTerm.projection}
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Note the region of interest."""
         shape = (image.shape[0], *image.shape[2:])
         return _OrderedTerm(self, grid.full_roi(roi, shape, image.device).unsqueeze(1), shape, roi)

@@ -109,7 +109,7 @@ class StarShape(HardConstraint):
         _check_label(self.label, probabilities)
         return replace(self, center=_center_of_mass(probabilities.detach(), self.label, roi))
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Find every pixel's parent, if the centre is known."""
         shape = (image.shape[0], *image.shape[2:])
         everywhere = grid.full_roi(roi, shape, image.device)

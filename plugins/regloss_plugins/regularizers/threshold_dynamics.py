@@ -40,6 +40,7 @@ from torch import Tensor
 from regloss import grid
 from regloss.errors import UsageError
 from regloss.forms import Concave, ConcaveFunction
+from regloss.grid import Unit
 from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.kernels.balls import ball_segments, ball_size, ball_sums
 
@@ -57,14 +58,16 @@ class ThresholdDynamics(Regularizer):
 
     Args:
         weight: factor of the whole energy, >= 0.
-        sigma: standard deviation of the kernel, in pixels, > 0; a tensor of one element may be learnt: the forms'
+        sigma: standard deviation of the kernel, in ``unit``, > 0; a tensor of one element may be learnt: the forms'
             functions are differentiable in it.
         kernel: "gaussian", "truncated-gaussian" or "disk".
         radius: where a Gaussian is cut off, in pixels (a whole number), or the radius of the disk, both >= 1; None =
             4 sigma rounded up for Gaussians, 2 sigma for the disk (whose standard deviation is radius / 2).
         edge: None, "sqrt", or "plain" (as published, not concave).
-        edge_scale: contrast factor of e, in 1 / image value^2, >= 0.
+        edge_scale: contrast factor of e, in 1 / image value^2 (mm^2 / image value^2 where the spacing is known), >= 0.
         perimeter: scale R to the length of the boundaries, each counted for both its classes, as tv does.
+        unit: of sigma: "pixel", or "mm", for images whose spacing is known; for Gaussians without ``radius``. Across an
+            axis whose spacing is more than about 2 sigma nothing diffuses, and boundaries cost next to nothing.
 
     Raises:
         UsageError: a setting outside its range, or a disk without a neighbour (radius < 1).
@@ -85,28 +88,35 @@ class ThresholdDynamics(Regularizer):
     edge: Literal["sqrt", "plain"] | None = None
     edge_scale: float = 10.0
     perimeter: bool = False
+    unit: Unit = "pixel"
 
     def __post_init__(self) -> None:
         sigma = _number(self.sigma)
         if not 0 < sigma < math.inf:
-            raise UsageError(f"sigma must be finite and positive, in pixels; got {sigma}.")
+            raise UsageError(f"sigma must be finite and positive; got {sigma}.")
         if self.kernel not in KERNELS:
             raise UsageError(f"kernel must be one of {', '.join(KERNELS)}; got {self.kernel!r}.")
         if self.edge not in EDGES:
             raise UsageError(f'edge must be None, "sqrt" or "plain"; got {self.edge!r}.')
         if not 0 <= self.edge_scale < math.inf:
             raise UsageError(f"edge_scale must be finite and not negative; got {self.edge_scale}.")
-        if not 1 <= self.reach < math.inf:
+        grid.check_unit(self.unit, "threshold-dynamics")
+        if self.unit == "mm" and (self.kernel == "disk" or self.radius is not None):
+            raise UsageError(
+                'A radius is in pixels, and so is the disk of threshold-dynamics. With unit = "mm" use a Gaussian '
+                "kernel and leave radius out."
+            )
+        if self.unit == "pixel" and not 1 <= self.reach < math.inf:
             raise UsageError(
                 f"A kernel of {'radius ' + str(self.radius) if self.radius is not None else 'sigma ' + str(sigma)} has "
                 "no neighbours: radius must be at least 1 pixel."
             )
-        if self.kernel != "disk" and self.reach != int(self.reach):
+        if self.unit == "pixel" and self.kernel != "disk" and self.reach != int(self.reach):
             raise UsageError(f"The radius at which a Gaussian is cut off must be a whole number; got {self.radius}.")
 
     @property
     def reach(self) -> float:
-        """Radius of the kernel in pixels."""
+        """Radius of the kernel in pixels of unit spacing."""
         if self.radius is not None:
             return self.radius
         return 2 * _number(self.sigma) if self.kernel == "disk" else math.ceil(4 * _number(self.sigma))
@@ -126,18 +136,21 @@ class ThresholdDynamics(Regularizer):
         """For disks, whose sums are hundreds of shifts of the image."""
         return self.kernel == "disk"
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Compute kernel and edge weights."""
         shape = (image.shape[0], *image.shape[2:])
         inside = grid.full_roi(roi, shape, image.device).to(image.dtype).unsqueeze(1)
-        edge = inside if self.edge is None else inside * edge_weights(image, roi, self.edge_scale)
-        return _ThresholdDynamicsTerm(self, _Diffusion(self, edge), shape, roi)
+        edge = inside if self.edge is None else inside * edge_weights(image, roi, self.edge_scale, spacing)
+        steps = grid.steps_in(self.unit, spacing, image.ndim - 2, "threshold-dynamics")
+        return _ThresholdDynamicsTerm(self, _Diffusion(self, edge, steps), shape, roi)
 
 
-def edge_weights(image: Tensor, roi: Tensor | None, scale: float) -> Tensor:
+def edge_weights(image: Tensor, roi: Tensor | None, scale: float, spacing: tuple[float, ...] | None = None) -> Tensor:
     """Edge weights 1 / (1 + scale |grad I|^2), (B, 1, *S); a difference that leaves the region of interest is 0."""
     ndim = image.ndim - 2
     squares = grid.forward_differences(image, ndim).square().sum(1)  # (B, axes, *S)
+    if spacing is not None:
+        squares = squares / squares.new_tensor(spacing).square().reshape(-1, *[1] * ndim)
     everywhere = grid.full_roi(roi, (image.shape[0], *image.shape[2:]), image.device)
     for axis in range(ndim):
         offset = tuple(int(axis == other) for other in range(ndim))
@@ -165,17 +178,21 @@ class _Diffusion(ConcaveFunction):
 
     is_quadratic = True
 
-    def __init__(self, regularizer: ThresholdDynamics, edge: Tensor) -> None:
+    def __init__(self, regularizer: ThresholdDynamics, edge: Tensor, steps: tuple[float, ...]) -> None:
         self.settings = regularizer
         self.edge = edge  # (B, 1, *S) in [0, 1], 0 outside the region of interest
         self.ndim = edge.ndim - 2
         self.plain = regularizer.edge == "plain"
         self.root = edge.sqrt()
         self.inside = (edge > 0).to(edge.dtype)
-        self.kernel = _kernel(regularizer)
+        # One for each axis, the same where their steps are; None for the disk, which does not separate.
+        self.kernels: list[Tensor] | None = None
+        if regularizer.kernel != "disk":
+            found = {step: _kernel(regularizer, step) for step in steps}
+            self.kernels = [found[step] for step in steps]
         self.factor: float | Tensor = regularizer.weight
         if regularizer.perimeter:
-            self.factor = regularizer.weight * 2 / _mean_step(regularizer, self.kernel, self.ndim)
+            self.factor = regularizer.weight * 2 / _mean_step(regularizer, self.kernels, steps)
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -213,13 +230,13 @@ class _Diffusion(ConcaveFunction):
 
     def _convolve(self, values: Tensor) -> Tensor:
         """K ``values`` (B, K, *S), zeros outside."""
-        if self.kernel is None:
+        if self.kernels is None:
             radius = self.settings.reach
             return ball_sums(values, radius, self.ndim) / ball_size(radius, self.ndim)
         # Dense band matrices, one axis after the other: on CPU several times faster than single-channel convolutions.
         with torch.autocast(values.device.type, enabled=False):
-            for axis in range(-self.ndim, 0):
-                band = _band(self.kernel.to(values), values.shape[axis])
+            for axis, kernel in zip(range(-self.ndim, 0), self.kernels, strict=True):
+                band = _band(kernel.to(values), values.shape[axis])
                 values = values @ band if axis == -1 else (values.transpose(axis, -1) @ band).transpose(axis, -1)
         return values
 
@@ -228,10 +245,10 @@ class _Diffusion(ConcaveFunction):
         if self.settings.kernel == "gaussian":
             return 0.0
         spectrum = torch.ones((), dtype=torch.float64)
-        if self.kernel is not None:
+        if self.kernels is not None:
             # A separable kernel's values are the products of its axes' values.
-            for length in self.edge.shape[2:]:
-                values = _circular_spectrum(self.kernel.detach().double().cpu(), length)
+            for kernel, length in zip(self.kernels, self.edge.shape[2:], strict=True):
+                values = _circular_spectrum(kernel.detach().double().cpu(), length)
                 ends = torch.stack([values.amin(), values.amax()])
                 spectrum = (spectrum.reshape(-1, 1) * ends).flatten()
             return min(0.0, float(spectrum.amin()))
@@ -249,12 +266,14 @@ def _number(value: float | Tensor) -> float:
     return float(value.detach()) if isinstance(value, Tensor) else float(value)
 
 
-def _kernel(settings: ThresholdDynamics) -> Tensor | None:
-    """(2 reach + 1,) one axis of the kernel, summing to 1, float64; None for the disk, which does not separate."""
-    if settings.kernel == "disk":
-        return None
+def _kernel(settings: ThresholdDynamics, step: float) -> Tensor:
+    """(2 reach + 1,) one axis of a Gaussian kernel, summing to 1, float64, in pixels of length ``step``."""
     sigma = torch.as_tensor(settings.sigma, dtype=torch.float64)
-    reach = int(settings.reach)
+    reach = settings.reach
+    if settings.unit == "mm":
+        sigma = sigma / step
+        reach = math.ceil(4 * _number(sigma))
+    reach = int(reach)
     if settings.kernel == "truncated-gaussian":
         steps = torch.arange(-reach, reach + 1, dtype=torch.float64, device=sigma.device)
         kernel = torch.exp(-steps.square() / (2 * sigma.square()))
@@ -267,11 +286,15 @@ def _kernel(settings: ThresholdDynamics) -> Tensor | None:
     return kernel.flatten()
 
 
-def _mean_step(settings: ThresholdDynamics, kernel: Tensor | None, ndim: int) -> float | Tensor:
-    """Sum over z of |z_1| k(z): the mean distance along an axis that the kernel carries."""
-    if kernel is not None:
-        reach = kernel.numel() // 2
-        return (kernel * torch.arange(-reach, reach + 1, device=kernel.device).abs()).sum()
+def _mean_step(settings: ThresholdDynamics, kernels: list[Tensor] | None, sides: tuple[float, ...]) -> float | Tensor:
+    """Sum over z of |z_1| k(z): the mean distance along an axis that the kernel carries; the mean over axes."""
+    ndim = len(sides)
+    if kernels is not None:
+        means = []
+        for kernel, side in set(zip(kernels, sides, strict=True)):
+            reach = kernel.numel() // 2
+            means.append(side * (kernel * torch.arange(-reach, reach + 1, device=kernel.device).abs()).sum())
+        return means[0] if len(means) == 1 else torch.stack(means).mean()
     steps = sum(half * (half + 1) for _, half in ball_segments(settings.reach, ndim))
     return steps / ball_size(settings.reach, ndim)
 

@@ -78,7 +78,7 @@ class TreeEnergy(Regularizer):
                 f"relaxation of tree-energy must be one of {', '.join(RELAXATIONS)}; got {self.relaxation!r}."
             )
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Grow the trees."""
         return _TreeTerm(self, image, roi)
 

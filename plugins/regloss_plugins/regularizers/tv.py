@@ -2,14 +2,15 @@
 
     R(s) = weight * sum over classes k and pixels of e_p |(D s_k)_p|
 
-with forward differences D, unit spacing, 0 across the far border; |.| is the l1 norm over the axes (anisotropic) or the
-Euclidean norm (isotropic, per pixel and class). A difference with an end outside the region of interest is 0.
+with forward differences D, divided by the spacing where it is known, 0 across the far border; |.| is the l1 norm over
+the axes (anisotropic) or the Euclidean norm (isotropic, per pixel and class). A difference with an end outside the
+region of interest is 0.
 e = 1 / (1 + edge_scale |grad I|^2) makes boundaries cheap on edges of the image I; edge_scale is 0 by default.
 
 On one-hot labels the anisotropic value is *twice* the number of cut 4-neighbour pairs (6-neighbour pairs in 3D), since
 both classes jump; its graph form carries that factor, so that solver and loss share one energy.
 
-As a saddle form, R(s) = max <e D s, y> over |y| <= weight, with ||D||^2 < 4 per axis.
+As a saddle form, R(s) = max <e D s, y> over |y| <= weight, with ||D||^2 < 4 per axis of unit spacing.
 Source: Jia, Tai, Liu, "Nonlocal regularized CNN for image segmentation", and Liu, Wang, Tai, arXiv:2002.03989.
 """
 
@@ -37,7 +38,8 @@ class TotalVariation(Regularizer):
     Args:
         weight: factor of the whole energy, >= 0.
         isotropic: Euclidean norm of the gradient instead of the l1 norm.
-        edge_scale: contrast factor of e, in 1 / image value^2, >= 0; 0 = the image does not matter.
+        edge_scale: contrast factor of e, in 1 / image value^2 (mm^2 / image value^2 where the spacing is known), >= 0;
+            0 = the image does not matter.
 
     Raises:
         UsageError: a setting outside its range.
@@ -69,7 +71,7 @@ class TotalVariation(Regularizer):
         """For edges alone."""
         return self.edge_scale > 0
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Note which differences lie inside the region of interest, and what they count."""
         size = tuple(image.shape[2:])
         factors = None
@@ -78,8 +80,8 @@ class TotalVariation(Regularizer):
             pairs = [grid.pairs_inside(inside, offset) for offset in grid.axis_offsets(len(size))]
             factors = torch.stack(pairs, dim=1).to(image.dtype)
             if self.edge_scale > 0:
-                factors = factors * edge_weights(image, roi, self.edge_scale)
-        gradient = Gradient(size, factors, dtype=image.dtype)
+                factors = factors * edge_weights(image, roi, self.edge_scale, spacing)
+        gradient = Gradient(size, factors, spacing=spacing, dtype=image.dtype)
         return _TotalVariationTerm(self, gradient, image.new_empty(0), (image.shape[0], *size), roi)
 
 

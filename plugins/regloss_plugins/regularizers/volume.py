@@ -24,6 +24,7 @@ for image segmentation", arXiv:2002.03989. Its volumes may sum to anything; here
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -44,6 +45,8 @@ from regloss_plugins.kernels.volumes import scale_to_volumes
 
 # Volumes that are off the number of pixels by less than this part of it are rounded ones; they are scaled to fit.
 _ROUNDING = 1e-4
+# Of each physical unit, how many dimensions it has, and its size in powers of mm.
+_PHYSICAL = {"mm2": (2, 1.0), "mm3": (3, 1.0), "ml": (3, 1000.0)}
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Volume(HardConstraint):
             region of interest (to 1e-4 of it; that much is scaled away). A tensor may need a gradient.
         lower: (K,) or (B, K) least volumes instead; None = 0.
         upper: (K,) or (B, K) largest volumes instead; None = all pixels.
-        unit: "pixels", or "fraction" of the region of interest's pixels.
+        unit: "pixels", "fraction" of the region of interest's pixels, or "mm2", "mm3" or "ml", for images of two or
+            three dimensions whose spacing is known.
         tolerance: volume error that still counts as met, as a fraction of the pixels, > 0.
 
     Raises:
@@ -75,14 +79,14 @@ class Volume(HardConstraint):
     volumes: Sequence[Any] | Tensor | None = None
     lower: Sequence[Any] | Tensor | None = None
     upper: Sequence[Any] | Tensor | None = None
-    unit: Literal["pixels", "fraction"] = "pixels"
+    unit: Literal["pixels", "fraction", "mm2", "mm3", "ml"] = "pixels"
     tolerance: float = 1e-3
     needs_image: ClassVar[bool] = False
     example: ClassVar[Mapping[str, Any]] = {"volumes": (0.25, 0.75), "unit": "fraction"}
 
     def __post_init__(self) -> None:
-        if self.unit not in ("pixels", "fraction"):
-            raise UsageError(f'unit must be "pixels" or "fraction"; got {self.unit!r}.')
+        if self.unit not in ("pixels", "fraction", *_PHYSICAL):
+            raise UsageError(f'unit must be "pixels", "fraction", "mm2", "mm3" or "ml"; got {self.unit!r}.')
         if not 0 < self.tolerance < 1:
             raise UsageError(f"tolerance must lie in (0, 1), a fraction of the pixels; got {self.tolerance}.")
         bounded = self.lower is not None or self.upper is not None
@@ -104,12 +108,12 @@ class Volume(HardConstraint):
         """The saddle form."""
         return {Saddle: _VolumeTerm.saddle}
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Turn volumes into numbers of pixels and see whether they are possible."""
         shape = (image.shape[0], *image.shape[2:])
         inside = grid.full_roi(roi, shape, image.device)
         pixels = inside.flatten(1).sum(1, keepdim=True, dtype=torch.float64)
-        unit = pixels if self.unit == "fraction" else torch.ones_like(pixels)
+        unit = pixels if self.unit == "fraction" else torch.full_like(pixels, self._pixels_per_unit(spacing, shape))
 
         def in_pixels(name: str, missing: Tensor) -> Tensor:
             value = getattr(self, name)
@@ -148,6 +152,18 @@ class Volume(HardConstraint):
         if self.weight == 0:
             lower, upper = torch.zeros_like(lower), pixels.expand_as(lower)
         return _VolumeTerm(self, inside, pixels, lower, upper, shape, roi)
+
+    def _pixels_per_unit(self, spacing: tuple[float, ...] | None, shape: tuple[int, ...]) -> float:
+        if self.unit not in _PHYSICAL:
+            return 1.0
+        axes, size = _PHYSICAL[self.unit]
+        if spacing is None or len(shape) - 1 != axes:
+            found = "the spacing is not known" if spacing is None else f"the image has {len(shape) - 1}"
+            raise UsageError(
+                f"Volumes in {self.unit} need an image of {axes} dimensions with its spacing in mm; {found}. Use "
+                'unit = "pixels" or "fraction".'
+            )
+        return size / math.prod(spacing)
 
 
 def _numbers(value: Sequence[Any] | Tensor, name: str) -> Tensor:

@@ -206,9 +206,10 @@ def test_cache_notices_changed_settings_and_images(tmp_path: Path, monkeypatch: 
     assert len(computed) == len(changes) + 2
     dataclasses.replace(cached, weight=5.0).bind(image)  # the graph does not depend on the weight
     assert len(computed) == len(changes) + 2
-    # Every setting but weight and cache is part of the key.
-    names = {field.name for field in dataclasses.fields(NonlocalTV)} - {"weight", "cache"}
-    assert names == set(cached._key()) - {"version"}
+    # Every setting but weight and cache is part of the key; the unit is by the steps that it makes.
+    names = {field.name for field in dataclasses.fields(NonlocalTV)} - {"weight", "cache", "unit"}
+    assert names == set(cached._key((1.0, 1.0))) - {"version"}
+    assert names | {"steps"} == set(cached._key((1.0, 2.0))) - {"version"}
 
 
 def test_damaged_cache_is_named(tmp_path: Path) -> None:
@@ -228,7 +229,7 @@ def test_damaged_cache_is_named(tmp_path: Path) -> None:
         ({"window": 0}, "window"),
         ({"sigma_rgb": 13}, "255"),
         ({"sigma_rgb": math.nan}, "255"),
-        ({"sigma_xy": 0.0}, "pixels"),
+        ({"sigma_xy": 0.0}, "sigma_xy and sigma_near must be positive"),
         ({"near": -1.0}, "near"),
         ({"patch": -1}, "patch"),
     ],

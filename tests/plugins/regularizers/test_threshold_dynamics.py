@@ -194,7 +194,7 @@ def test_oracle(form: str, oracles: Path, monkeypatch):
     case = np.load(oracles / "std.npz")
     size = int(case["H"]), int(case["W"])
     edge = torch.from_numpy(case["edge"])[None, None]
-    monkeypatch.setattr(threshold_dynamics, "edge_weights", lambda image, roi, scale: edge)
+    monkeypatch.setattr(threshold_dynamics, "edge_weights", lambda image, roi, scale, spacing: edge)
     settings = ThresholdDynamics(
         weight=float(case["lam"]),
         sigma=1.0,

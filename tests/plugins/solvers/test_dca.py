@@ -68,7 +68,7 @@ def test_oracle_iterates(form: str, oracles: Path, monkeypatch):
     case = np.load(oracles / "std.npz")
     size = int(case["H"]), int(case["W"])
     edge = torch.from_numpy(case["edge"])[None, None]
-    monkeypatch.setattr(threshold_dynamics, "edge_weights", lambda image, roi, scale: edge)
+    monkeypatch.setattr(threshold_dynamics, "edge_weights", lambda image, roi, scale, spacing: edge)
 
     def field(name):
         return torch.from_numpy(case[name]).T.reshape(1, 3, *size)

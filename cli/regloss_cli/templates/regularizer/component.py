@@ -45,8 +45,8 @@ class MyComponent(Regularizer):
         """What solvers can have: graphs, for alpha-expansion and mean-field among others."""
         return {GridGraph: SmoothnessTerm.grid_graph, Graph: SmoothnessTerm.graph}
 
-    def build(self, image: Tensor, roi: Tensor | None) -> Term:
-        """The weights of all pairs of ``image`` (B, C, *S), once for a batch."""
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
+        """The weights of all pairs of ``image`` (B, C, *S), once for a batch; less for long ones where mm are known."""
         ndim, shape = image.ndim - 2, (len(image), *image.shape[2:])
         offsets = grid.neighbor_offsets(ndim, 2 * ndim)
         region = grid.full_roi(roi, shape, image.device)
@@ -54,7 +54,8 @@ class MyComponent(Regularizer):
         for number, offset in enumerate(offsets):
             first, second = grid.pair_slices(offset)
             distance = (grid.pick(image, first) - grid.pick(image, second)).square().sum(1)
-            grid.pick(weights[:, number], first).copy_(torch.exp(-distance / (2 * self.sigma**2)))
+            contrast = torch.exp(-distance / (2 * self.sigma**2))
+            grid.pick(weights[:, number], first).copy_(contrast / grid.boundary_lengths(offsets, spacing)[number])
             weights[:, number] *= grid.pairs_inside(region, offset)  # no pair may leave the region of interest
         return SmoothnessTerm(self, GridGraph(offsets, self.weight * weights), shape, roi)
 
