@@ -58,7 +58,6 @@ def axis_offsets(ndim: int) -> tuple[Offset, ...]:
     return tuple(tuple(int(i == axis) for i in range(ndim)) for axis in range(ndim))
 
 
-@lru_cache(maxsize=64)
 def pair_lengths(offsets: tuple[Offset, ...], spacing: tuple[float, ...] | None = None) -> tuple[float, ...]:
     """Distances of the pairs, in the units of ``spacing`` (in pixels where it is None).
 
@@ -69,7 +68,6 @@ def pair_lengths(offsets: tuple[Offset, ...], spacing: tuple[float, ...] | None 
     return tuple(math.hypot(*(size * step for size, step in zip(offset, steps, strict=True))) for offset in offsets)
 
 
-@lru_cache(maxsize=64)
 def boundary_lengths(offsets: tuple[Offset, ...], spacing: tuple[float, ...] | None = None) -> tuple[float, ...]:
     """What to divide the weights of pairs by, so that cuts measure boundaries as on a grid of unit spacing.
 
@@ -97,6 +95,7 @@ def boundary_lengths(offsets: tuple[Offset, ...], spacing: tuple[float, ...] | N
     return tuple(length * b / a for a, b, length in zip(here, there, lengths, strict=True))
 
 
+@lru_cache(maxsize=64)
 def _angles(offsets: tuple[Offset, ...], spacing: tuple[float, ...]) -> list[float]:
     """Of the part of the circle or sphere that is nearer to each direction than to any other."""
     vectors = np.array(offsets, dtype=np.float64) * spacing

@@ -302,15 +302,20 @@ def test_losses_loops_and_functions_hand_the_spacing_on():
     assert torch.equal(found.labels, regloss.alternate("chan-vese", term, "alpha-expansion", image, start).labels)
 
 
-@pytest.mark.parametrize("name", ["TVLoss", "DenseCRFLoss"])
+@pytest.mark.parametrize("name", ["TVLoss", "GridCRFLoss", "DenseCRFLoss"])
 def test_compiled_losses_hand_it_on(name):
-    """One is traced, the other an operation of its own."""
     made = getattr(regloss.losses, name)
-    loss = made() if name == "TVLoss" else made(sigma_xy=3.0, unit="mm")
+    loss = made(sigma_xy=3.0, unit="mm") if name == "DenseCRFLoss" else made()
     image, logits = torch.rand(1, 3, 6, 8), torch.randn(1, 2, 6, 8)
     expected = loss(logits, image=image, spacing=(3.0, 0.5))
     assert float(expected) != pytest.approx(float(made()(logits, image=image)), rel=1e-3)
     compiled = torch.compile(loss, fullgraph=True, backend="eager")
     assert float(compiled(logits, image=image, spacing=(3.0, 0.5))) == pytest.approx(float(expected), rel=1e-5)
+    assert float(compiled(logits, image=image, spacing=(3.0, 1.5))) == pytest.approx(
+        float(loss(logits, image=image, spacing=(3.0, 1.5))), rel=1e-5
+    )
+
+
+def test_a_batch_checks_its_spacing():
     with pytest.raises(UsageError, match="spacing must be 2"):
-        regloss.Batch(image, None, spacing=(1.0, 1.0, 1.0))
+        regloss.Batch(torch.rand(1, 1, 6, 8), None, spacing=(1.0, 1.0, 1.0))

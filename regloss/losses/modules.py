@@ -201,7 +201,8 @@ class RegularizerLoss(Loss):
         image = self._image_or_blank(image, logits, self._needs_image)
         scores = at_least_float32(logits)
         probabilities = scores.sigmoid() if self._regularizer.channels == "sets" else scores.softmax(1)
-        if self._opaque and torch.compiler.is_compiling():
+        # With a spacing, weights of neighbours may follow from geometry that compilers cannot trace.
+        if torch.compiler.is_compiling() and (self._opaque or spacing is not None):
             energies = energies_as_one_operation(probabilities, image, roi, spacing, self._handle)
         else:
             energies = self._regularizer.bind(image, roi, spacing).penalty(probabilities)
