@@ -85,6 +85,7 @@ from regloss_plugins.outer_loops.soft_self_labeling import SoftSelfLabeling as S
 from regloss_plugins.outer_loops.trust_region import TrustRegion as TrustRegion
 from regloss_plugins.region_forces.chan_vese import ChanVese as ChanVese
 from regloss_plugins.region_forces.gaussian import GaussianForce as GaussianForce
+from regloss_plugins.region_forces.gaussian_mixture import GaussianMixture as GaussianMixture
 from regloss_plugins.region_forces.histogram import HistogramForce as HistogramForce
 from regloss_plugins.regularizers.convex import ConvexShape as ConvexShape
 from regloss_plugins.regularizers.dense_crf import DenseCRF as DenseCRF
