@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from regloss.checks import at_least_float32, check_image, check_labels
+from regloss.checks import at_least_float32, check_image, check_labels, check_spacing
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.registry import name_of
@@ -39,6 +39,7 @@ class Task:
             = as the segmenter likes.
         seed: of all that is random.
         callback: called with a sentence on the state of things now and then.
+        spacing: distance between neighbouring pixels along each axis in mm; None = not known.
     """
 
     image: Tensor
@@ -47,6 +48,7 @@ class Task:
     start: Tensor | str | None = None
     seed: int = 0
     callback: Callable[[str], object] | None = None
+    spacing: tuple[float, ...] | None = None
 
     @property
     def allowed(self) -> Tensor | None:
@@ -157,6 +159,7 @@ class Segmenter(metaclass=CheckedSettings):
         start: Tensor | str | None = None,
         seed: int = 0,
         callback: Callable[[str], object] | None = None,
+        spacing: Sequence[float] | None = None,
     ) -> Segmentation:
         """Segment one image from scribbles, or into phases.
 
@@ -167,6 +170,7 @@ class Segmenter(metaclass=CheckedSettings):
             start: (1, *S) phases to start from, 255 = no opinion, or a name that the segmenter knows.
             seed: of all that is random.
             callback: called with a sentence now and then.
+            spacing: distance between neighbouring pixels along each axis in mm, for what measures lengths; None = 1.
 
         Raises:
             UsageError: more than one image, shapes that disagree, values out of range, fewer than two classes;
@@ -197,7 +201,8 @@ class Segmenter(metaclass=CheckedSettings):
             if isinstance(start, Tensor):
                 start, phases = checked_start(start, shape, phases, image.device)
             phases = 2 if phases is None else phases
-        return self.segment(Task(at_least_float32(image.detach()), scribbles, phases, start, seed, callback))
+        steps = check_spacing(spacing, image.ndim - 2)
+        return self.segment(Task(at_least_float32(image.detach()), scribbles, phases, start, seed, callback, steps))
 
 
 def check_phases(phases: int) -> None:

@@ -165,10 +165,13 @@ def predict(
 
 @app.command()
 def segment(
-    image: Annotated[Path, typer.Argument(help="The image.")],
+    image: Annotated[Path, typer.Argument(help="The image, or a volume: NIfTI, NRRD or MetaImage.")],
     output: Output,
     scribbles: Annotated[
-        Path | None, typer.Option(help="PNG of class indices, 255 = unlabelled, of the image's size.")
+        Path | None,
+        typer.Option(
+            help="PNG of class indices, 255 = unlabelled, of the image's size; for a volume, one on the same grid."
+        ),
     ] = None,
     phases: Annotated[int | None, typer.Option(help="Without scribbles: how many phases, 2 or more.")] = None,
     start: Annotated[

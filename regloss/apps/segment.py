@@ -33,6 +33,14 @@ from regloss.io.outputs import check_new_folder, make_new_folder, writing
 from regloss.io.palettes import Color, Colors, class_colors
 from regloss.io.samples import MAX_SCRIBBLED, SampleFiles, turned_note
 from regloss.io.types import FloatImage, LabelMap, StoredPixels
+from regloss.io.volumes import (
+    Geometry,
+    is_volume,
+    percentile_window,
+    read_geometry,
+    read_volume,
+    write_label_volume,
+)
 from regloss.io.windows import Window, clipped_note, find_window
 from regloss.region_force import RegionForce
 from regloss.registry import (
@@ -45,11 +53,12 @@ from regloss.registry import (
     settings,
 )
 from regloss.report.convergence import has_curve, write_chart, write_table
+from regloss.report.montage import montage
 from regloss.report.overlays import outlined
 from regloss.segmenter import EnergyRecord, Segmentation, Segmenter
 
 _LEAST_SPREAD = 1 / 16  # of an image's values, below which all its colours are alike
-_FILES = ("labels.png", "overlay.png", "masks", "convergence.csv", "convergence.png")
+_FILES = ("labels.png", "labels.nii.gz", "overlay.png", "masks", "convergence.csv", "convergence.png")
 
 
 @dataclass(frozen=True)
@@ -113,10 +122,11 @@ def segment_file(
     there is one.
 
     Args:
-        path: the image.
-        output: folder for labels.png and overlay.png; without scribbles also masks/, a mask for each phase; where an
+        path: the image, or a volume (NIfTI, NRRD, MetaImage; see `regloss.io.volumes`), whose spacing is heeded.
+        output: folder for labels.png and overlay.png (of a volume labels.nii.gz, and slices through its three axes);
+            without scribbles also masks/, a mask for each phase; where an
             energy was followed also convergence.csv and convergence.png; and the pictures that the segmenter draws.
-        scribbles: PNG of class indices, 255 = unlabelled, of the image's size.
+        scribbles: PNG of class indices, 255 = unlabelled, of the image's size; for a volume, one on the same grid.
         phases: how many, at least 2, where there are no scribbles; None = 2, or as many as ``start`` has.
         start: PNG of phase indices to start from, 255 = no opinion; or the name of a start that the segmenter knows.
         method: ``NAME`` or ``NAME:setting=value,...`` of a segmenter; None = the one with the given region force, else
@@ -131,7 +141,7 @@ def segment_file(
         post_processing: what is done with the probabilities at the end.
         seed: of all that is random.
         window: which values of the image become 0 and 1; None = 0 and the largest that its type can hold, or of 16 bits
-            what suits the values found (see `regloss.io.windows`).
+            what suits the values found (see `regloss.io.windows`), or of volumes their percentiles .5 and 99.5.
         unlabelled: the value of the scribbles, or of the start, where nothing was drawn, beside 255.
         values: what the values of the scribbles, or of the start, mean: value -> class, or 255.
         max_scribbled: largest fraction of the pixels that scribbles may label.
@@ -171,19 +181,31 @@ def segment_file(
     segmenter = _segmenter(method, chosen, "phases" if scribbles is None else "scribbles")
     files = (*_FILES, *(f"{name}.png" for name in segmenter.figures))
     check_new_folder(output, files, overwrite=overwrite)
-    stored = read_stored(path)
+    stored, geometry = _read(path)
     notes: list[str] = []
-    if window is None:
+    if window is None and geometry is not None:
+        window = percentile_window(stored)
+        notes.append(
+            f"{path.name}: values from {window.low:g} to {window.high:g}, the percentiles .5 and 99.5, become 0 to 1; "
+            "--window LOW HIGH chooses others."
+        )
+    elif window is None:
         window, found_range = find_window([stored])
         notes += [f"{path.name}: {found_range}; --window LOW HIGH chooses another range."] if found_range else []
     image = as_image(stored, path, window=window)
-    notes += _range_notes(stored, image, window, path)
+    if geometry is None:
+        notes += _range_notes(stored, image, window, path)
+    else:
+        notes.append("spacing " + " x ".join(f"{step:g}" for step in geometry.spacing) + " mm, slices first")
+        for other in (scribbles, None if start is None else Path(start)):
+            if other is not None and is_volume(other):
+                geometry.check_same(read_geometry(other), path, other)
     meaning = _Meaning.of(scribbles or start, unlabelled, values)
     notes += meaning.notes
     seeds = None if scribbles is None else _read_labels(scribbles, path, image, meaning, "scribbles")
     if seeds is not None and scribbles is not None:
         _check_scribbled(seeds, scribbles, max_scribbled)
-        notes += _turned_notes(path, scribbles)
+        notes += [] if geometry is not None else _turned_notes(path, scribbles)
     found = segmenter(
         torch.from_numpy(image).unsqueeze(0),
         scribbles=seeds,
@@ -191,6 +213,7 @@ def segment_file(
         start=_start(start, path, image, meaning),
         seed=seed,
         callback=callback,
+        spacing=None if geometry is None else geometry.spacing,
     )
     labels = found.labels[0].cpu().numpy().astype(np.uint8)
     count = found.probabilities.shape[1]
@@ -203,7 +226,7 @@ def segment_file(
     shown = range(count) if seeds is None else sorted({*torch.unique(seeds[seeds != IGNORE]).tolist(), *used})
     colors = meaning.colors or class_colors(count)
     with writing(output):
-        written = _write(output, files, image, labels, found, colors, masks=scribbles is None)
+        written = _write(output, files, image, labels, found, colors, geometry, masks=scribbles is None)
     names = {label: meaning.names[label] if label < len(meaning.names) else "" for label in shown}
     return SegmentedFile(labels, found, written, names, tuple(notes))
 
@@ -254,6 +277,14 @@ def parse_values(text: str) -> dict[str, str]:
     if not pairs or not all(equals for _, equals, _ in pairs):
         raise UsageError(f"Values are given as VALUE=CLASS,VALUE=CLASS, for example 0=0,255=1; got {text!r}.")
     return {value.strip(): meaning.strip() for value, _, meaning in pairs}
+
+
+def _read(path: Path) -> tuple[StoredPixels, Geometry | None]:
+    """The values of a picture or a volume, (C, *S), and where those of a volume lie."""
+    if not is_volume(path):
+        return read_stored(path), None
+    volume = read_volume(path)
+    return volume.values, volume.geometry
 
 
 def _range_notes(stored: StoredPixels, image: FloatImage, window: Window | None, path: Path) -> list[str]:
@@ -347,7 +378,8 @@ def _read_labels(path: Path, of: Path, image: FloatImage, meaning: _Meaning, wha
         _check_gaps(path, values_of(labels), before, meaning)
     if labels.shape != image.shape[1:]:
         raise UsageError(
-            f"{path} has the size {labels.shape}, {of} {image.shape[1:]} (height, width). They must agree."
+            f"{path} has the size {labels.shape}, {of} {image.shape[1:]} "
+            f"({'slices, ' if labels.ndim > 2 else ''}height, width). They must agree."
             + _turned_words(of, labels.shape)
         )
     present = [value for value in values_of(labels) if value != IGNORE]
@@ -381,6 +413,8 @@ def _check_gaps(path: Path, labels: list[int], before: list[int], meaning: _Mean
 
 
 def _turned_words(image: Path, size: tuple[int, ...]) -> str:
+    if is_volume(image):
+        return ""
     header = read_header(image)
     if header.orientation > 1 and header.stored_size == size:
         return (
@@ -404,19 +438,30 @@ def _write(
     labels: LabelMap,
     found: Segmentation,
     colors: Colors,
+    geometry: Geometry | None,
     *,
     masks: bool,
 ) -> tuple[Path, ...]:
     make_new_folder(output, names)
     classes = found.probabilities.shape[1]
-    files = [output / "labels.png", output / "overlay.png"]
-    save_label_png(files[0], labels, colors)
-    Image.fromarray(outlined(image, labels, colors)).save(files[1])
+    ending = ".png" if geometry is None else ".nii.gz"
+    files = [output / f"labels{ending}", output / "overlay.png"]
+    if geometry is None:
+        save_label_png(files[0], labels, colors)
+        shown = outlined(image, labels, colors)
+    else:
+        write_label_volume(files[0], labels, geometry)
+        shown = montage(image, labels, colors, geometry.spacing)
+    Image.fromarray(shown).save(files[1])
     if masks:
         (output / "masks").mkdir()
         for phase in range(classes):
-            files.append(output / "masks" / f"phase-{phase}.png")
-            Image.fromarray(np.where(labels == phase, np.uint8(255), np.uint8(0))).save(files[-1])
+            files.append(output / "masks" / f"phase-{phase}{ending}")
+            mask = np.where(labels == phase, np.uint8(255), np.uint8(0))
+            if geometry is None:
+                Image.fromarray(mask).save(files[-1])
+            else:
+                write_label_volume(files[-1], mask, geometry)
     figures = found.figures(torch.from_numpy(image).unsqueeze(0))
     for name, figure in figures.items():
         files.append(output / f"{name}.png")

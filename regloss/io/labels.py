@@ -21,6 +21,7 @@ from regloss.io import raster
 from regloss.io.outputs import replace_file
 from regloss.io.palettes import IGNORE_COLOR, Colors
 from regloss.io.types import LabelMap, Size
+from regloss.io.volumes import is_volume, read_label_volume
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,13 @@ def read_label_map(
 
 
 def read_values(path: Path) -> LabelMap:
-    """(H, W) uint8, whatever values a label map holds.
+    """(H, W) uint8, whatever values a label map holds; of a volume (see `regloss.io.volumes`) (D, H, W).
 
     Raises:
         UsageError: not such a file as `read_label_map` reads.
     """
+    if is_volume(path):
+        return read_label_volume(path)[0]
     return _reader(path).indices(path)
 
 

@@ -104,7 +104,7 @@ class AlternatingSegmenter(Segmenter):
         alternation: Alternation | None = None
         if self.region_force is None:
             solution = solve(
-                regularizer.bind(task.image),
+                regularizer.bind(task.image, spacing=task.spacing),
                 torch.zeros_like(start),
                 solver,
                 entropy=self.entropy,
@@ -121,6 +121,7 @@ class AlternatingSegmenter(Segmenter):
                 task.image,
                 start,
                 entropy=self.entropy,
+                spacing=task.spacing,
                 fixed=fixed,
                 allowed=task.allowed,
                 max_rounds=rounds,

@@ -1,0 +1,253 @@
+"""Volumes in the formats of medical imaging, with the spacing of their voxels, and label volumes of the same geometry.
+
+    NIfTI              .nii, .nii.gz               nibabel
+    NRRD, MetaImage    .nrrd, .nhdr, .mha, .mhd    SimpleITK
+
+Arrays are (C, *S) with the axes of S from the slowest to the fastest of the file, (slice, row, column) as scanners
+store them; ``spacing`` and everything that is drawn follow that order. Voxels are never resampled or flipped: what is
+written has the geometry of what was read, so that it lies on the image in any viewer.
+
+Both libraries come with ``pip install 'regloss[volumes]'``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from regloss.errors import MissingDependency, UsageError
+from regloss.io.limits import check_regular
+from regloss.io.outputs import replacing
+from regloss.io.types import LabelMap
+from regloss.io.windows import Window
+
+NIFTI = (".nii", ".nii.gz")
+ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_SUFFIXES = (*NIFTI, *ITK)
+"""Endings of files of volumes, in lower case."""
+
+_CLOSE = 0.1  # of the smallest spacing: voxels so near to each other are the same
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where voxels lie.
+
+    Attributes:
+        size: (*S), slowest axis of the file first.
+        spacing: distance between neighbouring voxels along each of these axes, in mm.
+        affine: (4, 4) float64, from indices (fastest axis first, as NIfTI has it) to mm in the axes right, anterior,
+            superior.
+    """
+
+    size: tuple[int, ...]
+    spacing: tuple[float, ...]
+    affine: npt.NDArray[np.float64]
+
+    def check_same(self, other: Geometry, mine: Path, others: Path) -> None:
+        """Refuse two files whose voxels do not lie on each other.
+
+        Raises:
+            UsageError: sizes, spacings, or places and orientations differ; the message names both files and what.
+        """
+        if self.size != other.size:
+            raise UsageError(f"{others} has the size {other.size}, {mine} {self.size} (slices first). They must agree.")
+        # Headers round to single precision, so what counts is how far voxels are apart: a corner is farthest.
+        corners = np.array(list(itertools.product(*((0, count - 1) for count in self.size[::-1]))))
+        moved = corners @ (self.affine - other.affine)[:3, :3].T + (self.affine - other.affine)[:3, 3]
+        apart = float(np.linalg.norm(moved, axis=1).max())
+        if apart > _CLOSE * min(self.spacing):
+            if not np.allclose(self.spacing, other.spacing, rtol=_CLOSE / max(self.size)):
+                found = f"the spacing {_rounded(other.spacing)} mm, {mine} {_rounded(self.spacing)} mm"
+            else:
+                found = f"another place or orientation than {mine} (voxels are up to {apart:.3g} mm apart)"
+            raise UsageError(f"{others} has {found}. Resample it onto the image's grid with the program that made it.")
+
+
+@dataclass(frozen=True)
+class StoredVolume:
+    """A volume as its file has it.
+
+    Attributes:
+        values: (C, *S), integers as stored, or float32 where the file scales its values.
+        geometry: where they lie.
+    """
+
+    values: npt.NDArray[Any]
+    geometry: Geometry
+
+
+def is_volume(path: Path) -> bool:
+    """Whether the file's name ends as those of volumes do."""
+    return path.name.lower().endswith(VOLUME_SUFFIXES)
+
+
+def read_volume(path: Path) -> StoredVolume:
+    """One volume of three axes, as stored.
+
+    Args:
+        path: a NIfTI, NRRD or MetaImage file.
+
+    Raises:
+        UsageError: the file is damaged or of another kind, has four axes or none that are spatial, voxels that are
+            colours or complex numbers, NaN, or a spacing that is not positive.
+        MissingDependency: the library that reads this format is not installed.
+    """
+    check_regular(path)
+    values, affine = _read_nifti(path) if path.name.lower().endswith(NIFTI) else _read_itk(path)
+    if values.dtype.kind not in "biuf":
+        raise UsageError(f"{path} holds {values.dtype} voxels; integers or floats are needed. Save one channel of it.")
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            count = int((~np.isfinite(values)).sum())
+            raise UsageError(f"{path} holds {count} voxels that are NaN or infinite; replace them.")
+        values = values.astype(np.float32)
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and (lengths > 0).all()):
+        raise UsageError(f"{path} has the spacing {_rounded(lengths)} mm; each must be positive. Repair its header.")
+    ordered = np.ascontiguousarray(values.transpose(2, 1, 0))
+    spacing = tuple(float(length) for length in lengths[::-1])
+    return StoredVolume(ordered[None], Geometry(ordered.shape, spacing, affine))
+
+
+def read_geometry(path: Path) -> Geometry:
+    """Where the voxels of a file lie, whatever their values.
+
+    Raises:
+        UsageError: as `read_volume`.
+    """
+    return read_volume(path).geometry
+
+
+def percentile_window(values: npt.NDArray[Any], low: float = 0.5, high: float = 99.5) -> Window:
+    """From one percentile of the values to another, a little of what scanners leave at both ends being cut off.
+
+    Raises:
+        UsageError: all values between them are alike.
+
+    >>> percentile_window(np.arange(1001), 1, 99)
+    Window(low=10.0, high=990.0, bits=None)
+    """
+    least, most = (float(end) for end in np.percentile(values, [low, high]))
+    if least == most:
+        least, most = float(values.min()), float(values.max())
+    if least == most:
+        raise UsageError(f"All voxels have the value {least:g}, so there is nothing to tell classes apart by.")
+    return Window(least, most)
+
+
+def read_label_volume(path: Path) -> tuple[LabelMap, Geometry]:
+    """A volume of labels or scribbles: (*S) uint8, whatever values it holds, and where they lie.
+
+    Raises:
+        UsageError: as `read_volume`; values that are no whole numbers of 0 to 255.
+    """
+    stored = read_volume(path)
+    values = stored.values[0]
+    whole = values if values.dtype.kind in "bui" else np.round(values)
+    wrong = (whole != values) | (whole < 0) | (whole > 255)
+    if wrong.any():
+        raise UsageError(f"{path} holds {values[wrong][0]:g}; labels are whole numbers of 0 to 255. Is it the image?")
+    return whole.astype(np.uint8), stored.geometry
+
+
+def write_label_volume(path: Path, labels: LabelMap, geometry: Geometry) -> None:
+    """Write labels (*S) as NIfTI of uint8 with the geometry of the image that they belong to.
+
+    Raises:
+        UsageError: the name does not end in .nii or .nii.gz.
+        FailedWrite: the disk is full, say.
+        MissingDependency: nibabel is not installed.
+    """
+    if not path.name.lower().endswith(NIFTI):
+        raise UsageError(
+            f"A label volume is written as NIfTI: its name must end in .nii or .nii.gz; got {path.name!r}."
+        )
+    nibabel = _nibabel(path)
+    image = nibabel.Nifti1Image(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry.affine)
+    image.header.set_xyzt_units("mm")
+    ending = next(suffix for suffix in reversed(NIFTI) if path.name.lower().endswith(suffix))
+    with replacing(path) as temporary:
+        # The library looks at the ending to know whether to compress.
+        made = temporary.with_name(temporary.name + ending)
+        try:
+            nibabel.save(image, made)
+            made.replace(temporary)
+        finally:
+            made.unlink(missing_ok=True)
+
+
+def _read_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    """Voxels with the fastest axis first, and the affine."""
+    nibabel = _nibabel(path)
+    try:
+        image = nibabel.load(path)
+        shape = tuple(size for axis, size in enumerate(image.shape) if axis < 3 or size != 1)
+        _check_axes(path, shape)
+        scaled = image.dataobj.slope not in (1, None) or image.dataobj.inter not in (0, None)
+        kind = image.get_data_dtype()
+        if kind.kind not in "biuf":
+            return np.empty(shape, kind), np.eye(4)  # refused by its type
+        values = np.asarray(image.dataobj, dtype=np.float64 if scaled else None).reshape(shape)
+    except (EOFError, OSError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as cause:
+        raise UsageError(f"{path} cannot be read as NIfTI: {cause or type(cause).__name__}.") from cause
+    except nibabel.spatialimages.HeaderDataError as cause:
+        raise UsageError(f"{path} has a header that is invalid: {cause}.") from cause
+    return values, np.asarray(image.affine, dtype=np.float64)
+
+
+def _read_itk(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    itk = _library("SimpleITK", path)
+    try:
+        image = itk.ReadImage(str(path))
+    except RuntimeError as cause:
+        said = str(cause).strip().splitlines()
+        raise UsageError(f"{path} cannot be read: {said[-1] if said else cause}.") from cause
+    if image.GetNumberOfComponentsPerPixel() != 1:
+        raise UsageError(f"{path} has {image.GetNumberOfComponentsPerPixel()} values a voxel; save one channel of it.")
+    _check_axes(path, image.GetSize())
+    directions = np.array(image.GetDirection()).reshape(3, 3)
+    affine = np.eye(4)
+    affine[:3, :3] = directions * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    affine[:2] *= -1  # its axes are left and posterior, those of an affine right and anterior
+    values: npt.NDArray[Any] = itk.GetArrayFromImage(image).transpose(2, 1, 0)
+    return values, affine
+
+
+def _check_axes(path: Path, shape: Sequence[int]) -> None:
+    if len(shape) != 3:
+        raise UsageError(
+            f"{path} has {len(shape)} axes, of sizes {tuple(shape)}; a volume has three. Save one time or channel of "
+            "it as a file of its own."
+        )
+    if math.prod(shape) == 0:
+        raise UsageError(f"{path} has no voxels: its sizes are {tuple(shape)}.")
+
+
+def _nibabel(path: Path) -> Any:
+    return _library("nibabel", path)
+
+
+def _library(name: str, path: Path) -> ModuleType:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as cause:
+        raise MissingDependency(
+            f"{path} needs {name}, which is not installed: pip install 'regloss[volumes]'."
+        ) from cause
+
+
+def _rounded(numbers: Sequence[float] | npt.NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(float(f"{number:.4g}") for number in numbers)
