@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -138,6 +139,35 @@ def check_finite(values: Tensor, name: str, way_out: str = "") -> None:
     if not holds(torch.isfinite(values.detach().sum())) and not holds(torch.isfinite(values)):
         bad = int((~torch.isfinite(values)).sum())
         raise UsageError(f"{name} holds {bad} values that are NaN or infinite. {way_out}".rstrip())
+
+
+LARGEST = 1e30
+"""The largest weight of a term: float32 has multiples of it."""
+
+
+def check_entropy(entropy: float | Tensor, *, positive: bool = False) -> None:
+    """The weight of an entropy must be a number of 0 to 1e30, or above 0 if it is to be ``positive``."""
+    if isinstance(entropy, Tensor) and entropy.ndim == 0:
+        entropy = entropy.item()
+    if isinstance(entropy, Real) and not isinstance(entropy, bool):
+        if 0 <= entropy <= LARGEST and (entropy > 0 or not positive):
+            return
+        if LARGEST < entropy < float("inf"):
+            raise UsageError(f"entropy must be at most 1e30; got {entropy}.")
+    raise UsageError(f"entropy must be finite and {'positive' if positive else 'not negative'}; got {entropy!r}.")
+
+
+def check_costs(unary: Tensor) -> None:
+    """``unary`` must be finite, and small enough for sums over many pixels."""
+    way_out = "To forbid a label use allowed=, to give a pixel's label use fixed=."
+    check_finite(unary, "unary", way_out)
+    dtype = at_least_float32(unary[:0]).dtype
+    limit = 1e-8 * torch.finfo(dtype).max
+    if not holds(unary.detach().abs().amax() <= limit):
+        raise UsageError(
+            f"unary holds costs of up to {float(unary.detach().abs().amax()):.3g}, whose sums {dtype} cannot hold: at "
+            f"most {limit:.3g} will do. {way_out}"
+        )
 
 
 def at_least_float32(values: Tensor) -> Tensor:

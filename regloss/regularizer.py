@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from regloss.checks import at_least_float32, check_image, check_roi, check_scores, check_spacing
+from regloss.checks import LARGEST, at_least_float32, check_image, check_roi, check_scores, check_spacing
 from regloss.errors import MissingForm, UsageError
 from regloss.forms import Composite, Form
 from regloss.registry import name_of, resolve
@@ -249,14 +249,14 @@ class Regularizer(metaclass=CheckedSettings):
 
 def check_weight(weight: float, name: str | Callable[[], str]) -> None:
     """A weight must be a number of 0 to 1e30. A regularizer's own ``weight`` is checked already."""
-    if isinstance(weight, int | float) and 0 <= weight <= 1e30:
-        return  # the largest of which float32 has multiples
+    if isinstance(weight, int | float) and 0 <= weight <= LARGEST:
+        return
     owner = name if isinstance(name, str) else name()
     if not isinstance(weight, int | float):
         raise UsageError(
             f"The weight of {owner} must be a number; got {weight!r}. It comes first; give other settings by name."
         )
-    if weight > 1e30 and weight < float("inf"):
+    if LARGEST < weight < float("inf"):
         raise UsageError(f"The weight of {owner} must be at most 1e30; got {weight}.")
     raise UsageError(f"The weight of {owner} must be finite and not negative; got {weight}.")
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from regloss import grid
-from regloss.checks import at_least_float32, check_finite, check_labels, check_scores
+from regloss.checks import at_least_float32, check_costs, check_entropy, check_labels, check_scores
 from regloss.constraint import EXACT, Constraints, possible_labels
 from regloss.dual_problem import Smoothing
 from regloss.errors import MissingForm, ReglossError, UsageError, listed
@@ -283,9 +283,9 @@ def solve(
     Args:
         term: R, bound to the images; its region of interest applies to the whole problem. What it takes from a
             prediction (`Term.conditioned_on`) it takes from the minimiser without R.
-        unary: (B, K, *S) costs, finite.
+        unary: (B, K, *S) costs, finite; in float32 at most 3e30.
         solver: a `Solver`, or its name.
-        entropy: weight of the entropy term, >= 0.
+        entropy: weight of the entropy term, 0 to 1e30.
         fixed: (B, *S) integer labels that are given, -1 where free. A mask, not a cost: no large number is involved.
         allowed: (B, K) bool, labels that pixels may take, at least one in each image and all that seeds have there.
         warm: where to start: labels (B, *S), an earlier `Solution`, or its ``state``.
@@ -313,9 +313,8 @@ def solve(
     check_scores(unary, "unary")
     if (unary.shape[0], *unary.shape[2:]) != term.shape:
         raise UsageError(f"unary {tuple(unary.shape)} does not fit the bound images, with (B, *S) = {term.shape}.")
-    check_finite(unary, "unary", "To forbid a label use allowed=, to give a pixel's label use fixed=.")
-    if not 0 <= entropy < float("inf"):
-        raise UsageError(f"entropy must be finite and not negative; got {entropy}.")
+    check_costs(unary)
+    check_entropy(entropy)
     classes = unary.shape[1]
     if fixed is not None:
         check_labels(fixed, term.shape)

@@ -182,6 +182,33 @@ def test_allowed_labels_that_contradict_a_constraint_are_refused():
         solve(term, torch.zeros(1, 3, 3, 4), "dca", entropy=0.5, allowed=allowed)
 
 
+@pytest.mark.parametrize("solver", ["pdhg", "dca"])
+@pytest.mark.parametrize(
+    ("volume", "fixed", "message"),
+    [
+        ({"volumes": (11.5, 0.5)}, "11..  ....  ....", "2 pixels must be class 1, whose largest volume is 0.5"),
+        ({"lower": (0, 5), "upper": (12, 12)}, "0000  0000  ....", "4 pixels may be class 1, whose least volume is 5"),
+        (
+            {"lower": (0, 0.5), "unit": "fraction"},
+            "0000  000.  ....",
+            "5 pixels may be class 1, whose least volume is 6",
+        ),
+    ],
+)
+def test_volumes_that_seeds_make_impossible_are_refused(volume, fixed, message, solver):
+    """In the second image of a batch."""
+    seeds = torch.full((2, 3, 4), -1)
+    seeds[1] = torch.tensor([[-1 if letter == "." else int(letter) for letter in row] for row in fixed.split()])
+    unary = torch.randn(2, 2, 3, 4, generator=torch.Generator().manual_seed(0))
+    term = Volume(**volume).bind(torch.zeros(2, 1, 3, 4))
+    with pytest.raises(UsageError, match=rf"volume constraint cannot be met in image 1 of the batch: {message}"):
+        solve(term, unary, solver, entropy=0.5, fixed=seeds)
+    seeds[1, :, :3] = -1
+    solution = solve(term, unary, solver, entropy=0.5, fixed=seeds)
+    assert bool(solution.energy.isfinite().all())
+    assert Constraints.of([term], unary).violation_of_labels(solution.labels).tolist() == [0, 0]
+
+
 def test_constraints_that_no_labels_meet_together_are_reported():
     """A star about one corner, with the other corner a seed, and a volume of two pixels."""
     image = torch.zeros(1, 1, 3, 3, dtype=torch.float64)

@@ -75,6 +75,10 @@ def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> torch.Tensor:
         (torch.zeros(1, 3, 3, 4), r"unary \(1, 3, 3, 4\) does not fit .*\(B, \*S\) = \(2, 3, 4\)"),
         (torch.full((2, 3, 3, 4), math.nan), r"unary holds 72 values that are NaN or infinite.*allowed=.*fixed="),
         (torch.full((2, 3, 3, 4), math.inf), r"unary holds 72 values that are NaN or infinite.*allowed=.*fixed="),
+        (
+            torch.full((2, 3, 3, 4), -1e38),
+            r"costs of up to 1e\+38, .* torch\.float32 cannot hold.*3\.4e\+30.*allowed=.*fixed=",
+        ),
     ],
 )
 def test_unary_is_checked(term: Term, bad: Any, message: str) -> None:
@@ -88,6 +92,8 @@ def test_unary_is_checked(term: Term, bad: Any, message: str) -> None:
         ({"entropy": -0.1}, r"entropy must be finite and not negative; got -0\.1"),
         ({"entropy": math.inf}, "entropy must be finite and not negative; got inf"),
         ({"entropy": math.nan}, "entropy must be finite and not negative; got nan"),
+        ({"entropy": 1e31}, r"entropy must be at most 1e30; got 1e\+31"),
+        ({"entropy": "0.5"}, "entropy must be finite and not negative; got '0.5'"),
         ({"fixed": zeros(2, 3, 4, dtype=torch.float32)}, r"integers.*got torch\.float32"),
         ({"fixed": zeros(2, 3, 4, dtype=torch.bool)}, r"integers.*got torch\.bool"),
         ({"fixed": zeros(2, 4, 3)}, r"shape \(2, 3, 4\) \(B, \*S\); got \(2, 4, 3\)"),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from regloss.apps.components import parse_component
-from regloss.errors import UsageError
+from regloss.checks import check_entropy
 from regloss.regularizer import Regularizer, combine
 from regloss.solver import Solution, Solver, negotiate, solve
 
@@ -60,8 +60,7 @@ class PostProcess:
         by: Solver = parse_component("solver", solver or SOLVER)
         negotiate(chosen, by)
         entropy = ENTROPY if entropy is None else entropy
-        if not 0 <= entropy < float("inf"):
-            raise UsageError(f"entropy must be finite and not negative; got {entropy}.")
+        check_entropy(entropy)
         return cls(chosen, by, entropy)
 
     def __call__(self, logits: Tensor, image: Tensor) -> Solution:

@@ -134,13 +134,23 @@ def _by_rule(scores: np.ndarray[Any, np.dtype[np.float64]]) -> dict[str, dict[st
 def _best_phases(inside: Counts, outside: Counts) -> list[int]:
     """The phases, neither none nor all, with the highest IoU, given each phase's pixels in the foreground and outside.
 
-    IoU = sum of inside / (foreground + sum of outside): the best set holds the phases whose inside / outside is above
-    some number, so it is enough to add them in that order.
+    IoU = sum of inside / (foreground + sum of outside): without a phase that is left out, the best set holds those of
+    the others whose inside / outside is above some number, so it is enough to add them in that order. Every set that is
+    not all leaves some phase out.
     """
-    share = inside / np.maximum(inside + outside, 1)
-    order = np.argsort(-share, kind="stable").tolist()
-    candidates = [order[:count] for count in range(1, len(order))]
-    return max(candidates, key=lambda chosen: _foreground_scores(inside, outside, chosen)[1])
+    sizes = inside + outside
+    share = np.where(sizes > 0, inside / np.maximum(sizes, 1), 1)  # a phase without pixels does no harm
+    order = np.argsort(-share, kind="stable")
+    best, highest = [0], (-1.0, -1.0)
+    for left_out in range(len(order)):
+        others = order[order != left_out]
+        hits, false = np.cumsum(inside[others]), np.cumsum(outside[others])
+        union, right = inside.sum() + false, hits - false
+        iou = np.where(union > 0, hits / np.maximum(union, 1), 1.0)
+        count = int(np.lexsort((right, iou))[-1])
+        if (float(iou[count]), float(right[count])) > highest:
+            best, highest = others[: count + 1].tolist(), (float(iou[count]), float(right[count]))
+    return best
 
 
 def _off_border(prediction: Tensor, phases: int) -> list[int]:

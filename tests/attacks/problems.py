@@ -157,11 +157,12 @@ def _entropy(dice: random.Random, regularizer: Regularizer, solver: Solver) -> f
 def _regularizer(dice: random.Random, shape: tuple[int, ...], classes: int) -> Regularizer:
     name = dice.choice(registry.names("regularizer"))
     weight = dice.choice(WEIGHTS) if dice.random() < 0.5 else dice.uniform(0, 3)
-    settings: dict[str, Any] = {"weight": weight, **_settings(dice, name, shape, classes)}
+    settings: dict[str, Any] = {"weight": weight, **random_settings(dice, name, shape, classes)}
     return registry.create("regularizer", name, **settings)  # type: ignore[no-any-return]
 
 
-def _settings(dice: random.Random, name: str, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+def random_settings(dice: random.Random, name: str, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+    """Settings of a built-in regularizer for images of a shape; none where its defaults will do."""
     pixels = math.prod(shape)
     if name == "grid-crf":
         connectivity = {1: (2, 8), 2: (4, 8), 3: (6, 18, 26, 8)}[len(shape)]

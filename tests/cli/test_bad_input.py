@@ -302,11 +302,14 @@ def test_segment(regloss, images, tmp_path):
     image, scribbles = images / "images/i0.png", images / "scribbles/i0.png"
     save(tmp_path / "one.png", np.where(np.arange(28) < 9, 1, 255).astype(np.uint8)[None].repeat(24, 0))
     save(tmp_path / "small.png", np.zeros((5, 5), np.uint8))
+    shares = "volume:volumes=[0.001,0.899,0.1],unit=fraction"
+    volumes = ("--regularizer", "tv", "--regularizer", shares, "--solver", "pdhg", "--entropy", "0.1")
     for arguments, expected in (
         ((image,), "Give scribbles"),
         ((image, "--scribbles", tmp_path / "one.png"), "In the scribbles only class 1 is labelled"),
         ((image, "--scribbles", tmp_path / "small.png"), "They must agree"),
         ((image, "--scribbles", scribbles, "--solver", "cut"), "no solver called 'cut'"),
+        ((image, "--scribbles", scribbles, *volumes), "in image 0 of the batch: 18 pixels must be class 0"),
         ((tmp_path / "absent.png", "--scribbles", scribbles), "absent.png"),
     ):
         done = regloss("segment", *arguments, "--output", tmp_path / "out")

@@ -90,6 +90,23 @@ def test_best_is_that_of_all_subsets(seed, phases):
     assert values(result["last"]) == pytest.approx(by_definition(prediction, truth, range(1, phases)), rel=1e-14)
 
 
+@pytest.mark.parametrize(
+    ("inside", "outside", "best"),
+    [
+        ((99, 1), (20, 0), 99 / 120),  # the purer phase is next to nothing
+        ((0, 0), (0, 7), 1.0),  # nothing to find, and a phase that nobody has
+        ((9, 1, 0), (0, 1, 0), 10 / 11),  # all but a phase that nobody has
+        ((30, 60, 5), (1, 10, 0), 90 / 106),
+    ],
+)
+def test_best_is_not_always_the_purest(inside, outside, best):
+    sizes = [*inside, *outside]
+    pixels = [place % len(inside) for place, size in enumerate(sizes) for _ in range(size)]
+    truth = [int(place < len(inside)) for place, size in enumerate(sizes) for _ in range(size)]
+    result = scored(torch.tensor([pixels]), torch.tensor([truth]), len(inside))
+    assert result["best"]["foreground-iou"] == pytest.approx(best, rel=1e-14)
+
+
 def test_volumes_and_more_classes_than_one_object():
     truth = torch.randint(3, (3, 4, 5), generator=torch.Generator().manual_seed(0))
     result = scored((truth > 0).long(), truth)

@@ -135,13 +135,27 @@ def batches(images, tmp_path, workers, generation=-1):
     return training_batches(made, EpochOrder(6, 1, 0), 0, generation, 0, workers)
 
 
+def idle(pid):
+    """Whether a process has done nothing for half a second."""
+    found = set()
+    for _ in range(6):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        found.add((fields[0], fields[11], fields[12]))  # state, and time in user and kernel mode
+        time.sleep(0.1)
+    return len(found) == 1 and found.pop()[0] == "S"
+
+
 @LINUX
-def test_a_killed_loader_process_is_said(images, tmp_path):
+@pytest.mark.parametrize("sent", [False, True], ids=["at work", "its batches sent"])
+def test_a_killed_loader_process_is_said(sent, images, tmp_path):
+    """Nothing of it can be had, neither what it was at nor batches that it has sent but nobody has received."""
     multiprocessing.forkserver.ensure_running()
     before = set(loaders())
     found = batches(images, tmp_path, 1)
     next(found)
     (loader,) = set(loaders()) - before
+    if sent:
+        wait_until(lambda: idle(loader))
     os.kill(loader, signal.SIGKILL)
     with pytest.raises(ReglossError, match=r"^A process that loads images was killed.*Lower data.workers.*--resume\.$"):
         list(found)

@@ -100,6 +100,17 @@ def test_a_layer_is_trained_saved_and_applied(name, layered, images, tmp_path):
         torch.testing.assert_close(predict(model.segmenter, image).exp(), by_hand, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("backward", ["implicit", "unrolled"])
+def test_masks_of_a_trained_layer_obey_its_bounds(backward, layered, images, tmp_path):
+    """Soft mass alone meets the least volume of a class that the network sees nowhere."""
+    bounds = '{name = "volume", lower = [0, 0, 0.3], unit = "fraction"}'
+    train(layered(f'{{regularizer = {bounds}, steps = 5, entropy = 5.0, backward = "{backward}"}}'))
+    model = regloss.load(tmp_path / "run")
+    for name in ("i0", "i6"):
+        with Image.open(images / f"images/{name}.png") as picture:
+            assert (model.predict(np.array(picture)) == 2).mean() >= 0.3
+
+
 @pytest.mark.parametrize(
     ("regularizer", "own"),
     [

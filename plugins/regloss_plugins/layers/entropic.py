@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
@@ -10,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from regloss.errors import UsageError
+from regloss.checks import check_entropy
 from regloss.layer import RegularizedLayer, name_weights
 from regloss.regularizer import Regularizer
 
@@ -19,7 +18,7 @@ class EntropicLayer(RegularizedLayer):
     """A layer whose entropy and weights may be learnt, kept as logarithms so that they stay positive.
 
     Args:
-        entropy: weight of the entropy, finite and > 0.
+        entropy: weight of the entropy, > 0, at most 1e30.
 
     Raises:
         UsageError: an entropy outside its range.
@@ -33,8 +32,7 @@ class EntropicLayer(RegularizedLayer):
 
     def __init__(self, entropy: float) -> None:
         super().__init__()
-        if not 0 < entropy < math.inf:
-            raise UsageError(f"entropy must be finite and positive; got {entropy}.")
+        check_entropy(entropy, positive=True)
         self._entropy = float(entropy)
 
     @abstractmethod

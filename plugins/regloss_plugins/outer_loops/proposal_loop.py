@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from regloss.batch import Batch
+from regloss.checks import LARGEST
 from regloss.data_term import combine_data_terms
 from regloss.dataset import IGNORE
 from regloss.divergence import Divergence
@@ -85,9 +86,9 @@ class ProposalLoop(OuterLoop):
         if entropy is None:
             entropy = "coupling" if taken == "positive" else 0.0
         if entropy != "coupling" and (
-            isinstance(entropy, bool) or not isinstance(entropy, int | float) or not 0 <= entropy < float("inf")
+            isinstance(entropy, bool) or not isinstance(entropy, int | float) or not 0 <= entropy <= LARGEST
         ):
-            raise UsageError(f'entropy must be finite and not negative, or "coupling"; got {entropy!r}.')
+            raise UsageError(f'entropy must be a number of 0 to 1e30, or "coupling"; got {entropy!r}.')
         solver = name_of(self.solver)
         if taken == "zero" and entropy != 0:
             raise UsageError(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from regloss.alternation import Alternation, alternate
+from regloss.checks import check_entropy
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.region_force import RegionForce
@@ -78,8 +79,7 @@ class AlternatingSegmenter(Segmenter):
         negotiate(*self._regularizer_and_solver())
         if self.region_force is not None:
             resolve("region-force", self.region_force)
-        if not 0 <= self.entropy < math.inf:
-            raise UsageError(f"entropy must be finite and not negative; got {self.entropy}.")
+        check_entropy(self.entropy)
         if self.max_rounds is not None and self.max_rounds < 1:
             raise UsageError(f"max_rounds must be at least 1; got {self.max_rounds}.")
 

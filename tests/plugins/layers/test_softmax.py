@@ -21,6 +21,7 @@ from regloss import (
     RegularizedSoftmax,
     StarShape,
     Sum,
+    ThresholdDynamics,
     TotalVariation,
     UsageError,
     Volume,
@@ -355,6 +356,35 @@ def test_extreme_logits_have_finite_gradients() -> None:
         assert bool(output.isfinite().all())
         (gradient,) = torch.autograd.grad(nn.functional.nll_loss(output, torch.tensor([[[1, 0, 0]]])), logits)
         assert bool(gradient.isfinite().all())
+
+
+@pytest.mark.parametrize("backward", ["implicit", "unrolled", "one-step"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [(3, 4), (1, 5)])
+@pytest.mark.parametrize(
+    ("regularizer", "solver"),
+    [
+        (ThresholdDynamics(sigma=1.0), "dca"),
+        (ThresholdDynamics(weight=0.0), "dca"),
+        (NonlocalTV(neighbors=1), "pdhg"),
+        (NonlocalTV(neighbors=1), "dca"),
+        (TotalVariation(isotropic=True), "pdhg"),
+        (Sum([ThresholdDynamics(sigma=1.0), TotalVariation()]), "dca"),
+    ],
+)
+def test_gradients_are_finite_for_logits_of_any_size(
+    regularizer: Any, solver: str, size: tuple[int, int], dtype: torch.dtype, backward: Any
+) -> None:
+    """From ones that all but vanish, at whose minima tensors are 0, to ones whose probabilities underflow."""
+    layer = RegularizedSoftmax(regularizer, solver, 0.5, max_steps=5, backward=backward)
+    image = image_of(2, 3, *size).to(dtype)
+    for scale in (0.0, 1e-38, 1e-30, 1e-6, 1.0, 10.0, 1e4):
+        logits = (scale * random(2, 3, *size, seed=5)).to(dtype).requires_grad_()
+        for function in (layer.forward, layer.log_probabilities):
+            output = function(logits, image)
+            assert bool(output.isfinite().all())
+            (gradient,) = torch.autograd.grad(output.amax(1).sum(), logits)
+            assert bool(gradient.isfinite().all()), f"logits of {scale}"
 
 
 def test_warm_start_and_bound_terms() -> None:

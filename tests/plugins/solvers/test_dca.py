@@ -667,6 +667,25 @@ def test_a_convex_part_needs_entropy():
             solve(term, torch.zeros(1, 2, 3, 3), DCA(), entropy=entropy)
 
 
+@pytest.mark.parametrize("isotropic", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("solver", ["dca", "pdhg"])
+def test_a_huge_entropy_does_not_overflow(solver, dtype, isotropic):
+    """All labels are as probable as each other; beyond it the entropy is refused."""
+    term = TotalVariation(isotropic=isotropic).bind(
+        torch.rand(1, 3, 6, 7, generator=torch.Generator().manual_seed(0)).to(dtype)
+    )
+    unary = scores((6, 7), batch=1, dtype=torch.float32).to(dtype)
+    solution = solve(term, unary, solver, entropy=1e30)
+    classes = unary.shape[1]
+    assert float((solution.probabilities - 1 / classes).abs().max()) < 1e-6
+    assert float(solution.energy) == pytest.approx(-1e30 * 42 * math.log(classes), rel=1e-5)
+    assert bool((solution.bound <= solution.energy * (1 - 1e-6)).all())
+    for entropy in (3e38, 1e300):
+        with pytest.raises(UsageError, match="entropy must be at most 1e30"):
+            solve(term, unary, solver, entropy=entropy)
+
+
 def test_a_tiny_entropy_does_not_overflow():
     term = ThresholdDynamics(weight=1.0).bind(torch.zeros(1, 1, 6, 7))
     unary = scores((6, 7), batch=1, dtype=torch.float32)
