@@ -7,7 +7,6 @@ since every unordered pair is counted once. Pair arrays have the grid's own shap
 
 from __future__ import annotations
 
-import itertools
 import math
 from functools import lru_cache
 from typing import Any, Literal
@@ -41,12 +40,11 @@ def neighbor_offsets(ndim: int, connectivity: int) -> tuple[Offset, ...]:
     if axes != ndim:
         fitting = [str(count) for count, (dims, _) in _CONNECTIVITIES.items() if dims == ndim]
         raise UsageError(f"A {ndim}D image has a connectivity of {' or '.join(fitting)}; got {connectivity}.")
+    offsets: list[Offset] = [()]
+    for _ in range(ndim):  # in older torch compilers cannot trace itertools
+        offsets = [(*offset, step) for offset in offsets for step in (-1, 0, 1)]
     zero = (0,) * ndim
-    return tuple(
-        offset
-        for offset in itertools.product((-1, 0, 1), repeat=ndim)
-        if offset > zero and sum(map(abs, offset)) <= differing
-    )
+    return tuple(offset for offset in offsets if offset > zero and sum([abs(step) for step in offset]) <= differing)
 
 
 def axis_offsets(ndim: int) -> tuple[Offset, ...]:

@@ -588,12 +588,18 @@ def _settings_model(cls: type[RegularizedLayer]) -> type[BaseModel]:
 def _plain_type(hint: Any) -> Any:
     """``hint`` as a configuration can have it: without tensors and modules where there is a choice, lists as tuples."""
     if get_origin(hint) in (Union, UnionType):
-        plain = [one for one in get_args(hint) if not (isinstance(one, type) and issubclass(one, Tensor | nn.Module))]
+        plain = [one for one in get_args(hint) if not _is_in_python_alone(one)]
         return Union[tuple(_plain_type(one) for one in plain)]  # noqa: UP007 - made at run time
     if get_origin(hint) is Sequence:
         (entry,) = get_args(hint)
         return GenericAlias(tuple, (_plain_type(entry), ...))
     return hint
+
+
+def _is_in_python_alone(hint: Any) -> bool:
+    """Whether a type has no value that a configuration could write."""
+    # In Python 3.10 list[int] passes for a class, but not for a subclass of anything.
+    return get_origin(hint) is None and isinstance(hint, type) and issubclass(hint, Tensor | nn.Module)
 
 
 def build_layer(layer: Layer | None, classes: int) -> RegularizedLayer | None:

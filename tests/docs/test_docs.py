@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import pytest
 import torch
@@ -272,7 +272,7 @@ def plain(value: Any) -> Any:
 
 def models(annotation: Any) -> dict[type[BaseModel], None]:
     """The model of a subsection, which may be optional."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return {annotation: None}
     return {model: None for part in get_args(annotation) for model in models(part)}
 
