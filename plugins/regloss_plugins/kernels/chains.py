@@ -30,17 +30,17 @@ Felzenszwalb, Huttenlocher, "Efficient belief propagation for early vision", IJC
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from regloss_plugins.kernels.arguments import as_volume, dense
+from regloss_plugins.kernels.expansion_start import FREE
 from regloss_plugins.kernels.sums import add_compensated
 
 __all__ = ["DualBound", "bound_grid"]
 
-FREE = -1  # entry of ``fixed`` at a pixel that may change
 # The compiled functions hold no lock, so threads over images scale. Everything is float64: with messages rounded to
 # float32 the bound could end above the minimum by more than rounding of the energy.
 # Neither NaN nor the sign of zero matters to minima and sums of finite numbers, and without them loops are vectorised.
@@ -244,8 +244,8 @@ def _settle(
     """Let every pixel in turn take its best label given all others, there and back."""
     pixels, labels = unary.shape
     cost = np.empty(labels)
-    for turn in range(2 * pixels):
-        p = turn if turn < pixels else 2 * pixels - 1 - turn
+    for index in range(2 * pixels):
+        p = index if index < pixels else 2 * pixels - 1 - index
         for k in range(labels):
             cost[k] = unary[p, k]
         for i in range(len(strides)):
@@ -457,21 +457,13 @@ def bound_grid(
     >>> result.labels.tolist(), result.energy, result.bound
     ([0, 1, 1, 1], 2.0, 2.0)
     """
-    shape = np.shape(labels)
-    steps = np.asarray(offsets)
-    if not 1 <= len(shape) <= 3:
-        raise ValueError(f"expected a grid of 1, 2 or 3 dimensions, got {len(shape)}")
-    if len(np.shape(unary)) != len(shape) + 1 or steps.ndim != 2 or steps.shape[1] != len(shape):
-        raise ValueError(
-            f"expected unary (K, *S) and offsets (n, {len(shape)}) for labels {shape}, "
-            f"got {np.shape(unary)} and {steps.shape}"
-        )
+    shape, volume, steps = as_volume(unary, offsets, labels)
     classes, neighbors = np.shape(unary)[0], len(steps)
-    costs = _array(unary, np.float64, "unary", (classes, *shape)).reshape(classes, -1)
-    start = _array(labels, np.int64, "labels", shape).ravel()
-    seeds = _array(fixed, np.int64, "fixed", shape).ravel()
-    inside = _array(roi, np.bool_, "roi", shape).ravel()
-    choices = np.flatnonzero(_array(allowed, np.bool_, "allowed", (classes,)))
+    costs = dense(unary, np.float64, "unary", (classes, *shape)).reshape(classes, -1)
+    start = dense(labels, np.int64, "labels", shape).ravel()
+    seeds = dense(fixed, np.int64, "fixed", shape).ravel()
+    inside = dense(roi, np.bool_, "roi", shape).ravel()
+    choices = np.flatnonzero(dense(allowed, np.bool_, "allowed", (classes,)))
     seeds = np.where(inside, seeds, FREE)
     free = inside & (seeds == FREE)
     if np.any((seeds < FREE) | (seeds >= classes)):
@@ -479,10 +471,8 @@ def bound_grid(
     if not len(choices) and free.any():
         raise ValueError("expected at least one allowed label for the free pixels, got none")
 
-    volume = (*(1,) * (3 - len(shape)), *shape)
-    steps = np.concatenate([np.zeros((neighbors, 3 - len(shape)), np.int64), steps.astype(np.int64)], axis=1)
     edges, steps = _forward_pairs(
-        _array(weights, np.float64, "weights", (neighbors, *shape)).reshape(neighbors, *volume),
+        dense(weights, np.float64, "weights", (neighbors, *shape)).reshape(neighbors, *volume),
         steps,
         inside.reshape(volume),
     )
@@ -540,11 +530,3 @@ def _forward_pairs(
             column[here] = np.where(roi[first] & roi[second], weights[i][first], 0.0)
         turned[:, i] = column.ravel()
     return turned, directions
-
-
-def _array(values: ArrayLike, dtype: Any, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
-    """C-ordered and writeable, so that there is one compiled function for all; the values are not written to."""
-    array = np.require(values, dtype, ["C", "A", "W"])
-    if array.shape != shape:
-        raise ValueError(f"expected {name} of shape {shape}, got {array.shape}")
-    return array

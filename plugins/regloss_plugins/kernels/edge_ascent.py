@@ -23,7 +23,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from regloss_plugins.kernels.short_vectors import add, aligned, clip, load, mul, prefetch, splat, store, sub, total
+from regloss_plugins.kernels.dual_steps import ascend, box_gap, smooth_value
+from regloss_plugins.kernels.short_vectors import add, aligned, load, mul, prefetch, splat, store, sub, total
 from regloss_plugins.kernels.softmax_rows import FAST, softmax_rows
 
 Array = NDArray[Any]
@@ -116,7 +117,7 @@ class EdgeAscent:
         )
         self.adjoint, self.adjoint_before = self.adjoint_before, self.adjoint
         move = _move_few if self.width == self.lanes else _move_many
-        uphill: float = move(
+        criterion: float = move(
             self.edges.start,
             self.edges.second,
             self.weights,
@@ -132,7 +133,7 @@ class EdgeAscent:
             self.width,
         )
         self.values, self.before = self.before, self.values
-        return uphill
+        return criterion
 
     def certify(self) -> tuple[float, float, float]:
         """Smooth part, support and Fenchel gap at the current dual variables; ``minimiser`` (K, N) is set."""
@@ -249,23 +250,21 @@ def _move_few(
     """``before`` is overwritten with the new dual variables, K^T y+ added to ``adjoint``; ``width`` = len(shape)."""
     zero = splat(values.dtype.type(0), shape)
     extrapolations, most, least = splat(extrapolation, shape), splat(radius, shape), splat(-radius, shape)
-    uphill = 0.0
+    criterion = 0.0
     for i in range(len(start) - 1):
-        here, at_first, outweighs = load(primal, i * width, shape), zero, zero
+        here, at_first, products = load(primal, i * width, shape), zero, zero
         for e in range(start[i], start[i + 1]):
             j = np.int64(second[e])
-            y, old = load(values, e * width, shape), load(before, e * width, shape)
-            point = add(y, mul(extrapolations, sub(y, old)))
             difference = sub(load(primal, j * width, shape), here)
-            new = clip(add(point, mul(splat(steps[e], shape), difference)), least, most)
-            outweighs = add(outweighs, mul(splat(metric[e], shape), mul(sub(point, new), sub(new, y))))
-            store(before, e * width, new)
+            tau = splat(steps[e], shape)
+            new, gain = ascend(values, before, e * width, extrapolations, tau, difference, least, most, shape)
+            products = add(products, mul(splat(metric[e], shape), gain))
             flow = mul(splat(weights[e], shape), new)
             store(adjoint, j * width, add(load(adjoint, j * width, shape), flow))
             at_first = sub(at_first, flow)
         store(adjoint, i * width, add(load(adjoint, i * width, shape), at_first))
-        uphill += total(outweighs)
-    return uphill
+        criterion += total(products)
+    return criterion
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -289,10 +288,10 @@ def _move_many(
     zero = splat(values.dtype.type(0), shape)
     extrapolations, most, least = splat(extrapolation, shape), splat(radius, shape), splat(-radius, shape)
     at_first = np.zeros(width, values.dtype)
-    uphill = 0.0
+    criterion = 0.0
     for i in range(len(start) - 1):
         at_first[:] = 0
-        outweighs = zero
+        products = zero
         for e in range(start[i], start[i + 1]):
             coming = np.int64(second[min(e + _AHEAD, last)]) * width
             for k in range(0, width, count):
@@ -301,19 +300,16 @@ def _move_many(
             j = np.int64(second[e])
             w, tau, inverse = splat(weights[e], shape), splat(steps[e], shape), splat(metric[e], shape)
             for k in range(0, width, count):
-                y, old = load(values, e * width + k, shape), load(before, e * width + k, shape)
-                point = add(y, mul(extrapolations, sub(y, old)))
                 difference = sub(load(primal, j * width + k, shape), load(primal, i * width + k, shape))
-                new = clip(add(point, mul(tau, difference)), least, most)
-                outweighs = add(outweighs, mul(inverse, mul(sub(point, new), sub(new, y))))
-                store(before, e * width + k, new)
+                new, gain = ascend(values, before, e * width + k, extrapolations, tau, difference, least, most, shape)
+                products = add(products, mul(inverse, gain))
                 flow = mul(w, new)
                 store(adjoint, j * width + k, add(load(adjoint, j * width + k, shape), flow))
                 store(at_first, k, sub(load(at_first, k, shape), flow))
         for k in range(0, width, count):
             store(adjoint, i * width + k, add(load(adjoint, i * width + k, shape), load(at_first, k, shape)))
-        uphill += total(outweighs)
-    return uphill
+        criterion += total(products)
+    return criterion
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -341,12 +337,8 @@ def _smooth_part(
             for i in range(count):
                 place = begin + i
                 primal[place * width + k] = minimiser[k, place] = s[k, i]
-                if len(roi) > 0 and not roi[place]:
-                    continue
-                if not entropy:
-                    value += smoothing_weight * np.float64(s[k, i] + cost[k, place] / smoothing_weight) ** 2 / 2
-                elif s[k, i] > 0:  # a probability of 0 adds nothing, though its cost may be inf
-                    value += s[k, i] * (np.float64(cost[k, place]) + smoothing_weight * (scores[k, i] - top[i]))
+                if len(roi) == 0 or roi[place]:
+                    value += smooth_value(s[k, i], cost[k, place], scores[k, i] - top[i], smoothing_weight, entropy)
     return value
 
 
@@ -369,10 +361,8 @@ def _compare(
             length = short = 0.0
             for k in range(width):
                 z = np.float64(weights[e] * (far[k] - near[k]))
-                y = np.float64(dual[k])
                 length += abs(z)
-                # |z| (radius - sign(z) y): a product of two numbers that are not negative.
-                short += abs(z) * (bound - (y if z > 0 else -y))
+                short += box_gap(z, np.float64(dual[k]), bound)
             support += bound * length
             fenchel_gap += short
     return support, fenchel_gap

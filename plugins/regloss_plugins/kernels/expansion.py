@@ -21,13 +21,13 @@ graphs, and grids with more offsets, have theirs in `expansion_graph`. The compi
 over images scale.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .arguments import as_volume, dense
 from .expansion_graph import Edges, expand_edges, grid_edges, list_edges
 from .expansion_grid import Cells, expand_cells, grid_cells
 from .expansion_start import FREE, finite_unaries
@@ -56,14 +56,6 @@ class Expansion:
     cycles: int
     converged: bool
     bound: float
-
-
-def _array(values: ArrayLike, dtype: Any, name: str, shape: Sequence[int]) -> NDArray[Any]:
-    """C-ordered and writeable, so that there is one compiled function for all; the values are not written to."""
-    array = np.require(values, dtype, ["C", "A", "W"])
-    if array.shape != tuple(shape):
-        raise ValueError(f"expected {name} of shape {tuple(shape)}, got {array.shape}")
-    return array
 
 
 def _solve(
@@ -136,29 +128,19 @@ def expand_grid(
     >>> result.labels.tolist(), result.energy
     ([0, 0, 0, 1], 1.9)
     """
-    shape = np.shape(labels)
-    steps = np.asarray(offsets)
-    if len(np.shape(unary)) != len(shape) + 1 or steps.ndim != 2 or steps.shape[1] != len(shape):
-        raise ValueError(
-            f"expected unary (K, *S) and offsets (n, {len(shape)}) for labels {shape}, "
-            f"got {np.shape(unary)} and {steps.shape}"
-        )
-    if not 1 <= len(shape) <= 3:
-        raise ValueError(f"expected a grid of 1, 2 or 3 dimensions, got {len(shape)}")
+    shape, volume, steps = as_volume(unary, offsets, labels)
     classes, neighbors = np.shape(unary)[0], len(steps)
     single = all(getattr(values, "dtype", None) == np.float32 for values in (unary, weights))
     precision = np.float32 if single else np.float64  # of the input; all sums are of float64
-    dense_unary = _array(unary, precision, "unary", (classes, *shape)).reshape(classes, -1)
-    dense_weights = _array(weights, precision, "weights", (neighbors, *shape))
-    dense_labels = _array(labels, np.int64, "labels", shape).ravel()
-    dense_fixed = _array(fixed, np.int64, "fixed", shape).ravel()
-    dense_roi = _array(roi, np.bool_, "roi", shape)
-    dense_allowed = _array(allowed, np.bool_, "allowed", (classes,))
+    dense_unary = dense(unary, precision, "unary", (classes, *shape)).reshape(classes, -1)
+    dense_weights = dense(weights, precision, "weights", (neighbors, *shape))
+    dense_labels = dense(labels, np.int64, "labels", shape).ravel()
+    dense_fixed = dense(fixed, np.int64, "fixed", shape).ravel()
+    dense_roi = dense(roi, np.bool_, "roi", shape)
+    dense_allowed = dense(allowed, np.bool_, "allowed", (classes,))
     if 2 * neighbors * dense_roi.size >= 2**32 - 2:
         raise ValueError(f"expected fewer than 2^32 - 2 arcs, got {neighbors} offsets on {dense_roi.size} pixels")
 
-    volume = (1,) * (3 - len(shape)) + shape
-    steps = np.concatenate([np.zeros((neighbors, 3 - len(shape)), np.int64), steps.astype(np.int64)], axis=1)
     dense_weights = dense_weights.reshape(neighbors, *volume)
     edges: Edges | Cells
     if 2 * neighbors <= MOST_ARCS:
@@ -216,13 +198,13 @@ def expand_graph(
     if len(shape) != 1 or len(np.shape(unary)) != 2:
         raise ValueError(f"expected unary (K, N) and labels (N,), got {np.shape(unary)} and {shape}")
     classes = np.shape(unary)[0]
-    dense_unary = _array(unary, np.float64, "unary", (classes, *shape))
-    dense_weights = _array(weights, np.float64, "weights", (np.shape(edges)[0],))
-    dense_edges = _array(edges, np.int64, "edges", (len(dense_weights), 2))
-    dense_labels = _array(labels, np.int64, "labels", shape)
-    dense_fixed = _array(fixed, np.int64, "fixed", shape)
-    dense_roi = _array(roi, np.bool_, "roi", shape)
-    dense_allowed = _array(allowed, np.bool_, "allowed", (classes,))
+    dense_unary = dense(unary, np.float64, "unary", (classes, *shape))
+    dense_weights = dense(weights, np.float64, "weights", (np.shape(edges)[0],))
+    dense_edges = dense(edges, np.int64, "edges", (len(dense_weights), 2))
+    dense_labels = dense(labels, np.int64, "labels", shape)
+    dense_fixed = dense(fixed, np.int64, "fixed", shape)
+    dense_roi = dense(roi, np.bool_, "roi", shape)
+    dense_allowed = dense(allowed, np.bool_, "allowed", (classes,))
     if dense_edges.size and not (dense_edges.min() >= 0 and dense_edges.max() < len(dense_labels)):
         raise ValueError(f"expected edges between nodes 0 .. {len(dense_labels) - 1}, got others")
     if 2 * len(dense_edges) >= 2**32 - 2:

@@ -101,45 +101,28 @@ def grid_cells(
     return valid
 
 
-@njit(nogil=True)
-def _grid_energy(unary: NDArray[Any], cells: Cells, labels: NDArray[np.int32], roi: NDArray[np.bool_]) -> float:
-    """Energy inside ``roi``, by Neumaier's compensated summation: exact but for the last bits of the result.
-
-    Results are compared by this number, so rounding must not make a worse labelling look better.
-    """
-    forward = len(cells.step) // 2
-    total, lost = 0.0, 0.0
-    for p in range(len(labels)):
-        if not roi[p]:
-            continue
-        label = labels[p]
-        cut = 0.0
-        for k in range(forward):
-            weight = np.float64(cells.weight[p, k])
-            if weight > 0.0 and labels[np.uint32(p + cells.step[k])] != label:
-                cut += weight
-        total, lost = add_compensated(np.float64(unary[label, p]), total, lost)
-        if cut > 0.0:  # at few pixels
-            total, lost = add_compensated(cut, total, lost)
-    return total + lost
-
-
-@njit(nogil=True)
-def _begin(
+@njit(nogil=True, forceinline=True)
+def _energy(
     unary: NDArray[Any],
     cells: Cells,
     labels: NDArray[np.int32],
     roi: NDArray[np.bool_],
     keeping: NDArray[Any],
     border: NDArray[np.float64],
+    beginning: bool,
 ) -> float:
-    """As :func:`_grid_energy`; fills ``keeping`` with the unaries of the labels and ``border``, given as zeros, too."""
+    """Energy inside ``roi``, by Neumaier's compensated summation: exact but for the last bits of the result.
+
+    Results are compared by this number, so rounding must not make a worse labelling look better. At the beginning
+    ``keeping`` is filled with the unaries of the labels, and ``border``, given as zeros, too.
+    """
     forward = len(cells.step) // 2
     free = cells.free
     total, lost = 0.0, 0.0
     for p in range(len(labels)):
         label = labels[p]
-        keeping[p] = unary[label, p]
+        if beginning:
+            keeping[p] = unary[label, p]
         if not roi[p]:
             continue
         cut = 0.0
@@ -149,12 +132,12 @@ def _begin(
                 q = np.uint32(p + cells.step[k])
                 if labels[q] != label:
                     cut += weight
-                    if free[p] and free[q]:
+                    if beginning and free[p] and free[q]:
                         border[p] += 0.5 * weight
                         border[q] += 0.5 * weight
-                elif free[p] != free[q]:
+                elif beginning and free[p] != free[q]:
                     border[p if free[p] else q] -= weight
-        total, lost = add_compensated(np.float64(keeping[p]), total, lost)
+        total, lost = add_compensated(np.float64(unary[label, p]), total, lost)
         if cut > 0.0:  # at few pixels
             total, lost = add_compensated(cut, total, lost)
     return total + lost
@@ -438,7 +421,7 @@ def expand_cells(
 
     keeping = np.empty(len(labels), unary.dtype)
     border = np.zeros(len(labels))
-    start_energy = energy = _begin(unary, cells, labels, roi, keeping, border)
+    start_energy = energy = _energy(unary, cells, labels, roi, keeping, border, True)
     if len(choices) <= 1 or not free.any():
         return given, energy, start_energy, 0, True, energy
     if max_cycles <= 0:
@@ -503,7 +486,7 @@ def expand_cells(
         converged = binary or (tried_at == history.changes[0]).all()
 
     if binary or history.changes[0] > 0:
-        energy = _grid_energy(unary, cells, labels, roi)
+        energy = _energy(unary, cells, labels, roi, keeping, border, False)
     if energy > start_energy:  # only by rounding
         return given, start_energy, start_energy, cycles, converged, start_energy if binary else -np.inf
     for p in range(len(labels)):

@@ -24,11 +24,11 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from regloss_plugins.kernels.dual_steps import ascend, box_gap, extrapolated, smooth_value
 from regloss_plugins.kernels.short_vectors import (
     VECTOR,
     add,
     aligned,
-    clip,
     divide,
     load,
     maximum,
@@ -121,7 +121,7 @@ class GridAscent:
 
     def step(self, extrapolation: float) -> float:
         """One step; see `regloss.dual_problem.DualIteration`."""
-        uphill: float = _step(
+        criterion: float = _step(
             self.cost,
             self.values,
             self.before,
@@ -141,7 +141,7 @@ class GridAscent:
             self.ring,
         )
         self.values, self.before = self.before, self.values
-        return uphill
+        return criterion
 
     def certify(self) -> tuple[float, float, float]:
         """Smooth part, support and Fenchel gap at the current dual variables; ``minimiser`` (K, R, W) is set."""
@@ -203,21 +203,15 @@ def _scores(
         q = z - width if row > 0 else z
         q_here = ((entry[row - 1] if row > 0 else spare) * axes + last - 1) * width + lanes
         for x in range(0, width, lanes):
-            value, old = load(dual, y + x, shape), load(before, y + x, shape)
-            scores = mul(load(weights, here + x, shape), add(value, mul(extrapolations, sub(value, old))))
-            value, old = load(dual, y + x - 1, shape), load(before, y + x - 1, shape)
-            scores = sub(
-                scores, mul(load(weights, here + x - 1, shape), add(value, mul(extrapolations, sub(value, old))))
-            )
+            point = extrapolated(dual, before, y + x, extrapolations, shape)
+            point_before = extrapolated(dual, before, y + x - 1, extrapolations, shape)
+            scores = mul(load(weights, here + x, shape), point)
+            scores = sub(scores, mul(load(weights, here + x - 1, shape), point_before))
             if axes > 1:
-                value, old = load(dual, z + x, shape), load(before, z + x, shape)
-                scores = add(
-                    scores, mul(load(weights, z_here + x, shape), add(value, mul(extrapolations, sub(value, old))))
-                )
-                value, old = load(dual, q + x, shape), load(before, q + x, shape)
-                scores = sub(
-                    scores, mul(load(weights, q_here + x, shape), add(value, mul(extrapolations, sub(value, old))))
-                )
+                point = extrapolated(dual, before, z + x, extrapolations, shape)
+                point_before = extrapolated(dual, before, q + x, extrapolations, shape)
+                scores = add(scores, mul(load(weights, z_here + x, shape), point))
+                scores = sub(scores, mul(load(weights, q_here + x, shape), point_before))
             store(out, o + x, mul(factor, sub(scores, load(cost, c + x, shape))))
         for axis in range(last - 1):
             z = ((k * axes + axis) * count + row) * width + lanes
@@ -225,13 +219,23 @@ def _scores(
             z_here = (entry[row] * axes + axis) * width + lanes
             q_here = ((entry[row - height] if row >= height else spare) * axes + axis) * width + lanes
             for x in range(0, width, lanes):
-                value, old = load(dual, z + x, shape), load(before, z + x, shape)
-                more = mul(load(weights, z_here + x, shape), add(value, mul(extrapolations, sub(value, old))))
-                value, old = load(dual, q + x, shape), load(before, q + x, shape)
-                more = sub(
-                    more, mul(load(weights, q_here + x, shape), add(value, mul(extrapolations, sub(value, old))))
-                )
+                point = extrapolated(dual, before, z + x, extrapolations, shape)
+                point_before = extrapolated(dual, before, q + x, extrapolations, shape)
+                more = mul(load(weights, z_here + x, shape), point)
+                more = sub(more, mul(load(weights, q_here + x, shape), point_before))
                 store(out, o + x, add(load(out, o + x, shape), mul(factor, more)))
+
+
+@njit(nogil=True, forceinline=True)
+def _neighbor(row: int, axis: int, k: int, sizes: Any, height: int, width: int, slots: int) -> Any:
+    """Place in the ring of class k at the next pixel in the row, or at the same in a later row.
+
+    Where there is none, of something else: the step there is 0.
+    """
+    classes, axes, count = sizes
+    ahead = row + (0 if axis == axes - 1 else 1 if axis == axes - 2 else height)
+    slot = ahead if ahead < count else row
+    return (slot % slots * classes + k) * width + (axis == axes - 1)
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -259,25 +263,19 @@ def _move(
     lanes = len(shape)
     slots = (len(ring) - lanes) // (classes * width)
     extrapolations, most, least = splat(extrapolation, shape), splat(radius, shape), splat(-radius, shape)
-    outweighs = splat(dual.dtype.type(0), shape)
+    criterion = splat(dual.dtype.type(0), shape)
     for k in range(classes):
         here = (row % slots * classes + k) * width
         for axis in range(axes):
-            ahead = row + (0 if axis == axes - 1 else 1 if axis == axes - 2 else height)
-            # The next pixel in the row, or the same in a later row; where there is none the step is 0.
-            neighbor = (ahead % slots * classes + k) * width if ahead < count else here
-            neighbor += axis == axes - 1
+            neighbor = _neighbor(row, axis, k, sizes, height, width, slots)
             y = ((k * axes + axis) * count + row) * width + lanes
             known = (entry[row] * axes + axis) * width + lanes
             for x in range(0, width, lanes):
-                value, old = load(dual, y + x, shape), load(before, y + x, shape)
-                point = add(value, mul(extrapolations, sub(value, old)))
                 difference = sub(load(ring, neighbor + x, shape), load(ring, here + x, shape))
-                new = clip(add(point, mul(load(steps, known + x, shape), difference)), least, most)
-                gain = mul(sub(point, new), sub(new, value))
-                outweighs = add(outweighs, mul(load(metric, known + x, shape), gain))
-                store(before, y + x, new)
-    return np.float64(total(outweighs))
+                step = load(steps, known + x, shape)
+                _, gain = ascend(dual, before, y + x, extrapolations, step, difference, least, most, shape)
+                criterion = add(criterion, mul(load(metric, known + x, shape), gain))
+    return np.float64(total(criterion))
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -300,7 +298,7 @@ def _move_pairs(
     lanes = len(shape)
     slots = (len(ring) - lanes) // (classes * width)
     extrapolations, radii = splat(extrapolation, shape), splat(radius, shape)
-    outweighs = splat(dual.dtype.type(0), shape)
+    criterion = splat(dual.dtype.type(0), shape)
     for k in range(classes):
         here = (row % slots * classes + k) * width
         neighbor = ((row + 1) % slots * classes + k) * width if row + 1 < count else here
@@ -310,20 +308,19 @@ def _move_pairs(
         y_known = z_known + width
         for x in range(0, width, lanes):
             s = load(ring, here + x, shape)
-            value, old = load(dual, y + x, shape), load(before, y + x, shape)
-            point = add(value, mul(extrapolations, sub(value, old)))
+            value, other = load(dual, y + x, shape), load(dual, z + x, shape)
+            point = extrapolated(dual, before, y + x, extrapolations, shape)
             new = add(point, mul(load(steps, y_known + x, shape), sub(load(ring, here + x + 1, shape), s)))
-            other, other_old = load(dual, z + x, shape), load(before, z + x, shape)
-            other_point = add(other, mul(extrapolations, sub(other, other_old)))
+            other_point = extrapolated(dual, before, z + x, extrapolations, shape)
             other_new = add(other_point, mul(load(steps, z_known + x, shape), sub(load(ring, neighbor + x, shape), s)))
             shrink = divide(radii, maximum(root(add(mul(new, new), mul(other_new, other_new))), radii))
             new, other_new = mul(new, shrink), mul(other_new, shrink)
             gain = mul(load(metric, y_known + x, shape), mul(sub(point, new), sub(new, value)))
             other_gain = mul(load(metric, z_known + x, shape), mul(sub(other_point, other_new), sub(other_new, other)))
-            outweighs = add(outweighs, add(gain, other_gain))
+            criterion = add(criterion, add(gain, other_gain))
             store(before, y + x, new)
             store(before, z + x, other_new)
-    return np.float64(total(outweighs))
+    return np.float64(total(criterion))
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -348,19 +345,16 @@ def _move_jointly(
     lanes = len(shape)
     slots = (len(ring) - lanes) // (classes * width)
     extrapolations, radii, zero = splat(extrapolation, shape), splat(radius, shape), splat(dual.dtype.type(0), shape)
-    outweighs = zero
+    criterion = zero
     for k in range(classes):
         here = (row % slots * classes + k) * width
         for x in range(0, width, lanes):
             length = zero
             for axis in range(axes):
-                ahead = row + (0 if axis == axes - 1 else 1 if axis == axes - 2 else height)
-                neighbor = (ahead % slots * classes + k) * width if ahead < count else here
-                neighbor += axis == axes - 1
+                neighbor = _neighbor(row, axis, k, sizes, height, width, slots)
                 y = ((k * axes + axis) * count + row) * width + lanes
                 known = (entry[row] * axes + axis) * width + lanes
-                value, old = load(dual, y + x, shape), load(before, y + x, shape)
-                point = add(value, mul(extrapolations, sub(value, old)))
+                point = extrapolated(dual, before, y + x, extrapolations, shape)
                 difference = sub(load(ring, neighbor + x, shape), load(ring, here + x, shape))
                 new = add(point, mul(load(steps, known + x, shape), difference))
                 length = add(length, mul(new, new))
@@ -373,9 +367,9 @@ def _move_jointly(
                 point = load(moved, 2 * axis * lanes, shape)
                 new = mul(load(moved, (2 * axis + 1) * lanes, shape), shrink)
                 gain = mul(sub(point, new), sub(new, load(dual, y + x, shape)))
-                outweighs = add(outweighs, mul(load(metric, known + x, shape), gain))
+                criterion = add(criterion, mul(load(metric, known + x, shape), gain))
                 store(before, y + x, new)
-    return np.float64(total(outweighs))
+    return np.float64(total(criterion))
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -406,7 +400,7 @@ def _step(
     top, sums, inverse = np.empty(width, kind), np.empty(width, kind), np.empty(width, kind)
     moved = np.empty(2 * axes * len(shape), kind)
     factor = kind.type(1) / smoothing_weight
-    uphill = 0.0
+    criterion = 0.0
     for row in range(count + lag):
         if row < count:
             place = row % (lag + 1) * part
@@ -419,15 +413,15 @@ def _step(
         if late < 0:
             continue
         if not isotropic:
-            uphill += _move(
+            criterion += _move(
                 dual, before, extrapolation, steps, metric, entry, sizes, height, width, late, radius, ring, shape
             )
         elif axes == 2:
-            uphill += _move_pairs(
+            criterion += _move_pairs(
                 dual, before, extrapolation, steps, metric, entry, sizes, width, late, radius, ring, shape
             )
         else:
-            uphill += _move_jointly(
+            criterion += _move_jointly(
                 dual,
                 before,
                 extrapolation,
@@ -443,7 +437,7 @@ def _step(
                 shape,
                 moved,
             )
-    return uphill
+    return criterion
 
 
 @njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
@@ -453,15 +447,7 @@ def _smooth_part(
     """The smooth part's value at the pixels of a row, one class; ``offset`` (P,) = log of the sum of exp(scores)."""
     value = 0.0
     for x in range(len(s)):
-        if entropy:
-            # A probability of 0 adds nothing, though its cost may be inf.
-            some = s[x] > 0
-            price = np.float64(costs[x]) if some else 0.0
-            log = np.float64(scores[x] - offset[x]) if some else 0.0
-            value += counted[x] * s[x] * (price + smoothing_weight * log)
-        else:
-            off = np.float64(s[x] + costs[x] / smoothing_weight)
-            value += counted[x] * smoothing_weight * off * off / 2
+        value += counted[x] * smooth_value(s[x], costs[x], scores[x] - offset[x], smoothing_weight, entropy)
     return value
 
 
@@ -540,8 +526,7 @@ def _certify(
                 for x in range(len(neighbor)):
                     z = np.float64(w[x] * (neighbor[x] - here[x]))
                     length += abs(z)
-                    # |z| (radius - sign(z) y): a product of two numbers that are not negative.
-                    short += abs(z) * (bound - (y[x] if z > 0 else -y[x]))
+                    short += box_gap(z, y[x], bound)
                 support += bound * length
                 fenchel_gap += short
             if isotropic:

@@ -211,11 +211,11 @@ def _colours(features: Floats, splines: Splines) -> _Colours:
         if axes > 1
         else np.zeros((1, 0), np.int64)
     )
-    starts = cells[:, None] + (offsets @ strides[:-1])[None, :]
-    nodes = _unique((starts[:, :, None] + np.arange(count)).ravel(), bound)
+    firsts = cells[:, None] + (offsets @ strides[:-1])[None, :]
+    nodes = _unique((firsts[:, :, None] + np.arange(count)).ravel(), bound)
     place = _lookup(nodes, bound)
     # Keys that follow each other along the last axis are all nodes, hence numbered one after the other.
-    rows = place(starts.ravel()).reshape(starts.shape).astype(np.int32)
+    rows = place(firsts.ravel()).reshape(firsts.shape).astype(np.int32)
 
     numbers = blur(splines)
     sources, targets, values = [], [], []
@@ -437,14 +437,22 @@ def _first_rows(numbers: Any, touched: Any, nodes: Any, place_rows: Any) -> Any:
     return rows
 
 
+@njit(nogil=True, forceinline=True)
+def _consecutive(pixels: Any, i: int, end: int) -> int:
+    """How many pixels from ``i`` on stand one after the other, in steps that suit tiles: 64, 8 or 1."""
+    if i + 64 <= end and pixels[i + 63] - pixels[i] == 63:
+        return 64
+    return 8 if i + 8 <= end and pixels[i + 7] - pixels[i] == 7 else 1
+
+
 @njit(nogil=True, cache=True, error_model="numpy")
 def _load(values: Any, pixels: Any, begin: int, end: int, strip_rows: Any) -> None:
     """strip_rows[i - begin, k] = values[k, pixels[i]], by tiles where pixels follow each other."""
     channels = len(values)
     i = begin
     while i < end:
-        run = 64 if i + 64 <= end and pixels[i + 63] - pixels[i] == 63 else 8
-        if i + run > end or pixels[i + run - 1] - pixels[i] != run - 1:
+        run = _consecutive(pixels, i, end)
+        if run == 1:
             for k in range(channels):
                 strip_rows[i - begin, k] = values[k, pixels[i]]
             i += 1
@@ -470,8 +478,8 @@ def _store(strip_rows: Any, pixels: Any, begin: int, end: int, values: Any) -> N
     channels = len(values)
     i = begin
     while i < end:
-        run = 64 if i + 64 <= end and pixels[i + 63] - pixels[i] == 63 else 8
-        if i + run > end or pixels[i + run - 1] - pixels[i] != run - 1:
+        run = _consecutive(pixels, i, end)
+        if run == 1:
             for k in range(channels):
                 values[k, pixels[i]] = strip_rows[i - begin, k]
             i += 1
@@ -525,7 +533,7 @@ def _splat(width: int, count: int, runs: int, place_count: int, place_runs: int)
         place_factors: Any, place_weights: Any, local: Any, sums: Any, strip_rows: Any, place_rows: Any, table: Any,
     ) -> None:  # fmt: skip
         flat, place_flat = weights.reshape(-1), place_weights.reshape(-1)
-        starts = rows.reshape(-1, alone)
+        firsts = rows.reshape(-1, alone)
         one = np.ones(1, weights.dtype)
         factors = np.empty(rows.shape[1], weights.dtype)
         for strip in range(len(strips) - 1):
@@ -544,7 +552,7 @@ def _splat(width: int, count: int, runs: int, place_count: int, place_runs: int)
                         scatter_runs(
                             local,
                             0,
-                            starts,
+                            firsts,
                             first + r // alone,
                             flat,
                             start,
@@ -636,7 +644,7 @@ def _slice(width: int, count: int, runs: int, place_count: int, place_runs: int)
         place_factors: Any, place_weights: Any, local: Any, sums: Any, strip_rows: Any, place_rows: Any, values: Any,
     ) -> None:  # fmt: skip
         flat, place_flat = weights.reshape(-1), place_weights.reshape(-1)
-        starts = rows.reshape(-1, alone)
+        firsts = rows.reshape(-1, alone)
         one = np.ones(1, weights.dtype)
         factors = np.empty(rows.shape[1], weights.dtype)
         for strip in range(len(strips) - 1):
@@ -652,11 +660,11 @@ def _slice(width: int, count: int, runs: int, place_count: int, place_runs: int)
                 for p in range(before, points[block + 1]):
                     start = _factors(scale[p], weights, colours[p], offsets, factors)
                     first = cells[colours[p]] * (len(factors) // alone)
-                    gather_runs(sums, p - before, local, 0, starts, first, flat, start, factors, alone, count, width, 1)
+                    gather_runs(sums, p - before, local, 0, firsts, first, flat, start, factors, alone, count, width, 1)
                     for r in range(alone, len(factors), alone):
                         chosen = factors[r:]
                         gather_runs(
-                            sums, p - before, local, 0, starts, first + r, flat, start, chosen, alone, count, width, 0
+                            sums, p - before, local, 0, firsts, first + r, flat, start, chosen, alone, count, width, 0
                         )
                 for member in range(blocks[block], blocks[block + 1]):
                     i = members[member]

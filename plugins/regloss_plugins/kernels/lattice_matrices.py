@@ -95,13 +95,13 @@ def _merged(keys: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     ordered, order = keys.flatten().sort(stable=True)
     fresh = torch.ones_like(ordered, dtype=torch.bool)
     fresh[1:] = ordered[1:] != ordered[:-1]
-    starts = fresh.nonzero().squeeze(1)
-    pointers = torch.cat([starts, starts.new_full((1,), len(ordered))])
+    firsts = fresh.nonzero().squeeze(1)
+    pointers = torch.cat([firsts, firsts.new_full((1,), len(ordered))])
     into = _csr(pointers, order // per_row, weights.flatten()[order], count)
     columns = torch.empty_like(order)
     columns[order] = fresh.cumsum(0) - 1
     every = torch.arange(0, len(ordered) + 1, per_row, device=keys.device)
-    return ordered[starts], into, _csr(every, columns, weights.flatten(), len(starts))
+    return ordered[firsts], into, _csr(every, columns, weights.flatten(), len(firsts))
 
 
 def _spreading(
@@ -144,12 +144,12 @@ def _spreading(
 
     # Blocks to places, the last axis first. No axes: one block, which is a place.
     inner = lattice.nodes
-    for axis, (starts, splines) in reversed(list(enumerate(lattice.splines))):
+    for axis, (firsts, splines) in reversed(list(enumerate(lattice.splines))):
         length = lattice.sizes[axis]
         outer, rest = keys // inner, keys % inner
-        coordinate = outer % len(starts)
-        places = numbers(starts)[coordinate][:, None] + torch.arange(splines.shape[1], device=device)
-        moved = ((outer // len(starts))[:, None] * length + places) * inner + rest[:, None]
+        coordinate = outer % len(firsts)
+        places = numbers(firsts)[coordinate][:, None] + torch.arange(splines.shape[1], device=device)
+        moved = ((outer // len(firsts))[:, None] * length + places) * inner + rest[:, None]
         keys, into, out = _merged(moved, floats(splines)[coordinate])
         down.append(into)
         up.append(out)

@@ -77,12 +77,12 @@ def _kruskal(first, second, order, pixels):  # type: ignore[no-untyped-def]
 def _rooted(first, second, inside):  # type: ignore[no-untyped-def]
     """Breadth first from the first pixel of every piece: sequence, parents, and the edge to each parent."""
     pixels = len(inside)
-    starts = np.zeros(pixels + 1, np.int64)
+    pointers = np.zeros(pixels + 1, np.int64)
     for edge in range(len(first)):
-        starts[first[edge] + 1] += 1
-        starts[second[edge] + 1] += 1
-    starts = np.cumsum(starts)
-    place = starts[:-1].copy()
+        pointers[first[edge] + 1] += 1
+        pointers[second[edge] + 1] += 1
+    pointers = np.cumsum(pointers)
+    place = pointers[:-1].copy()
     neighbours = np.empty(2 * len(first), np.int64)
     edges = np.empty(2 * len(first), np.int64)
     for edge in range(len(first)):
@@ -105,7 +105,7 @@ def _rooted(first, second, inside):  # type: ignore[no-untyped-def]
         while head < tail:
             pixel = sequence[head]
             head += 1
-            for number in range(starts[pixel], starts[pixel + 1]):
+            for number in range(pointers[pixel], pointers[pixel + 1]):
                 other = neighbours[number]
                 if not seen[other]:
                     seen[other] = True

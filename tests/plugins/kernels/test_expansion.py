@@ -469,7 +469,7 @@ def test_moves_near_what_changed_are_taken_and_are_those_of_all_pixels() -> None
         cells, network, scratch = moves(p)
         unary, size = p["unary"].reshape(4, -1), network.labels.size
         keeping, border = np.empty(size), np.zeros(size)
-        expansion_grid._begin(unary, cells, network.labels, p["roi"].ravel(), keeping, border)
+        expansion_grid._energy(unary, cells, network.labels, p["roi"].ravel(), keeping, border, True)
         history = expansion_grid._new_history(size, 4)
         # Another label is given to a small square, as a move would have done.
         square = (rng.integers(5, 50) + np.arange(3))[:, None] * 70 + rng.integers(5, 60) + np.arange(3)
