@@ -170,6 +170,20 @@ def check_costs(unary: Tensor) -> None:
         )
 
 
+def check_not_negative(**settings: float) -> None:
+    """Each of ``settings`` must be finite and not negative."""
+    for name, value in settings.items():
+        if not 0 <= value < float("inf"):
+            raise UsageError(f"{name} must be finite and not negative; got {value}.")
+
+
+def check_at_least_one(**settings: int) -> None:
+    """Each of ``settings``, which are counts, must be at least 1."""
+    for name, value in settings.items():
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1; got {value}.")
+
+
 def at_least_float32(values: Tensor) -> Tensor:
     """``values`` in float32, or in float64 if they are: energies are never computed in half precision."""
     return values if values.dtype == torch.float64 else values.float()

@@ -102,7 +102,8 @@ def denoise(
             callback=callback,
         )
         result = chosen.minimise(problem)
-    return dataclasses.replace(result, probabilities=result.probabilities.to(image.dtype))
+        violation = term.violation(result.probabilities)
+    return dataclasses.replace(result, probabilities=result.probabilities.to(image.dtype), violation=violation)
 
 
 def _bound(

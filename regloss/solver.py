@@ -119,7 +119,7 @@ class Solution:
             that holds its variables (no bare tensor, which would be read as labels).
         violation: (B,) how far the solver's iterate was from meeting the constraints, in their own units, the largest
             over several; 0 without constraints. Where no labels were found that meet all (`Status.INFEASIBLE`), how far
-            the labels are.
+            the labels are. Measured by those who call a solver, `solve` and layers, whatever it says; NaN before.
         log_probabilities: (B, K, *S), where a differentiable solver's `DifferentiableSolver.log_probabilities` has been
             asked for them already, so that its ``pullback`` need not compute them again; else None.
     """
@@ -132,12 +132,12 @@ class Solution:
     status: tuple[Status, ...]
     start_energy: Tensor
     state: Any = None
-    violation: Tensor = field(default=None)  # type: ignore[assignment]  # zeros if it is not given
+    violation: Tensor = field(default=None)  # type: ignore[assignment]  # NaN if it is not given
     log_probabilities: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.violation is None:
-            object.__setattr__(self, "violation", torch.zeros_like(self.energy))
+            object.__setattr__(self, "violation", torch.full_like(self.energy, float("nan")))
 
     @property
     def gap(self) -> Tensor:
@@ -359,17 +359,17 @@ def solve(
 def meet_constraints(
     solver: Solver, problem: Problem, solution: Solution, prior: Callable[[Tensor], Tensor]
 ) -> Solution:
-    """A solver's ``solution`` of ``problem``, made to meet the problem's constraints: see `Solution`.
+    """A solver's ``solution`` of ``problem``, made to meet the problem's constraints, its violation measured.
 
     Args:
         solver: that found it.
-        problem: returned as it is if it has no constraints.
+        problem: if it has no constraints, the solution's violation is 0, and all else as it is.
         solution: whose probabilities are the solver's iterate.
         prior: R (B,) of probabilities (B, K, *S), constraints left out.
     """
     constraints = problem.constraints
     if constraints is None:
-        return solution
+        return replace(solution, violation=torch.zeros_like(solution.energy))
     logs = _log_iterate(solver, problem, solution)
     raw = constraints.violation(solution.probabilities)
     rounded = constraints.round(logs)
@@ -406,6 +406,7 @@ def meet_constraints(
         bound=bound,
         status=status,
         violation=torch.where(rounded.violation > 0, rounded.violation.to(raw), raw),
+        log_probabilities=None,  # those of the iterate
     )
 
 
@@ -417,6 +418,8 @@ def _magnitude(problem: Problem, s: Tensor) -> Tensor:
 
 def _log_iterate(solver: Solver, problem: Problem, solution: Solution) -> Tensor:
     """Logarithms of a solver's iterate, or for solvers over labels what orders labels like them."""
+    if solution.log_probabilities is not None:
+        return solution.log_probabilities
     if problem.entropy > 0 and isinstance(solver, DifferentiableSolver):
         return solver.log_probabilities(problem, solution)
     cost = problem.unary - problem.unary.amin(1, keepdim=True)

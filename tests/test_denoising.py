@@ -75,6 +75,7 @@ def test_certificates(regularizer: Any, compiled: bool) -> None:
     for steps in (1, 10, 60):
         found = denoise(f, term, solver=PDHG(compiled=compiled), tolerance=0.0, max_steps=steps)
         assert found.steps.tolist() == [steps] * 2
+        assert found.violation.tolist() == [0, 0]
         torch.testing.assert_close(found.energy, energy(found.image), rtol=1e-12, atol=1e-12)
         assert bool((found.bound <= best.energy + 1e-12).all())
         error = (found.image - best.image).square().flatten(1).sum(1) / 2

@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
 import torch
 
 import regloss
-from regloss import Form, Graph, GridCRF, GridGraph, Problem, Solution, Solver, Status, Term, TotalVariation, solve
+from regloss import (
+    Form,
+    Graph,
+    GridCRF,
+    GridGraph,
+    Problem,
+    Saddle,
+    Solution,
+    Solver,
+    Status,
+    Term,
+    TotalVariation,
+    Volume,
+    solve,
+)
 from regloss.solver import linear_energy, negative_entropy, negotiate, one_hot, statuses, usable_cores
 
 
@@ -258,6 +273,39 @@ def test_gap_is_energy_less_bound(term: Term, unary: torch.Tensor) -> None:
     assert solution.gap.tolist() == [0.5, 0.0]
     assert solution.status == (Status.MAX_STEPS, Status.OPTIMAL)
     assert solution.state is None
+
+
+class Boaster(Recorder):
+    """A stranger's solver that passes over constraints, and may say that they hold."""
+
+    accepts: ClassVar[tuple[type[Form], ...]] = (Saddle,)
+
+    def __init__(self, claim: float | None) -> None:
+        super().__init__()
+        self.claim = claim
+
+    def minimise(self, problem: Problem) -> Solution:
+        found = super().minimise(problem)
+        return found if self.claim is None else replace(found, violation=torch.full_like(found.energy, self.claim))
+
+
+@pytest.mark.parametrize("claim", [None, 0.0, 7.0])
+def test_violations_are_measured_whatever_a_solver_says(claim: float | None) -> None:
+    """Volumes of 4 pixels each, and an iterate with 8 of one class in the first image and 4 in the second."""
+    volume = Volume(volumes=(4, 4)).bind(torch.zeros(2, 1, 2, 4))
+    unary = torch.zeros(2, 2, 2, 4)
+    unary[0, 1], unary[1, 1, 0], unary[1, 0, 1] = 1, 1, 1
+    found = solve(volume, unary, Boaster(claim))
+    expected = volume.violation(one_hot(unary.argmin(1), 2, unary.dtype))
+    assert found.violation.tolist() == expected.tolist()
+    assert float(expected[0]) > 0 == float(expected[1])
+    assert found.status == (Status.NOT_MET, Status.CONVERGED)
+    assert volume.violation_of_labels(found.labels, 2).tolist() == [0, 0]
+    free = solve(TotalVariation().bind(torch.zeros(2, 1, 2, 4)), unary, Boaster(claim))
+    assert free.violation.tolist() == [0, 0]
+    # What nobody has measured is no claim that the constraints hold.
+    alone = Boaster(None).minimise(Problem(volume.form(Saddle), unary))
+    assert bool(alone.violation.isnan().all())
 
 
 def test_energies_count_inside_the_region_of_interest_only() -> None:

@@ -1,4 +1,4 @@
-"""EntropicLayer: what layers with a weighted entropy and weighted regularizers share."""
+"""EntropicLayer: what layers with a weighted entropy and weighted regularizers share, and which gradients they have."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ from regloss.checks import check_entropy
 from regloss.layer import RegularizedLayer, name_weights
 from regloss.regularizer import Regularizer
 
+BACKWARD = ("implicit", "unrolled", "one-step")
+LEARNABLE = ("weight", "entropy")
+
 
 class EntropicLayer(RegularizedLayer):
     """A layer whose entropy and weights may be learnt, kept as logarithms so that they stay positive.
 
     Args:
         entropy: weight of the entropy, > 0, at most 1e30.
+        backward: "implicit", "unrolled" or "one-step".
+        learn: of "weight" and "entropy".
+        backward_steps: largest number of conjugate-gradient steps of the implicit gradient, >= 1.
+        backward_tolerance: their relative residual at which to stop, in [0, 1).
+        polish: tolerance of the solution that the implicit gradient is taken at; None = as it is found.
 
     Raises:
-        UsageError: an entropy outside its range.
+        UsageError: a setting outside its range.
     """
 
     former_names: ClassVar[Mapping[str, str]] = {
@@ -30,10 +38,33 @@ class EntropicLayer(RegularizedLayer):
         "refine_steps": "polish_steps",
     }
 
-    def __init__(self, entropy: float) -> None:
+    def __init__(
+        self,
+        entropy: float,
+        backward: str,
+        learn: Sequence[str],
+        backward_steps: int,
+        backward_tolerance: float,
+        polish: float | None,
+    ) -> None:
         super().__init__()
         check_entropy(entropy, positive=True)
+        if backward not in BACKWARD:
+            raise UsageError(f"backward must be one of {', '.join(BACKWARD)}; got {backward!r}.")
+        if backward_steps < 1 or not 0 <= backward_tolerance < 1:
+            raise UsageError(
+                "backward_steps must be at least 1 and backward_tolerance in [0, 1); got "
+                f"{backward_steps} and {backward_tolerance}."
+            )
+        if polish is not None and backward != "implicit":
+            raise UsageError(f'polish belongs to backward = "implicit"; got backward = {backward!r}. Leave it out.')
+        unknown = [name for name in learn if name not in LEARNABLE]
+        if unknown:
+            raise UsageError(f"learn may hold {', '.join(LEARNABLE)}; got {', '.join(map(repr, unknown))}.")
         self._entropy = float(entropy)
+        self.backward = backward
+        self.backward_steps = backward_steps
+        self.backward_tolerance = backward_tolerance
 
     @abstractmethod
     def logarithms(self) -> Mapping[str, nn.Parameter | None]:
@@ -51,8 +82,12 @@ class EntropicLayer(RegularizedLayer):
     @property
     def entropy(self) -> Tensor:
         """() weight of the entropy."""
+        return self.entropy_for(torch.empty(0))
+
+    def entropy_for(self, scores: Tensor) -> Tensor:
+        """() weight of the entropy, in the type of ``scores`` where it is not learnt."""
         logarithm = self.logarithms()["entropy"]
-        return torch.tensor(self._entropy) if logarithm is None else logarithm.exp()
+        return scores.new_tensor(self._entropy) if logarithm is None else logarithm.exp()
 
     def learnable_parameters(self) -> dict[str, nn.Parameter]:
         """Logarithms of weights and entropy, by "weight" and "entropy"."""

@@ -105,7 +105,7 @@ class RegularizedSigmoid(EntropicLayer):
         polish_steps: int = 2000,
         logits: Literal["classes", "sets"] = "classes",
     ) -> None:
-        super().__init__(entropy)
+        super().__init__(entropy, backward, learn, backward_steps, backward_tolerance, polish)
         if logits not in ("classes", "sets"):
             raise UsageError(f'logits must be "classes" or "sets"; got {logits!r}.')
         self.logits = logits
@@ -262,7 +262,7 @@ class RegularizedSigmoid(EntropicLayer):
         self.solution = None
         if self.softmax is None:
             _check_size(scores, image)
-            return scores / (self._entropy if self.temperature is None else self.temperature.exp())
+            return scores / self.entropy_for(scores)
         if isinstance(warm, Solution):
             warm = warm.state
         count = scores.shape[1]

@@ -42,9 +42,6 @@ from regloss.regularizer import Regularizer, Sum, Term, add_forms, combine, part
 from regloss.solver import DifferentiableSolver, Problem, Solution, meet_constraints, negotiate
 from regloss_plugins.layers.entropic import EntropicLayer
 
-BACKWARD = ("implicit", "unrolled", "one-step")
-LEARNABLE = ("weight", "entropy")
-
 
 class RegularizedSoftmax(EntropicLayer):
     """Logits and image to probabilities that minimise an energy with a regularizer.
@@ -92,28 +89,13 @@ class RegularizedSoftmax(EntropicLayer):
         polish: float | None = None,
         polish_steps: int = 2000,
     ) -> None:
-        super().__init__(entropy)
+        super().__init__(entropy, backward, learn, backward_steps, backward_tolerance, polish)
         chosen = combine(regularizer)
         if chosen is None:
             raise UsageError("A regularized softmax needs a regularizer; without one use torch.softmax.")
         self.regularizer: Regularizer = chosen
         self.solver = _with_settings(resolve("solver", solver), max_steps, tolerance)
         self.form = negotiate(chosen, self.solver)
-        if backward not in BACKWARD:
-            raise UsageError(f"backward must be one of {', '.join(BACKWARD)}; got {backward!r}.")
-        if backward_steps < 1 or not 0 <= backward_tolerance < 1:
-            raise UsageError(
-                "backward_steps must be at least 1 and backward_tolerance in [0, 1); got "
-                f"{backward_steps} and {backward_tolerance}."
-            )
-        if polish is not None and backward != "implicit":
-            raise UsageError(f'polish belongs to backward = "implicit"; got backward = {backward!r}. Leave it out.')
-        unknown = [name for name in learn if name not in LEARNABLE]
-        if unknown:
-            raise UsageError(f"learn may hold {', '.join(LEARNABLE)}; got {', '.join(map(repr, unknown))}.")
-        self.backward = backward
-        self.backward_steps = backward_steps
-        self.backward_tolerance = backward_tolerance
         # A tolerance or a number of steps that is invalid is refused by the solver itself, now.
         self.polisher = None if polish is None else _with_settings(self.solver, polish_steps, polish)
 
@@ -201,7 +183,7 @@ class RegularizedSoftmax(EntropicLayer):
             dtype: in which an argmax will be taken of them; None = the scores' own.
         """
         dtype = scores.dtype if dtype is None else dtype
-        entropy = scores.new_tensor(self._entropy) if self.log_entropy is None else self.log_entropy.exp()
+        entropy = self.entropy_for(scores)
         temperature = float(entropy.detach())
         terms = self._conditioned(bound, scores.detach() / temperature)
         form = self._form(bound, terms)
@@ -211,17 +193,19 @@ class RegularizedSoftmax(EntropicLayer):
         problem = Problem(
             form=form, unary=-scores, entropy=temperature, roi=bound.roi, warm=warm, constraints=constraints
         )
-        if constraints is None:
-            return self._logarithms(problem, scores, entropy, logarithms)
-        found = self._logarithms(problem, scores, entropy, logarithms=True)
+        found = self._logarithms(problem, scores, entropy, logarithms or constraints is not None)
         if self.solution is not None:
-            factors = self._factors(bound)
 
             def prior(s: Tensor) -> Tensor:
-                return torch.stack([f * term.energy(s) for f, term in zip(factors, terms, strict=True)]).sum(0)
+                pairs = zip(self._factors(bound), terms, strict=True)
+                return torch.stack([factor * term.energy(s) for factor, term in pairs]).sum(0)
 
+            if constraints is not None and self.backward == "implicit":  # else there was one more step
+                self.solution = dataclasses.replace(self.solution, log_probabilities=found.detach())
             with torch.no_grad():
                 self.solution = meet_constraints(self.solver, _detached(problem), self.solution, prior)
+        if constraints is None:
+            return found
         if not self.training:
             with torch.no_grad():
                 labels = constraints.round(found).labels if self.solution is None else self.solution.labels

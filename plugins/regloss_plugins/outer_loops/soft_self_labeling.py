@@ -150,19 +150,19 @@ class SoftSelfLabeling(OuterLoop):
         running = torch.ones_like(length, dtype=torch.bool)
         taken = torch.zeros(batch_size, dtype=torch.int64, device=start.device)
         for _ in range(self.max_steps):
-            trial = F.log_softmax(log_y - grid.spread(length, gradient) * gradient, dim=1)
-            energy_there, y_there, gradient_there = evaluate(trial)
-            linear = (gradient * (y_there - y)).flatten(1).sum(1)
-            moved = torch.where(free.unsqueeze(1), y_there, 0)
-            distance = (moved * (trial - log_y).nan_to_num()).flatten(1).sum(1)
+            log_trial = F.log_softmax(log_y - grid.spread(length, gradient) * gradient, dim=1)
+            trial_energy, trial_y, trial_gradient = evaluate(log_trial)
+            linear = (gradient * (trial_y - y)).flatten(1).sum(1)
+            moved = torch.where(free.unsqueeze(1), trial_y, 0)
+            distance = (moved * (log_trial - log_y).nan_to_num()).flatten(1).sum(1)
             # Both sides are sums over all pixels: what rounding may add to them is no rise. E itself must not rise.
             slack = 1e-6 * energy.abs()
-            good = running & (energy_there <= energy) & (energy_there <= energy + linear + distance / length + slack)
-            small = good & (energy - energy_there <= self.tolerance * batch.pixels.to(energy))
+            good = running & (trial_energy <= energy) & (trial_energy <= energy + linear + distance / length + slack)
+            small = good & (energy - trial_energy <= self.tolerance * batch.pixels.to(energy))
             keep = grid.spread(good, log_y)
-            log_y, y = torch.where(keep, trial, log_y), torch.where(keep, y_there, y)
-            gradient = torch.where(keep, gradient_there, gradient)
-            energy = torch.where(good, energy_there, energy)
+            log_y, y = torch.where(keep, log_trial, log_y), torch.where(keep, trial_y, y)
+            gradient = torch.where(keep, trial_gradient, gradient)
+            energy = torch.where(good, trial_energy, energy)
             taken += good
             length = torch.where(good, 2 * length, length / 4)
             running = running & ~small & (length > _SMALLEST_STEP)
@@ -179,6 +179,7 @@ class SoftSelfLabeling(OuterLoop):
             steps=taken,
             status=statuses((~running).tolist()),
             start_energy=first,
+            violation=term.violation(y),
         )
         return Proposal(labels, solution, y)
 

@@ -492,6 +492,28 @@ def test_attached_networks_give_log_probabilities() -> None:
     torch.testing.assert_close(normalised.softmax(1), whole.layer(network(3 * image - 1), image))
 
 
+@pytest.mark.parametrize("regularizer", [TotalVariation(0.3), [TotalVariation(0.3), Volume(volumes=(20, 10))]], ids=str)
+def test_log_probabilities_are_computed_once_a_step(regularizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forward, backward and the rounding of hard constraints share them."""
+    compute, calls = PDHG.log_probabilities, []
+
+    def counted(self: PDHG, problem: Any, solution: Any) -> Tensor:
+        calls.append(solution)
+        return compute(self, problem, solution)
+
+    layer = RegularizedSoftmax(regularizer, max_steps=5)
+    logits, image = random(1, 2, 5, 6, seed=1).requires_grad_(), image_of(1, 1, 5, 6)
+    layer(logits, image)
+    expected = layer.solution
+    monkeypatch.setattr(PDHG, "log_probabilities", counted)
+    layer(logits, image).square().sum().backward()
+    assert len(calls) == 1
+    assert layer.solution is not None
+    assert expected is not None
+    assert layer.solution.labels.tolist() == expected.labels.tolist()
+    assert layer.solution.log_probabilities is None
+
+
 def test_memory_does_not_grow_with_the_steps() -> None:
     """What the implicit gradient keeps is what one solution is; unrolling keeps every step."""
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from regloss import Batch, DenseCRF, GridCRF, SoftSelfLabeling, UsageError
+from regloss import Batch, DenseCRF, GridCRF, SoftSelfLabeling, UsageError, Volume
 from regloss.outer_loop import Proposal
 from regloss.solver import Status
 from regloss.testing import OuterLoopConformance
@@ -80,6 +80,16 @@ def test_energy_of_pseudo_labels_falls_with_every_step(cross_entropy, prior):
         assert bool((solution.energy <= (solution.start_energy if last is None else last)).all())
         last = solution.energy
     assert bool((last < solution.start_energy - 1).all())
+
+
+def test_how_far_pseudo_labels_are_from_a_constraint_is_told():
+    """They descend on its penalty, and need not meet it."""
+    logits, batch = example(classes=2)
+    volume = {"name": "volume", "volumes": (0.9, 0.1), "unit": "fraction"}
+    found = SoftSelfLabeling(["grid-crf", volume], max_steps=3).propose(logits, batch)
+    expected = Volume(volumes=(0.9, 0.1), unit="fraction").bind(batch.image).violation(found.probabilities)
+    assert found.solution.violation.tolist() == expected.tolist()
+    assert bool((expected > 0.01).all())
 
 
 def test_cross_entropy_is_minimised_by_the_lowest_of_a_brute_force():
