@@ -36,7 +36,7 @@ from regloss.regularizer import Regularizer, Sum, Term
 
 EXACT = 1e-8
 """Violation of probabilities below which they lie in C but for rounding."""
-_TURNS = 8
+_ROUNDS = 8
 
 
 class HardConstraint(Regularizer):
@@ -295,13 +295,13 @@ class Constraints:
             keep(labels)
             if not bool((least > 0).any()):
                 return best, least
-        # By turns: what the last one chose becomes cheaper from turn to turn.
+        # Alternating projections: what the last one chose becomes cheaper from round to round.
         labels, finite = best, cost.masked_fill(cost.isinf(), 0)
-        step = finite.flatten(1).amax(1) / _TURNS
-        for turn in range(_TURNS):
+        step = finite.flatten(1).amax(1) / _ROUNDS
+        for number in range(_ROUNDS):
             for term in self.terms:
                 dearer = 1 - one_hot(labels, cost.shape[1])
-                labels = term.round(cost + grid.spread(turn * step, cost) * dearer, self.possible, counts)
+                labels = term.round(cost + grid.spread(number * step, cost) * dearer, self.possible, counts)
             keep(labels)
             if not bool((least > 0).any()):
                 return best, least
@@ -331,7 +331,7 @@ class Constraints:
         logs = torch.log_softmax(-self.costs(log_probabilities), dim=1)
         s = logs.exp()
         violation = self.violation(s)
-        for _ in range(_TURNS if len(self.terms) > 1 else 1):
+        for _ in range(_ROUNDS if len(self.terms) > 1 else 1):
             if not bool((violation > EXACT).any()):
                 return s, violation
             for term in self.terms:

@@ -118,10 +118,9 @@ class GridGraph(Form):
     def cut(self, labels: Tensor) -> Tensor:
         """Energy (B,) of ``labels`` (B, *S)."""
         energy = self.weights.new_zeros(self.weights.shape[0])
-        for index, offset in enumerate(self.offsets):
-            first, second = grid.pair_slices(offset)
+        for first, second, weights in grid.pairs(self.offsets, self.weights):
             differ = grid.pick(labels, first) != grid.pick(labels, second)
-            energy = energy + (grid.pick(self.weights[:, index], first) * differ).flatten(1).sum(1)
+            energy = energy + (weights * differ).flatten(1).sum(1)
         return energy
 
     def graph(self) -> Graph:
@@ -129,18 +128,16 @@ class GridGraph(Form):
         shape = self.weights.shape[2:]
         index = torch.arange(shape.numel(), device=self.weights.device).reshape(shape)
         edges, weights = [index.new_empty(0, 2)], [self.weights.new_empty(len(self.weights), 0)]
-        for number, offset in enumerate(self.offsets):
-            first, second = grid.pair_slices(offset)
+        for first, second, values in grid.pairs(self.offsets, self.weights):
             edges.append(torch.stack([index[first].flatten(), index[second].flatten()], dim=1))
-            weights.append(grid.pick(self.weights[:, number], first).flatten(1))
+            weights.append(values.flatten(1))
         return Graph(torch.cat(edges), torch.cat(weights, dim=1))
 
     def neighbor_sum(self, values: Tensor) -> Tensor:
         """Sum over neighbours q of w_pq ``values``_q, each channel for itself: (B, K, *S) to (B, K, *S)."""
         total = torch.zeros_like(values)
-        for number, offset in enumerate(self.offsets):
-            first, second = grid.pair_slices(offset)
-            weights = grid.pick(self.weights[:, number], first).unsqueeze(1).to(values)
+        for first, second, weights in grid.pairs(self.offsets, self.weights):
+            weights = weights.unsqueeze(1).to(values)
             grid.pick(total, first).add_(weights * grid.pick(values, second))
             grid.pick(total, second).add_(weights * grid.pick(values, first))
         return total

@@ -8,6 +8,7 @@ since every unordered pair is counted once. Pair arrays have the grid's own shap
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from regloss.errors import UsageError
 
 Offset = tuple[int, ...]
+Slices = tuple[slice, ...]
 
 # connectivity -> (axes, largest number of axes in which neighbours may differ)
 _CONNECTIVITIES = {2: (1, 1), 4: (2, 1), 8: (2, 2), 6: (3, 1), 18: (3, 2), 26: (3, 3)}
@@ -113,17 +115,35 @@ def _angles(offsets: tuple[Offset, ...], spacing: tuple[float, ...]) -> list[flo
     return [float(area) for area in areas[: len(offsets)]]
 
 
-def pair_slices(offset: Offset) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+def pair_slices(offset: Offset) -> tuple[Slices, Slices]:
     """Slices of the last axes that pick ``p`` and ``p + offset`` for all pairs inside the grid."""
     first = tuple(slice(0, -step) if step > 0 else slice(-step, None) for step in offset)
     second = tuple(slice(step, None) if step > 0 else slice(0, step or None) for step in offset)
     return first, second
 
 
-def pick(values: Tensor, where: tuple[slice, ...]) -> Tensor:
+def pick(values: Tensor, where: Slices) -> Tensor:
     """View of ``values`` (..., *S) with ``where`` applied to its last axes."""
     index: tuple[Any, ...] = (..., *where)
     return values[index]
+
+
+def pairs(offsets: Sequence[Offset], values: Tensor) -> list[tuple[Slices, Slices, Tensor]]:
+    """For each offset: slices that pick ``p`` and ``p + offset`` for all pairs inside the grid, and their values.
+
+    Args:
+        offsets: n of them.
+        values: (B, n, ..., *S) pair arrays; what is given of each is a view (B, ..., *T) of those inside.
+
+    >>> ((first, second, weights),) = pairs([(1,)], torch.tensor([[[5.0, 6.0, 0.0]]]))
+    >>> first, second, weights
+    ((slice(0, -1, None),), (slice(1, None, None),), tensor([[5., 6.]]))
+    """
+    found = []
+    for number, offset in enumerate(offsets):
+        first, second = pair_slices(offset)
+        found.append((first, second, pick(values[:, number], first)))
+    return found
 
 
 def pairs_inside(roi: Tensor, offset: Offset) -> Tensor:

@@ -107,7 +107,7 @@ def solve_adjoint(
         ]
 
     residual = [
-        _own(tangent.project(part.operator.apply(start)), start)
+        _unshared(tangent.project(part.operator.apply(start)), start)
         for part, tangent in zip(form.parts, tangents, strict=True)
     ]
     solution = [torch.zeros_like(value) for value in residual]
@@ -173,7 +173,7 @@ def _inverse_diagonal(part: SaddlePart, tangent: Tangent, dual: Tensor, variance
     return torch.where(diagonal > 0, diagonal, 1).reciprocal_()
 
 
-def _own(value: Tensor, given: Tensor) -> Tensor:
+def _unshared(value: Tensor, given: Tensor) -> Tensor:
     """``value``, copied if an operator or a set handed back the memory that they were given; it is changed in place."""
     shared = value.untyped_storage().data_ptr() == given.untyped_storage().data_ptr()
     return value.clone() if shared else value

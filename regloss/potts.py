@@ -109,9 +109,7 @@ class PottsTerm(Term):
             # Each pixel is normalised once, rather than in every pair. On the simplex no norm is below 1 / sqrt(K).
             probabilities = probabilities * probabilities.square().sum(1, keepdim=True).rsqrt()
             relaxation = "bilinear" if relaxation == "normalized-quadratic" else "collision-cross-entropy"
-        for number, offset in enumerate(self.pairs.offsets):
-            first, second = grid.pair_slices(offset)
+        for first, second, weights in grid.pairs(self.pairs.offsets, self.pairs.weights):
             p, q = grid.pick(probabilities, first), grid.pick(probabilities, second)
-            cost = pair_cost(relaxation, p, q)
-            energy = energy + (grid.pick(self.pairs.weights[:, number], first) * cost).flatten(1).sum(1)
+            energy = energy + (weights * pair_cost(relaxation, p, q)).flatten(1).sum(1)
         return energy

@@ -211,14 +211,14 @@ class Regularizer(metaclass=CheckedSettings):
 
     def __init_subclass__(cls, **given: Any) -> None:
         super().__init_subclass__(**given)
-        own = cls.__dict__.get("__post_init__")
-        if own is None:
+        post_init = cls.__dict__.get("__post_init__")
+        if post_init is None:
             return
 
-        @wraps(own)
+        @wraps(post_init)
         def after_the_weight(self: Regularizer) -> None:
             Regularizer.__post_init__(self)
-            own(self)
+            post_init(self)
 
         cls.__post_init__ = after_the_weight  # type: ignore[method-assign]
 

@@ -214,7 +214,11 @@ def segment(
     ] = None,
     post_processing: Annotated[
         str | None,
-        typer.Option("--refine", help='Of deep-chan-vese: "guided" moves boundaries to edges by the guided filter.'),
+        typer.Option(
+            "--post-processing",
+            "--refine",
+            help='Of deep-chan-vese: "guided" moves boundaries to edges by the guided filter.',
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of k-means, and of all else that is random.")] = 0,
     window: Range = None,

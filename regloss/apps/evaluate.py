@@ -58,7 +58,7 @@ def evaluate_noisy(
     config = model.config
     chosen = config.data.component_settings()
     if model.window is not None and "window" in settings(get("dataset", config.data.dataset)):
-        chosen = {"window": model.window.plain(), **chosen}  # images become what they were in training
+        chosen = {"window": model.window.as_list(), **chosen}  # images become what they were in training
     dataset = create("dataset", config.data.dataset, **chosen)
     if callback is not None:
         for note in dataset.notes:

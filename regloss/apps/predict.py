@@ -68,8 +68,8 @@ def predict_files(
     model = load(run, changes)
     files = [images] if images.is_file() else list(index_folder(images).values()) if images.is_dir() else []
     if not files:
-        there = f" {left_out(images)}" if images.is_dir() else ""
-        raise UsageError(f"{images} is neither an image nor a folder with images.{there}")
+        left = f" {left_out(images)}" if images.is_dir() else ""
+        raise UsageError(f"{images} is neither an image nor a folder with images.{left}")
     if probabilities is not None:
         check_format(probabilities)
     say = callback or (lambda message: None)

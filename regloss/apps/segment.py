@@ -341,14 +341,14 @@ def _segmenter(method: str | None, chosen: Mapping[str, Any], task: Literal["scr
 
 def _default(region_force: RegionForce | None, task: Literal["scribbles", "phases"]) -> str:
     """The segmenter where none is named: of regloss's own the one with the region force, else the one for the task."""
-    own = {component.name: cls for component, cls in _loaded() if component.distribution == OWN_DISTRIBUTION}
+    built_in = {component.name: cls for component, cls in _loaded() if component.distribution == OWN_DISTRIBUTION}
     if region_force is not None:
         task = "scribbles"  # where no segmenter has it, the one whose regularizer suits costs in nats
-        for name, cls in own.items():
+        for name, cls in built_in.items():
             parameter = settings(cls).get("region_force")
             if parameter is not None and parameter.default == name_of(region_force):
                 return name
-    return next(name for name, cls in own.items() if task in cls.default_for)
+    return next(name for name, cls in built_in.items() if task in cls.default_for)
 
 
 def _loaded() -> list[tuple[Component, type[Segmenter]]]:

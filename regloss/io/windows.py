@@ -73,7 +73,7 @@ class Window:
             raise UsageError(f"window = {value!r} must be two numbers, [LOW, HIGH]: the values that become 0 and 1.")
         return cls(*value)
 
-    def plain(self) -> list[float]:
+    def as_list(self) -> list[float]:
         """What `of` reads."""
         return [self.low, self.high] if self.bits is None else [self.low, self.high, self.bits]
 

@@ -82,17 +82,17 @@ def _name(class_name: str, registered: str) -> str:
 @cache
 def _made(kind: str, cls: Any) -> type[Loss]:
     base = BASES[kind]
-    own = [parameter for parameter in settings(base).values() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+    common = [parameter for parameter in settings(base).values() if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
     chosen = settings(cls)
-    for parameter in own:
+    for parameter in common:
         if parameter.name in chosen:
             raise UsageError(
                 f"No loss can be made of {cls.__qualname__}: its setting {parameter.name!r} has a name that every loss "
                 f"has. Rename it, or give the object to regloss.losses.{base.__name__}."
             )
-    extra = {parameter.name for parameter in own}
+    extra = {parameter.name for parameter in common}
     first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    signature = inspect.Signature([first, *chosen.values(), *own])
+    signature = inspect.Signature([first, *chosen.values(), *common])
     registered = next((c.name for c in components(kind) if c.target == f"{cls.__module__}:{cls.__qualname__}"), "")
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807 - the class's own
@@ -106,7 +106,7 @@ def _made(kind: str, cls: Any) -> type[Loss]:
         base.__init__(self, cls(**given), **shared)
 
     __init__.__signature__ = signature  # type: ignore[attr-defined]
-    __init__.__doc__ = f"See the class; the settings before ``{own[0].name}`` are those of `{cls.__qualname__}`."
+    __init__.__doc__ = f"See the class; the settings before ``{common[0].name}`` are those of `{cls.__qualname__}`."
     name = _name(cls.__name__, registered)
     made = type(
         name,

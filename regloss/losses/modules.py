@@ -3,7 +3,7 @@
     RegularizerLoss     mean:  sum over images of R(S) / number of pixels in the region of interest of the batch
     DataLoss            mean:  sum over images of the data term's sums / sum of its counts
 
-with S = softmax(logits), or sigmoid(logits) where a regularizer's channels are sets. These are the addends of
+with S = softmax(logits), or sigmoid(logits) where a regularizer's channels are sets. These are the terms of
 `regloss.outer_loop`, so that a weight means the same in a loss, in an outer loop and in a configuration. R is the
 energy, or for hard constraints the smooth penalty (`Term.penalty`).
 """

@@ -20,14 +20,14 @@ class Scaled(LinearOperator):
         self.operator, self.factor = operator, factor
 
     @property
-    def plain_factor(self) -> float:
+    def factor_value(self) -> float:
         """The factor as a number."""
         return float(self.factor.detach()) if isinstance(self.factor, Tensor) else self.factor
 
     @property
     def norm(self) -> float:
         """The multiple of K's."""
-        return self.plain_factor * self.operator.norm
+        return self.factor_value * self.operator.norm
 
     @property
     def parameters(self) -> tuple[Tensor, ...]:
@@ -65,6 +65,6 @@ def unscaled(operator: LinearOperator) -> tuple[LinearOperator, float]:
     """``operator`` without the factors around it, and their product."""
     factor = 1.0
     while isinstance(operator, Scaled):
-        factor *= operator.plain_factor
+        factor *= operator.factor_value
         operator = operator.operator
     return operator, factor

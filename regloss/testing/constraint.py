@@ -49,6 +49,16 @@ class ConstraintConformance(RegularizerConformance):
             assert isinstance(ready, ConstraintTerm)
             yield ready, found, where
 
+    def _with_seeds(self, ndim: int) -> Iterator[tuple[ConstraintTerm, Constraints, str]]:
+        """The same, each without and with seeds."""
+        for term, constraints, where in self._bound(ndim):
+            labels = constraints.round(self._scores(ndim, 50)).labels
+            seeds = torch.where(normal_values(*labels.shape, seed=51) > 0.8, labels, -1)
+            seeded = Constraints.of([term], self.probabilities(ndim), fixed=seeds)
+            assert seeded is not None
+            yield term, constraints, where
+            yield term, seeded, f"{where}, with seeds"
+
     def _scores(self, ndim: int, seed: int) -> Tensor:
         return normal_values(2, self.classes, *SIZES[ndim], seed=seed).mul(2)
 
@@ -82,35 +92,25 @@ class ConstraintConformance(RegularizerConformance):
 
     def test_rounded_labels_obey(self, ndim: int) -> None:
         """Free and with seeds: labels in the set, that pixels may take; rounding them again changes nothing."""
-        for term, constraints, where in self._bound(ndim):
-            first = constraints.round(self._scores(ndim, 50)).labels
-            seeds = torch.where(normal_values(*first.shape, seed=51) > 0.8, first, -1)
-            seeded = Constraints.of([term], self.probabilities(ndim), fixed=seeds)
-            assert seeded is not None
-            for given in (constraints, seeded):
-                found = given.round(self._scores(ndim, 52))
-                assert found.violation.tolist() == [0, 0], f"labels violate it {where}: {found.violation.tolist()}"
-                assert found.labels.dtype == torch.int64
-                assert bool(given.possible.gather(1, found.labels.unsqueeze(1)).all()), f"seeds are not kept {where}"
-                again = given.round(one_hot(found.labels, self.classes, torch.float64).mul(9))
-                assert torch.equal(again.labels, found.labels), f"rounding twice is not rounding once {where}"
+        for _, given, where in self._with_seeds(ndim):
+            found = given.round(self._scores(ndim, 52))
+            assert found.violation.tolist() == [0, 0], f"labels violate it {where}: {found.violation.tolist()}"
+            assert found.labels.dtype == torch.int64
+            assert bool(given.possible.gather(1, found.labels.unsqueeze(1)).all()), f"seeds are not kept {where}"
+            again = given.round(one_hot(found.labels, self.classes, torch.float64).mul(9))
+            assert torch.equal(again.labels, found.labels), f"rounding twice is not rounding once {where}"
 
     def test_feasible_probabilities_obey(self, ndim: int) -> None:
         """They lie in the set and in the simplex, are 0 where they must be, and stay where they obey already."""
-        for term, constraints, where in self._bound(ndim):
-            labels = constraints.round(self._scores(ndim, 50)).labels
-            seeds = torch.where(normal_values(*labels.shape, seed=51) > 0.8, labels, -1)
-            seeded = Constraints.of([term], self.probabilities(ndim), fixed=seeds)
-            assert seeded is not None
-            for given in (constraints, seeded):
-                s, violation = given.feasible(self._scores(ndim, 53))
-                assert_at_most(violation, torch.zeros(2), EXACT, f"probabilities violate it {where}")
-                assert_at_most(term.violation(s), torch.zeros(2), EXACT, f"probabilities violate it {where}")
-                assert_close(s.sum(1), torch.ones(2, *SIZES[ndim]), 1e-9, f"sum of probabilities {where}")
-                assert bool((s >= 0).all())
-                assert not bool((s[~given.possible] > 0).any()), f"seeds are not kept {where}"
-                again, _ = given.feasible(s.clamp(min=1e-300).log())
-                assert_close(again, s, 1e-7, f"what obeys is moved {where}")
+        for term, given, where in self._with_seeds(ndim):
+            s, violation = given.feasible(self._scores(ndim, 53))
+            assert_at_most(violation, torch.zeros(2), EXACT, f"probabilities violate it {where}")
+            assert_at_most(term.violation(s), torch.zeros(2), EXACT, f"probabilities violate it {where}")
+            assert_close(s.sum(1), torch.ones(2, *SIZES[ndim]), 1e-9, f"sum of probabilities {where}")
+            assert bool((s >= 0).all())
+            assert not bool((s[~given.possible] > 0).any()), f"seeds are not kept {where}"
+            again, _ = given.feasible(s.clamp(min=1e-300).log())
+            assert_close(again, s, 1e-7, f"what obeys is moved {where}")
 
     def test_images_of_a_constraint_stand_alone(self, ndim: int) -> None:
         """``term[images]`` is the constraint on those images."""

@@ -626,9 +626,9 @@ def compare_ascents(problem: DualProblem, images: DualIterations, blank: Tensor,
         x = y + extrapolation * (y - before)
         before, y_old = y, y
         y = dual_set.project(x + tau * factor * operator.apply(minimiser(x)))
-        uphill = ((x - y) * (y - y_old) * torch.where(tau > 0, 1 / tau, 0)).flatten(1).sum(1)
+        criterion = ((x - y) * (y - y_old) * torch.where(tau > 0, 1 / tau, 0)).flatten(1).sum(1)
         found = torch.tensor([image.step(extrapolation) for image in images], dtype=torch.float64)
-        assert_close(found, uphill, 1e-9, f"<x - y+, (y+ - y) / tau> of the fast step with {where}")
+        assert_close(found, criterion, 1e-9, f"<x - y+, (y+ - y) / tau> of the fast step with {where}")
         duals = torch.stack([image.dual for image in images])
         assert_close(duals, y, 1e-9, f"dual variables of the fast step with {where}")
     s = minimiser(y)

@@ -247,13 +247,13 @@ def load_network(network: nn.Module, weights: Mapping[str, Tensor], source: str)
         UsageError: names or shapes differ, as they do for another network or other settings; the first few are named.
             Or values are of another kind, or not finite where the network's own are.
     """
-    own = network.state_dict()
-    problems = [f"{name} is missing" for name in own if name not in weights]
-    problems += [f"{name} is unknown" for name in weights if name not in own]
+    expected = network.state_dict()
+    problems = [f"{name} is missing" for name in expected if name not in weights]
+    problems += [f"{name} is unknown" for name in weights if name not in expected]
     problems += [
-        f"{name} is {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own
-        if name in weights and weights[name].shape != own[name].shape
+        f"{name} is {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in weights and weights[name].shape != expected[name].shape
     ]
     if problems:
         listed = "; ".join(problems[:5]) + (f"; and {len(problems) - 5} more" if len(problems) > 5 else "")
@@ -261,13 +261,13 @@ def load_network(network: nn.Module, weights: Mapping[str, Tensor], source: str)
             f"The weights of {source} are of another network than the configured {type(network).__name__}: {listed}. "
             "Use the configuration that they were trained with."
         )
-    check_values(weights, own, source)
+    check_values(weights, expected, source)
     network.load_state_dict(dict(weights))
 
 
-def check_values(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], source: str) -> None:
-    """Raise `UsageError` unless ``weights`` are floats where ``own`` are, and finite where all of these are."""
-    for name, values in own.items():
+def check_values(weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
+    """Raise `UsageError` unless ``weights`` are floats where ``expected`` are, and finite where all of these are."""
+    for name, values in expected.items():
         given = weights[name]
         if given.is_floating_point() != values.is_floating_point():
             raise UsageError(
@@ -305,5 +305,5 @@ def _restore_optimizer(
         entries.setdefault(int(parameter), {})[name] = value
     # Settings that a later torch has added have the values that the optimizer began with.
     begun = optimizer.state_dict()["param_groups"]
-    groups = [{**own, **group} for own, group in zip(begun, state["param_groups"], strict=True)]
+    groups = [{**new, **group} for new, group in zip(begun, state["param_groups"], strict=True)]
     return {"state": entries, "param_groups": groups}

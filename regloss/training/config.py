@@ -455,14 +455,14 @@ def _check_named(kind: str, table: Mapping[str, Any], where: str) -> None:
     check_settings(kind, name, chosen)
 
 
-def _check_table(kind: str, name: str, chosen: Mapping[str, Any], own: set[str]) -> None:
+def _check_table(kind: str, name: str, chosen: Mapping[str, Any], further: set[str]) -> None:
     find(kind, name)
     known = [_hyphens(key) for key in settings(get(kind, name)) if key not in ("in_channels", "classes")]
     if kind == "dataset":
         known = [_hyphens(key) for key in settings(get(kind, name))]
     for key in map(_hyphens, chosen):
         if key not in known:
-            allowed = sorted(set(known) | own)
+            allowed = sorted(set(known) | further)
             near = difflib.get_close_matches(key, allowed, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UsageError(f"unknown key {key!r} for the {kind} {name!r}.{hint} Allowed here: {', '.join(allowed)}.")
@@ -580,19 +580,19 @@ def _settings_model(cls: type[RegularizedLayer]) -> type[BaseModel]:
         if name != "classes":  # comes from the data
             default = ... if parameter.default is parameter.empty else parameter.default
             # The prefix keeps settings apart from pydantic's own attributes; only the alias is ever seen.
-            fields[f"setting_{name}"] = (_plain_type(hints.get(name, Any)), Field(default, alias=_hyphens(name)))
+            fields[f"setting_{name}"] = (_configurable_type(hints.get(name, Any)), Field(default, alias=_hyphens(name)))
     config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
     return create_model(cls.__name__, __config__=config, **fields)
 
 
-def _plain_type(hint: Any) -> Any:
+def _configurable_type(hint: Any) -> Any:
     """``hint`` as a configuration can have it: without tensors and modules where there is a choice, lists as tuples."""
     if get_origin(hint) in (Union, UnionType):
-        plain = [one for one in get_args(hint) if not _is_in_python_alone(one)]
-        return Union[tuple(_plain_type(one) for one in plain)]  # noqa: UP007 - made at run time
+        allowed = [one for one in get_args(hint) if not _is_in_python_alone(one)]
+        return Union[tuple(_configurable_type(one) for one in allowed)]  # noqa: UP007 - made at run time
     if get_origin(hint) is Sequence:
         (entry,) = get_args(hint)
-        return GenericAlias(tuple, (_plain_type(entry), ...))
+        return GenericAlias(tuple, (_configurable_type(entry), ...))
     return hint
 
 

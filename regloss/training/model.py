@@ -151,20 +151,20 @@ class SegmentationModel(nn.Module):
         load_network(self.network, network, source)
         if self.layer is None:
             return
-        own = self.layer.state_dict()
+        expected = self.layer.state_dict()
         for name, _ in self.layer.named_parameters():
             given = weights.get(_LAYER + name)
             if given is None and start:
                 continue
-            if given is None or given.shape != own[name].shape:
+            if given is None or given.shape != expected[name].shape:
                 found = "no such numbers" if given is None else f"{given.numel()}"
                 raise UsageError(
-                    f"The layer learns {name}, {own[name].numel()} in number, but {source} holds {found}. Use the "
+                    f"The layer learns {name}, {expected[name].numel()} in number, but {source} holds {found}. Use the "
                     "layer that it was trained with."
                 )
-            check_values({name: given}, {name: own[name]}, source)
-            own[name] = given
-        self.layer.load_state_dict(own)
+            check_values({name: given}, {name: expected[name]}, source)
+            expected[name] = given
+        self.layer.load_state_dict(expected)
 
 
 def describe_layer(layer: RegularizedLayer, settings: Collection[str] | None = None) -> dict[str, float]:

@@ -132,10 +132,10 @@ def check_optimizer_state(
         optimizer: as it begins.
         where: the file, for messages.
     """
-    groups, own = state["param_groups"], optimizer.state_dict()["param_groups"]
-    if len(groups) != len(own):
-        raise UsageError(f"{where}: optimizer.param_groups holds {len(groups)} groups instead of {len(own)}.")
-    for number, (group, begun) in enumerate(zip(groups, own, strict=True)):
+    groups, expected = state["param_groups"], optimizer.state_dict()["param_groups"]
+    if len(groups) != len(expected):
+        raise UsageError(f"{where}: optimizer.param_groups holds {len(groups)} groups instead of {len(expected)}.")
+    for number, (group, begun) in enumerate(zip(groups, expected, strict=True)):
         for key, value in begun.items():
             if key in group and not _is_such(group[key], value, key):
                 raise UsageError(

@@ -73,7 +73,7 @@ def test_values_stay_in_range():
         ("salt-and-pepper:1.5", "a fraction of the pixels, from 0 to 1; got 1.5"),
     ],
 )
-def test_noise_that_cannot_be_meant(text, expected, trained):
+def test_invalid_noise(text, expected, trained):
     with pytest.raises(UsageError, match=expected):
         evaluate_noisy(trained, "test", [text])
 

@@ -66,7 +66,7 @@ def test_other_priors_and_solvers():
         ((None, None, math.nan), UsageError, "entropy"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(given, error, words):
+def test_what_is_invalid_is_refused(given, error, words):
     with pytest.raises(error, match=words):
         PostProcess.parse(*given)
 

@@ -76,8 +76,8 @@ def test_masks_maps_and_curves_are_written(files, post_processing):
     assert len(told) == 4
     assert told[0].startswith("step 10: energy ")
     for row in rows:
-        addends = [float(row[name]) for name in ("reconstruction", "divergence", "length")]
-        assert sum(addends) == pytest.approx(float(row["energy"]), rel=1e-4)
+        terms = [float(row[name]) for name in ("reconstruction", "divergence", "length")]
+        assert sum(terms) == pytest.approx(float(row["energy"]), rel=1e-4)
     for picture in ("latent.png", "histograms.png", "convergence.png"):
         assert read(files / "out" / picture).std() > 5
     lines = result.lines()

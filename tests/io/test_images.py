@@ -100,7 +100,7 @@ def test_a_float_tiff_keeps_its_values(tmp_path: Path) -> None:
         (np.array([[[1, 2, 3, 254]]], np.uint8), "transparent pixels"),
     ],
 )
-def test_images_that_cannot_be_meant_are_refused(tmp_path: Path, values: np.ndarray, message: str) -> None:
+def test_invalid_images_are_refused(tmp_path: Path, values: np.ndarray, message: str) -> None:
     path = save(tmp_path / "a.tif", values)
     with pytest.raises(UsageError, match=message) as caught:
         read_image(path)

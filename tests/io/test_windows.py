@@ -69,7 +69,7 @@ def test_values_beyond_a_window_are_told() -> None:
 
 
 @pytest.mark.parametrize("values", [np.nan, 1.5, -0.1, np.inf])
-def test_floats_that_cannot_be_meant(values: float) -> None:
+def test_invalid_floats(values: float) -> None:
     with pytest.raises(UsageError, match=r"NaN|window = \[LOW, HIGH\]"):
         windowed(np.array([0.5, values], np.float32), None, PATH)
     if not np.isfinite(values):
@@ -85,5 +85,5 @@ def test_wrong_windows(given: object) -> None:
 
 def test_windows_are_plain_numbers_in_files() -> None:
     for window in (Window(0, 4095), Window(1, 2.5, 16)):
-        assert Window.of(window.plain()) == window
+        assert Window.of(window.as_list()) == window
     assert Window.of(None) is None

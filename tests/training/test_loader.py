@@ -302,7 +302,7 @@ def test_volumes(tmp_path):
 
 
 @pytest.mark.parametrize(("crop", "ndim"), [(0, 2), ((4, 5), 3), ((4, 5, 6), 2), ((4, -1), 2)])
-def test_crops_that_cannot_be_meant(crop, ndim):
+def test_invalid_crops(crop, ndim):
     with pytest.raises(UsageError, match="crop must be one positive number, or one for each"):
         crop_size(Data(dataset="folder", crop=crop), ndim)
 

@@ -15,18 +15,15 @@ Source: Zhang, Boykov, "Soft self-labeling and Potts relaxations for weakly-supe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from regloss.batch import Batch
-from regloss.data_term import DataTerm
 from regloss.divergence import log_softmax
 from regloss.solver import one_hot
-from regloss_plugins.data_terms.cross_entropy import check_weighting, given_labels
+from regloss_plugins.data_terms.cross_entropy import WeightedLabels, given_labels
 
 
 def collision_cross_entropy(soft: Tensor, log_probabilities: Tensor) -> Tensor:
@@ -49,7 +46,7 @@ def collision_cross_entropy(soft: Tensor, log_probabilities: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CollisionCrossEntropy(DataTerm):
+class CollisionCrossEntropy(WeightedLabels):
     """Mean over labelled pixels of -ln <y, softmax(logits)>, y the smoothed label; 255 = unlabelled.
 
     Args:
@@ -66,13 +63,6 @@ class CollisionCrossEntropy(DataTerm):
     >>> CollisionCrossEntropy(label_smoothing=0.2)(sure_and_wrong, batch)[0]  # -ln .1
     tensor([2.3026])
     """
-
-    class_weights: Sequence[float] | None = None
-    label_smoothing: float = 0.0
-    needs_image: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "class_weights", check_weighting(self.class_weights, self.label_smoothing))
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sums (B,) of the weighted loss and of the weights."""

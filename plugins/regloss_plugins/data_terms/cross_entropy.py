@@ -22,7 +22,34 @@ from regloss.outer_loop import check_logits
 
 
 @dataclass(frozen=True)
-class CrossEntropy(DataTerm):
+class WeightedLabels(DataTerm):
+    """Labels whose classes may count differently, and which may be smoothed.
+
+    Args:
+        class_weights: one positive number a class, or None for 1 each.
+        label_smoothing: fraction of each label that is spread evenly over the classes, 0 <= value < 1.
+
+    Raises:
+        UsageError: weights that are not positive and finite, a smoothing outside its range.
+    """
+
+    class_weights: Sequence[float] | None = None
+    label_smoothing: float = 0.0
+    needs_image: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"label_smoothing must lie in [0, 1); got {self.label_smoothing}.")
+        if self.class_weights is None:
+            return
+        weights = tuple(float(value) for value in self.class_weights)
+        if not all(0 < value < float("inf") for value in weights):
+            raise UsageError(f"Class weights must be positive and finite; got {list(weights)}.")
+        object.__setattr__(self, "class_weights", weights)
+
+
+@dataclass(frozen=True)
+class CrossEntropy(WeightedLabels):
     """Cross entropy with dense labels; 255 is ignored.
 
     Args:
@@ -32,13 +59,6 @@ class CrossEntropy(DataTerm):
     Raises:
         UsageError: labels outside 0..K-1 and 255, no labels in the batch, weights that do not fit K.
     """
-
-    class_weights: Sequence[float] | None = None
-    label_smoothing: float = 0.0
-    needs_image: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "class_weights", check_weighting(self.class_weights, self.label_smoothing))
 
     def __call__(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sums (B,) of the weighted loss and of the weights."""
@@ -54,22 +74,6 @@ class CrossEntropy(DataTerm):
             reduction="none",
         )
         return losses.flatten(1).sum(1), counts.flatten(1).sum(1)
-
-
-def check_weighting(class_weights: Sequence[float] | None, label_smoothing: float) -> tuple[float, ...] | None:
-    """Class weights as a tuple.
-
-    Raises:
-        UsageError: weights that are not positive and finite, a smoothing outside [0, 1).
-    """
-    if not 0 <= label_smoothing < 1:
-        raise UsageError(f"label_smoothing must lie in [0, 1); got {label_smoothing}.")
-    if class_weights is None:
-        return None
-    weights = tuple(float(value) for value in class_weights)
-    if not all(0 < value < float("inf") for value in weights):
-        raise UsageError(f"Class weights must be positive and finite; got {list(weights)}.")
-    return weights
 
 
 def given_labels(logits: Tensor, batch: Batch, class_weights: Sequence[float] | None = None) -> tuple[Tensor, Tensor]:

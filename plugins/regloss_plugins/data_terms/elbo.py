@@ -39,7 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from regloss.batch import Batch
-from regloss.checks import at_least_float32
+from regloss.checks import at_least_float32, check_not_negative
 from regloss.data_term import DataTerm
 from regloss.errors import UsageError
 from regloss.outer_loop import check_logits
@@ -138,8 +138,7 @@ class ELBO(DataTerm):
             raise UsageError(f"samples must be a whole number, 0 or more; got {samples!r}.")
         if not 0 < fidelity < math.inf:
             raise UsageError(f"fidelity must be positive and finite; got {fidelity!r}.")
-        if not 0 <= entropy < math.inf:
-            raise UsageError(f"entropy must be finite and not negative; got {entropy!r}.")
+        check_not_negative(entropy=entropy)
         self.samples, self.fidelity, self.entropy, self.noise_seed = samples, fidelity, entropy, noise_seed
         # Beyond, single precision would not tell the phases of an image from the given ones, or those from nothing.
         if not (_LEAST_PRIOR <= prior_pixels <= _MOST_PRIOR or prior_pixels == math.inf):
@@ -343,7 +342,7 @@ class ELBO(DataTerm):
         divergences = self.divergences_of(latent, phases).to(logits)
         if self.balance:
             weighted = self.balanced(u.detach(), batch.roi) * divergences
-            # The second addend is 0, and has the networks' gradient.
+            # The second term is 0, and has the networks' gradient.
             costs = (u * divergences.detach() + weighted - weighted.detach()).sum(1)
         else:
             costs = (u * divergences).sum(1)

@@ -147,7 +147,7 @@ class FolderDataset(Dataset):
             deep = [path for path, header in headers.items() if header.bits == DEEP]
             chosen, range_note = find_window(map(read_stored, deep))
         self._window = chosen
-        self.window = None if chosen is None else chosen.plain()
+        self.window = None if chosen is None else chosen.as_list()
         turned = turned_note(self.samples.values(), headers)
         ranged = (
             f"{self.root / images}: {range_note}; window = [LOW, HIGH] chooses another range." if range_note else ""

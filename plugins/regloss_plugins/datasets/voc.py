@@ -266,9 +266,11 @@ def read_scribble_xml(path: PathLike, classes: Sequence[str], size: Size, *, wid
         raise UsageError(f"{path} cannot be read as XML: {error}") from error
     stated = tree.find("size")
     if stated is not None:
-        own = tuple(int(_number(stated, name, path)) for name in ("height", "width"))
-        if own != size:
-            raise UsageError(f"{path} belongs to an image of {own[0]} x {own[1]} pixels (height x width), not {size}")
+        shape = tuple(int(_number(stated, name, path)) for name in ("height", "width"))
+        if shape != size:
+            raise UsageError(
+                f"{path} belongs to an image of {shape[0]} x {shape[1]} pixels (height x width), not {size}"
+            )
     scribble = np.full(size, IGNORE, dtype=np.uint8)
     for stroke in tree.iter("polygon"):
         tag = (stroke.findtext("tag") or "").strip()

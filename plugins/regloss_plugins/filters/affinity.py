@@ -116,8 +116,8 @@ class Affinity:
         sums = self.sums(probabilities)
         counts, degrees = self.counts.to(sums.dtype), self.degrees.to(sums.dtype)
         both: Tensor = _Cuts.apply(sums, counts, degrees, self.filter)  # type: ignore[no-untyped-call]
-        own = probabilities * (1 - probabilities) * self.inside.to(probabilities.dtype)
-        return (both - own.flatten(2).sum(2)) / self.mass
+        diagonal = probabilities * (1 - probabilities) * self.inside.to(probabilities.dtype)
+        return (both - diagonal.flatten(2).sum(2)) / self.mass
 
     def associations(self, values: Tensor) -> Tensor:
         """Sum over ordered pairs, the own ones included, of w_pq v_p v_q, for each channel: (B, K), differentiable."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from regloss.checks import check_entropy
+from regloss.errors import UsageError
 from regloss.layer import RegularizedLayer, name_weights
 from regloss.regularizer import Regularizer
 

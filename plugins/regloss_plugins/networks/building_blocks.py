@@ -1,4 +1,4 @@
-"""What the networks of this package share: checks, a convolution with its normalisation, and sizes."""
+"""What the networks of this package share: a base class, checks, a convolution with its normalisation, and sizes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
+from regloss.settings import CheckedSettings
 
 NORMS = ("batch", "instance", "group", "none")
 
@@ -19,18 +20,19 @@ _MAX_LEVELS = 16  # an image of 65,536 pixels then has one left
 _MAX_CHANNELS = 2**14
 
 
+class Network(nn.Module, metaclass=CheckedSettings):
+    """Logits (B, K, *S) from images (B, C, *S), all of whose parameters belong together unless it says otherwise."""
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """Name the groups of parameters that a trainer may give different learning rates: here one, ``"all"``."""
+        return {"all": list(self.parameters())}
+
+
 def check_settings(
     network: str, in_channels: int, classes: int, levels: int, channels: int, max_channels: int, norm: str
 ) -> None:
     """Raise `UsageError`, in the name of ``network``, for what no encoder-decoder can be made with."""
-    for name, value in (
-        ("in_channels", in_channels),
-        ("classes", classes),
-        ("levels", levels),
-        ("channels", channels),
-    ):
-        if not isinstance(value, int) or value < 1:
-            raise UsageError(f"{network}: {name} must be a whole number of at least 1, not {value!r}")
+    check_counts(network, in_channels=in_channels, classes=classes, levels=levels, channels=channels)
     for name, value, largest in (("levels", levels, _MAX_LEVELS), ("max_channels", max_channels, _MAX_CHANNELS)):
         if value > largest:
             raise UsageError(f"{network}: {name} must be at most {largest}, not {value}")
@@ -38,6 +40,25 @@ def check_settings(
         raise UsageError(f"{network}: max_channels must be at least channels ({channels}), not {max_channels}")
     if norm not in NORMS:
         raise UsageError(f"{network}: norm must be one of {', '.join(NORMS)}, not {norm!r}")
+
+
+def check_counts(network: str, **counts: int) -> None:
+    """Raise `UsageError`, in the name of ``network``, unless each of ``counts`` is a whole number of at least 1."""
+    for name, value in counts.items():
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{network}: {name} must be a whole number of at least 1, not {value!r}")
+
+
+def check_dims(network: str, dims: int) -> None:
+    """Raise `UsageError`, in the name of ``network``, unless there are as many spatial axes as convolutions have."""
+    if dims not in CONVOLUTION:
+        raise UsageError(f"{network}: dims must be 2 (images) or 3 (volumes), not {dims!r}")
+
+
+def check_dropout(network: str, dropout: float) -> None:
+    """Raise `UsageError`, in the name of ``network``, unless ``dropout`` is a probability below 1."""
+    if not 0.0 <= dropout < 1.0:
+        raise UsageError(f"{network}: dropout must lie in [0, 1), not {dropout}")
 
 
 def check_image(network: str, image: Tensor, in_channels: int, dims: int) -> None:

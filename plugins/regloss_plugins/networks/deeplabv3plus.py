@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
-from regloss.settings import CheckedSettings
-from regloss_plugins.networks.building_blocks import check_flat_image, extended
+from regloss_plugins.networks.building_blocks import Network, check_counts, check_dropout, check_flat_image, extended
 from regloss_plugins.networks.encoders.encoder import Encoder, load_weights
 from regloss_plugins.networks.encoders.mobilenetv2 import MobileNetV2
 from regloss_plugins.networks.encoders.resnet import ResNet
@@ -35,7 +34,7 @@ _HEAD_CHANNELS = 256
 _LOW_LEVEL_CHANNELS = 48
 
 
-class DeepLabV3Plus(nn.Module, metaclass=CheckedSettings):
+class DeepLabV3Plus(Network):
     """DeepLabV3+ for images of any size.
 
     Features of stride s are centred on the pixels 0, s, 2s, ..., so feature maps and image align exactly when the
@@ -80,15 +79,12 @@ class DeepLabV3Plus(nn.Module, metaclass=CheckedSettings):
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        for name, value in (("in_channels", in_channels), ("classes", classes)):
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(f"deeplabv3plus: {name} must be a whole number of at least 1, not {value!r}")
+        check_counts("deeplabv3plus", in_channels=in_channels, classes=classes)
         if encoder not in ENCODERS:
             raise UsageError(f"deeplabv3plus: encoder must be one of {', '.join(ENCODERS)}, not {encoder!r}")
         if output_stride not in ATROUS_RATES:
             raise UsageError(f"deeplabv3plus: output_stride must be 16 or 8, not {output_stride!r}")
-        if not 0.0 <= dropout < 1.0:
-            raise UsageError(f"deeplabv3plus: dropout must lie in [0, 1), not {dropout}")
+        check_dropout("deeplabv3plus", dropout)
 
         self.in_channels = in_channels
         self.output_stride = output_stride

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from regloss.errors import UsageError
-from regloss.settings import CheckedSettings
-from regloss_plugins.networks.building_blocks import CONVOLUTION, check_image, check_settings, convolution
+from regloss_plugins.networks.building_blocks import (
+    CONVOLUTION,
+    Network,
+    check_counts,
+    check_dims,
+    check_image,
+    check_settings,
+    convolution,
+)
 
 
-class PlainCNN(nn.Module, metaclass=CheckedSettings):
+class PlainCNN(Network):
     """Layers of 3x3 convolution, normalisation and ReLU (3x3x3 for volumes), and a 1x1 convolution to the logits.
 
     Args:
@@ -45,10 +51,8 @@ class PlainCNN(nn.Module, metaclass=CheckedSettings):
     ) -> None:
         super().__init__()
         check_settings("plain-cnn", in_channels, classes, 1, channels, channels, norm)
-        if not isinstance(layers, int) or layers < 1:
-            raise UsageError(f"plain-cnn: layers must be a whole number of at least 1, not {layers!r}")
-        if dims not in CONVOLUTION:
-            raise UsageError(f"plain-cnn: dims must be 2 (images) or 3 (volumes), not {dims!r}")
+        check_counts("plain-cnn", layers=layers)
+        check_dims("plain-cnn", dims)
         self.in_channels = in_channels
         self.dims = dims
         modules: list[nn.Module] = []
@@ -72,7 +76,3 @@ class PlainCNN(nn.Module, metaclass=CheckedSettings):
         check_image("plain-cnn", image, self.in_channels, self.dims)
         logits: Tensor = self.classifier(self.features(image))
         return logits
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Name the groups of parameters that a trainer may give different learning rates: here one, ``"all"``."""
-        return {"all": list(self.parameters())}

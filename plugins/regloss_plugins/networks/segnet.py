@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
-from regloss.settings import CheckedSettings
 from regloss_plugins.networks.building_blocks import (
+    Network,
     check_flat_image,
     check_settings,
     convolution,
@@ -34,7 +34,7 @@ from regloss_plugins.networks.building_blocks import (
 _VGG = (2, 2, 3, 3, 3)  # convolutions of VGG-16's levels
 
 
-class SegNet(nn.Module, metaclass=CheckedSettings):
+class SegNet(Network):
     """SegNet for images of any size.
 
     Level 0 has the resolution of the image and ``channels`` feature maps; each further level halves the resolution and

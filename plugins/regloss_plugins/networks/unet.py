@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from regloss.errors import UsageError
-from regloss.settings import CheckedSettings
 from regloss_plugins.networks.building_blocks import (
     CONVOLUTION,
+    Network,
+    check_dims,
+    check_dropout,
     check_image,
     check_settings,
     convolution,
@@ -34,7 +35,7 @@ _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
 
 
-class UNet(nn.Module, metaclass=CheckedSettings):
+class UNet(Network):
     """U-Net for images and volumes of any size.
 
     Level 0 has the resolution of the image and ``channels`` feature maps; each further level halves the resolution
@@ -82,10 +83,8 @@ class UNet(nn.Module, metaclass=CheckedSettings):
     ) -> None:
         super().__init__()
         check_settings("unet", in_channels, classes, levels, channels, max_channels, norm)
-        if dims not in CONVOLUTION:
-            raise UsageError(f"unet: dims must be 2 (images) or 3 (volumes), not {dims!r}")
-        if not 0.0 <= dropout < 1.0:
-            raise UsageError(f"unet: dropout must lie in [0, 1), not {dropout}")
+        check_dims("unet", dims)
+        check_dropout("unet", dropout)
 
         self.in_channels = in_channels
         self.dims = dims
@@ -129,10 +128,6 @@ class UNet(nn.Module, metaclass=CheckedSettings):
         for axis, length in enumerate(size, start=2):
             logits = logits.narrow(axis, 0, length)
         return logits.contiguous()
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Name the groups of parameters that a trainer may give different learning rates: here one, ``"all"``."""
-        return {"all": list(self.parameters())}
 
     def _pad(self, image: Tensor) -> Tensor:
         # The coarsest level keeps two pixels along each axis: batch and instance normalisation need more than one.

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from regloss.batch import Batch
-from regloss.checks import LARGEST
+from regloss.checks import LARGEST, check_not_negative
 from regloss.data_term import combine_data_terms
 from regloss.dataset import IGNORE
 from regloss.divergence import Divergence
@@ -32,8 +32,8 @@ from regloss.solver import negotiate, solve
 
 def check_proposal_weight(weight: float | None) -> None:
     """The ``weight`` of the divergence in the network's step must be None, or finite and not negative."""
-    if weight is not None and not 0 <= weight < float("inf"):
-        raise UsageError(f"proposal_weight must be finite and not negative; got {weight}.")
+    if weight is not None:
+        check_not_negative(proposal_weight=weight)
 
 
 class ProposalLoop(OuterLoop):

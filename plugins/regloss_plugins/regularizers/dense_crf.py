@@ -203,8 +203,8 @@ class _Bilinear(ConcaveFunction):
         counts = affinity.counts.to(s.dtype)
         # W (n - 2 S) in one filter, as half the difference of the sums over other classes and over the own one.
         filtered = affinity.spread(affinity.filter(counts - 2 * affinity.sums(s)))
-        own = (1 - 2 * s) * affinity.inside.to(s.dtype)
-        return self.settings.weight / (2 * affinity.mass) * (filtered - own)
+        diagonal = (1 - 2 * s) * affinity.inside.to(s.dtype)
+        return self.settings.weight / (2 * affinity.mass) * (filtered - diagonal)
 
 
 class _GeneralBilinear(ConcaveFunction):
@@ -230,8 +230,8 @@ class _GeneralBilinear(ConcaveFunction):
         affinity = self.affinity
         sums = affinity.sums(s)
         both = (sums * self._costs(self._filtered(sums))).flatten(1).sum(1)
-        own = (s * self._costs(s) * affinity.inside.to(s.dtype)).flatten(1).sum(1)
-        return self._factor(s) / 2 * (both - own)
+        diagonal = (s * self._costs(s) * affinity.inside.to(s.dtype)).flatten(1).sum(1)
+        return self._factor(s) / 2 * (both - diagonal)
 
     def supergradient(self, s: Tensor) -> Tensor:
         affinity = self.affinity

@@ -12,21 +12,18 @@ segmentation", ECCV 2018.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
-from regloss import grid
-from regloss.errors import UsageError
+from regloss.checks import check_not_negative
 from regloss.grid import Unit
-from regloss.regularizer import Forms, Regularizer, Term
-from regloss_plugins.filters.affinity import Affinity, check_affinity
+from regloss_plugins.filters.affinity import Affinity
 from regloss_plugins.filters.gaussian import Accuracy, Backend
-from regloss_plugins.regularizers.normalized_cut import NormalizedCutTerm
+from regloss_plugins.regularizers.normalized_cut import CutRegularizer, normalized_cut
 
 
 @dataclass(frozen=True)
-class KernelCut(Regularizer):
+class KernelCut(CutRegularizer):
     """Normalised cut plus dense CRF.
 
     Args:
@@ -59,31 +56,11 @@ class KernelCut(Regularizer):
     backend: Backend = "auto"
     accuracy: Accuracy = "fine"
     unit: Unit = "pixel"
-    opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.crf_weight < float("inf"):
-            raise UsageError(f"crf_weight must be finite and not negative; got {self.crf_weight}.")
-        check_affinity("kernel-cut", self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy, self.unit)
+        check_not_negative(crf_weight=self.crf_weight)
+        super().__post_init__()
 
-    @property
-    def forms(self) -> Forms:
-        """None."""
-        return {}
-
-    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
-        """Set up the filter."""
-        steps = grid.steps_in(self.unit, spacing, image.ndim - 2, "kernel-cut")
-        settings = (self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
-        affinity = Affinity(image, roi, *settings, steps)
-        return _KernelCutTerm(self, affinity, (image.shape[0], *image.shape[2:]), roi)
-
-
-class _KernelCutTerm(NormalizedCutTerm):
-    def __init__(self, regularizer: KernelCut, affinity: Affinity, shape: tuple[int, ...], roi: Tensor | None) -> None:
-        super().__init__(regularizer, affinity, shape, roi)
-        self.crf_weight = regularizer.crf_weight
-
-    def of_cuts(self, probabilities: Tensor, cuts: Tensor) -> Tensor:
+    def of_cuts(self, affinity: Affinity, probabilities: Tensor, cuts: Tensor) -> Tensor:
         """Normalised cut, and dense CRF."""
-        return super().of_cuts(probabilities, cuts) + self.crf_weight / 2 * cuts.sum(1)
+        return normalized_cut(affinity, probabilities, cuts) + self.crf_weight / 2 * cuts.sum(1)

@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regloss import grid
-from regloss.checks import holds
+from regloss.checks import check_at_least_one, check_not_negative, holds
 from regloss.dual_sets import Box
 from regloss.errors import UsageError
 from regloss.forms import Graph, Saddle, SaddlePart
@@ -106,8 +106,7 @@ class NonlocalTV(Regularizer):
     opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.neighbors < 1:
-            raise UsageError(f"neighbors must be at least 1; got {self.neighbors}.")
+        check_at_least_one(neighbors=self.neighbors)
         if self.weights not in WEIGHTS:
             raise UsageError(f"weights must be one of {', '.join(WEIGHTS)}; got {self.weights!r}.")
         if self.window is not None and self.window < 1:
@@ -123,8 +122,7 @@ class NonlocalTV(Regularizer):
                 f"{self.sigma_xy} and {self.sigma_near}. To ignore places use sigma_xy = inf, near = 0."
             )
         grid.check_unit(self.unit, "nltv")
-        if not 0 <= self.near < math.inf:
-            raise UsageError(f"near must be finite and not negative; got {self.near}.")
+        check_not_negative(near=self.near)
         if self.patch < 0:
             raise UsageError(f"patch must be a radius of at least 0 pixels; got {self.patch}.")
 

@@ -17,6 +17,7 @@ Source: Shi, Malik, "Normalized cuts and image segmentation", PAMI 2000; Tang, D
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,13 +26,55 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.grid import Unit
+from regloss.registry import name_of
 from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.filters.affinity import Affinity, check_affinity
 from regloss_plugins.filters.gaussian import Accuracy, Backend
 
 
+class CutRegularizer(Regularizer):
+    """A prior whose energy is made of the cuts between classes, with Gaussian weights between all pixels."""
+
+    sigma_xy: float
+    sigma_rgb: float
+    scale: float
+    backend: Backend
+    accuracy: Accuracy
+    unit: Unit
+    forms: ClassVar[Forms] = {}
+    opaque: ClassVar[bool] = True
+
+    @abstractmethod
+    def of_cuts(self, affinity: Affinity, probabilities: Tensor, cuts: Tensor) -> Tensor:
+        """The energy (B,) at weight 1, from ``cuts`` (B, K) of the affinity; differentiable."""
+
+    def __post_init__(self) -> None:
+        check_affinity(name_of(self), self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy, self.unit)
+
+    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
+        """Set up the filter."""
+        steps = grid.steps_in(self.unit, spacing, image.ndim - 2, name_of(self))
+        settings = (self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
+        affinity = Affinity(image, roi, *settings, steps)
+        return _CutTerm(self, affinity, (image.shape[0], *image.shape[2:]), roi)
+
+
+class _CutTerm(Term):
+    def __init__(
+        self, regularizer: CutRegularizer, affinity: Affinity, shape: tuple[int, ...], roi: Tensor | None
+    ) -> None:
+        super().__init__(regularizer, shape, roi)
+        self.settings = regularizer
+        self.affinity = affinity
+
+    def energy(self, probabilities: Tensor) -> Tensor:
+        probabilities = self.check(probabilities)
+        cuts = self.affinity.cuts(probabilities)
+        return self.settings.weight * self.settings.of_cuts(self.affinity, probabilities, cuts)
+
+
 @dataclass(frozen=True)
-class NormalizedCut(Regularizer):
+class NormalizedCut(CutRegularizer):
     """Normalised cut with Gaussian weights between all pixels.
 
     Args:
@@ -64,52 +107,19 @@ class NormalizedCut(Regularizer):
     backend: Backend = "auto"
     accuracy: Accuracy = "fine"
     unit: Unit = "pixel"
-    opaque: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_affinity(
-            "normalized-cut", self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy, self.unit
-        )
-
-    @property
-    def forms(self) -> Forms:
-        """None."""
-        return {}
-
-    def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
-        """Set up the filter."""
-        steps = grid.steps_in(self.unit, spacing, image.ndim - 2, "normalized-cut")
-        settings = (self.sigma_xy, self.sigma_rgb, self.scale, self.backend, self.accuracy)
-        affinity = Affinity(image, roi, *settings, steps)
-        return NormalizedCutTerm(self, affinity, (image.shape[0], *image.shape[2:]), roi)
+    def of_cuts(self, affinity: Affinity, probabilities: Tensor, cuts: Tensor) -> Tensor:
+        """Pixels times the sum over classes of cut / volume."""
+        return normalized_cut(affinity, probabilities, cuts)
 
 
-class NormalizedCutTerm(Term):
-    """A prior over Gaussian weights whose energy is made of cuts; here the normalised cut, to which others may add."""
-
-    def __init__(
-        self, regularizer: Regularizer, affinity: Affinity, shape: tuple[int, ...], roi: Tensor | None
-    ) -> None:
-        super().__init__(regularizer, shape, roi)
-        self.weight = regularizer.weight
-        self.affinity = affinity
-
-    def energy(self, probabilities: Tensor) -> Tensor:
-        """The energy of the definition, (B,)."""
-        probabilities = self.check(probabilities)
-        return self.weight * self.of_cuts(probabilities, self.affinity.cuts(probabilities))
-
-    def of_cuts(self, probabilities: Tensor, cuts: Tensor) -> Tensor:
-        """The energy (B,) at weight 1, from ``cuts`` (B, K) of the affinity; differentiable."""
-        return self.affinity.pixels.to(cuts.dtype) * self._quotients(probabilities, cuts)
-
-    def _quotients(self, probabilities: Tensor, cuts: Tensor) -> Tensor:
-        """Sum over classes of cut / volume: (B,)."""
-        affinity = self.affinity
-        inside = affinity.inside.to(probabilities.dtype)
-        of_itself = (probabilities * inside).flatten(2).sum(2) / affinity.mass  # w_pp, which does not count
-        volumes = affinity.weighted(probabilities) - of_itself
-        # A class without pixels, or whose pixels are joined to nothing, has a volume of rounding errors.
-        least = torch.finfo(volumes.dtype).eps * affinity.weighted(torch.ones_like(inside)).detach()
-        joined = ~(volumes <= least)  # NaN stays NaN
-        return torch.where(joined, cuts / torch.where(joined, volumes, 1), 0).sum(1)
+def normalized_cut(affinity: Affinity, probabilities: Tensor, cuts: Tensor) -> Tensor:
+    """The energy (B,) of the definition at weight 1, from ``cuts`` (B, K) of the affinity; differentiable."""
+    inside = affinity.inside.to(probabilities.dtype)
+    of_itself = (probabilities * inside).flatten(2).sum(2) / affinity.mass  # w_pp, which does not count
+    volumes = affinity.weighted(probabilities) - of_itself
+    # A class without pixels, or whose pixels are joined to nothing, has a volume of rounding errors.
+    least = torch.finfo(volumes.dtype).eps * affinity.weighted(torch.ones_like(inside)).detach()
+    joined = ~(volumes <= least)  # NaN stays NaN
+    quotients = torch.where(joined, cuts / torch.where(joined, volumes, 1), 0)
+    return affinity.pixels.to(cuts.dtype) * quotients.sum(1)

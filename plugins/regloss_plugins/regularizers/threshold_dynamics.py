@@ -38,6 +38,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from regloss import grid
+from regloss.checks import check_not_negative
 from regloss.errors import UsageError
 from regloss.forms import Concave, ConcaveFunction
 from regloss.grid import Unit
@@ -98,8 +99,7 @@ class ThresholdDynamics(Regularizer):
             raise UsageError(f"kernel must be one of {', '.join(KERNELS)}; got {self.kernel!r}.")
         if self.edge not in EDGES:
             raise UsageError(f'edge must be None, "sqrt" or "plain"; got {self.edge!r}.')
-        if not 0 <= self.edge_scale < math.inf:
-            raise UsageError(f"edge_scale must be finite and not negative; got {self.edge_scale}.")
+        check_not_negative(edge_scale=self.edge_scale)
         grid.check_unit(self.unit, "threshold-dynamics")
         if self.unit == "mm" and (self.kernel == "disk" or self.radius is not None):
             raise UsageError(

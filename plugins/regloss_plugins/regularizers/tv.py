@@ -16,15 +16,14 @@ Source: Jia, Tai, Liu, "Nonlocal regularized CNN for image segmentation", and Li
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from regloss import grid
+from regloss.checks import check_not_negative
 from regloss.dual_sets import Balls, Box
-from regloss.errors import UsageError
 from regloss.forms import Graph, GridGraph, Saddle, SaddlePart
 from regloss.operators import Gradient
 from regloss.regularizer import Forms, Regularizer, Term
@@ -55,8 +54,7 @@ class TotalVariation(Regularizer):
     edge_scale: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.edge_scale < math.inf:
-            raise UsageError(f"edge_scale must be finite and not negative; got {self.edge_scale}.")
+        check_not_negative(edge_scale=self.edge_scale)
 
     @property
     def forms(self) -> Forms:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from regloss.alternation import Alternation, alternate
-from regloss.checks import check_entropy
+from regloss.checks import check_at_least_one, check_entropy
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.region_force import RegionForce
@@ -80,8 +80,8 @@ class AlternatingSegmenter(Segmenter):
         if self.region_force is not None:
             resolve("region-force", self.region_force)
         check_entropy(self.entropy)
-        if self.max_rounds is not None and self.max_rounds < 1:
-            raise UsageError(f"max_rounds must be at least 1; got {self.max_rounds}.")
+        if self.max_rounds is not None:
+            check_at_least_one(max_rounds=self.max_rounds)
 
     def _regularizer_and_solver(self) -> tuple[Regularizer, Solver]:
         regularizer = combine(self.regularizer)

@@ -3,7 +3,7 @@
     min over u, G, F of   fidelity / 2 E |F(G(I) + eta) - I|^2  +  sum over pixels of sum_i u_i KL_i  +  weight * length
 
 an encoder G, a decoder F and the logits of u being fitted to the one image together; see the data term "elbo" for the
-first two addends. Length is that of the boundaries, the total variation of u, with one of three couplings:
+first two terms. Length is that of the boundaries, the total variation of u, with one of three couplings:
 
     splitting           logits are free; the gradient of u has a variable of its own, solved for in closed form
     gradient-descent    logits are free; total variation by its subgradient, which is 0 where the gradient is
@@ -60,7 +60,7 @@ _QUIET = 4  # records in a row in which hardly a label has changed, for converge
 
 @dataclass(frozen=True)
 class FitRecord:
-    """The energy at a step, its addends per pixel; they add up to it.
+    """The energy at a step, its terms per pixel; they add up to it.
 
     Attributes:
         step: steps taken.
@@ -119,7 +119,7 @@ class DeepChanVeseSegmentation(Segmentation):
     result: DeepChanVese
 
     def summary(self) -> str:
-        """The energy and its addends, time and status."""
+        """The energy and its terms, time and status."""
         last = self.result.history[-1]
         return (
             f"energy per pixel {last.energy:.6g} (reconstruction {last.reconstruction:.4g}, divergence "
@@ -128,7 +128,7 @@ class DeepChanVeseSegmentation(Segmentation):
         )
 
     def figures(self, image: Tensor) -> Mapping[str, Figure]:
-        """Start, latent maps and reconstruction; phases before and after encoding; the energy and its addends."""
+        """Start, latent maps and reconstruction; phases before and after encoding; the energy and its terms."""
         from regloss_plugins.segmenters.deep_chan_vese_figures import energy_figure, histogram_figure, latent_figure
 
         return {
@@ -190,7 +190,7 @@ class DeepChanVeseSegmenter(Segmenter):
     def segment(self, task: Task) -> DeepChanVeseSegmentation:
         """Fit the networks to the image."""
 
-        def tell(record: FitRecord) -> None:
+        def report(record: FitRecord) -> None:
             if task.callback is not None:
                 task.callback(
                     f"step {record.step}: energy {record.energy:.5g} per pixel (reconstruction "
@@ -199,7 +199,7 @@ class DeepChanVeseSegmenter(Segmenter):
                 )
 
         settings = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "post_processing"}
-        result = deep_chan_vese(task.image, task.phases, start=task.start, seed=task.seed, callback=tell, **settings)
+        result = deep_chan_vese(task.image, task.phases, start=task.start, seed=task.seed, callback=report, **settings)
         labels = result.labels
         if self.post_processing == "guided":
             labels = guided_filter(task.image, result.probabilities).argmax(1)

@@ -56,7 +56,7 @@ def histogram_figure(image: Tensor, labels: Tensor, result: DeepChanVese) -> Fig
 
 
 def energy_figure(history: tuple[FitRecord, ...]) -> Figure:
-    """Energy per pixel and its addends by step, logarithmic."""
+    """Energy per pixel and its terms by step, logarithmic."""
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
     axes = figure.add_subplot()
     _style(axes, "step")

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regloss.checks import check_at_least_one
 from regloss.errors import UsageError
 from regloss.forms import Form, Graph, GridGraph
 from regloss.numerics import widest_float
@@ -51,8 +52,7 @@ class AlphaExpansion(Solver):
     accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph, Graph)
 
     def __post_init__(self) -> None:
-        if self.max_cycles < 1:
-            raise UsageError(f"max_cycles must be at least 1; got {self.max_cycles}.")
+        check_at_least_one(max_cycles=self.max_cycles)
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"workers must be at least 1, or None for one a core; got {self.workers}.")
         if self.bound_steps < 0:

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from regloss.checks import check_at_least_one, check_not_negative
 from regloss.errors import UsageError
 from regloss.forms import Composite, Concave, ConcaveFunction, Form, Saddle
 from regloss.grid import spread
@@ -122,10 +123,8 @@ class DCA(DifferentiableSolver):
     accepts: ClassVar[tuple[type[Form], ...]] = (Concave, Composite)
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise UsageError(f"max_steps must be at least 1; got {self.max_steps}.")
-        if not 0 <= self.tolerance < float("inf"):
-            raise UsageError(f"tolerance must be finite and not negative; got {self.tolerance}.")
+        check_at_least_one(max_steps=self.max_steps)
+        check_not_negative(tolerance=self.tolerance)
         if self.method not in METHODS:
             raise UsageError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
 

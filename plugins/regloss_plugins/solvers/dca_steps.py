@@ -133,27 +133,40 @@ def put_state(whole: Any, images: Tensor, part: Any, batch: int) -> Any:
     return part
 
 
+class _GibbsStep(ConvexStep):
+    """A step that ends at the softmax of -(cost + slope + K^T y) / entropy, y the dual variables in its state."""
+
+    cost: Tensor
+
+    @abstractmethod
+    def total(self, slope: Tensor, state: Any) -> Tensor:
+        """(B, K, *S) cost + slope + K^T y."""
+
+    def log_probabilities(self, slope: Tensor, entropy: float | Tensor, state: Any) -> Tensor:
+        return log_gibbs(self.total(slope, state), entropy)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Q = 0
 
 
-class _SoftmaxStep(ConvexStep):
+class _SoftmaxStep(_GibbsStep):
     """Without a convex part."""
 
     def __init__(self, cost: Tensor) -> None:
         self.cost = cost
 
+    def total(self, slope: Tensor, state: Any) -> Tensor:
+        return self.cost + slope
+
     def first(self, state: Any) -> None:
         return None
 
     def __call__(self, slope: Tensor, entropy: float, state: Any, s: Tensor) -> Step:
-        return _step(gibbs(self.cost + slope, entropy), None)
-
-    def log_probabilities(self, slope: Tensor, entropy: float | Tensor, state: Any) -> Tensor:
-        return log_gibbs(self.cost + slope, entropy)
+        return _step(gibbs(self.total(slope, None), entropy), None)
 
     def unroll(self, slope: Tensor, entropy: Tensor, state: Any, log_s: Tensor) -> tuple[Tensor, None]:
-        return log_gibbs(self.cost + slope, entropy), None
+        return self.log_probabilities(slope, entropy, None), None
 
     def pullback(
         self,
@@ -186,7 +199,7 @@ def entropy_gradient(v: Tensor, log_probabilities: Tensor) -> Tensor:
 # Volumes
 
 
-class _VolumePart(ConvexStep):
+class _VolumePart(_GibbsStep):
     """Q = volume constraint; the state is its dual variable q (B, K), float64.
 
     Classes that seeds fill already take no further pixels, and need no dual variable.
@@ -213,8 +226,8 @@ class _VolumePart(ConvexStep):
         forbidden = closed.reshape(batch, classes, *[1] * len(size)) & free.unsqueeze(1)
         self.cost = cost.masked_fill(forbidden, float("inf"))
 
-    def log_probabilities(self, slope: Tensor, entropy: float | Tensor, state: Any) -> Tensor:
-        return log_gibbs(self.cost + slope - self.spread(state).to(slope), entropy)
+    def total(self, slope: Tensor, state: Any) -> Tensor:
+        return self.cost + slope - self.spread(state).to(slope)
 
     def pullback(
         self,
@@ -318,7 +331,7 @@ class _ScalingStep(_VolumePart):
 
     def __call__(self, slope: Tensor, entropy: float, state: Any, s: Tensor) -> Step:
         dual = scaling_step(state, self._masses(s), entropy, self.lower.detach(), self.upper.detach())
-        new = gibbs(self.cost + slope - self.spread(dual).to(slope), entropy)
+        new = gibbs(self.total(slope, dual), entropy)
         masses = self._masses(new)
         between = torch.minimum(torch.maximum(masses, self.lower), self.upper)
         wanted = torch.where(dual > 0, self.lower, torch.where(dual < 0, self.upper, between))
@@ -327,7 +340,7 @@ class _ScalingStep(_VolumePart):
 
     def unroll(self, slope: Tensor, entropy: Tensor, state: Any, log_s: Tensor) -> tuple[Tensor, Tensor]:
         dual = scaling_step(state, self._masses(log_s.exp()), entropy, self.lower, self.upper)
-        return log_gibbs(self.cost + slope - self.spread(dual).to(slope), entropy), dual
+        return self.log_probabilities(slope, entropy, dual), dual
 
     def _masses(self, s: Tensor) -> Tensor:
         return (s * self.inside.unsqueeze(1)).flatten(2).sum(2, dtype=torch.float64)
@@ -348,12 +361,12 @@ class _SolverStep(ConvexStep):
         return state
 
     def __call__(self, slope: Tensor, entropy: float, state: Any, s: Tensor) -> Step:
-        found = self.solver.minimise(self._given(slope, entropy, state))
+        found = self.solver.minimise(_given(self.problem, slope, entropy, state))
         done = torch.tensor([status.is_done for status in found.status], device=slope.device)
         return Step(found.probabilities.to(slope), found.state, done, found.bound, found.steps)
 
     def log_probabilities(self, slope: Tensor, entropy: float | Tensor, state: Any) -> Tensor:
-        given = self._given(slope, float(entropy), state)
+        given = _given(self.problem, slope, float(entropy), state)
         return self._differentiable().log_probabilities(given, _ended(slope, state))
 
     def unroll(self, slope: Tensor, entropy: Tensor, state: Any, log_s: Tensor) -> tuple[Tensor, Any]:
@@ -375,12 +388,9 @@ class _SolverStep(ConvexStep):
         max_steps: int,
         tolerance: float,
     ) -> Pullback:
-        given = self._given(slope, entropy, state)
+        given = _given(self.problem, slope, entropy, state)
         solution = _ended(log_probabilities.exp(), state)
         return self._differentiable().pullback(given, solution, cotangent, max_steps=max_steps, tolerance=tolerance)
-
-    def _given(self, slope: Tensor, entropy: float, state: Any) -> Problem:
-        return replace(self.problem, unary=self.problem.unary + slope, entropy=entropy, warm=state)
 
     def _differentiable(self) -> DifferentiableSolver:
         if not isinstance(self.solver, DifferentiableSolver):
@@ -417,7 +427,7 @@ class _SolvedImplicitly(torch.autograd.Function):
         return (None, None, None, None, found.unary, found.entropy.to(ctx.entropy_type), *found.parameters)
 
 
-class _AscentStep(ConvexStep):
+class _AscentStep(_GibbsStep):
     """Any Q, by one step of projected gradient ascent on its dual variables, at the s that is given."""
 
     def __init__(self, problem: Problem, cost: Tensor, saddle: Saddle, tolerance: float) -> None:
@@ -425,6 +435,9 @@ class _AscentStep(ConvexStep):
         self.bounds = saddle.diagonal_bound(problem.unary)
         inside = grid.full_roi(problem.roi, (cost.shape[0], *cost.shape[2:]), cost.device)
         self.pixels = inside.flatten(1).sum(1)
+
+    def total(self, slope: Tensor, state: Any) -> Tensor:
+        return self.cost + slope + self.saddle.adjoint(state.duals)
 
     def first(self, state: Any) -> PDHGState:
         starts = self.saddle.zero_duals(self.problem.unary)
@@ -440,19 +453,16 @@ class _AscentStep(ConvexStep):
         return PDHGState(tuple(part.dual_set.project(y) for part, y in zip(self.saddle.parts, starts, strict=True)))
 
     def __call__(self, slope: Tensor, entropy: float, state: Any, s: Tensor) -> Step:
-        duals = self._ascend(s, entropy, state.duals)
-        new = gibbs(self.cost + slope + self.saddle.adjoint(duals), entropy)
+        ascended = self._ascend(s, entropy, state.duals)
+        new = gibbs(self.total(slope, ascended), entropy)
         gap = torch.zeros(len(s), dtype=torch.float64, device=s.device)
-        for part, dual in zip(self.saddle.parts, duals, strict=True):
+        for part, dual in zip(self.saddle.parts, ascended.duals, strict=True):
             gap = gap + part.dual_set.fenchel_gap(part.residual(new).double(), dual.double())
-        return _step(new, PDHGState(duals), gap.abs() <= self.tolerance * self.pixels)
-
-    def log_probabilities(self, slope: Tensor, entropy: float | Tensor, state: Any) -> Tensor:
-        return log_gibbs(self.cost + slope + self.saddle.adjoint(state.duals), entropy)
+        return _step(new, ascended, gap.abs() <= self.tolerance * self.pixels)
 
     def unroll(self, slope: Tensor, entropy: Tensor, state: Any, log_s: Tensor) -> tuple[Tensor, PDHGState]:
-        duals = self._ascend(log_s.exp(), entropy, state.duals)
-        return log_gibbs(self.cost + slope + self.saddle.adjoint(duals), entropy), PDHGState(duals)
+        ascended = self._ascend(log_s.exp(), entropy, state.duals)
+        return self.log_probabilities(slope, entropy, ascended), ascended
 
     def pullback(
         self,
@@ -466,17 +476,22 @@ class _AscentStep(ConvexStep):
         tolerance: float,
     ) -> Pullback:
         # Where it stands still it has solved the problem, whose solution can be differentiated by any solver.
-        given = replace(self.problem, unary=self.problem.unary + slope, entropy=entropy, warm=state)
+        given = _given(self.problem, slope, entropy, state)
         solution = _ended(log_probabilities.exp(), state)
         return PDHG().pullback(given, solution, cotangent, max_steps=max_steps, tolerance=tolerance)
 
-    def _ascend(self, s: Tensor, entropy: float | Tensor, duals: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    def _ascend(self, s: Tensor, entropy: float | Tensor, duals: Sequence[Tensor]) -> PDHGState:
         moved = []
         for part, dual, bound in zip(self.saddle.parts, duals, self.bounds, strict=True):
             # Where the bound is 0, K does not reach that dual variable.
             length = torch.where(bound > 0, 2 * entropy / torch.where(bound > 0, bound, 1), 0)
             moved.append(part.dual_set.project(torch.addcmul(dual, length, part.residual(s))))
-        return tuple(moved)
+        return PDHGState(tuple(moved))
+
+
+def _given(problem: Problem, slope: Tensor, entropy: float, state: Any) -> Problem:
+    """The problem of a step, begun from a state."""
+    return replace(problem, unary=problem.unary + slope, entropy=entropy, warm=state)
 
 
 def _ended(probabilities: Tensor, state: Any) -> Solution:

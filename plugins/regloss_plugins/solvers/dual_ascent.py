@@ -382,13 +382,13 @@ class TensorRun:
     def _extrapolate(self, new: list[Tensor]) -> None:
         change = [value - old for value, old in zip(new, self.duals, strict=True)]
         with torch.no_grad():
-            uphill = torch.zeros_like(self.momentum)
+            criterion = torch.zeros_like(self.momentum)
             for ahead, value, difference, bound in zip(self.ahead, new, change, self.bounds, strict=True):
                 # In place: on large graphs the time of a step is that of touching memory.
                 product = (ahead - value).mul_(difference).mul_(bound)
-                uphill = uphill + product.flatten(1).sum(1)
+                criterion = criterion + product.flatten(1).sum(1)
             following = (1 + (1 + 4 * self.momentum.square()).sqrt()) / 2
-            restart = uphill > 0
+            restart = criterion > 0
             extrapolation = torch.where(restart, 0, ((self.momentum - 1) / following).clamp(max=self.solver.momentum))
             self.momentum = torch.where(restart, 1, following)
         self.ahead = [
@@ -446,11 +446,11 @@ class _Moving:
 
     def advance(self, steps: int) -> None:
         for _ in range(steps):
-            uphill = self.iteration.step(self.extrapolation)
+            criterion = self.iteration.step(self.extrapolation)
             if not self.accelerated:
                 continue
             following = (1 + math.sqrt(1 + 4 * self.momentum**2)) / 2
-            restart = uphill > 0
+            restart = criterion > 0
             self.extrapolation = 0.0 if restart else min((self.momentum - 1) / following, self.most)
             self.momentum = 1.0 if restart else following
 

@@ -30,6 +30,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from regloss.checks import check_at_least_one
 from regloss.errors import UsageError
 from regloss.forms import Form, GridGraph
 from regloss.solver import Problem, Solution, Solver
@@ -59,8 +60,7 @@ class DualChains(Solver):
     accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph,)
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise UsageError(f"max_steps must be at least 1; got {self.max_steps}.")
+        check_at_least_one(max_steps=self.max_steps)
         if not (math.isfinite(self.tolerance) and 0 <= self.tolerance < 1):
             raise UsageError(f"tolerance must lie in [0, 1), a part of the gap; got {self.tolerance}.")
         if self.workers is not None and self.workers < 1:

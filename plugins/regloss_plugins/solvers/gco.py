@@ -29,6 +29,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from regloss.checks import check_at_least_one
 from regloss.errors import MissingDependency, ReglossError, UsageError
 from regloss.forms import Form, Graph, GridGraph
 from regloss.solver import Problem, Solution, Solver
@@ -67,8 +68,7 @@ class GCO(Solver):
     accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph, Graph)
 
     def __post_init__(self) -> None:
-        if self.max_cycles < 1:
-            raise UsageError(f"max_cycles must be at least 1; got {self.max_cycles}.")
+        check_at_least_one(max_cycles=self.max_cycles)
         if not 0 < self.timeout < float("inf"):
             raise UsageError(f"timeout must be a positive number of seconds; got {self.timeout}.")
 

@@ -38,6 +38,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from regloss import grid
+from regloss.checks import check_at_least_one, check_not_negative
 from regloss.errors import UsageError
 from regloss.forms import Concave, ConcaveFunction, Form, GridGraph
 from regloss.solver import (
@@ -100,12 +101,10 @@ class MeanField(Solver):
     accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph, Concave)
 
     def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise UsageError(f"max_steps must be at least 1; got {self.max_steps}.")
+        check_at_least_one(max_steps=self.max_steps)
         if not 0 <= self.damping < 1:
             raise UsageError(f"damping must lie in [0, 1), 0 being none; got {self.damping}.")
-        if not 0 <= self.tolerance < float("inf"):
-            raise UsageError(f"tolerance must be finite and not negative; got {self.tolerance}.")
+        check_not_negative(tolerance=self.tolerance)
 
     def entropies(self, form: type[Form]) -> Literal["positive"]:
         """Those above 0."""
@@ -250,10 +249,9 @@ def _refuse_pairs_within_a_colour(form: GridGraph) -> None:
 def _energy(unary: Tensor, problem: Problem, form: GridGraph, probabilities: Tensor) -> Tensor:
     energy = linear_energy(unary, probabilities, problem.roi)
     energy = energy + problem.entropy * negative_entropy(probabilities, problem.roi)
-    for number, offset in enumerate(form.offsets):
-        first, second = grid.pair_slices(offset)
+    for first, second, weights in grid.pairs(form.offsets, form.weights):
         apart = 1 - (grid.pick(probabilities, first) * grid.pick(probabilities, second)).sum(1)
-        energy = energy + (grid.pick(form.weights[:, number], first) * apart).flatten(1).sum(1)
+        energy = energy + (weights * apart).flatten(1).sum(1)
     return energy
 
 

@@ -42,6 +42,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from regloss import grid
+from regloss.checks import check_not_negative
 from regloss.divergence import gather_labels
 from regloss.errors import UsageError
 from regloss.forms import Form, GridGraph
@@ -103,8 +104,7 @@ class ParallelPotts(Solver):
             raise UsageError(f"coarse_steps must not be negative, 0 being no coarser grids; got {self.coarse_steps}.")
         if not (math.isfinite(self.balance) and self.balance > 0):
             raise UsageError(f"balance must be finite and above 0; got {self.balance}.")
-        if not (math.isfinite(self.tolerance) and self.tolerance >= 0):
-            raise UsageError(f"tolerance must be finite and not negative; got {self.tolerance}.")
+        check_not_negative(tolerance=self.tolerance)
 
     def entropies(self, form: type[Form]) -> Literal["zero"]:
         """0 alone: it minimises over labels."""
@@ -344,10 +344,9 @@ class _Iteration:
         shape = (unary.shape[0], len(offsets), *unary.shape[1:])
         self.dual = unary.new_zeros(shape) if dual is None else dual
         incident = torch.zeros_like(unary[:, :1])
-        for number, offset in enumerate(offsets):
-            first, second = grid.pair_slices(offset)
+        for first, second, half in grid.pairs(offsets, self.half):
             for end in (first, second):
-                grid.pick(incident, end).add_(grid.pick(self.half[:, number], first))
+                grid.pick(incident, end).add_(half)
         # Without pairs a step to the cheapest label is none too long; with almost none it must not overflow.
         self.step = (balance / incident).clamp(max=1e30)
         self.threshold: Tensor | None = None
@@ -367,9 +366,7 @@ class _Iteration:
                 target = torch.sub(self.primal, costs.mul_(self.step).clamp_(max=8.0), out=buffer)
                 self.threshold = _simplex_projection(target, self.threshold, out=self.channels)
             ahead = torch.lerp(self.primal, self.channels, 2.0, out=buffer)
-            for number, offset in enumerate(self.offsets):
-                first, second = grid.pair_slices(offset)
-                dual = grid.pick(self.dual[:, number], first)
+            for first, second, dual in grid.pairs(self.offsets, self.dual):
                 change = torch.sub(grid.pick(ahead, first), grid.pick(ahead, second), out=grid.pick(moved, first))
                 change.mul_(1 / (2 * self.balance)).add_(dual).clamp_(-1, 1)
                 dual.lerp_(change, RELAXATION)

@@ -36,6 +36,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
+from regloss.checks import check_at_least_one, check_not_negative
 from regloss.dual_problem import Smoothing
 from regloss.errors import UsageError
 from regloss.forms import Form, Saddle
@@ -110,11 +111,8 @@ class PDHG(DifferentiableSolver):
     smoothings: ClassVar[tuple[Smoothing, ...]] = ("entropy", "square")
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "check_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if not 0 <= self.tolerance < float("inf"):
-            raise UsageError(f"tolerance must be finite and not negative; got {self.tolerance}.")
+        check_at_least_one(max_steps=self.max_steps, check_every=self.check_every)
+        check_not_negative(tolerance=self.tolerance)
         if self.method not in METHODS:
             raise UsageError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
         number = isinstance(self.steps, int | float) and 0 < self.steps < float("inf")

@@ -30,10 +30,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from regloss.checks import check_at_least_one, check_not_negative
 from regloss.constraint import Constraints
 from regloss.errors import MissingForm, UsageError
 from regloss.forms import Concave, ConcaveFunction, Form, Graph, GridGraph, Saddle
 from regloss.grid import spread
+from regloss.numerics import widest_float
 from regloss.registry import create, name_of, resolve
 from regloss.regularizer import Constrained, form_names
 from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, Solver, one_hot, statuses
@@ -87,11 +89,8 @@ class Projected(DifferentiableSolver):
     accepts: ClassVar[tuple[type[Form], ...]] = (Constrained,)
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "max_rounds"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"{name} must be at least 1; got {getattr(self, name)}.")
-        if not 0 <= self.tolerance < math.inf:
-            raise UsageError(f"tolerance must be finite and not negative; got {self.tolerance}.")
+        check_at_least_one(max_steps=self.max_steps, max_rounds=self.max_rounds)
+        check_not_negative(tolerance=self.tolerance)
 
     def minimise(self, problem: Problem) -> Solution:
         """Solve and fill all images of the batch side by side."""
@@ -219,7 +218,7 @@ class Projected(DifferentiableSolver):
         """(B, *S) labels of pixels that a fill made certain of another label, -1 elsewhere."""
         if constraints is None:  # they have no weight
             return torch.full_like(labels, -1)
-        before = logs.double().exp() if logs.device.type != "mps" else logs.exp()
+        before = logs.to(widest_float(logs.device)).exp()
         after, violation = constraints.feasible(logs)
         sure = after.amax(1) == 1
         moved = (after - before).abs().amax(1) > 1e-6

@@ -13,7 +13,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from regloss.errors import MissingDependency, UsageError
+from regloss.checks import check_at_least_one
+from regloss.errors import MissingDependency
 from regloss.forms import Form, Graph, GridGraph
 from regloss.solver import Problem, Solution, Solver
 from regloss_plugins.kernels.expansion import Expansion
@@ -44,8 +45,7 @@ class PyMaxflow(Solver):
     accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph, Graph)
 
     def __post_init__(self) -> None:
-        if self.max_cycles < 1:
-            raise UsageError(f"max_cycles must be at least 1; got {self.max_cycles}.")
+        check_at_least_one(max_cycles=self.max_cycles)
 
     def entropies(self, form: type[Form]) -> Literal["zero"]:
         """0 alone: it minimises over labels."""

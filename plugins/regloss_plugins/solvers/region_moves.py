@@ -49,10 +49,8 @@ def connected_regions(labels: Tensor, offsets: tuple[grid.Offset, ...], connecte
     """
     pointer = torch.arange(labels.numel(), device=labels.device)
     pairs = []
-    for number, offset in enumerate(offsets):
-        first, second = grid.pair_slices(offset)
-        same = grid.pick(connected[:, number], first) & (grid.pick(labels, first) == grid.pick(labels, second))
-        pairs.append((first, second, same))
+    for first, second, joined in grid.pairs(offsets, connected):
+        pairs.append((first, second, joined & (grid.pick(labels, first) == grid.pick(labels, second))))
     while True:
         known = pointer.reshape(labels.shape)
         least = known.clone()
@@ -108,13 +106,11 @@ def move_regions(
         cost = torch.zeros(count, classes, dtype=exact, device=unary.device)
         cost.index_add_(0, region.flatten(), by_pixel.to(exact))
         ends, others = [], []
-        for number, offset in enumerate(offsets):
-            first, second = grid.pair_slices(offset)
-            here, there = grid.pick(region, first), grid.pick(region, second)
-            weight = grid.pick(weights[:, number], first)
-            apart = (here != there) & (weight > 0)
-            here, there, weight = here[apart], there[apart], weight[apart].to(exact)
-            for end, other in ((here, there), (there, here)):
+        for first, second, weight in grid.pairs(offsets, weights):
+            near, far = grid.pick(region, first), grid.pick(region, second)
+            apart = (near != far) & (weight > 0)
+            near, far, weight = near[apart], far[apart], weight[apart].to(exact)
+            for end, other in ((near, far), (far, near)):
                 cost.view(-1).index_add_(0, end * classes + label[other], -weight)
                 ends.append(end)
                 others.append(other)
@@ -150,23 +146,20 @@ def move_pixels(
     index = torch.arange(labels.numel(), device=labels.device).reshape(labels.shape)
     for _ in range(max_rounds):
         cost = unary.clone()
-        for number, offset in enumerate(offsets):
-            first, second = grid.pair_slices(offset)
-            weight = grid.pick(weights[:, number], first).unsqueeze(1)
+        for first, second, weight in grid.pairs(offsets, weights):
             for end, other in ((first, second), (second, first)):
-                grid.pick(cost, end).scatter_add_(1, grid.pick(labels, other).unsqueeze(1), -weight)
+                grid.pick(cost, end).scatter_add_(1, grid.pick(labels, other).unsqueeze(1), -weight.unsqueeze(1))
         least, best = cost.min(1)  # on a CPU several times faster than argmin
         gain = cost.gather(1, labels.unsqueeze(1)).squeeze(1) - least
         gain = gain.masked_fill(gain <= _rounding(cost.movedim(1, -1)), 0.0)
         moves = gain > 0
-        for number, offset in enumerate(offsets):
-            first, second = grid.pair_slices(offset)
-            joined = grid.pick(weights[:, number], first) > 0
+        for first, second, weight in grid.pairs(offsets, weights):
+            apart = ~(weight > 0)
             ahead, behind = grid.pick(gain, first), grid.pick(gain, second)
             earlier = grid.pick(index, first) < grid.pick(index, second)
             wins = (ahead > behind) | ((ahead == behind) & earlier)
-            grid.pick(moves, first).logical_and_(wins | ~joined)
-            grid.pick(moves, second).logical_and_(~wins | ~joined)
+            grid.pick(moves, first).logical_and_(wins | apart)
+            grid.pick(moves, second).logical_and_(~wins | apart)
         if not bool(moves.any()):
             return labels
         labels = torch.where(moves, best, labels)
@@ -243,10 +236,8 @@ def _level_energies(
     histogram = torch.zeros(len(base) * width, dtype=exact, device=base.device)
     change = unary[:, label] - unary.gather(1, base.unsqueeze(1)).squeeze(1)
     histogram.index_add_(0, place.flatten(), change.flatten().to(exact))
-    for number, offset in enumerate(offsets):
-        first, second = grid.pair_slices(offset)
+    for first, second, weight in grid.pairs(offsets, weights):
         ends = grid.pick(place, first), grid.pick(place, second)
-        weight = grid.pick(weights[:, number], first)
         uncut = weight * (grid.pick(base, first) == grid.pick(base, second))
         histogram.index_add_(0, torch.maximum(*ends).flatten(), uncut.flatten().to(exact))
         histogram.index_add_(0, torch.minimum(*ends).flatten(), -weight.flatten().to(exact))
@@ -256,10 +247,9 @@ def _level_energies(
 def _energy(unary: Tensor, offsets: tuple[grid.Offset, ...], weights: Tensor, labels: Tensor) -> Tensor:
     exact = widest_float(unary.device)
     total = unary.gather(1, labels.unsqueeze(1)).to(exact).flatten(1).sum(1)
-    for number, offset in enumerate(offsets):
-        first, second = grid.pair_slices(offset)
+    for first, second, weight in grid.pairs(offsets, weights):
         cut = grid.pick(labels, first) != grid.pick(labels, second)
-        total += (grid.pick(weights[:, number], first) * cut).to(exact).flatten(1).sum(1)
+        total += (weight * cut).to(exact).flatten(1).sum(1)
     return total
 
 

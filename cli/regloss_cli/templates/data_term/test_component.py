@@ -38,6 +38,6 @@ def test_a_pixel_that_is_right_hardly_counts() -> None:
 
 
 @pytest.mark.parametrize("gamma", [-1.0, 0.5, math.inf, math.nan])
-def test_a_gamma_that_cannot_be_meant_is_refused(gamma: float) -> None:
+def test_an_invalid_gamma_is_refused(gamma: float) -> None:
     with pytest.raises(regloss.UsageError, match="gamma"):
         MyComponent(gamma=gamma)

@@ -39,6 +39,6 @@ def test_without_noise_discs_are_bright() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"count": 0}, {"size": 8}, {"noise": -0.1}, {"noise": math.nan}])
-def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, float]) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(regloss.UsageError, match=next(iter(settings))):
         regloss.create("dataset", "my-component", **settings)

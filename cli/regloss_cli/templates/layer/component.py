@@ -61,9 +61,9 @@ class MyComponent(RegularizedLayer):
                 total, flow = torch.ones_like(start[:, :1]), start
                 for offset, weights in zip(offsets, pairs, strict=True):
                     first, second = grid.pair_slices(offset)
-                    for here, there in ((first, second), (second, first)):
-                        total = _add(total, here, weights)
-                        flow = _add(flow, here, weights * grid.pick(found, there))
+                    for end, other in ((first, second), (second, first)):
+                        total = _add(total, end, weights)
+                        flow = _add(flow, end, weights * grid.pick(found, other))
                 found = flow / total
             return torch.log_softmax(found, dim=1).to(logits.dtype)
 
@@ -75,8 +75,8 @@ class MyComponent(RegularizedLayer):
         return self.log_weight.exp() * torch.exp(-square / (2 * self.sigma**2)) * inside.unsqueeze(1)
 
 
-def _add(values: Tensor, where: tuple[slice, ...], addend: Tensor) -> Tensor:
-    """``values`` with ``addend`` on top at the pixels ``where``."""
+def _add(values: Tensor, where: tuple[slice, ...], term: Tensor) -> Tensor:
+    """``values`` with ``term`` on top at the pixels ``where``."""
     result = values.clone()
-    grid.pick(result, where).add_(addend)
+    grid.pick(result, where).add_(term)
     return result

@@ -32,6 +32,6 @@ def test_medians_and_mean_distances_by_hand() -> None:
 
 
 @pytest.mark.parametrize("bound", [0.0, -1.0, math.inf, math.nan])
-def test_a_bound_that_cannot_be_meant_is_refused(bound: float) -> None:
+def test_an_invalid_bound_is_refused(bound: float) -> None:
     with pytest.raises(regloss.UsageError, match="min_scale"):
         MyComponent(min_scale=bound)

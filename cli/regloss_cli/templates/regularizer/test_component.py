@@ -43,6 +43,6 @@ def test_solvers_take_it() -> None:
 
 
 @pytest.mark.parametrize("sigma", [0.0, -0.1, math.inf, math.nan])
-def test_a_sigma_that_cannot_be_meant_is_refused(sigma: float) -> None:
+def test_an_invalid_sigma_is_refused(sigma: float) -> None:
     with pytest.raises(regloss.UsageError, match="sigma"):
         MyComponent(sigma=sigma)
