@@ -1,0 +1,118 @@
+"""Builds the documentation site: ``make docs``, or ``python docs/site/make.py``.
+
+Pages stay where a reader of the repository finds them: most in docs/, some at the top. Here they are laid into one tree,
+build/site-pages, with their links changed to what lies there; pages of the API are added; then zensical builds
+build/site, in which a warning is an error. Nothing is fetched, neither now nor by a reader's browser.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BUILD = ROOT / "build"
+
+MOVED = {
+    "ARCHITECTURE.md": "development/architecture.md",
+    "CHANGELOG.md": "development/changelog.md",
+    "CONTRIBUTING.md": "development/contributing.md",
+}
+"""Pages outside of docs/, and where they are in the site."""
+
+FENCE = re.compile(r"^(```.*?^```[^\n]*$)", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"(\]\()([^)\s]+)(\))")
+
+
+def pages() -> dict[str, str]:
+    """Path in the site of every page, by its path in the repository."""
+    own = {path.relative_to(ROOT).as_posix(): path.relative_to(ROOT / "docs").as_posix() for path in docs("*.md")}
+    return own | MOVED
+
+
+def docs(pattern: str) -> list[Path]:
+    """Files below docs/ that belong to the project, build and cache folders aside."""
+    hidden = {"__pycache__", "build"}
+    return sorted(path for path in (ROOT / "docs").rglob(pattern) if not hidden & set(path.parts))
+
+
+class Tree:
+    """The tree of pages that zensical reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.places = pages()
+
+    def write(self, place: str, text: str) -> None:
+        """A page."""
+        path = self.folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def place_of(self, file: Path) -> str:
+        """Where in the site a file of the repository is; what is no page is copied there.
+
+        Raises:
+            ValueError: there is no such file.
+        """
+        source = file.relative_to(ROOT).as_posix()
+        if source in self.places:
+            return self.places[source]
+        if not file.is_file():
+            raise ValueError(f"{source} is no file of the repository.")
+        place = source.removeprefix("docs/") if source.startswith("docs/") else f"files/{source}"
+        target = self.folder / place
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        return place
+
+    def page(self, source: str) -> None:
+        """Lay a page of the repository into the tree, its links changed to the site's."""
+        place = self.places[source]
+
+        def changed(match: re.Match[str]) -> str:
+            path, mark, fragment = match[2].partition("#")
+            if not path or "://" in path or path.startswith("mailto:"):
+                return match[0]
+            target = self.place_of(Path(os.path.normpath((ROOT / source).parent / path)))
+            return f"{match[1]}{os.path.relpath(target, Path(place).parent)}{mark}{fragment}{match[3]}"
+
+        text = (ROOT / source).read_text(encoding="utf-8")
+        parts = FENCE.split(text)
+        try:
+            parts[::2] = [LINK.sub(changed, part) for part in parts[::2]]
+        except ValueError as error:
+            raise ValueError(f"{source} has a link that the site cannot have: {error}") from error
+        self.write(place, "".join(parts))
+
+
+def lay(folder: Path) -> None:
+    """Write the whole tree of pages anew."""
+    shutil.rmtree(folder, ignore_errors=True)
+    tree = Tree(folder)
+    for source in tree.places:
+        tree.page(source)
+    shutil.copyfile(HERE / "style.css", folder / "style.css")
+
+
+def build() -> None:
+    """Lay the pages, and build the site of them."""
+    lay(BUILD / "site-pages")
+    shutil.copyfile(HERE / "zensical.toml", BUILD / "zensical.toml")
+    shutil.rmtree(BUILD / "site", ignore_errors=True)
+    environment = {**os.environ, "PYTHONPATH": str(HERE)}  # where zensical finds the extension mathml
+    command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
+    done = subprocess.run([*command, "--config-file", str(BUILD / "zensical.toml")], cwd=BUILD, env=environment)
+    if done.returncode:
+        sys.exit(done.returncode)
+    print(f"Open {BUILD / 'site' / 'index.html'}")
+
+
+if __name__ == "__main__":
+    build()
