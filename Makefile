@@ -1,25 +1,35 @@
 # Two commands do all on a fresh machine: `make demo` and `make test`. Both install into .venv with the tested versions.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= sample,volumes,tensorboard,pymaxflow,gco,dev
+EXTRAS ?= sample,volumes,tensorboard,pymaxflow,gco,docs,dev
 # One thread a process: two busy threads on two busy cores can be several times slower than one.
 export OMP_NUM_THREADS ?= 1
 PLUGIN_HALF := tests/plugins tests/docs tests/attacks
 
-.PHONY: demo test test-plugins test-core test-slow lint format stub bench wheel clean
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
+.PHONY: demo test test-plugins test-core test-slow lint format stub bench docs wheel clean
+
+# What a newcomer runs says what it does: torch alone is several hundred megabytes.
 .venv/.demo: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[sample]"
-	touch $@
+	@echo "1. Installing regloss into .venv, with torch and what else it needs: some minutes, once."
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(INSTALL) --editable ".[sample]"
+	@touch $@
 
 .venv/.dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$(EXTRAS)]"
+	$(INSTALL) --quiet --editable ".[$(EXTRAS)]"
+	touch $@
+
+.venv/.docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) --quiet --editable ".[sample,docs]"
 	touch $@
 
 demo: .venv/.demo
-	$(BIN)/regloss demo --output runs/demo --overwrite
+	@echo "2. Training three small networks on 11 images: some minutes on two cores."
+	@$(BIN)/regloss demo --output runs/demo --overwrite
 
 # Two halves of about the same length, a process each: one alone leaves the second core idle.
 test: .venv/.dev lint
@@ -46,7 +56,7 @@ format: .venv/.dev
 stub: .venv/.dev
 	$(BIN)/python tests/public_stub.py
 	$(BIN)/python tests/losses_stub.py
-	$(BIN)/python tests/readme_table.py
+	$(BIN)/python tests/components_table.py
 
 bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/training_step.py
@@ -54,6 +64,11 @@ bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/dense.py
 	$(BIN)/python tests/benchmarks/layers.py
 	$(BIN)/python tests/benchmarks/chan_vese.py
+
+# The site, in build/site, and the notebooks of its first pages.
+docs: .venv/.docs
+	$(BIN)/python docs/notebooks/make.py
+	$(BIN)/python docs/site/make.py
 
 wheel: .venv/.dev
 	$(BIN)/python -m build --wheel

@@ -275,6 +275,7 @@ def segment(
 def demo(
     output: Output = Path("runs/demo"),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the sample images, of each run.")] = 60,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is random.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
@@ -282,7 +283,12 @@ def demo(
     from regloss.apps.demo import run_demo
 
     lines = run_demo(
-        output, epochs=epochs, overwrite=overwrite, quiet=quiet or not sys.stderr.isatty(), callback=_print_message
+        output,
+        epochs=epochs,
+        seed=seed,
+        overwrite=overwrite,
+        quiet=quiet or not sys.stderr.isatty(),
+        callback=_print_message,
     )
     for line in lines:
         typer.echo(line)

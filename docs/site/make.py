@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from api import api_pages
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 BUILD = ROOT / "build"
@@ -42,11 +44,16 @@ def docs(pattern: str) -> list[Path]:
 
 
 class Tree:
-    """The tree of pages that zensical reads."""
+    """The tree of pages that zensical reads.
+
+    Attributes:
+        missing: sentences on links to what the repository does not have.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.places = pages()
+        self.missing: list[str] = []
 
     def write(self, place: str, text: str) -> None:
         """A page."""
@@ -54,17 +61,13 @@ class Tree:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
-    def place_of(self, file: Path) -> str:
-        """Where in the site a file of the repository is; what is no page is copied there.
-
-        Raises:
-            ValueError: there is no such file.
-        """
+    def place_of(self, file: Path) -> str | None:
+        """Where in the site a file of the repository is; what is no page is copied there. None = there is no such file."""
         source = file.relative_to(ROOT).as_posix()
         if source in self.places:
             return self.places[source]
         if not file.is_file():
-            raise ValueError(f"{source} is no file of the repository.")
+            return None
         place = source.removeprefix("docs/") if source.startswith("docs/") else f"files/{source}"
         target = self.folder / place
         if not target.exists():
@@ -81,14 +84,13 @@ class Tree:
             if not path or "://" in path or path.startswith("mailto:"):
                 return match[0]
             target = self.place_of(Path(os.path.normpath((ROOT / source).parent / path)))
+            if target is None:
+                self.missing.append(f"{source} links to {path}, which is no file of the repository.")
+                return match[0]
             return f"{match[1]}{os.path.relpath(target, Path(place).parent)}{mark}{fragment}{match[3]}"
 
-        text = (ROOT / source).read_text(encoding="utf-8")
-        parts = FENCE.split(text)
-        try:
-            parts[::2] = [LINK.sub(changed, part) for part in parts[::2]]
-        except ValueError as error:
-            raise ValueError(f"{source} has a link that the site cannot have: {error}") from error
+        parts = FENCE.split((ROOT / source).read_text(encoding="utf-8"))
+        parts[::2] = [LINK.sub(changed, part) for part in parts[::2]]
         self.write(place, "".join(parts))
 
 
@@ -98,6 +100,10 @@ def lay(folder: Path) -> None:
     tree = Tree(folder)
     for source in tree.places:
         tree.page(source)
+    for name, text in api_pages().items():
+        tree.write(f"api/{name}.md", text)
+    if tree.missing:
+        sys.exit("\n".join(tree.missing))
     shutil.copyfile(HERE / "style.css", folder / "style.css")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -239,3 +240,11 @@ def test_demo_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "demo/trust-region/report.html").is_file()
     assert "trust-region" in done.stdout
+    assert "Compiling" in done.stderr
+    assert [line.split(",")[0] for line in done.stderr.splitlines() if line.startswith("Training ")] == [
+        "Training 1 of 3",
+        "Training 2 of 3",
+        "Training 3 of 3",
+    ]
+    (page,) = re.findall(r"docs/[\w/-]+\.md", done.stdout)
+    assert Path(__file__).parents[2].joinpath(page).is_file(), "what to try next leads somewhere"

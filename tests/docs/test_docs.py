@@ -1,4 +1,4 @@
-"""What the README and the guide print is true: code runs, configurations parse, commands, links and settings exist.
+"""What the pages print is true: code runs, configurations parse, commands, links and settings exist.
 
 Code blocks of one page share a namespace and run in their order, in an empty folder. A block whose first line is a
 comment that names a file, ``# ddp.py``, is a script of its own, started with ``torchrun``.
@@ -25,7 +25,7 @@ import torch
 import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
-from readme_table import completed
+from components_table import completed, heading
 
 from regloss import hooks, registry
 from regloss.errors import MissingDependency
@@ -38,13 +38,20 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[2]
-GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
-METHODS = sorted((ROOT / "docs" / "methods").glob("*.md"))
-ROOT_PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")]
-PAGES = [*ROOT_PAGES, *GUIDE, *METHODS, ROOT / "docs" / "writing-a-plugin" / "README.md"]
-NAMES = {page: page.relative_to(ROOT).as_posix() for page in PAGES}
+DOCS = ROOT / "docs"
+ALL = [path for path in sorted(DOCS.rglob("*.md")) if not {"build", "__pycache__", ".pytest_cache"} & set(path.parts)]
+EXPERIMENTS = [page for page in ALL if page.parent.name == "experiments"]  # whose code takes hours
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md")),
+    *(page for page in ALL if page not in EXPERIMENTS),
+]
+LINKED = [*PAGES, *EXPERIMENTS, ROOT / "CHANGELOG.md"]
+NAMES = {page: page.relative_to(ROOT).as_posix() for page in LINKED}
 
-pages = pytest.mark.parametrize("page", PAGES, ids=NAMES.values())
+AS_NOTEBOOK = {DOCS / "start" / "first-training.md"}
+"""Pages whose code goes on from their commands: the test of the notebooks runs both."""
+
+pages = pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         yield tmp_path
 
 
-@pages
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in AS_NOTEBOOK], ids=NAMES.get)
 def test_python_blocks_run(page: Path, workplace: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page, "python", "pycon"):
@@ -141,7 +148,7 @@ SMALLEST: dict[str, dict[str, Any]] = {
 @pages
 def test_toml_blocks_parse(page: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Configurations are checked as `regloss train` does; parts of one are put into the smallest that there is."""
-    monkeypatch.syspath_prepend(ROOT / "docs" / "writing-a-plugin")
+    monkeypatch.syspath_prepend(DOCS / "writing-a-plugin")
     for kind, name, module, cls in (  # as if the example were installed
         ("regularizer", "geodesic-length", "length", "GeodesicLength"),
         ("layer", "geodesic-votes", "votes", "GeodesicVotes"),
@@ -162,8 +169,8 @@ def test_toml_blocks_parse(page: Path, workplace: Path, monkeypatch: pytest.Monk
         build_proposals(config.data.proposals)
 
 
-def test_the_readme_has_a_complete_configuration() -> None:
-    assert any("output" in tomllib.loads(block.text) for block in blocks(ROOT / "README.md", "toml"))
+def test_the_first_training_has_a_complete_configuration() -> None:
+    assert any("output" in tomllib.loads(block.text) for block in blocks(DOCS / "start" / "first-training.md", "toml"))
 
 
 # -- Commands ----------------------------------------------------------------------------------------------------------
@@ -225,7 +232,7 @@ def section(page: Path, heading: str, within: str | None = None) -> str:
     return "\n".join(lines[start:end])
 
 
-COMMAND_LINE = ROOT / "docs" / "guide" / "command-line.md"
+COMMAND_LINE = DOCS / "guide" / "command-line.md"
 
 
 def test_every_command_and_option_is_in_the_guide() -> None:
@@ -301,7 +308,7 @@ def test_every_configuration_key_is_in_the_guide_with_its_default() -> None:
         check_rows(section(COMMAND_LINE, name), fields(model), name)
 
 
-COMPONENTS = ROOT / "docs" / "guide" / "components.md"
+COMPONENTS = DOCS / "guide" / "components.md"
 OWN = [c for kind in registry.KINDS for c in registry.components(kind) if c.distribution == "regloss"]
 
 
@@ -362,13 +369,14 @@ def subclasses(cls: type) -> Iterator[type]:
         yield from subclasses(child)
 
 
-def test_every_component_is_in_the_readme() -> None:
-    text = section(ROOT / "README.md", "What is inside")
+def test_every_component_is_in_the_concepts() -> None:
+    text = section(DOCS / "guide" / "concepts.md", "What is inside")
     for component in OWN:
-        assert f"`{component.name}`" in text, f"{component.kind} {component.name} is missing: run `make stub`"
+        (row,) = re.findall(rf"^\| {heading(component.kind)} \| .*$", text, flags=re.MULTILINE)
+        assert f"`{component.name}`" in row, f"{component.kind} {component.name} is missing: run `make stub`"
 
 
-def test_the_readme_table_is_completed() -> None:
+def test_the_table_of_components_is_completed() -> None:
     text = "| solvers | `one` (fast), `two`; optional: `three` |\n| networks | `net`: all |\n"
     assert completed(text, "solver", ["one", "three", "two"]) == text
     found = completed(text, "solver", ["new", "one", "newer"])
@@ -378,8 +386,46 @@ def test_the_readme_table_is_completed() -> None:
         completed(text, "dataset", ["folder"])
 
 
+METHOD_PAGES = {
+    DOCS / "methods" / f"{component.name}{'-layer' * (component.kind == 'layer')}.md": component
+    for component in OWN
+    if component.kind in ("regularizer", "outer-loop", "layer")
+}
+
+
+@pytest.mark.parametrize("page", METHOD_PAGES, ids=lambda page: page.stem)
+def test_every_prior_loop_and_layer_has_a_page(page: Path) -> None:
+    component = METHOD_PAGES[page]
+    assert page.is_file(), f"the {component.kind} {component.name} has no page {page.relative_to(ROOT)}"
+    for heading in ("Problem", "Picture", "Settings", "When to use it", "Guarantee", "Source"):
+        section(page, heading)
+    anchor = re.search(r"components\.md#([\w-]+)\b", section(page, "Settings"))
+    assert anchor is not None, "the settings are to lead to the table of all of them"
+    assert anchor[1].startswith(component.name)
+    assert re.search(r"!\[[^\]]+\]\([^)]+\.png\)", page.read_text(encoding="utf-8")), "it has no picture"
+    row = re.compile(rf"^\| \[{component.name}\]\({page.name}\) \|", flags=re.MULTILINE)
+    assert row.search((DOCS / "methods" / "index.md").read_text(encoding="utf-8")), "it is not in the index of methods"
+
+
+def test_every_prior_loop_and_layer_can_be_chosen() -> None:
+    text = (DOCS / "guide" / "choose.md").read_text(encoding="utf-8")
+    for page in METHOD_PAGES:
+        assert f"](../methods/{page.name})" in text, f"{page.stem} is not on the page by which one chooses"
+
+
+def test_every_picture_is_in_the_gallery_with_a_command() -> None:
+    """The command is that of a script which exists, for a page of that name."""
+    gallery = DOCS / "gallery.md"
+    text = gallery.read_text(encoding="utf-8")
+    shown = {(DOCS / target).resolve() for target in re.findall(r"!\[[^\]]+\]\(([^)]+\.png)\)", text)}
+    assert shown == {path for path in DOCS.rglob("*.png") if "build" not in path.parts}
+    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        (command,) = re.findall(r"`python ([\w/-]+\.py)( [^`]*)?`", part)
+        assert (ROOT / command[0]).is_file()
+
+
 def test_every_hook_is_in_the_guide_with_its_arguments() -> None:
-    text = (ROOT / "docs" / "guide" / "plugins.md").read_text(encoding="utf-8")
+    text = (DOCS / "guide" / "plugins.md").read_text(encoding="utf-8")
     for name, hook in inspect.getmembers(hooks.Specification, inspect.isfunction):
         arguments = [argument for argument in inspect.signature(hook).parameters if argument != "self"]
         assert f"`{name}({', '.join(arguments)})`" in text
@@ -388,7 +434,7 @@ def test_every_hook_is_in_the_guide_with_its_arguments() -> None:
 def test_every_kind_and_suite_is_in_the_guide() -> None:
     from regloss import testing
 
-    text = (ROOT / "docs" / "guide" / "plugins.md").read_text(encoding="utf-8")
+    text = (DOCS / "guide" / "plugins.md").read_text(encoding="utf-8")
     for kind, description in registry.KINDS.items():
         assert f"`{kind}`" in text
         assert f"`{description.group}`" in text
@@ -405,7 +451,7 @@ def anchor(heading: str) -> str:
     return kept.replace(" ", "-")
 
 
-@pages
+@pytest.mark.parametrize("page", LINKED, ids=NAMES.get)
 def test_links_lead_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text):

@@ -16,8 +16,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def promised() -> dict[str, str]:
-    """The lower bound of every requirement, by its lower-case name, but for what only checks or packs the code."""
-    extras = PROJECT["optional-dependencies"]
+    """The lower bound of every requirement, by its lower-case name, but for what only checks, packs or explains the code."""
+    extras = {name: items for name, items in PROJECT["optional-dependencies"].items() if name != "docs"}
     found = {}
     for requirement in [*PROJECT["dependencies"], *(item for items in extras.values() for item in items)]:
         name, bound = re.match(r"([\w-]+)>=([\d.]+)", requirement).groups()

@@ -1,4 +1,4 @@
-"""Adds built-in components that are missing to README.md's table "What is inside". Run by `make stub`."""
+"""Adds built-in components that are missing to the table "What is inside" of the concepts. Run by `make stub`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from regloss import registry
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "guide" / "concepts.md"
 
 ITEM = r"`[\w-]+`(?: \([^)]*\))?"
 
@@ -23,14 +23,14 @@ def completed(text: str, kind: str, names: Iterable[str]) -> str:
     """``text`` with those of ``names`` that the row of ``kind`` lacks at the end of its first list; remarks stay."""
     row = re.search(rf"^\| {heading(kind)} \| ({ITEM}(?:, {ITEM})*)(.*)$", text, flags=re.MULTILINE)
     if row is None:
-        raise ValueError(f"README.md has no row that begins with '| {heading(kind)} | `': write one for {kind}.")
+        raise ValueError(f"{PAGE.name} has no row that begins with '| {heading(kind)} | `': write one for {kind}.")
     missing = [name for name in names if f"`{name}`" not in row[0]]
     return text[: row.end(1)] + "".join(f", `{name}`" for name in missing) + text[row.end(1) :]
 
 
 if __name__ == "__main__":
-    content = README.read_text(encoding="utf-8")
+    content = PAGE.read_text(encoding="utf-8")
     for kind in registry.KINDS:
         own = [component.name for component in registry.components(kind) if component.distribution == "regloss"]
         content = completed(content, kind, own)
-    README.write_text(content, encoding="utf-8")
+    PAGE.write_text(content, encoding="utf-8")
