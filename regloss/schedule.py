@@ -21,7 +21,8 @@ class Schedule:
         end: value from ``finish`` on.
         shape: "linear", "cosine" (half a period), "exponential" (constant ratio; both values positive) or "step"
             (``start`` before ``finish``, ``end`` from then on).
-        begin, finish: fractions of the training, 0 <= begin < finish <= 1.
+        begin: fraction of the training up to which it stands still, 0 <= begin < finish.
+        finish: fraction of the training from which on it does, finish <= 1.
 
     >>> Schedule(0.0, 0.7).at(0.5)
     0.35

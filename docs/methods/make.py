@@ -1,7 +1,7 @@
 """Run the Python blocks of pages, which make their pictures: ``python docs/methods/make.py star five-minutes``.
 
-A page is named by its file; without names, all pages that have a picture of their own. Each runs in a folder of its own,
-and the pictures that it shows are copied beside it. The photographs are those in scikit-image's wheel:
+A page is named by its file; without names, all pages that have a picture of their own. Each runs in a folder of its
+own, and the pictures that it shows are copied beside it. The photographs are those in scikit-image's wheel:
 ``pip install 'regloss[sample]'``.
 """
 

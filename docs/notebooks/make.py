@@ -1,8 +1,8 @@
 """Writes the notebooks of the first pages, docs/notebooks/*.ipynb: ``python docs/notebooks/make.py``.
 
-A notebook is its page: text, Python blocks as cells, shell blocks as cells that call the commands, and a TOML block whose
-first line is a comment with a file's name as a cell that writes the file. So there is one text to keep; a test compares
-the notebooks with it, and runs them.
+A notebook is its page: text, Python blocks as cells, shell blocks as cells that call the commands, and a TOML block
+whose first line is a comment with a file's name as a cell that writes the file. So there is one text to keep; a test
+compares the notebooks with it, and runs them.
 """
 
 import json

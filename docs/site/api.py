@@ -1,4 +1,4 @@
-"""The pages of the API: which names stand on which page. What is said of them, mkdocstrings takes from the docstrings."""
+"""The pages of the API: which names stand where. What is said of them, mkdocstrings takes from the docstrings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ CORE = {
     "layers": Page("Layers", "Priors inside of a network. Built-in ones: [layers](layer.md).", ("layer",)),
     "priors": Page(
         "Priors and forms",
-        "What a prior offers to solvers. See [forms](../guide/concepts.md#forms-which-solver-can-serve-which-regularizer).",
+        "What a prior offers to solvers. See "
+        "[forms](../guide/concepts.md#forms-which-solver-can-serve-which-regularizer).",
         ("regularizer", "forms", "operators", "dual_sets"),
         ("regloss.constraint.HardConstraint", "regloss.constraint.ConstraintTerm"),
     ),
@@ -49,14 +50,24 @@ CORE = {
         "Segmenting one image without a trained network. Built-in ones: [segmenters](segmenter.md).",
         ("segmenter", "region_force"),
     ),
-    "data": Page("Data and trained models", "Samples to train on, and what a training leaves.", ("dataset", "apps.trained_model")),
+    "data": Page(
+        "Data and trained models", "Samples to train on, and what a training leaves.", ("dataset", "apps.trained_model")
+    ),
     "registry": Page("Registry and errors", "Components by name, and what is raised.", ("registry", "errors")),
 }
 
 OTHER = {
     "losses": ("Losses", "Priors and data terms as `nn.Module`; see [losses](../guide/losses.md).", "regloss.losses"),
-    "hooks": ("Hooks", "What a plugin may do beside components; see [plugins](../guide/plugins.md#hooks).", "regloss.hooks.Specification"),
-    "testing": ("Conformance suites", "What a plugin's tests inherit; see [plugins](../guide/plugins.md#conformance).", "regloss.testing"),
+    "hooks": (
+        "Hooks",
+        "What a plugin may do beside components; see [plugins](../guide/plugins.md#hooks).",
+        "regloss.hooks.Specification",
+    ),
+    "testing": (
+        "Conformance suites",
+        "What a plugin's tests inherit; see [plugins](../guide/plugins.md#conformance).",
+        "regloss.testing",
+    ),
 }
 """Modules that are documented whole."""
 
@@ -80,7 +91,9 @@ def api_pages() -> dict[str, str]:
     """
     missing = set(regloss._CORE) - {module for page in CORE.values() for module in page.modules}
     if missing:
-        raise ValueError(f"No page of the API has the names of {', '.join(sorted(missing))}: docs/site/api.py says which.")
+        raise ValueError(
+            f"No page of the API has the names of {', '.join(sorted(missing))}: docs/site/api.py says which."
+        )
     texts = {}
     for name, page in CORE.items():
         entries = [
@@ -91,12 +104,15 @@ def api_pages() -> dict[str, str]:
         entries += [entry(path, path) for path in page.more]
         texts[name] = f"# {page.title}\n\n{page.about}\n\n" + "\n".join(entries)
     for kind in registry.KINDS:
-        entries = [
-            entry(component.target.replace(":", "."), f"regloss.{component.target.partition(':')[2]}")
-            for component in registry.components(kind)
-            if component.distribution == "regloss"
-        ]
-        about = "Settings with their defaults are also on the page [Components](../guide/components.md)."
+        entries = []
+        for component in registry.components(kind):
+            if component.distribution == "regloss":
+                module, _, name = component.target.partition(":")
+                entries.append(entry(module, component.name, members=f"[{name}]"))
+        about = (
+            "By the names that configurations use; each class is there as `regloss.CLASS`. Tables of all settings: "
+            "[components](../guide/components.md)."
+        )
         texts[kind] = f"# {plural(kind)}\n\n{about}\n\n" + "\n".join(entries)
     components = {component.target for kind in registry.KINDS for component in registry.components(kind)}
     texts["images"] += "\n" + "\n".join(

@@ -1,24 +1,28 @@
 """Builds the documentation site: ``make docs``, or ``python docs/site/make.py``.
 
-Pages stay where a reader of the repository finds them: most in docs/, some at the top. Here they are laid into one tree,
-build/site-pages, with their links changed to what lies there; pages of the API are added; then zensical builds
+Pages stay where a reader of the repository finds them: most in docs/, some at the top. Here they are laid into one
+tree, build/site-pages, with their links changed to what lies there; pages of the API are added; then zensical builds
 build/site, in which a warning is an error. Nothing is fetched, neither now nor by a reader's browser.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import shutil
 import subprocess
 import sys
+from importlib.resources import files
 from pathlib import Path
 
 from api import api_pages
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-BUILD = ROOT / "build"
+
+FONT = Path(str(files("ziamath"))) / "fonts" / "STIXTwoMath-Regular.ttf"
+"""A font for formulas, under the Open Font License, from a package that carries it."""
 
 MOVED = {
     "ARCHITECTURE.md": "development/architecture.md",
@@ -62,7 +66,7 @@ class Tree:
         path.write_text(text, encoding="utf-8")
 
     def place_of(self, file: Path) -> str | None:
-        """Where in the site a file of the repository is; what is no page is copied there. None = there is no such file."""
+        """Where in the site a file of the repository is, which is copied if it is no page; None = there is none."""
         source = file.relative_to(ROOT).as_posix()
         if source in self.places:
             return self.places[source]
@@ -95,30 +99,37 @@ class Tree:
 
 
 def lay(folder: Path) -> None:
-    """Write the whole tree of pages anew."""
-    shutil.rmtree(folder, ignore_errors=True)
-    tree = Tree(folder)
+    """Write the whole tree of pages anew, its settings beside it."""
+    shutil.rmtree(folder / "site-pages", ignore_errors=True)
+    tree = Tree(folder / "site-pages")
     for source in tree.places:
         tree.page(source)
     for name, text in api_pages().items():
         tree.write(f"api/{name}.md", text)
     if tree.missing:
         sys.exit("\n".join(tree.missing))
-    shutil.copyfile(HERE / "style.css", folder / "style.css")
+    shutil.copyfile(HERE / "style.css", tree.folder / "style.css")
+    shutil.copyfile(FONT, tree.folder / FONT.name)
+    settings = (HERE / "zensical.toml").read_text(encoding="utf-8").replace("ROOT", ROOT.as_posix())
+    (folder / "zensical.toml").write_text(settings, encoding="utf-8")
 
 
-def build() -> None:
-    """Lay the pages, and build the site of them."""
-    lay(BUILD / "site-pages")
-    shutil.copyfile(HERE / "zensical.toml", BUILD / "zensical.toml")
-    shutil.rmtree(BUILD / "site", ignore_errors=True)
+def build(folder: Path) -> Path:
+    """Lay the pages below ``folder``, and build the site of them; returns its front page."""
+    lay(folder)
+    shutil.rmtree(folder / "site", ignore_errors=True)
     environment = {**os.environ, "PYTHONPATH": str(HERE)}  # where zensical finds the extension mathml
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
-    done = subprocess.run([*command, "--config-file", str(BUILD / "zensical.toml")], cwd=BUILD, env=environment)
-    if done.returncode:
-        sys.exit(done.returncode)
-    print(f"Open {BUILD / 'site' / 'index.html'}")
+    subprocess.run([*command, "--config-file", str(folder / "zensical.toml")], cwd=folder, env=environment, check=True)
+    return folder / "site" / "index.html"
 
 
 if __name__ == "__main__":
-    build()
+    parser = argparse.ArgumentParser(description="Build the documentation site.")
+    parser.add_argument("folder", type=Path, nargs="?", default=ROOT / "build", help="for site/, build/ by default")
+    given = parser.parse_args().folder.resolve()
+    given.mkdir(parents=True, exist_ok=True)
+    try:
+        print(f"Open {build(given)}")
+    except subprocess.CalledProcessError as failed:  # zensical has said why
+        sys.exit(failed.returncode)

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as etree
 from typing import Any
+from xml.etree import ElementTree
 
 from latex2mathml.converter import convert
 from markdown import Markdown
@@ -26,8 +26,8 @@ def mathml(latex: str, display: str) -> str:
     """
     found = convert(" ".join(latex.split()), display=display)
     try:
-        text = "".join(etree.fromstring(found).itertext())
-    except etree.ParseError as error:
+        text = "".join(ElementTree.fromstring(found).itertext())
+    except ElementTree.ParseError as error:
         raise ValueError(f"latex2mathml makes no MathML of {latex!r} ({error}): write it otherwise.") from error
     left = re.search(r"\\\w+", text)
     if left is not None:
@@ -38,7 +38,7 @@ def mathml(latex: str, display: str) -> str:
 class _Inline(InlineProcessor):
     def handleMatch(  # type: ignore[override]  # noqa: N802  (markdown's name)
         self, m: re.Match[str], data: str
-    ) -> tuple[str | etree.Element, int, int]:
+    ) -> tuple[str | ElementTree.Element, int, int]:
         return self.md.htmlStash.store(mathml(m[1], "inline")), m.start(0), m.end(0)
 
 

@@ -23,9 +23,9 @@ from typing import Any, get_args, get_origin
 import pytest
 import torch
 import typer
+from components_table import completed, heading
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
-from components_table import completed, heading
 
 from regloss import hooks, registry
 from regloss.errors import MissingDependency
@@ -397,8 +397,8 @@ METHOD_PAGES = {
 def test_every_prior_loop_and_layer_has_a_page(page: Path) -> None:
     component = METHOD_PAGES[page]
     assert page.is_file(), f"the {component.kind} {component.name} has no page {page.relative_to(ROOT)}"
-    for heading in ("Problem", "Picture", "Settings", "When to use it", "Guarantee", "Source"):
-        section(page, heading)
+    for part in ("Problem", "Picture", "Settings", "When to use it", "Guarantee", "Source"):
+        section(page, part)
     anchor = re.search(r"components\.md#([\w-]+)\b", section(page, "Settings"))
     assert anchor is not None, "the settings are to lead to the table of all of them"
     assert anchor[1].startswith(component.name)
