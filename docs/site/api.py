@@ -126,7 +126,7 @@ def api_pages() -> dict[str, str]:
     rows += [f"| [{title}]({name}.md) | {about} |" for name, (title, about, _) in OTHER.items()]
     rows += [f"| [{plural(kind)}]({kind}.md) | every built-in one |" for kind in registry.KINDS]
     texts["index"] = (
-        "# API reference\n\nPublic names, from their docstrings. All are there as `regloss.NAME`, and imported when they "
-        "are first used.\n\n| page | |\n|---|---|\n" + "\n".join(rows) + "\n"
+        "# API reference\n\nPublic names, from their docstrings. All are there as `regloss.NAME`, and imported when "
+        "they are first used.\n\n| page | |\n|---|---|\n" + "\n".join(rows) + "\n"
     )
     return texts

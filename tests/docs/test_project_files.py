@@ -16,7 +16,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def promised() -> dict[str, str]:
-    """The lower bound of every requirement, by its lower-case name, but for what only checks, packs or shows the code."""
+    """The lower bound of every requirement, by its lower-case name, but for what checks, packs or shows the code."""
     extras = {name: items for name, items in PROJECT["optional-dependencies"].items() if name != "docs"}
     found = {}
     for requirement in [*PROJECT["dependencies"], *(item for items in extras.values() for item in items)]:
