@@ -11,13 +11,13 @@ from typing import Any
 
 from griffe import Extension, Object
 
-SECTIONS = re.compile(r"(Args|Arguments|Attributes|Examples?|Note|Raises|Returns|Shape|Yields|Warns?):$")
+SECTION = re.compile(r"(Args|Arguments|Attributes|Examples?|Note|Raises|Returns|Shape|Yields|Warns?):$")
 
 
 def escaped(line: str) -> str:
     """A line of text, its code spans as they are."""
     parts = re.split(r"(``.*?``|`[^`]*`)", line)
-    parts[::2] = [re.sub(r"<(?=[\w/])", "&lt;", re.sub(r"(?<!\*)\*(?=\w)", r"\\*", part)) for part in parts[::2]]
+    parts[::2] = [re.sub(r"<(?=[\w/])", "&lt;", re.sub(r"(?<!\*)\*(?!\*)", r"\\*", part)) for part in parts[::2]]
     return "".join(parts)
 
 
@@ -35,19 +35,22 @@ def as_markdown(text: str) -> str:
     ```
     """
     found: list[str] = []
-    example = in_section = False
+    section = ""
+    indent: str | None = None  # of the example that we are in
     for line in text.splitlines():
-        if example and not line.strip():
-            found.append("```")
-            example = False
-        if line.startswith(">>>") and not example:
-            found.append("```pycon")
-            example = True
+        stripped = line.lstrip()
         if line and not line[0].isspace():
-            in_section = SECTIONS.match(line) is not None
-        code = example or line.lstrip().startswith((">>>", "...")) or (line.startswith("    ") and not in_section)
-        found.append(line if code else escaped(line))
-    return "\n".join([*found, "```"] if example else found)
+            heading = SECTION.match(line)
+            section = heading[1] if heading else ""
+        if indent is not None and not stripped:
+            found.append(f"{indent}```")
+            indent = None
+        elif indent is None and stripped.startswith(">>>") and section != "Examples":  # which mkdocstrings knows itself
+            indent = line.removesuffix(stripped)
+            found.append(f"{indent}```pycon")
+        formula = line.startswith("    ") and not section
+        found.append(line if indent is not None or formula or section == "Examples" else escaped(line))
+    return "\n".join(found if indent is None else [*found, f"{indent}```"])
 
 
 class DocstringsAsMarkdown(Extension):

@@ -14,8 +14,8 @@ from markdown import Markdown
 from markdown.extensions import Extension
 from markdown.inlinepatterns import InlineProcessor
 
-INLINE = r"(?<![\\$\w])\$(?=\S)([^$\n]*(?:\n[^$\n]+)*?[^$\s\\])\$(?![\w$])"
-"""As on the forges: no blank inside of the dollars, no letter or digit outside, no blank line within."""
+INLINE = r"(?<![\\$\w])\$(?=\S)([^$]*?[^$\s\\])\$(?![\w$])"
+"""As on the forges: no blank inside of the dollars, no letter or digit outside. A paragraph has no blank lines."""
 
 
 def mathml(latex: str, display: str) -> str:

@@ -25,14 +25,42 @@ ROOT = Path(__file__).parents[2]
 SITE = ROOT / "docs" / "site"
 
 
+def imported(name: str) -> Iterator[ModuleType]:
+    """A module of docs/site, until the tests of this file end."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SITE)
+        yield importlib.import_module(name)
+        del sys.modules[name]
+
+
 @pytest.fixture(scope="module")
 def mathml() -> Iterator[ModuleType]:
     pytest.importorskip("latex2mathml")
     pytest.importorskip("markdown")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(SITE)
-        yield importlib.import_module("mathml")
-        del sys.modules["mathml"]
+    yield from imported("mathml")
+
+
+@pytest.fixture(scope="module")
+def docstrings() -> Iterator[ModuleType]:
+    pytest.importorskip("griffe")
+    yield from imported("docstrings")
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown"),
+    [
+        ("Shapes (B, *S) and (B, K, *S).", r"Shapes (B, \*S) and (B, K, \*S)."),
+        ("Minimises <s, log s> - |s*|.", r"Minimises &lt;s, log s> - |s\*|."),
+        ("Code `a * b`, ``*S``.", "Code `a * b`, ``*S``."),
+        ("A formula\n\n    a * <b>\n", "A formula\n\n    a * <b>"),
+        ("Args:\n    x: (B, *S)", "Args:\n    x: (B, \\*S)"),
+        (">>> f(*a)\n2\n\nText", "```pycon\n>>> f(*a)\n2\n```\n\nText"),
+        ("Example:\n    >>> f(*a)\n    2", "Example:\n    ```pycon\n    >>> f(*a)\n    2\n    ```"),
+        ("Examples:\n    >>> f(*a)\n    2", "Examples:\n    >>> f(*a)\n    2"),
+    ],
+)
+def test_docstrings_become_markdown(text: str, markdown: str, docstrings: ModuleType) -> None:
+    assert docstrings.as_markdown(text) == markdown
 
 
 def test_formulas_become_mathml(mathml: ModuleType) -> None:
