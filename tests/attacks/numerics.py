@@ -7,9 +7,9 @@ images have one pixel to a small volume; labels may be ignored in part or all, r
 
     data-term, divergence   the value is that of the definition, by loops over pixels (`references`); so it is in single
                             precision but for its rounding; the derivative is that of finite differences
-    regularizer             the derivative of energies and penalties, in probabilities and through a softmax; the value,
-                            where pairs of pixels define it; what lies outside the region of interest does not matter,
-                            nor who else is in the batch
+    regularizer             the derivative of energies and penalties, in probabilities and through a softmax, and at
+                            spacings that differ; the value, where pairs of pixels define it; what lies outside the
+                            region of interest does not matter, nor who else is in the batch
     metric                  every score is that of loops over pixels, whether counted at once or in two parts
 
 Derivatives are compared along random directions in double precision, with differences over steps from 1e-2 to 1e-7.
@@ -477,6 +477,12 @@ def regularizer(dice: Dice) -> str:
         if wanted is not None:
             size = prior.weight * s[0].numel()
             expect(f"{prior}: energy of image {number}", float(found[number]), prior.weight * wanted, 1e-8, size)
+    if dice.often(0.4):
+        spacing = [dice.choice((0.3, 1.0, 2.5, 40.0)) for _ in shape]
+        spaced = prior.bind(given.image, given.roi, spacing).conditioned_on(s)
+        gradient = check_slope(f"{prior} at a spacing of {spacing}", spaced.penalty, s, dice)
+        if bool((gradient.movedim(1, -1)[outside] != 0).any()):
+            raise Fault(f"{prior} at a spacing of {spacing} has a gradient outside the region of interest")
     return name
 
 
