@@ -203,7 +203,7 @@ def _compare(name: str, total: Function, at: Tensor, direction: Tensor, gradient
         if abs((right + left) / 2 - slope) <= tolerance:
             return
         tried.append((left, right, tolerance))
-    left, right, tolerance = tried[-2]
+    left, right, tolerance = tried[-1]
     if min(left, right) - tolerance <= slope <= max(left, right) + tolerance:
         return  # a kink, at which any slope between those of both sides is a derivative
     raise Fault(f"{name} has the slope {slope:.9g}, differences (left, right, tolerance) are {tried}")

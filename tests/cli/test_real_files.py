@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import html.parser
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +15,8 @@ import small_data
 from picture_files import write_png
 from PIL import Image
 
+from regloss.training.config import read
+from regloss.training.trainer import train
 from regloss_plugins.datasets.folder import FolderDataset
 
 SIZE = (24, 28)
@@ -69,6 +74,7 @@ def turned(orientation: int) -> Image.Exif:
     return exif
 
 
+WEAK = ("--regularizer", "tv:weight=0.01")
 OPAQUE = np.full((*SIZE, 1), 255, np.uint8)
 HALF = np.full((*SIZE, 1), 128, np.uint8)
 ALPHA = np.full((*SIZE, 1), 65535)
@@ -144,6 +150,9 @@ LABELS: dict[str, tuple[Callable[[Path], Path], str]] = {
     "sensor order": (picture("x.png", np.rot90(DISK).copy()), "28 pixels high"),
 }
 
+# Those that are phases to start from: 255 is no opinion there.
+STARTS = ("indices", "palette", "borders")
+
 # Scribbles, likewise; the last is what `segment` is told so that it is right.
 SCRIBBLES: dict[str, tuple[np.ndarray, str, str]] = {
     "0 where nothing is drawn": (
@@ -208,9 +217,12 @@ def test_images(kind, regloss, trained, tmp_path):
     out, run = tmp_path / "out", tmp_path / "run"
     data = folder_of(tmp_path / "data", write)
     config = configuration(data, run)
-    done = regloss("segment", path, "--method", "chan-vese", "--regularizer", "tv:weight=0.01", "-o", out)
+    strokes = picture("strokes.png", STROKES)(tmp_path)
+    drawn = regloss("segment", path, "--scribbles", strokes, "-o", tmp_path / "drawn")
+    done = regloss("segment", path, "--method", "chan-vese", *WEAK, "-o", out)
     if isinstance(expected, str):
         refused(done, expected, out)
+        refused(drawn, expected, tmp_path / "drawn")
         refused(regloss("predict", trained, path, "-o", out), expected, out)
         refused(regloss("train", config), expected, run)
         return
@@ -219,6 +231,13 @@ def test_images(kind, regloss, trained, tmp_path):
     with Image.open(out / "labels.png") as found:
         dark_first = sum(values[0] for values in expected) < sum(values[1] for values in expected)
         np.testing.assert_array_equal(np.asarray(found), DISK if dark_first else 1 - DISK)
+    if len(expected) > 3:
+        refused(drawn, "of 1 to 3 channels; got 4. Use .*gaussian", tmp_path / "drawn")
+        given = ("--scribbles", strokes, "--region-force", "gaussian")
+        drawn = regloss("segment", path, *given, "-o", tmp_path / "drawn")
+    assert drawn.code == 0, drawn
+    with Image.open(tmp_path / "drawn" / "labels.png") as found:
+        np.testing.assert_array_equal(np.asarray(found), DISK)
     sample = FolderDataset(data, classes=2).load("a")
     atol = 0.02 if path.suffix.startswith(".jp") else 0.003
     for channel, (outside, inside) in zip(sample.image, expected, strict=True):
@@ -234,14 +253,38 @@ def test_images(kind, regloss, trained, tmp_path):
     done = regloss("evaluate", run)
     assert done.code == 0, done
     assert done.out.startswith("test: mean-iou 0.")
-    done = regloss("predict", run, path, "-o", tmp_path / "again")
+    done = regloss("predict", run, path, "--crf", "--probabilities", "npy", "-o", tmp_path / "again")
     assert done.code == 0, done
+    refined = np.load(tmp_path / "again" / "probabilities" / "x.npy")
+    assert refined.shape == (2, *SIZE)
+    np.testing.assert_allclose(refined.sum(0), 1, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The run of a training on files that nothing is wrong with; not to be changed."""
+    folder = tmp_path_factory.mktemp("plain")
+    train(read(configuration(folder_of(folder / "data", picture("x.png", GREY)), folder / "run")))
+    return folder / "run"
 
 
 @pytest.mark.parametrize("kind", LABELS)
-def test_labels(kind, regloss, tmp_path):
+def test_labels(kind, regloss, plain, tmp_path):
     write, expected = LABELS[kind]
     data = folder_of(tmp_path / "data", picture("x.png", GREY), label=write)
+    scored = regloss("evaluate", plain, "--set", f"data.root={data}", "-o", tmp_path / "scores.json")
+    label = next((data / "labels").glob("a.*"))
+    started = regloss("segment", data / "images" / "a.png", "--start", label, *WEAK, "-o", tmp_path / "started")
+    if expected:
+        refused(scored, expected, tmp_path / "scores.json")
+    else:
+        assert scored.code == 0, scored
+    if kind in STARTS:
+        assert started.code == 0, started
+        with Image.open(tmp_path / "started" / "labels.png") as found:
+            np.testing.assert_array_equal(np.asarray(found), DISK)
+    else:
+        refused(started, r"a\.(png|jpg|bmp)|In the start", tmp_path / "started")
     for supervision in ("scribbles", "labels"):
         run = tmp_path / supervision
         done = regloss("train", configuration(data, run, supervision=supervision))
@@ -364,3 +407,69 @@ def test_a_folder_of_many_kinds(regloss, trained, tmp_path):
         "neither an image nor a folder.*2 .gif",
         tmp_path / "b",
     )
+
+
+# Formulas to a spreadsheet, markup to a browser and to matplotlib, patterns, placeholders, colours of a terminal.
+NAMES = (
+    "=HYPERLINK(1)",
+    "<b onclick=x>&lt;",
+    "$\\frac$",
+    "a,b;'c'\"",
+    "%s {0} ${x}",
+    "[a-z]*",
+    "@\u00fc\x1b[31m",
+    "-1 #",
+)
+
+
+class Tags(html.parser.HTMLParser):
+    """What a page is made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found |= {tag, *(f"{tag} {name}" for name, _ in attrs)}
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_names_with_formulas_and_markup(regloss, real_report, tmp_path):
+    """Of files, folders and classes: as they are in JSON and in names of files, text on the page, nowhere in CSV."""
+    data, run = tmp_path / "<i>data", tmp_path / "<u>=run$_$"
+    for part, values in (("images", GREY), ("labels", DISK), ("scribbles", STROKES)):
+        (data / part).mkdir(parents=True)
+        for name in NAMES:
+            Image.fromarray(values).save(data / part / f"{name}.png")
+    split = {"train": ["=*", "<*", "$*", "a*"], "test": ["%*", "[[]*", "@*", "-*"]}
+    classes = ["=1+1", "<b>$_$&amp;"]
+    done = regloss("train", configuration(data, run, split=split, classes=classes), "--set", "evaluation.examples=3")
+    assert done.code == 0, done
+    scores = json.loads((run / "scores.json").read_text())
+    assert [*scores["test"]["groups"]] == sorted(NAMES[4:])
+    assert [*scores["test"]["iou"]] == classes
+    page = (run / "report.html").read_text()
+    tags = Tags()
+    tags.feed(page)
+    assert not {"script", "b onclick", "u", "iframe", "a"} & tags.found
+    for name in (*NAMES[4:], *classes, run.name):
+        assert name in tags.text, name
+    for path in run.rglob("*.csv"):
+        with path.open(newline="") as file:
+            header, *rows = csv.reader(file)
+        assert all(re.fullmatch(r"[a-z][a-z0-9-]*", name) for name in header)
+        assert rows
+        assert all(cell == "" or np.isfinite(float(cell)) for row in rows for cell in row)
+    done = regloss("predict", run, data / "images", "--crf", "--probabilities", "npy", "-o", tmp_path / "out")
+    assert done.code == 0, done
+    for part, suffix in (("labels", ".png"), ("overlays", ".png"), ("probabilities", ".npy")):
+        assert {path.name for path in (tmp_path / "out" / part).iterdir()} >= {name + suffix for name in NAMES}
+    for name in NAMES:
+        image, scribbles = (data / part / f"{name}.png" for part in ("images", "scribbles"))
+        done = regloss("segment", image, "--scribbles", scribbles, "-o", tmp_path / "one", "--overwrite")
+        assert done.code == 0, done
+        with Image.open(tmp_path / "one" / "labels.png") as found:
+            np.testing.assert_array_equal(np.asarray(found), DISK)
