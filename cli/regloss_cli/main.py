@@ -272,6 +272,24 @@ def segment(
 
 
 @app.command()
+def annotate(
+    folder: Annotated[Path, typer.Argument(help="Folder with images, in images/ or in itself.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 = any that is free.")] = 0,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, a tablet for one.")
+    ] = "127.0.0.1",
+    run: Annotated[
+        Path | None, typer.Option(help="Output folder of a training, whose predictions are shown and corrected.")
+    ] = None,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, and open nothing.")] = False,
+) -> None:
+    """Draw scribbles on the images of a folder, on a local web page, and train on them."""
+    from regloss.apps.annotate.command import annotate_folder
+
+    annotate_folder(folder, host=host, port=port, run=run, browser=not no_browser, callback=_print_message)
+
+
+@app.command()
 def demo(
     output: Output = Path("runs/demo"),
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the sample images, of each run.")] = 60,

@@ -351,6 +351,11 @@ def _default(region_force: RegionForce | None, task: Literal["scribbles", "phase
     return next(name for name, cls in built_in.items() if task in cls.default_for)
 
 
+def default_segmenter(task: Literal["scribbles", "phases"]) -> Segmenter:
+    """The segmenter that is used for ``task`` where none is named, with its own settings."""
+    return _segmenter(None, {}, task)
+
+
 def _loaded() -> list[tuple[Component, type[Segmenter]]]:
     """The segmenters that can be imported."""
     found = []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError, listed
-from regloss.io.palettes import Color, class_colors
+from regloss.io.outputs import replace_file
+from regloss.io.palettes import Color, Colors, class_colors
 from regloss.io.toml import read_toml
 
 MAX_CLASSES = IGNORE
@@ -38,6 +41,21 @@ def read_classes(path: Path) -> tuple[tuple[str, ...], tuple[Color, ...]]:
         names.append(name)
         colors.append(_color(color, f"{path}, class {index} ({name})"))
     return tuple(names), tuple(colors)
+
+
+def write_classes(path: Path, names: Sequence[str], colors: Colors) -> None:
+    """Write what `read_classes` reads; an existing file is replaced, and is all there or as before.
+
+    Args:
+        path: of the file.
+        names: of the K classes, printable and without line breaks.
+        colors: one RGB triple of 0..255 for each.
+    """
+    entries = [
+        f"[[class]]\nname = {json.dumps(name, ensure_ascii=False)}\ncolor = {list(color)}\n"
+        for name, color in zip(names, colors, strict=True)
+    ]
+    replace_file(path, "\n".join(entries).encode("utf-8"), durable=True)
 
 
 def _color(value: Any, where: str) -> Color:

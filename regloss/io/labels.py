@@ -217,7 +217,7 @@ def label_values(paths: Iterable[Path]) -> list[int]:
     return [int(value) for value in np.flatnonzero(present)]
 
 
-def save_label_png(path: Path, labels: npt.NDArray[Any], colors: Colors) -> None:
+def save_label_png(path: Path, labels: npt.NDArray[Any], colors: Colors, *, durable: bool = False) -> None:
     """Write a label map as a palette PNG: read as numbers it is the class indices, looked at it is their colours.
 
     The file appears complete or not at all; missing folders are made.
@@ -226,6 +226,7 @@ def save_label_png(path: Path, labels: npt.NDArray[Any], colors: Colors) -> None
         path: ends in .png; an existing file is replaced.
         labels: (H, W) integer class indices, or 255.
         colors: one RGB triple of 0..255 for each class.
+        durable: wait until the disk has it; see `regloss.io.outputs.replace_file`.
 
     Raises:
         UsageError: the path does not end in .png, the labels are not (H, W), or a value is neither a class nor 255.
@@ -243,7 +244,7 @@ def save_label_png(path: Path, labels: npt.NDArray[Any], colors: Colors) -> None
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(path, buffer.getvalue())
+    replace_file(path, buffer.getvalue(), durable=durable)
 
 
 def class_indices(labels: npt.NDArray[Any], colors: Colors) -> LabelMap:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -51,10 +52,56 @@ def finished_name(path: Path) -> str | None:
     return None if match is None else match[1]
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that it is either all there or as before."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+def replace_file(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Write a file so that it is either all there or as before.
+
+    Args:
+        path: the file.
+        data: its contents.
+        durable: wait until the disk has it, so that not even a loss of power takes it back; some milliseconds.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    if durable:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the disk know of a file's new name; Windows has no such call, and writes names by itself."""
+    if os.name == "nt":
+        return
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def keep_copy(path: Path, gives_way: Callable[[Path], bool] = lambda copy: False) -> None:
+    """Copy a file, if there is one, to NAME.bak, or to NAME.bak.1, ...: the first name that is free.
+
+    Args:
+        path: the file. A copy that is equal to it already will do.
+        gives_way: whether an older copy may be replaced; by default none is.
+
+    Raises:
+        FailedWrite: it cannot be written.
+    """
+    if not path.is_file():
+        return
+    with writing(path):
+        data = path.read_bytes()
+        for number in itertools.count():
+            copy = path.with_name(f"{path.name}.bak" + (f".{number}" if number else ""))
+            ours = copy.is_file() and not copy.is_symlink()
+            if ours and copy.read_bytes() == data:
+                return
+            if (ours and gives_way(copy)) or not (copy.exists() or copy.is_symlink()):
+                replace_file(copy, data, durable=True)
+                return
 
 
 def check_new_folder(folder: Path, expected: Sequence[str], *, overwrite: bool) -> None:

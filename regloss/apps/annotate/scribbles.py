@@ -1,0 +1,239 @@
+"""What was drawn: label maps that are on disk, complete, after every stroke.
+
+A stroke is a list of runs of pixels with their new values, which says the same whatever program computed it; undoing
+one is a stroke too. Each image has a revision, a number that a stroke must name: one that was drawn on an older state,
+in another tab say, is refused, and its tab reads the image again.
+
+A file is replaced by a complete one that the disk has. Before a session changes a file for the first time, what was
+there is kept beside it as NAME.bak. An earlier copy of that name gives way only if all of its strokes are in the new
+one; else the new one is called NAME.bak.1, and so on. Files that another program changes meanwhile are read again, not
+overwritten.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from regloss.apps.annotate.image_set import SCRIBBLES, ImageSet
+from regloss.dataset import IGNORE
+from regloss.errors import ReglossError, UsageError
+from regloss.io.labels import read_scribble_map, read_values, save_label_png
+from regloss.io.outputs import finished_name, keep_copy, writing
+from regloss.io.types import LabelMap
+
+_KEPT = 16  # label maps in memory
+_ABANDONED = 3600.0  # seconds after which an unfinished file is one of a killed process
+
+Signature = tuple[int, int, int]
+"""Of a file: when it was changed, its size, and its number in the file system."""
+
+
+class OutOfDate(ReglossError):
+    """A stroke was drawn on a state of the image that is no longer the present one."""
+
+
+@dataclass(frozen=True)
+class Stroke:
+    """Pixels and their new values.
+
+    Attributes:
+        tab: that drew it.
+        number: of the stroke within its tab, so that one that is sent twice counts once.
+        revision: of the image that it was drawn on.
+        runs: start, length, value, start, length, value, ...; pixels are numbered row by row.
+    """
+
+    tab: str
+    number: int
+    revision: int
+    runs: Sequence[int]
+
+
+@dataclass
+class _Drawing:
+    """One image's scribbles.
+
+    Attributes:
+        revision: rises with every change.
+        signature: of the file that ``labels`` are in; None = there is none.
+        labels: (H, W); None = not in memory.
+        last: tab and number of the last stroke.
+        kept: whether what was there before this session is kept, or there was nothing.
+        lock: held while the file is looked at or replaced.
+    """
+
+    revision: int = 0
+    signature: Signature | None = None
+    labels: LabelMap | None = None
+    last: tuple[str, int] | None = None
+    kept: bool = False
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+
+class Scribbles:
+    """The scribbles of an `ImageSet`.
+
+    Args:
+        images: what is drawn on.
+        callback: called with the index and the labels (H, W) of an image whose scribbles are about to be saved.
+    """
+
+    def __init__(self, images: ImageSet, callback: Callable[[int, LabelMap], object] | None = None) -> None:
+        self.images = images
+        self.callback = callback
+        self._lock = threading.Lock()
+        self._drawings: dict[int, _Drawing] = {}
+        self._recent: list[int] = []  # images whose labels are in memory, the last used one last
+        self._drawn = {index: images.scribble_path(index).is_file() for index in range(len(images.ids))}
+        _sweep(images.root / SCRIBBLES)
+
+    def is_drawn(self, index: int) -> bool:
+        """Whether an image has scribbles; of images that were not opened yet, whether it has a file."""
+        return self._drawn[index]
+
+    def read(self, index: int) -> tuple[LabelMap, int]:
+        """Labels (H, W), not to be changed, and their revision.
+
+        Raises:
+            UsageError: the file holds no scribbles of these classes and this size.
+        """
+        drawing = self._drawing(index)
+        with drawing.lock:
+            self._refresh(index, drawing)
+            assert drawing.labels is not None
+            return drawing.labels, drawing.revision
+
+    def draw(self, index: int, stroke: Stroke) -> int:
+        """Apply a stroke and save the result; gives the new revision.
+
+        Raises:
+            OutOfDate: the image has another revision.
+            UsageError: runs outside of the image, or values that are no class; or see `read`.
+            FailedWrite: the file cannot be written; nothing has changed.
+        """
+        drawing = self._drawing(index)
+        with drawing.lock:
+            self._refresh(index, drawing)
+            if drawing.last == (stroke.tab, stroke.number):
+                return drawing.revision
+            if stroke.revision != drawing.revision:
+                raise OutOfDate(f"{self.images.ids[index]} has been changed elsewhere.")
+            assert drawing.labels is not None
+            labels = drawing.labels.copy()
+            places, values = _pixels(stroke.runs, labels.size, len(self.images.classes.names))
+            labels.reshape(-1)[places] = values
+            if self.callback is not None:
+                self.callback(index, labels)
+            self._save(index, drawing, labels)
+            drawing.labels, drawing.last = labels, (stroke.tab, stroke.number)
+            drawing.revision += 1
+            return drawing.revision
+
+    def _drawing(self, index: int) -> _Drawing:
+        with self._lock:
+            drawing = self._drawings.setdefault(index, _Drawing())
+            if index in self._recent:
+                self._recent.remove(index)
+            self._recent.append(index)
+            for old in self._recent[:-_KEPT]:
+                if self._drawings[old].lock.acquire(blocking=False):  # else it is being used
+                    self._drawings[old].labels = None
+                    self._drawings[old].lock.release()
+                    self._recent.remove(old)
+            return drawing
+
+    def _refresh(self, index: int, drawing: _Drawing) -> None:
+        """Read the file, unless its labels are in memory and it is as it was."""
+        path = self.images.scribble_path(index)
+        signature = _signature(path)
+        if signature == drawing.signature and drawing.labels is not None:
+            return
+        if signature is None:
+            labels = np.full(self.images.sizes[index], IGNORE, dtype=np.uint8)
+        else:
+            labels = self._read_file(index, path)
+        if signature != drawing.signature:
+            drawing.revision += 1
+            drawing.kept = False
+        drawing.signature, drawing.labels = signature, labels
+        self._drawn[index] = bool((labels != IGNORE).any())
+
+    def _read_file(self, index: int, path: Path) -> LabelMap:
+        size = self.images.sizes[index]
+        labels = read_scribble_map(path, self.images.classes.names, size)
+        if labels.shape != size:
+            raise UsageError(
+                f"{path} is {labels.shape[0]} pixels high and {labels.shape[1]} wide, its image {size[0]} and "
+                f"{size[1]}, so it is left alone. Move it away to draw on this image."
+            )
+        return labels
+
+    def _save(self, index: int, drawing: _Drawing, labels: LabelMap) -> None:
+        path = self.images.scribble_path(index)
+        if not drawing.kept:
+            keep_copy(path, lambda copy: self._covers(index, path, copy))
+            drawing.kept = True
+        drawn = bool((labels != IGNORE).any())
+        if drawn:
+            self.images.write_classes()
+            save_label_png(path, labels, self.images.classes.colors, durable=True)
+        else:
+            with writing(path):  # an image without a stroke has no file: training would ask what it is for
+                path.unlink(missing_ok=True)
+        drawing.signature = _signature(path)
+        self._drawn[index] = drawn
+
+    def _covers(self, index: int, path: Path, copy: Path) -> bool:
+        """Whether all strokes of ``copy`` are in the file ``path`` too."""
+        try:
+            before, now = read_values(copy), read_values(path)
+        except UsageError:
+            return False  # whatever it holds, it stays
+        return before.shape == now.shape and bool((before[before != IGNORE] == now[before != IGNORE]).all())
+
+
+def _pixels(runs: Sequence[int], pixels: int, classes: int) -> tuple[npt.NDArray[np.int64], LabelMap]:
+    """Places and values of the pixels in some runs.
+
+    Raises:
+        UsageError: they are no runs of such an image.
+    """
+    if len(runs) % 3 or not len(runs):
+        raise UsageError(f"A stroke is runs of start, length and value; got {len(runs)} numbers.")
+    try:
+        start, length, value = np.array(runs, dtype=np.int64).reshape(-1, 3).T
+    except OverflowError as cause:
+        raise UsageError(f"A stroke lies within an image of {pixels} pixels.") from cause
+    total = int(length.sum()) if (length <= pixels).all() else pixels + 1
+    if (length < 1).any() or total > pixels or (start < 0).any() or (start > pixels - length).any():
+        raise UsageError(f"A stroke lies within an image of {pixels} pixels, and names each of them once.")
+    if not ((value == IGNORE) | ((value >= 0) & (value < classes))).all():
+        raise UsageError(f"Values of a stroke are classes, 0 to {classes - 1}, or {IGNORE} for none.")
+    ends = np.cumsum(length)
+    places = np.repeat(start - (ends - length), length) + np.arange(total)
+    return places, np.repeat(value, length).astype(np.uint8)
+
+
+def _signature(path: Path) -> Signature | None:
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _sweep(folder: Path) -> None:
+    """Remove files that a killed process was writing, which nobody reads."""
+    if folder.is_dir():
+        for path in folder.iterdir():
+            name = finished_name(path)
+            abandoned = name is not None and name.endswith(".png") and path.is_file() and not path.is_symlink()
+            if abandoned and time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink(missing_ok=True)
