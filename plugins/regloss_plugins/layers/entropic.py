@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -49,6 +50,8 @@ class EntropicLayer(RegularizedLayer):
         polish: float | None,
     ) -> None:
         super().__init__()
+        if not isinstance(entropy, Real | Tensor):
+            raise TypeError("entropy is no number")  # put into words by the check of settings
         check_entropy(entropy, positive=True)
         if backward not in BACKWARD:
             raise UsageError(f"backward must be one of {', '.join(BACKWARD)}; got {backward!r}.")
