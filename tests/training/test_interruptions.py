@@ -109,19 +109,23 @@ def test_loader_processes_end_with_a_killed_training(kill, images, tmp_path):
 
 @pytest.mark.slow
 @LINUX
-def test_nothing_is_left_of_a_killed_command(images, tmp_path):
-    """Fork server and tracker, too."""
-    table = small_data.settings(images, tmp_path / "run", "data.workers=2", "training.epochs=1000")
+@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_nothing_is_left_of_a_killed_command(kill, devices, images, tmp_path):
+    """Fork server and tracker, too, and the further processes of a training with their own loaders."""
+    several = ("data.workers=1", f"training.devices={devices}", "training.threads=1", "training.batch-size=1")
+    table = small_data.settings(images, tmp_path / "run", *several, "training.epochs=1000")
     config = tmp_path / "config.toml"
     config.write_text(small_data.toml(table))
     training = subprocess.Popen([sys.executable, "-m", "regloss_cli.main", "train", str(config), "--quiet"])
     try:
         wait_until(lambda: logged_steps(tmp_path / "run") > 1)
         started = descendants(training.pid)
-        assert len(started) >= 3
-        training.kill()
-        training.wait(10)
+        assert len(started) >= 3 * devices
+        training.send_signal(kill)
+        assert training.wait(60) != 0
         wait_until(lambda: not any(map(is_alive, started)))
+        check_idle(tmp_path / "run")
     finally:
         training.kill()
         training.wait()

@@ -31,6 +31,8 @@ from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.filters.affinity import Affinity, check_affinity
 from regloss_plugins.filters.gaussian import Accuracy, Backend
 
+_HIDDEN = 32  # rounding errors of filters, in units of the last place
+
 
 class CutRegularizer(Regularizer):
     """A prior whose energy is made of the cuts between classes, with Gaussian weights between all pixels."""
@@ -66,11 +68,12 @@ class _CutTerm(Term):
         super().__init__(regularizer, shape, roi)
         self.settings = regularizer
         self.affinity = affinity
+        self.joined = _degrees(affinity) > 0
 
     def energy(self, probabilities: Tensor) -> Tensor:
-        probabilities = self.check(probabilities)
-        cuts = self.affinity.cuts(probabilities)
-        return self.settings.weight * self.settings.of_cuts(self.affinity, probabilities, cuts)
+        joined = self.check(probabilities) * self.joined
+        cuts = self.affinity.cuts(joined)
+        return self.settings.weight * self.settings.of_cuts(self.affinity, joined, cuts)
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,22 @@ class NormalizedCut(CutRegularizer):
         return normalized_cut(affinity, probabilities, cuts)
 
 
+def _degrees(affinity: Affinity) -> Tensor:
+    """The sum of w_pq over q but p itself, times the mass: (B, 1, *S), 0 where it is hidden by rounding.
+
+    Such a pixel is joined to nothing, and what rounding leaves of its cut and volume would have a quotient of any size.
+    """
+    to_others = affinity.degrees - 1  # its own weight is 1
+    hidden = to_others <= _HIDDEN * torch.finfo(to_others.dtype).eps
+    return affinity.spread(to_others.masked_fill(hidden, 0))
+
+
 def normalized_cut(affinity: Affinity, probabilities: Tensor, cuts: Tensor) -> Tensor:
     """The energy (B,) of the definition at weight 1, from ``cuts`` (B, K) of the affinity; differentiable."""
-    inside = affinity.inside.to(probabilities.dtype)
-    of_itself = (probabilities * inside).flatten(2).sum(2) / affinity.mass  # w_pp, which does not count
-    volumes = affinity.weighted(probabilities) - of_itself
-    # A class without pixels, or whose pixels are joined to nothing, has a volume of rounding errors.
-    least = torch.finfo(volumes.dtype).eps * affinity.weighted(torch.ones_like(inside)).detach()
-    joined = ~(volumes <= least)  # NaN stays NaN
+    to_others = _degrees(affinity).to(probabilities.dtype)
+    volumes = (probabilities * to_others).flatten(2).sum(2) / affinity.mass
+    # A class that is all but absent is none: its quotient, of two numbers that vanish, has no derivative to follow.
+    all_pixels = to_others.flatten(2).sum(2) / affinity.mass
+    joined = ~(volumes <= torch.finfo(volumes.dtype).eps * all_pixels)  # NaN stays NaN
     quotients = torch.where(joined, cuts / torch.where(joined, volumes, 1), 0)
     return affinity.pixels.to(cuts.dtype) * quotients.sum(1)

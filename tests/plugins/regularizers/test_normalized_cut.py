@@ -122,6 +122,23 @@ def test_absent_classes_cost_nothing(dtype):
     assert lonely.energy(torch.full((1, 3, 6, 6), 1 / 3, dtype=dtype)).tolist() == [0]
 
 
+@pytest.mark.parametrize("backend", ["exact", "lattice"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_pixels_that_differ_from_all_others_cost_nothing(dtype, backend):
+    """Rounding alone would make quotients of any size of them. Two pixels alike are the only pair."""
+    image = torch.linspace(0, 1, 36, dtype=dtype).reshape(1, 1, 6, 6).clone()
+    image[0, 0, 5, 5] = image[0, 0, 0, 0]
+    s = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0), dtype=dtype).softmax(1).requires_grad_()
+    energy = NormalizedCut(sigma_xy=4.0, sigma_rgb=0.002, scale=1.0, backend=backend).bind(image).energy(s)
+    (gradient,) = torch.autograd.grad(energy.sum(), s)
+    p, q = s[0, :, 0, 0], s[0, :, 5, 5]
+    expected = 36 * ((p * (1 - q) + q * (1 - p)) / (p + q)).sum()
+    torch.testing.assert_close(energy, expected.reshape(1), rtol=1e-4 if dtype == torch.float32 else 1e-9, atol=0)
+    alone = torch.ones(6, 6, dtype=torch.bool)
+    alone[0, 0] = alone[5, 5] = False
+    assert bool((gradient[0, :, alone] == 0).all())
+
+
 @pytest.mark.parametrize("kind", [NormalizedCut, KernelCut])
 @pytest.mark.parametrize(
     ("settings", "words"),
