@@ -8,6 +8,7 @@ from regloss.apps.annotate import live
 from regloss.apps.annotate.live import AnswerSettings, LiveImage
 from regloss.apps.annotate.solver import Solver
 from regloss.apps.segment import default_segmenter
+from regloss.errors import UsageError
 
 
 def scene(size, classes=2, noise=0.08, seed=0):
@@ -114,6 +115,8 @@ def test_a_network_with_scribbles_as_seeds():
     answer = stages(live_image, scribbles, 2, costs="network", weight=0.1)[-1]
     np.testing.assert_array_equal(answer.labels[scribbles != 255], scribbles[scribbles != 255])
     assert len(calls) == 1
+    with pytest.raises(UsageError, match="knows 2 classes, and there are 3 now"):
+        live_image.quick(scribbles, 3, AnswerSettings(costs="network"))
 
 
 @pytest.mark.parametrize("settings", [{"star": True}, {"convex": True}, {"least": 0.1, "most": 0.2}], ids=str)

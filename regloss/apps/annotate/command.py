@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import secrets
 import socket
@@ -34,19 +35,18 @@ class AnnotationServer:
     """
 
     def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int = 0, run: Path | None = None) -> None:
-        try:
-            import uvicorn
+        for name in ("starlette", "uvicorn"):
+            try:
+                importlib.import_module(name)
+            except ImportError as cause:
+                raise MissingDependency(
+                    f'regloss annotate needs {name}, which is not installed: pip install "regloss[annotate]".'
+                ) from cause
+        import uvicorn
 
-            from regloss.apps.annotate.guard import Guard
-            from regloss.apps.annotate.server import Annotation, application
-        except ImportError as cause:
-            missing = (cause.name or "").partition(".")[0]
-            if missing not in ("uvicorn", "starlette"):
-                raise
-            raise MissingDependency(
-                f'regloss annotate needs {missing}, which is not installed: pip install "regloss[annotate]".'
-            ) from cause
+        from regloss.apps.annotate.guard import Guard
         from regloss.apps.annotate.image_set import ImageSet
+        from regloss.apps.annotate.server import Annotation, application
 
         self.images = ImageSet(folder)
         self._listener = _listen(host, port)

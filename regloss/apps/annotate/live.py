@@ -249,14 +249,18 @@ class LiveImage:
         if settings.costs == "seeds":
             return torch.zeros(1, classes, *seeds.shape[1:])
         if settings.costs == "network":
-            return self._network_costs(level)
+            return self._network_costs(level, classes)
         return _color_costs(level.image, seeds, classes, free)
 
-    def _network_costs(self, level: _Level) -> Tensor:
+    def _network_costs(self, level: _Level, classes: int) -> Tensor:
         with self._lock:
             if self._logits is None:
                 assert self._network is not None
                 self._logits = self._network().float().cpu()
+            if self._logits.shape[1] != classes:
+                raise UsageError(
+                    f"The network knows {self._logits.shape[1]} classes, and there are {classes} now. Train again."
+                )
             costs = -torch.log_softmax(self._logits, dim=1)[0].numpy()
         return torch.from_numpy(reduce_image(costs, level.factor)).unsqueeze(0)
 

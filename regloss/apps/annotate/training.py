@@ -59,6 +59,7 @@ class TrainingState:
         step: optimizer steps taken. steps: in all.
         losses: mean loss of each epoch so far.
         said: the end of what it printed.
+        problem: why its network cannot be used.
         images: how many it trains on.
     """
 
@@ -68,6 +69,7 @@ class TrainingState:
     steps: int = 0
     losses: Sequence[float] = ()
     said: str = ""
+    problem: str = ""
     images: int = 0
 
 
@@ -81,6 +83,7 @@ class _Process:
     images: int
     stopped: bool = False
     ended: bool = False
+    problem: str = ""
 
 
 class Training:
@@ -177,7 +180,9 @@ class Training:
         rows = _rows(log / "steps.csv", "step")
         losses = [row["loss"] for row in _rows(log / "epochs.csv", "epoch") if "loss" in row]
         step = int(rows[-1]["step"]) if rows else 0
-        return TrainingState(state, process.run, step, process.steps, losses, self._said(process.run), process.images)
+        return TrainingState(
+            state, process.run, step, process.steps, losses, self._said(process.run), process.problem, process.images
+        )
 
     def report(self) -> Path | None:
         """The report of the last training, once it is there."""
@@ -193,6 +198,8 @@ class Training:
         try:
             if code == 0:
                 self.callback(self.folder / process.run)
+        except ReglossError as error:
+            process.problem = str(error)
         finally:
             process.ended = True
 

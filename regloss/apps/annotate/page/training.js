@@ -40,7 +40,9 @@ export class TrainingPanel {
     this.#paint(found);
     if (ended && found.state === "failed") this.events.message(`The training failed. ${found.said}`);
     if (found.network) this.events.network(found.network);
-    if (ended && found.state === "done") {
+    if (ended && found.problem) {
+      this.events.message(found.problem);
+    } else if (ended && found.state === "done") {
       this.events.message("The training is done. Its network answers now, too: choose it under Answer.", "plain");
       this.asked = false;
     }
