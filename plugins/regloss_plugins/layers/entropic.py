@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,8 @@ class EntropicLayer(RegularizedLayer):
         polish: float | None,
     ) -> None:
         super().__init__()
-        if not isinstance(entropy, Real | Tensor):
+        given: Any = entropy
+        if not isinstance(given, Real | Tensor):
             raise TypeError("entropy is no number")  # put into words by the check of settings
         check_entropy(entropy, positive=True)
         if backward not in BACKWARD:
