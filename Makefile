@@ -4,7 +4,7 @@ BIN := .venv/bin
 EXTRAS ?= sample,volumes,tensorboard,pymaxflow,gco,annotate,browser,docs,dev
 # One thread a process: two busy threads on two busy cores can be several times slower than one.
 export OMP_NUM_THREADS ?= 1
-PLUGIN_HALF := tests/plugins tests/docs tests/attacks
+PLUGIN_HALF := tests/plugins tests/attacks
 
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
