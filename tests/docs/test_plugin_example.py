@@ -180,12 +180,14 @@ def check_method_by_name(made: Environment) -> None:
     assert (labels == truth).mean() > 0.8  # noise lengthens all paths, and below the square nothing is scribbled
 
 
-def check_readme_loop(made: Environment) -> None:
-    code = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
+def check_own_loop(made: Environment) -> None:
+    """The page that README sends people with a loop of their own to."""
+    page = (ROOT / "docs" / "start" / "your-loop.md").read_text()
+    code = re.findall(r"^```python\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
     printed = made.run("\n".join(code))
-    accuracy = re.match(r"accuracy on the test images (0\.\d\d)", printed)
-    assert accuracy is not None, printed
-    assert float(accuracy[1]) > 0.6, "twenty steps should do better than that"
+    accuracies = re.findall(r"accuracy (0\.\d\d)", printed)
+    assert accuracies, printed
+    assert max(map(float, accuracies)) > 0.6, printed
 
 
 def test_regloss_comes_from_the_wheel(environment: Environment) -> None:
@@ -258,8 +260,8 @@ def test_a_new_plugin_is_written_and_installed(environment: Environment) -> None
     )
 
 
-def test_the_readmes_loop_runs(environment: Environment) -> None:
-    check_readme_loop(environment)
+def test_a_loop_of_ones_own_runs(environment: Environment) -> None:
+    check_own_loop(environment)
 
 
 @pytest.mark.slow
@@ -270,4 +272,4 @@ def test_everything_from_the_index(wheel: Path, tmp_path: Path) -> None:
     made.pip(str(plugin_copy(made.folder)))
     check_regloss_is_the_wheel(made)
     check_training_by_name(made)
-    check_readme_loop(made)
+    check_own_loop(made)
