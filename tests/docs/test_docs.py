@@ -104,7 +104,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
         yield tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page not in AS_NOTEBOOK], ids=NAMES.get)
+def _with_code(page: Path) -> Any:
+    """A page to run; those that solve and draw at length are slow."""
+    long = page.parent.name in ("methods", "start") or page.name == "choose.md"
+    return pytest.param(page, id=NAMES.get(page), marks=[pytest.mark.slow] if long else [])
+
+
+@pytest.mark.parametrize("page", [_with_code(page) for page in PAGES if page not in AS_NOTEBOOK])
 def test_python_blocks_run(page: Path, workplace: Path) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
     for block in blocks(page, "python", "pycon"):
