@@ -31,7 +31,7 @@ from regloss.dataset import IGNORE
 from regloss.errors import ReglossError, UsageError
 from regloss.forms import Form, Graph, GridGraph
 from regloss.grid import full_roi, spread
-from regloss.numerics import widest_float
+from regloss.numerics import one_hot, widest_float
 from regloss.region_force import RegionForce, pick_statistics
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Regularizer, Term, combine
@@ -43,7 +43,6 @@ from regloss.solver import (
     Status,
     linear_energy,
     negotiate,
-    one_hot,
     solve,
     statuses,
 )

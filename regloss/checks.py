@@ -8,7 +8,7 @@ library asks here, through `holds` or the functions below.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Real
@@ -182,6 +182,13 @@ def check_at_least_one(**settings: int) -> None:
     for name, value in settings.items():
         if value < 1:
             raise UsageError(f"{name} must be at least 1; got {value}.")
+
+
+def check_choice(choices: Collection[str], **settings: str) -> None:
+    """Each of ``settings`` must be one of ``choices``."""
+    for name, value in settings.items():
+        if value not in choices:
+            raise UsageError(f"{name} must be one of {', '.join(choices)}; got {value!r}.")
 
 
 def at_least_float32(values: Tensor) -> Tensor:

@@ -24,13 +24,12 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from regloss import grid
 from regloss.checks import at_least_float32
 from regloss.errors import UsageError
-from regloss.numerics import widest_float
+from regloss.numerics import one_hot, widest_float
 from regloss.registry import name_of
 from regloss.regularizer import Regularizer, Sum, Term
 
@@ -113,7 +112,7 @@ class ConstraintTerm(Term, ABC):
 
     def settled(self, labels: Tensor, possible: Tensor) -> Tensor:
         """What of ``possible`` is left to other constraints once ``labels`` in C are found: by default the labels."""
-        return one_hot(labels, possible.shape[1]).bool()
+        return one_hot(labels, possible.shape[1], torch.bool)
 
     # ---- what should not be redefined
 
@@ -142,11 +141,6 @@ def has_constraints(regularizer: Regularizer) -> bool:
     if isinstance(regularizer, Sum):
         return regularizer.weight > 0 and any(map(has_constraints, regularizer.parts))
     return isinstance(regularizer, HardConstraint) and regularizer.weight > 0
-
-
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """``labels`` (B, *S) as float64 probabilities (B, K, *S); float32 where the device knows no float64."""
-    return F.one_hot(labels, classes).movedim(-1, 1).to(widest_float(labels.device))
 
 
 def contradiction(term: Term, image: int, why: str) -> UsageError:
@@ -190,7 +184,7 @@ def possible_labels(
     if fixed is not None:
         seeds = fixed.to(like.device, torch.int64)
         seeds = seeds if roi is None else seeds.masked_fill(~roi, -1)
-        given = one_hot(seeds.clamp(min=0), like.shape[1]).bool()
+        given = one_hot(seeds.clamp(min=0), like.shape[1], torch.bool)
         possible = torch.where((seeds >= 0).unsqueeze(1), given, possible)
     return possible
 
@@ -358,7 +352,7 @@ def raise_labels(log_probabilities: Tensor, labels: Tensor, dtype: torch.dtype) 
         dtype: in which the argmax will be taken.
     """
     found = at_least_float32(log_probabilities)
-    mine = F.one_hot(labels, found.shape[1]).movedim(-1, 1).bool()
+    mine = one_hot(labels, found.shape[1], torch.bool)
     best = found.masked_fill(mine, -torch.inf).amax(1, keepdim=True)
     best = best.clamp(min=torch.finfo(dtype).min / 4)
     least = best + 8 * torch.finfo(dtype).eps * (1 + best.abs())

@@ -1,10 +1,18 @@
-"""Precision of sums."""
+"""Precision of sums, and labels as numbers."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def widest_float(device: torch.device) -> torch.dtype:
     """Float64, in which sums are taken whose differences are looked at; float32 where the device knows no float64."""
     return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs
+
+
+def one_hot(labels: Tensor, classes: int, dtype: torch.dtype | None = None) -> Tensor:
+    """``labels`` (B, *S) in 0..K-1 as probabilities (B, K, *S); None = in the `widest_float`."""
+    # torch's own one_hot waits for the device to see whether the labels are in range.
+    order = torch.arange(classes, device=labels.device).reshape(1, -1, *[1] * (labels.ndim - 1))
+    return (labels.unsqueeze(1) == order).to(dtype or widest_float(labels.device))

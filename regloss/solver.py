@@ -22,6 +22,7 @@ from regloss.constraint import EXACT, Constraints, possible_labels
 from regloss.dual_problem import Smoothing
 from regloss.errors import MissingForm, ReglossError, UsageError, listed
 from regloss.forms import Form
+from regloss.numerics import one_hot
 from regloss.registry import components, load, name_of, resolve
 from regloss.regularizer import Regularizer, Sum, Term, form_names, offered_kind
 from regloss.settings import CheckedSettings
@@ -489,13 +490,6 @@ def possible_cost(problem: Problem) -> Tensor:
     seeds = seeds_inside(problem).unsqueeze(1)
     order = torch.arange(cost.shape[1], device=cost.device).reshape(1, -1, *[1] * (cost.ndim - 2))
     return torch.where(seeds >= 0, problem.unary.masked_fill(order != seeds, float("inf")), cost)
-
-
-def one_hot(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:
-    """``labels`` (B, *S) in 0..K-1 as probabilities (B, K, *S)."""
-    # torch's own one_hot waits for the device to see whether the labels are in range.
-    order = torch.arange(classes, device=labels.device).reshape(1, -1, *[1] * (labels.ndim - 1))
-    return (labels.unsqueeze(1) == order).to(dtype)
 
 
 def linear_energy(unary: Tensor, probabilities: Tensor, roi: Tensor | None) -> Tensor:

@@ -19,7 +19,8 @@ from regloss import (
     solve,
 )
 from regloss.constraint import EXACT, Constraints, raise_labels
-from regloss.solver import linear_energy, negative_entropy, one_hot
+from regloss.numerics import one_hot
+from regloss.solver import linear_energy, negative_entropy
 from regloss_plugins.kernels.assignment import assign
 
 # --------------------------------------------------------------------------------------------------------------------

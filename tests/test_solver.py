@@ -26,7 +26,8 @@ from regloss import (
     Volume,
     solve,
 )
-from regloss.solver import linear_energy, negative_entropy, negotiate, one_hot, statuses, usable_cores
+from regloss.numerics import one_hot
+from regloss.solver import linear_energy, negative_entropy, negotiate, statuses, usable_cores
 
 
 class Recorder(Solver):

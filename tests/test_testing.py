@@ -34,8 +34,8 @@ from regloss.checks import at_least_float32, check_finite, check_image, check_sc
 from regloss.dispatch import fast, find
 from regloss.dual_sets import Box, DualSet, Tangent
 from regloss.forms import Concave, ConcaveFunction, GridGraph, Saddle, SaddlePart
+from regloss.numerics import one_hot
 from regloss.operators import LinearOperator, Scaled
-from regloss.solver import one_hot
 from regloss.testing.suite import gradient_of_sum
 
 pytest_plugins = ["pytester"]

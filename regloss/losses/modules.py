@@ -18,7 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from regloss.batch import Batch
-from regloss.checks import at_least_float32, check_labels, check_scores, check_spacing, holds, without_value_checks
+from regloss.checks import (
+    at_least_float32,
+    check_choice,
+    check_labels,
+    check_scores,
+    check_spacing,
+    holds,
+    without_value_checks,
+)
 from regloss.data_term import combine_data_terms
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
@@ -34,8 +42,7 @@ class Loss(nn.Module, ABC):
 
     def __init__(self, ignore_index: int | None, reduction: Reduction, validate: bool) -> None:
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise UsageError(f"reduction must be one of {', '.join(REDUCTIONS)}; got {reduction!r}.")
+        check_choice(REDUCTIONS, reduction=reduction)
         if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
             raise UsageError(f"ignore_index must be an integer, a value of target; got {ignore_index!r}.")
         self.ignore_index = ignore_index

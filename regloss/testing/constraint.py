@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from regloss.constraint import EXACT, Constraints, ConstraintTerm, HardConstraint
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.testing.regularizer import RegularizerConformance
 from regloss.testing.suite import SIZES, assert_at_most, assert_close, normal_values
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from regloss.dataset import IGNORE
 from regloss.divergence import Divergence
 from regloss.errors import UsageError
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.testing.suite import (
     Suite,
     Unchanged,

@@ -15,8 +15,9 @@ from torch import Tensor
 from regloss import registry
 from regloss.alternation import alternate
 from regloss.errors import UsageError
+from regloss.numerics import one_hot
 from regloss.region_force import RegionForce
-from regloss.solver import Solver, linear_energy, one_hot
+from regloss.solver import Solver, linear_energy
 from regloss.testing.suite import (
     SIZES,
     Suite,

@@ -17,9 +17,9 @@ from regloss.dispatch import find
 from regloss.dual_problem import DualIterations, DualProblem
 from regloss.errors import MissingForm, UsageError
 from regloss.forms import Concave, Form, Graph, GridGraph, Projection, Saddle, SaddlePart
+from regloss.numerics import one_hot
 from regloss.operators import LinearOperator
 from regloss.regularizer import Regularizer, Term
-from regloss.solver import one_hot
 from regloss.testing.suite import (
     SIZES,
     SPACINGS,

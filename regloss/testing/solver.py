@@ -13,8 +13,9 @@ from torch import Tensor
 
 from regloss import registry
 from regloss.errors import ReglossError, UsageError
+from regloss.numerics import one_hot
 from regloss.regularizer import Regularizer, Term
-from regloss.solver import Solution, Solver, Status, linear_energy, negative_entropy, negotiate, one_hot, solve
+from regloss.solver import Solution, Solver, Status, linear_energy, negative_entropy, negotiate, solve
 from regloss.testing.suite import (
     SIZES,
     Suite,

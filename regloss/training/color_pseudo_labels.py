@@ -23,10 +23,11 @@ import torch
 from regloss.alternation import alternate
 from regloss.dataset import IGNORE, Sample
 from regloss.errors import UsageError
+from regloss.numerics import one_hot
 from regloss.region_force import RegionForce
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Regularizer, combine
-from regloss.solver import Solver, negotiate, one_hot
+from regloss.solver import Solver, negotiate
 
 LabelMap = npt.NDArray[np.uint8]
 

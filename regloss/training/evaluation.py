@@ -18,11 +18,12 @@ from regloss.metrics.foreground import ForegroundScores
 from regloss.metrics.groups import ScoreMetric
 from regloss.metrics.labels import confusion_of
 from regloss.metrics.scores import Scores
+from regloss.numerics import one_hot
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer
 from regloss.report.advice import TrainingMeasures
 from regloss.report.examples import Example
-from regloss.solver import Solution, one_hot
+from regloss.solver import Solution
 from regloss.training.augmentation import crop_coverage
 from regloss.training.config import Config
 from regloss.training.devices import Process

@@ -11,7 +11,7 @@ from regloss import DenseCRF, MeanField, MissingForm, Sum, UsageError, solve
 from regloss.apps.post_process import PostProcess
 from regloss.apps.predict import predict_files
 from regloss.io.images import read_image
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.training.model import load_model, predict
 
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from regloss import Form, GridGraph, Problem, Solution, Solver, UsageError, grid
-from regloss.solver import linear_energy, one_hot, possible_cost, statuses
+from regloss.numerics import one_hot
+from regloss.solver import linear_energy, possible_cost, statuses
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from torch import Tensor
 from regloss import grid
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
+from regloss.numerics import one_hot
 from regloss.segmenter import Segmentation, Segmenter, Task
-from regloss.solver import Status, one_hot
+from regloss.solver import Status
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from regloss.batch import Batch
 from regloss.divergence import log_softmax
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss_plugins.data_terms.cross_entropy import WeightedLabels, given_labels
 
 

@@ -25,7 +25,7 @@ from regloss.batch import Batch
 from regloss.checks import at_least_float32
 from regloss.data_term import DataTerm
 from regloss.errors import UsageError
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss_plugins.data_terms.cross_entropy import given_labels
 
 

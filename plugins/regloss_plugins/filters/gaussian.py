@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from regloss.checks import at_least_float32, check_finite, check_roi
+from regloss.checks import at_least_float32, check_choice, check_finite, check_roi
 from regloss.errors import UsageError
 from regloss_plugins.kernels.lattice import LatticeTooLarge, SplineLattice, Splines
 from regloss_plugins.kernels.lattice_matrices import LatticeMatrices, filters_on
@@ -282,10 +282,8 @@ def gaussian_filter(
     check_finite(image, "The image to filter by")
     shape = (image.shape[0], *image.shape[2:])
     check_roi(roi, shape)
-    if backend not in BACKENDS:
-        raise UsageError(f"backend must be one of {', '.join(BACKENDS)}; got {backend!r}.")
-    if accuracy not in ACCURACIES:
-        raise UsageError(f"accuracy must be one of {', '.join(ACCURACIES)}; got {accuracy!r}.")
+    check_choice(BACKENDS, backend=backend)
+    check_choice(ACCURACIES, accuracy=accuracy)
     features = at_least_float32(image.detach()) / sigma_rgb
     if math.isinf(sigma_rgb):
         features = features[:, :0]

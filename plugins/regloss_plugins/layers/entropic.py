@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from regloss.checks import check_entropy
+from regloss.checks import check_choice, check_entropy
 from regloss.errors import UsageError
 from regloss.layer import RegularizedLayer, name_weights
 from regloss.regularizer import Regularizer
@@ -54,8 +54,7 @@ class EntropicLayer(RegularizedLayer):
         if not isinstance(given, Real | Tensor):
             raise TypeError("entropy is no number")  # put into words by the check of settings
         check_entropy(entropy, positive=True)
-        if backward not in BACKWARD:
-            raise UsageError(f"backward must be one of {', '.join(BACKWARD)}; got {backward!r}.")
+        check_choice(BACKWARD, backward=backward)
         if backward_steps < 1 or not 0 <= backward_tolerance < 1:
             raise UsageError(
                 "backward_steps must be at least 1 and backward_tolerance in [0, 1); got "

@@ -40,10 +40,10 @@ from torch import Tensor, nn
 from regloss.batch import Batch
 from regloss.checks import at_least_float32
 from regloss.errors import UsageError
+from regloss.numerics import one_hot
 from regloss.outer_loop import OuterLoop, Proposal, Update, check_logits
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer, combine
-from regloss.solver import one_hot
 from regloss_plugins.data_terms.elbo import ELBO, Latent, Phases
 from regloss_plugins.segmenters.saliency import SALIENCIES, otsu_threshold
 

@@ -37,10 +37,11 @@ from regloss.data_term import combine_data_terms
 from regloss.dataset import IGNORE
 from regloss.divergence import log_softmax
 from regloss.errors import UsageError
+from regloss.numerics import one_hot
 from regloss.outer_loop import OuterLoop, Proposal, check_logits, seeded_labels, seeds_of
 from regloss.regularizer import Regularizer, Term, combine
 from regloss.schedule import Schedule, as_schedule
-from regloss.solver import Solution, allowed_cost, one_hot, statuses
+from regloss.solver import Solution, allowed_cost, statuses
 from regloss_plugins.data_terms.collision_cross_entropy import collision_cross_entropy
 from regloss_plugins.outer_loops.proposal_loop import check_proposal_weight
 

@@ -159,8 +159,8 @@ class _ConvexShapeTerm(ConstraintTerm):
     def refuse(self, possible: Tensor) -> None:
         """What the seeds of the class fill must hold no pixel of another."""
         label = self.settings.label
-        forced, barred = self._forced(possible)
-        _, dented = self._filled(forced, barred)
+        forced, forbidden = self._forced(possible)
+        _, dented = self._filled(forced, forbidden)
         if bool(dented.any()):
             image = int(dented.nonzero()[0])
             raise contradiction(
@@ -176,33 +176,35 @@ class _ConvexShapeTerm(ConstraintTerm):
         """The fill of the region where the class is cheapest, or cheapest by a margin."""
         label = self.settings.label
         cheapest, rest = cost.masked_fill(self._channel(cost), torch.inf).min(1)
-        forced, barred = self._forced(possible)
-        gain = torch.where(forced | barred, 0, cheapest - cost[:, label])  # of taking the class
+        forced, forbidden = self._forced(possible)
+        gain = torch.where(forced | forbidden, 0, cheapest - cost[:, label])  # of taking the class
         most = None if counts is None else counts[:, label, 1]
-        region = self._region_above(gain, torch.zeros_like(gain[:, :1]), forced, barred)
-        filled, bad = self._filled(region, barred)
+        region = self._region_above(gain, torch.zeros_like(gain[:, :1]), forced, forbidden)
+        filled, bad = self._filled(region, forbidden)
         bad = bad | self._too_large(filled, most)
         if bool(bad.any()):
             # The filled region shrinks as the margin grows, down to the fill of the seeds.
             low = gain.flatten(1).new_zeros(len(gain))
             high = gain.flatten(1).amax(1) + 1
-            filled = torch.where(grid.spread(bad, filled), self._filled(forced, barred)[0], filled)
+            filled = torch.where(grid.spread(bad, filled), self._filled(forced, forbidden)[0], filled)
             for _ in range(24):
                 middle = (low + high) / 2
-                tried, worse = self._filled(self._region_above(gain, grid.spread(middle, gain), forced, barred), barred)
+                tried, worse = self._filled(
+                    self._region_above(gain, grid.spread(middle, gain), forced, forbidden), forbidden
+                )
                 worse = worse | self._too_large(tried, most)
                 low, high = torch.where(worse, middle, low), torch.where(worse, high, middle)
                 filled = torch.where(grid.spread(bad & ~worse, filled), tried, filled)
-        # Outside the region of interest, and where the class is barred, the others are left.
+        # Outside the region of interest, and where the class is forbidden, the others are left.
         outside = ~self.everywhere & (cost.argmin(1) == label)
         return torch.where(filled | outside, label, rest)
 
     def feasible(self, log_probabilities: Tensor, possible: Tensor) -> Tensor:
         """Pixels that are added get probability 1."""
-        forced, barred = self._forced(possible)
+        forced, forbidden = self._forced(possible)
         s = log_probabilities.exp()
-        region = (self._region(s) | forced) & ~barred
-        added = (self._filled(region, barred)[0] & ~region).unsqueeze(1)
+        region = (self._region(s) | forced) & ~forbidden
+        added = (self._filled(region, forbidden)[0] & ~region).unsqueeze(1)
         return torch.where(added, self._channel(s).to(s.dtype), s)
 
     def _channel(self, values: Tensor) -> Tensor:
@@ -215,16 +217,16 @@ class _ConvexShapeTerm(ConstraintTerm):
         forced = ~possible.masked_fill(self._channel(possible), False).any(1) & self.everywhere
         return forced, ~possible[:, self.settings.label] & self.everywhere
 
-    def _region_above(self, gain: Tensor, margin: Tensor, forced: Tensor, barred: Tensor) -> Tensor:
-        return (forced | (gain > margin)) & ~barred & self.everywhere
+    def _region_above(self, gain: Tensor, margin: Tensor, forced: Tensor, forbidden: Tensor) -> Tensor:
+        return (forced | (gain > margin)) & ~forbidden & self.everywhere
 
-    def _filled(self, region: Tensor, barred: Tensor) -> tuple[Tensor, Tensor]:
-        """The fill of a region by pixels that are not barred, and (B,) whether dents are left."""
-        filled = fill(region, self.settings.radii, self.everywhere & ~barred)[0]
+    def _filled(self, region: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The fill of a region by pixels that are not forbidden, and (B,) whether dents are left."""
+        filled = fill(region, self.settings.radii, self.everywhere & ~forbidden)[0]
         left = torch.zeros(len(filled), dtype=torch.bool, device=filled.device)
-        if bool(barred.any()):
+        if bool(forbidden.any()):
             for radius in self.settings.radii:
-                left = left | dents(filled, radius, barred).flatten(1).any(1)
+                left = left | dents(filled, radius, forbidden).flatten(1).any(1)
         return filled, left
 
     def _too_large(self, filled: Tensor, most: Tensor | None) -> Tensor:

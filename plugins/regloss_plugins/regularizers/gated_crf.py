@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from regloss import grid
+from regloss.checks import check_choice
 from regloss.errors import UsageError
 from regloss.forms import Graph, GridGraph
 from regloss.grid import Unit
@@ -81,8 +82,7 @@ class GatedCRF(Regularizer):
                 f"sigma_rgb of gated-crf must lie in (0, 2], in units of image values in [0, 1]; got {self.sigma_rgb}. "
                 "A bandwidth given for bytes is divided by 255."
             )
-        if self.relaxation not in RELAXATIONS:
-            raise UsageError(f"relaxation must be one of {', '.join(RELAXATIONS)}; got {self.relaxation!r}.")
+        check_choice(RELAXATIONS, relaxation=self.relaxation)
         for name, mask in (("source", self.source), ("destination", self.destination)):
             if mask is not None and not (isinstance(mask, Tensor) and mask.dtype == torch.bool):
                 kind = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from regloss import grid
+from regloss.checks import check_choice
 from regloss.errors import UsageError
 from regloss.forms import Graph, GridGraph
 from regloss.potts import RELAXATIONS, PottsTerm, Relaxation
@@ -67,8 +68,7 @@ class GridCRF(Regularizer):
             )
         if self.diagonal not in ("distance", "unit"):
             raise UsageError(f'diagonal must be "distance" or "unit"; got {self.diagonal!r}.')
-        if self.relaxation not in RELAXATIONS:
-            raise UsageError(f"relaxation must be one of {', '.join(RELAXATIONS)}; got {self.relaxation!r}.")
+        check_choice(RELAXATIONS, relaxation=self.relaxation)
 
     @property
     def forms(self) -> Forms:

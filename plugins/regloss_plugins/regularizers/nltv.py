@@ -41,7 +41,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regloss import grid
-from regloss.checks import check_at_least_one, check_not_negative, holds
+from regloss.checks import check_at_least_one, check_choice, check_not_negative, holds
 from regloss.dual_sets import Box
 from regloss.errors import UsageError
 from regloss.forms import Graph, Saddle, SaddlePart
@@ -107,8 +107,7 @@ class NonlocalTV(Regularizer):
 
     def __post_init__(self) -> None:
         check_at_least_one(neighbors=self.neighbors)
-        if self.weights not in WEIGHTS:
-            raise UsageError(f"weights must be one of {', '.join(WEIGHTS)}; got {self.weights!r}.")
+        check_choice(WEIGHTS, weights=self.weights)
         if self.window is not None and self.window < 1:
             raise UsageError(f"window must be at least 1 pixel, or None to look everywhere; got {self.window}.")
         if not 0 < self.sigma_rgb <= 2:

@@ -236,12 +236,12 @@ class _StarShapeTerm(ConstraintTerm):
         if not self.taken or self.settings.weight == 0:
             return self
         assert isinstance(center, Tensor)
-        forced, barred = (values.reshape(len(possible), -1) for values in self._forced(possible))
-        if not bool((forced & barred).any()):
+        forced, forbidden = (values.reshape(len(possible), -1) for values in self._forced(possible))
+        if not bool((forced & forbidden).any()):
             return self
         must = ~possible.masked_fill(_is_label(possible, label), False).any(1) & self.everywhere
         centers = center.clone()
-        for image in (forced & barred).any(1).nonzero().flatten().tolist():
+        for image in (forced & forbidden).any(1).nonzero().flatten().tolist():
             seeds = must[image].nonzero()
             order = (seeds - center[image].to(seeds)).square().sum(1).argsort(stable=True)
             middle = seeds.double().mean(0, keepdim=True).round().long()
@@ -285,8 +285,8 @@ class _StarShapeTerm(ConstraintTerm):
 
     def refuse(self, possible: Tensor) -> None:
         """A seed of the class needs the whole way to the centre, which seeds of other classes may stand on."""
-        forced, barred = self._forced(possible)
-        wrong = forced & barred
+        forced, forbidden = self._forced(possible)
+        wrong = forced & forbidden
         if bool(wrong.any()):
             image, pixel = wrong.reshape(len(possible), -1).nonzero()[0].tolist()
             place = [int(index) for index in torch.unravel_index(torch.tensor(pixel), self.shape[1:])]
@@ -308,19 +308,19 @@ class _StarShapeTerm(ConstraintTerm):
         label = self.settings.label
         mine, others = cost[:, label], cost.masked_fill(_is_label(cost, label), torch.inf)
         cheapest, rest = others.min(1)
-        forced, barred = self._forced(possible)
-        gain = torch.where(forced | barred, 0, (cheapest - mine).flatten())  # of taking the class
-        region = self._closed_set(gain, forced, barred)
+        forced, forbidden = self._forced(possible)
+        gain = torch.where(forced | forbidden, 0, (cheapest - mine).flatten())  # of taking the class
+        region = self._closed_set(gain, forced, forbidden)
         if counts is not None:
-            region = self._counted(region, gain, forced, barred, counts)
+            region = self._counted(region, gain, forced, forbidden, counts)
         return torch.where(region.reshape(rest.shape), label, rest)
 
     def feasible(self, log_probabilities: Tensor, possible: Tensor) -> Tensor:
         """Between the largest monotone probabilities below and the least above; the other classes share the rest."""
         label = self.settings.label
-        forced, barred = self._forced(possible)
+        forced, forbidden = self._forced(possible)
         u = log_probabilities[:, label].exp().flatten()
-        u = torch.where(forced, 1, torch.where(barred, 0, u))
+        u = torch.where(forced, 1, torch.where(forbidden, 0, u))
         parent, levels = self._tree_of(possible).levels()
         below, above = u.clone(), u.clone()
         for level in levels:
@@ -347,27 +347,29 @@ class _StarShapeTerm(ConstraintTerm):
         label = self.settings.label
         parent, levels = self._tree_of(possible).levels()
         forced = (~possible.masked_fill(_is_label(possible, label), False).any(1)).flatten()
-        barred = (~possible[:, label]).flatten()
+        forbidden = (~possible[:, label]).flatten()
         for level in reversed(levels):
             forced[parent[level][forced[level]]] = True
         for level in levels:
-            barred[level] |= barred[parent[level]]
-        return forced, barred
+            forbidden[level] |= forbidden[parent[level]]
+        return forced, forbidden
 
-    def _closed_set(self, gain: Tensor, forced: Tensor, barred: Tensor) -> Tensor:
-        """The closed set (B N,) bool of largest total ``gain``, with the forced and without the barred pixels."""
+    def _closed_set(self, gain: Tensor, forced: Tensor, forbidden: Tensor) -> Tensor:
+        """The closed set (B N,) bool of largest total ``gain``, with the forced and without the forbidden pixels."""
         assert self.tree is not None
         parent, levels = self.tree.levels()
         total = gain.clone()  # of a pixel and the best of what lies behind it
         for level in reversed(levels):
-            behind = torch.where(barred[level], 0, torch.where(forced[level], total[level], total[level].clamp(min=0)))
+            behind = torch.where(
+                forbidden[level], 0, torch.where(forced[level], total[level], total[level].clamp(min=0))
+            )
             total.index_add_(0, parent[level], behind)
-        region = (forced | (total > 0)) & ~barred
+        region = (forced | (total > 0)) & ~forbidden
         for level in levels:
             region[level] &= region[parent[level]]
         return region
 
-    def _counted(self, region: Tensor, gain: Tensor, forced: Tensor, barred: Tensor, counts: Tensor) -> Tensor:
+    def _counted(self, region: Tensor, gain: Tensor, forced: Tensor, forbidden: Tensor, counts: Tensor) -> Tensor:
         """As `_closed_set`, with a number of pixels that the counts of all classes allow."""
         label, inside = self.settings.label, self.everywhere.flatten()
         pixels, batch = self.everywhere.flatten(1).sum(1), len(self.everywhere)
@@ -384,14 +386,14 @@ class _StarShapeTerm(ConstraintTerm):
             return region
         # Sets grow with a premium on the class; between two of them pixels are taken from the centre outwards, which
         # keeps them closed.
-        everything = ~barred & (inside | region)
+        everything = ~forbidden & (inside | region)
         small, large = forced, everything
         reach = 1.001 * gain.reshape(batch, -1).abs().amax(1) + 1e-12  # gains of sets are means of their pixels' ones
         low, high = -reach, reach
         for _ in range(50):
             middle = (low + high) / 2
             premium = middle.unsqueeze(1).expand(batch, len(gain) // batch).flatten()
-            tried = self._closed_set(torch.where(forced | barred, gain, gain + premium), forced, barred)
+            tried = self._closed_set(torch.where(forced | forbidden, gain, gain + premium), forced, forbidden)
             up = size(tried) > wanted
             low, high = torch.where(up, low, middle), torch.where(up, middle, high)
             rows = up.unsqueeze(1).expand(batch, len(gain) // batch).flatten()

@@ -38,7 +38,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from regloss import grid
-from regloss.checks import check_not_negative
+from regloss.checks import check_choice, check_not_negative
 from regloss.errors import UsageError
 from regloss.forms import Concave, ConcaveFunction
 from regloss.grid import Unit
@@ -95,8 +95,7 @@ class ThresholdDynamics(Regularizer):
         sigma = _number(self.sigma)
         if not 0 < sigma < math.inf:
             raise UsageError(f"sigma must be finite and positive; got {sigma}.")
-        if self.kernel not in KERNELS:
-            raise UsageError(f"kernel must be one of {', '.join(KERNELS)}; got {self.kernel!r}.")
+        check_choice(KERNELS, kernel=self.kernel)
         if self.edge not in EDGES:
             raise UsageError(f'edge must be None, "sqrt" or "plain"; got {self.edge!r}.')
         check_not_negative(edge_scale=self.edge_scale)

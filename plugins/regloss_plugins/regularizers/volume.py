@@ -34,10 +34,11 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.checks import holds
-from regloss.constraint import ConstraintTerm, HardConstraint, contradiction, one_hot
+from regloss.constraint import ConstraintTerm, HardConstraint, contradiction
 from regloss.dual_sets import Free, Orthant
 from regloss.errors import UsageError
 from regloss.forms import Saddle, SaddlePart
+from regloss.numerics import one_hot
 from regloss.operators import ClassSums
 from regloss.regularizer import Forms, Term
 from regloss_plugins.kernels.assignment import assign

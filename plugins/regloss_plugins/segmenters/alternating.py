@@ -19,11 +19,12 @@ from regloss.alternation import Alternation, alternate
 from regloss.checks import check_at_least_one, check_entropy
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
+from regloss.numerics import one_hot
 from regloss.region_force import RegionForce
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Regularizer, combine
 from regloss.segmenter import EnergyRecord, Segmentation, Segmenter, Task
-from regloss.solver import Progress, Solution, Solver, negotiate, one_hot, solve
+from regloss.solver import Progress, Solution, Solver, negotiate, solve
 from regloss_plugins.segmenters.initial_phases import start_labels
 
 MAX_ROUNDS = 50

@@ -35,14 +35,15 @@ import torch
 from torch import Tensor, nn
 
 from regloss.batch import Batch
-from regloss.checks import check_image
+from regloss.checks import check_choice, check_image
 from regloss.dataset import IGNORE
 from regloss.errors import ReglossError, UsageError
 from regloss.layer import RegularizedLayer
+from regloss.numerics import one_hot
 from regloss.outer_loop import OuterLoop
 from regloss.registry import create
 from regloss.segmenter import Segmentation, Segmenter, Task, check_phases
-from regloss.solver import Status, one_hot
+from regloss.solver import Status
 from regloss_plugins.segmenters.guided_filter import guided_filter
 from regloss_plugins.segmenters.initial_phases import start_labels
 
@@ -319,8 +320,7 @@ def check_settings(
     tolerance: float,
 ) -> None:
     """Raise `UsageError` for settings of `deep_chan_vese` that are invalid."""
-    if coupling not in COUPLINGS:
-        raise UsageError(f"coupling must be one of {', '.join(COUPLINGS)}; got {coupling!r}.")
+    check_choice(COUPLINGS, coupling=coupling)
     if not (_is_number(weight) and 0 <= weight < math.inf):
         raise UsageError(f"weight must be finite and not negative; got {weight!r}.")
     for name, value in (

@@ -39,7 +39,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from regloss.checks import check_at_least_one, check_not_negative
+from regloss.checks import check_at_least_one, check_choice, check_not_negative
 from regloss.errors import UsageError
 from regloss.forms import Composite, Concave, ConcaveFunction, Form, Saddle
 from regloss.grid import spread
@@ -125,8 +125,7 @@ class DCA(DifferentiableSolver):
     def __post_init__(self) -> None:
         check_at_least_one(max_steps=self.max_steps)
         check_not_negative(tolerance=self.tolerance)
-        if self.method not in METHODS:
-            raise UsageError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
+        check_choice(METHODS, method=self.method)
 
     def entropies(self, form: type[Form]) -> Literal["any", "positive"]:
         """Any for concave priors alone, else those above 0."""

@@ -25,9 +25,10 @@ from torch import Tensor
 from regloss import grid
 from regloss.errors import UsageError
 from regloss.forms import Saddle, SaddlePart
+from regloss.numerics import one_hot
 from regloss.operators import ClassSums
 from regloss.registry import name_of
-from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, Solver, one_hot, statuses
+from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, Solver, statuses
 from regloss_plugins.kernels.volumes import respond, scale_to_volumes, scaling_step, volume_softmax
 from regloss_plugins.solvers.gibbs import divided, gibbs, log_gibbs
 from regloss_plugins.solvers.pdhg import PDHG, PDHGState

@@ -28,9 +28,9 @@ from regloss.dual_problem import DualIteration, DualProblem, DualResult, Smoothi
 from regloss.errors import UsageError
 from regloss.forms import Composite
 from regloss.grid import spread
-from regloss.numerics import widest_float
+from regloss.numerics import one_hot, widest_float
 from regloss.operators import unscaled
-from regloss.solver import Callback, Problem, Progress, allowed_cost, linear_energy, negative_entropy, one_hot
+from regloss.solver import Callback, Problem, Progress, allowed_cost, linear_energy, negative_entropy
 
 Result = TypeVar("Result")
 

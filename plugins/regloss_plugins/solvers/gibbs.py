@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 
 
 def gibbs(cost: Tensor, entropy: float) -> Tensor:

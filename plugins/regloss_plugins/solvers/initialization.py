@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from regloss.errors import UsageError
-from regloss.solver import Problem, one_hot
+from regloss.numerics import one_hot
+from regloss.solver import Problem
 from regloss_plugins.solvers.gibbs import gibbs
 
 

@@ -41,6 +41,7 @@ from regloss import grid
 from regloss.checks import check_at_least_one, check_not_negative
 from regloss.errors import UsageError
 from regloss.forms import Concave, ConcaveFunction, Form, GridGraph
+from regloss.numerics import one_hot
 from regloss.solver import (
     Problem,
     Progress,
@@ -49,7 +50,6 @@ from regloss.solver import (
     allowed_cost,
     linear_energy,
     negative_entropy,
-    one_hot,
     possible_cost,
     seeds_inside,
     statuses,

@@ -46,8 +46,8 @@ from regloss.checks import check_not_negative
 from regloss.divergence import gather_labels
 from regloss.errors import UsageError
 from regloss.forms import Form, GridGraph
-from regloss.numerics import widest_float
-from regloss.solver import Problem, Solution, Solver, Status, one_hot
+from regloss.numerics import one_hot, widest_float
+from regloss.solver import Problem, Solution, Solver, Status
 from regloss_plugins.solvers.alpha_expansion import refuse_entropy
 from regloss_plugins.solvers.region_moves import move_levels, move_pixels, move_regions
 

@@ -36,7 +36,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from regloss.checks import check_at_least_one, check_not_negative
+from regloss.checks import check_at_least_one, check_choice, check_not_negative
 from regloss.dual_problem import Smoothing
 from regloss.errors import UsageError
 from regloss.forms import Form, Saddle
@@ -113,8 +113,7 @@ class PDHG(DifferentiableSolver):
     def __post_init__(self) -> None:
         check_at_least_one(max_steps=self.max_steps, check_every=self.check_every)
         check_not_negative(tolerance=self.tolerance)
-        if self.method not in METHODS:
-            raise UsageError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
+        check_choice(METHODS, method=self.method)
         number = isinstance(self.steps, int | float) and 0 < self.steps < float("inf")
         if self.steps not in ("diagonal", "norm") and not number:
             raise UsageError(f'steps must be "diagonal", "norm" or a positive number; got {self.steps!r}.')

@@ -35,10 +35,10 @@ from regloss.constraint import Constraints
 from regloss.errors import MissingForm, UsageError
 from regloss.forms import Concave, ConcaveFunction, Form, Graph, GridGraph, Saddle
 from regloss.grid import spread
-from regloss.numerics import widest_float
+from regloss.numerics import one_hot, widest_float
 from regloss.registry import create, name_of, resolve
 from regloss.regularizer import Constrained, form_names
-from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, Solver, one_hot, statuses
+from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, Solver, statuses
 
 # Probability of other labels at a pixel that was filled: finite in logarithms, and far from 1/2.
 _UNSURE = 1e-7

@@ -38,10 +38,11 @@ from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.io.reduction import reduce_image, reduce_scribbles
 from regloss.io.types import FloatImage, LabelMap
+from regloss.numerics import one_hot
 from regloss.region_force import RegionForce
 from regloss.registry import create, resolve
 from regloss.regularizer import Regularizer, Term, combine
-from regloss.solver import Solution, Solver, one_hot, solve
+from regloss.solver import Solution, Solver, solve
 
 LARGEST = 2**20
 """Pixels of the images that are solved at their own size; larger ones are reduced."""

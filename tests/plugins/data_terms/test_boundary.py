@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regloss import Batch, Boundary, UsageError
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.testing import DataTermConformance
 from regloss_plugins.data_terms.boundary import signed_distances
 

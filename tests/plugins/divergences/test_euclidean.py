@@ -3,7 +3,7 @@
 import torch
 
 from regloss import Euclidean
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.testing import DivergenceConformance
 
 

@@ -26,7 +26,7 @@ from regloss import (
     Volume,
     solve,
 )
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.testing import OuterLoopConformance
 
 

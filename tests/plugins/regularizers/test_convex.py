@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regloss import Projection, UsageError
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.testing import ConstraintConformance
 from regloss.testing.suite import SIZES
 from regloss_plugins.regularizers.convex import ConvexShape, dents, fill

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regloss import Batch, MissingForm, Saddle, TotalVariation, UsageError, create, solve
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.testing import ConstraintConformance
 from regloss.testing.suite import SIZES, box_region, irregular_region
 from regloss_plugins.regularizers.star import StarShape

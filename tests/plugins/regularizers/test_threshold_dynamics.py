@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from regloss import Concave, UsageError
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.testing import RegularizerConformance
 from regloss_plugins.regularizers import threshold_dynamics
 from regloss_plugins.regularizers.threshold_dynamics import ThresholdDynamics

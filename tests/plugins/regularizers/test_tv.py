@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from regloss import Graph, GridCRF, GridGraph, MissingForm, Saddle, TotalVariation
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.testing import RegularizerConformance
 
 

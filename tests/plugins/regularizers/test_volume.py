@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from regloss import Ordered, Saddle, StarShape, Status, TotalVariation, UsageError, create, solve
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.testing import ConstraintConformance
 from regloss_plugins.regularizers.volume import Volume
 

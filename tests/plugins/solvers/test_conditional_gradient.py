@@ -19,7 +19,8 @@ from regloss import (
     UsageError,
     solve,
 )
-from regloss.solver import Problem, linear_energy, negative_entropy, one_hot, possible_cost
+from regloss.numerics import one_hot
+from regloss.solver import Problem, linear_energy, negative_entropy, possible_cost
 from regloss.testing import SolverConformance
 from regloss_plugins.solvers.conditional_gradient import descend
 from regloss_plugins.solvers.dca import DCAState

@@ -22,7 +22,8 @@ from regloss import (
     UsageError,
     solve,
 )
-from regloss.solver import Problem, linear_energy, negative_entropy, negotiate, one_hot
+from regloss.numerics import one_hot
+from regloss.solver import Problem, linear_energy, negative_entropy, negotiate
 from regloss.testing import SolverConformance
 from regloss_plugins.regularizers import threshold_dynamics
 from regloss_plugins.regularizers.threshold_dynamics import ThresholdDynamics

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 import regloss
 from regloss import GridCRF, GridGraph, Problem, Status, UsageError, grid, solve
-from regloss.solver import Solver, one_hot
+from regloss.numerics import one_hot
+from regloss.solver import Solver
 from regloss.testing import SolverConformance
 from regloss_plugins.solvers.parallel_potts import (
     ParallelPotts,

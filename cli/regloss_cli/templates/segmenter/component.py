@@ -16,8 +16,9 @@ from torch.nn.functional import avg_pool1d, avg_pool2d, avg_pool3d
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
+from regloss.numerics import one_hot
 from regloss.segmenter import EnergyRecord, Segmentation, Segmenter, Task
-from regloss.solver import Status, one_hot
+from regloss.solver import Status
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from torch import Tensor
 from regloss import grid
 from regloss.errors import UsageError
 from regloss.forms import Form, GridGraph
-from regloss.solver import Problem, Solution, Solver, linear_energy, one_hot, possible_cost, statuses
+from regloss.numerics import one_hot
+from regloss.solver import Problem, Solution, Solver, linear_energy, possible_cost, statuses
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import regloss
-from regloss.solver import one_hot
+from regloss.numerics import one_hot
 from regloss.testing import SolverConformance
 from regloss_cli.templates.solver.component import MyComponent
 
