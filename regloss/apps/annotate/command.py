@@ -58,7 +58,8 @@ class AnnotationServer:
         self.is_open = host not in _LOCAL
         self.token = secrets.token_urlsafe(24)
         self.port = int(self._listener.getsockname()[1])
-        self.address = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/{self.token}/"
+        name = _own_address() if host in ("0.0.0.0", "::") else host
+        self.address = f"http://{f'[{name}]' if ':' in name else name}:{self.port}/{self.token}/"
         app = application(self.annotation, lambda: self._server.should_exit)
         names = (host, socket.gethostname()) if self.is_open else ()
         config = uvicorn.Config(
@@ -118,6 +119,16 @@ def annotate_folder(
         webbrowser.open(server.address)
     server.run()
     callback("Ended. All that was drawn is saved.")
+
+
+def _own_address() -> str:
+    """This machine's address in its network, or its name where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.connect(("192.0.2.1", 9))  # of no machine, and nothing is sent: it says which way one would go
+        except OSError:
+            return socket.gethostname()
+        return str(asked.getsockname()[0])
 
 
 def _listen(host: str, port: int) -> socket.socket:

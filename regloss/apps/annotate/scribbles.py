@@ -82,10 +82,11 @@ class Scribbles:
 
     Args:
         images: what is drawn on.
-        callback: called with the index and the labels (H, W) of an image whose scribbles are about to be saved.
+        callback: called with the index of an image whose scribbles are about to be saved, the labels (H, W) that they
+            will be, and the stroke.
     """
 
-    def __init__(self, images: ImageSet, callback: Callable[[int, LabelMap], object] | None = None) -> None:
+    def __init__(self, images: ImageSet, callback: Callable[[int, LabelMap, Stroke], object] | None = None) -> None:
         self.images = images
         self.callback = callback
         self._lock = threading.Lock()
@@ -130,7 +131,7 @@ class Scribbles:
             places, values = _pixels(stroke.runs, labels.size, len(self.images.classes.names))
             labels.reshape(-1)[places] = values
             if self.callback is not None:
-                self.callback(index, labels)
+                self.callback(index, labels, stroke)
             self._save(index, drawing, labels)
             drawing.labels, drawing.last = labels, (stroke.tab, stroke.number)
             drawing.revision += 1

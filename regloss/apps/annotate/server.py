@@ -124,7 +124,6 @@ class Annotation:
         self._model_lock = threading.Lock()
         self._lock = threading.Lock()
         self._settings: OrderedDict[str, AnswerSettings] = OrderedDict()
-        self._drawing = threading.local()
         self._listeners: list[Callable[[int], object]] = []
         if run is not None:
             self._use(run)
@@ -152,7 +151,6 @@ class Annotation:
         Returns:
             The image's revision, and the number of the request for an answer.
         """
-        self._drawing.tab = stroke.tab
         revision = self.scribbles.draw(index, stroke)
         return revision, self.solver.newest(index)
 
@@ -189,8 +187,8 @@ class Annotation:
         with self._model_lock:  # a network is used by one thread at a time
             return model.logits(image)
 
-    def _drawn(self, index: int, labels: LabelMap) -> None:
-        self._request(index, labels, self._drawing.tab)
+    def _drawn(self, index: int, labels: LabelMap, stroke: Stroke) -> None:
+        self._request(index, labels, stroke.tab)
 
     def _request(self, index: int, labels: LabelMap, tab: str) -> int:
         with self._lock:
@@ -285,7 +283,9 @@ def application(annotation: Annotation, is_closing: Callable[[], bool] = lambda:
 
     async def claim(request: Request) -> Response:
         index, message = index_of(request), await _read(request, Claim)
-        return JSONResponse({"held": annotation.leases.claim(index, message.tab, take=message.take)})
+        held = annotation.leases.claim(index, message.tab, take=message.take)
+        _, revision = await run_in_threadpool(annotation.scribbles.read, index)
+        return JSONResponse({"held": held, "revision": revision})
 
     async def release(request: Request) -> Response:
         index, message = index_of(request), await _read(request, Claim)

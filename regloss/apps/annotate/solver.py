@@ -16,7 +16,10 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from regloss.apps.annotate.live import Answer, AnswerSettings, LiveImage
+from regloss.dataset import IGNORE
 from regloss.errors import ReglossError
 from regloss.io.types import LabelMap
 
@@ -121,6 +124,8 @@ class Solver:
         import torch
 
         torch.set_num_threads(1)  # of this thread: what it computes is small, and a training may want the others
+        if not gives_way:
+            _warm_up()
         if gives_way and sys.platform == "linux":  # there a thread's priority can be set by its number
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
@@ -181,3 +186,11 @@ class Solver:
                 self._published[index] = Published(number, request.number, answer)
         self._callback(index)
         return newest
+
+
+def _warm_up() -> None:
+    """Load compiled code, or compile it, before somebody waits for it."""
+    image = np.linspace(0, 1, 3 * 16, dtype=np.float32).reshape(3, 4, 4)
+    scribbles = np.full((4, 4), IGNORE, dtype=np.uint8)
+    scribbles[0, 0], scribbles[3, 3] = 0, 1
+    LiveImage(image).quick(scribbles, 2, AnswerSettings())

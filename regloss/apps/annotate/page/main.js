@@ -222,7 +222,9 @@ async function open(index) {
     const [found, lease] = await Promise.all([
       getLabels(`api/images/${index}/scribbles`),
       post(`api/images/${index}/claim`, { tab }),
-      byId("picture").decode().catch(() => message(`${name} cannot be shown.`)),
+      byId("picture").decode().catch(() => {
+        if (current.index === index) message(`${name} cannot be shown.`); // else it is another picture by now
+      }),
     ]);
     if (current.index !== index) return;
     saver.revisions.set(index, found.revision);
@@ -275,15 +277,18 @@ function setHeld(value) {
   pen.cursor();
 }
 
-// Keep the image, or find out that another tab has it; get it back where that one has ended.
+// Keep the image, or find out that another tab has it; get it back where that one has ended. What another tab or program
+// has drawn meanwhile is read.
 async function keep() {
-  if (!current?.labels) return;
+  if (!current?.labels || pen.busy) return;
   const { index } = current;
   try {
     const lease = await post(`api/images/${index}/claim`, { tab });
-    if (current.index !== index || lease.held === held) return;
-    if (lease.held) await open(index);
-    else setHeld(false);
+    if (current.index !== index || pen.busy) return;
+    const changed = lease.revision > saver.revisions.get(index) && !saver.pending(index).length;
+    if (changed) histories.delete(index);
+    if (changed || (lease.held && !held)) await open(index);
+    else if (!lease.held) setHeld(false);
   } catch (error) {
     if (!(error instanceof Problem)) throw error; // strokes that cannot be saved say so
   }
