@@ -115,7 +115,7 @@ def test_two_strokes_a_reload_and_a_training(opened, tmp_path):
     with served(root) as (server, _):
         hand = opened(server)
         page = hand.page
-        assert page.get_by_text("Draw strokes of two classes").is_visible()
+        page.get_by_text("Draw strokes of two classes").wait_for()
         hand.draw(inside, (inside[0] + 0.04, inside[1] + 0.02))
         page.keyboard.press("0")
         hand.draw(outside, (outside[0] + 0.04, outside[1] + 0.02))
@@ -149,7 +149,7 @@ def test_two_strokes_a_reload_and_a_training(opened, tmp_path):
 
         page.get_by_role("button", name="Least sure next").click()
         page.wait_for_selector("html[data-opened='1']")
-        page.get_by_label("From").select_option("network")
+        page.locator("#costs").select_option("network")
         page.wait_for_selector("#state.good")
 
 
@@ -223,8 +223,9 @@ def test_zoom_and_moving_draw_nothing(opened, server, root):
     assert moved["x"] != zoomed["x"]
     page.keyboard.press("f")
     assert page.locator("#stage").bounding_box() == pytest.approx(before, abs=1)
-    page.get_by_label("Brightness").fill("150")
-    assert "brightness(150%)" in page.locator("#picture").get_attribute("style")
+    page.get_by_label("Brightness").fill("5")
+    assert page.inner_text("#brightness-text") == "200 %"
+    assert "brightness(200%)" in page.locator("#picture").get_attribute("style")
     page.get_by_role("button", name="Reset").click()
     assert "brightness" not in page.locator("#picture").get_attribute("style")
     assert not (root / "scribbles").exists()
@@ -326,7 +327,7 @@ def test_two_tabs_on_one_image(opened, server, root):
     first.draw((0.2, 0.2), (0.4, 0.2))
     first.saved()
     second.page.bring_to_front()
-    assert second.page.get_by_text("Another tab draws on this image").is_visible()
+    second.page.get_by_text("Another tab draws on this image").wait_for()
     before = strokes_of(root / "scribbles/i0.png")
     second.draw((0.2, 0.6), (0.4, 0.6))
     np.testing.assert_array_equal(strokes_of(root / "scribbles/i0.png"), before)
@@ -380,7 +381,7 @@ def test_classes_are_edited(opened, server, root):
     page.get_by_role("radio", name="ring").click()
     hand.draw((0.2, 0.2), (0.4, 0.2))
     hand.saved()
-    assert (strokes_of(root / "scribbles/i0.png") == 2).sum() > 50
+    assert (strokes_of(root / "scribbles/i0.png") == 2).sum() > 20
     assert "ring" in (root / "classes.toml").read_text()
     hand.errors.clear()  # of the request that was refused
 
@@ -391,30 +392,38 @@ def test_what_is_painted_is_what_is_near(opened, server):
     rng = np.random.default_rng(0)
     size = 40
     rows, columns = np.indices((size, size)) + 0.5
+    lines = []
     for trial in range(60):
         (x, y), (u, v) = rng.uniform(-10, size + 10, (2, 2)) if trial else [(5.0, 5.0), (5.0, 5.0)]
-        if trial % 7 == 1:
-            v = y
-        if trial % 7 == 2:
-            u = x
-        radius = float(rng.uniform(0.75, 9))
-        painted, forward, backward = hand.page.evaluate(
-            """async ([size, from, to, radius]) => {
-                const { LabelMap } = await import("./page/labels.js");
+        lines.append([x, y, x if trial % 7 == 2 else u, y if trial % 7 == 1 else v, rng.uniform(0.75, 9)])
+    polygons = rng.uniform(0, size, (10, 5, 2))
+    painted_lines, painted_polygons = hand.page.evaluate(
+        """async ([size, lines, polygons]) => {
+            const { LabelMap } = await import("./page/labels.js");
+            const same = (one, other) => one.every((value, i) => value === other[i]);
+            const line = ([x, y, u, v, radius]) => {
                 const map = new LabelMap(size, size);
                 map.data.fill(7, 0, 5 * size);
                 const before = map.data.slice();
                 map.begin();
-                map.line({ x: from[0], y: from[1] }, { x: to[0], y: to[1] }, radius, 1);
+                map.line({ x, y }, { x: u, y: v }, radius, 1);
                 const after = map.data.slice();
                 const { forward, backward } = map.end();
                 map.apply(backward);
-                const back = map.data.every((value, i) => value === before[i]);
+                const back = same(map.data, before);
                 map.apply(forward);
-                return [[...after], map.data.every((value, i) => value === after[i]), back];
-            }""",
-            [size, [x, y], [u, v], radius],
-        )
+                return [[...after], same(map.data, after), back];
+            };
+            const polygon = (corners) => {
+                const map = new LabelMap(size, size);
+                map.polygon(corners.map(([x, y]) => ({ x, y })), 1);
+                return [...map.data];
+            };
+            return [lines.map(line), polygons.map(polygon)];
+        }""",
+        [size, lines, polygons.tolist()],
+    )
+    for (x, y, u, v, radius), (painted, forward, backward) in zip(lines, painted_lines, strict=True):
         assert forward
         assert backward
         length = (u - x) ** 2 + (v - y) ** 2
@@ -423,17 +432,7 @@ def test_what_is_painted_is_what_is_near(opened, server):
         found = np.array(painted).reshape(size, size) == 1
         clear = np.abs(distance - radius) > 1e-6
         np.testing.assert_array_equal(found[clear], (distance <= radius)[clear], err_msg=f"{x, y, u, v, radius}")
-    for _ in range(10):
-        corners = rng.uniform(0, size, (5, 2))
-        painted = hand.page.evaluate(
-            """async ([size, corners]) => {
-                const { LabelMap } = await import("./page/labels.js");
-                const map = new LabelMap(size, size);
-                map.polygon(corners.map(([x, y]) => ({ x, y })), 1);
-                return [...map.data];
-            }""",
-            [size, corners.tolist()],
-        )
+    for corners, painted in zip(polygons, painted_polygons, strict=True):
         found = np.array(painted).reshape(size, size) == 1
         odd = np.zeros((size, size), dtype=bool)
         near = np.zeros((size, size), dtype=bool)

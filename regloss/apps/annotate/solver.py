@@ -25,6 +25,7 @@ from regloss.io.types import LabelMap
 
 _KEPT = 3  # images with all that is computed once
 _NICE = 10
+_PATIENCE = 30.0  # seconds that a thread has to end
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,12 @@ class Solver:
             self._generation += 1
 
     def close(self) -> None:
-        """End the threads, after what they are at."""
+        """End the threads, after the stage that they are at."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        for thread in self._threads:  # a program that ends while they compute is aborted by torch
+            thread.join(_PATIENCE)
 
     def _put(self, waiting: OrderedDict[int, _Request], index: int, request: _Request) -> None:
         waiting[index] = request
@@ -176,16 +179,16 @@ class Solver:
             return image
 
     def _publish(self, index: int, request: _Request, answer: Answer) -> bool:
-        """Make an answer known, unless one to a newer request is; gives whether the request is still the newest."""
+        """Make an answer known, unless one to a newer request is; gives whether further stages are wanted."""
         answer = replace(answer, seconds=time.perf_counter() - request.at)
         with self._changed:
             before = self._published.get(index)
-            newest = self._newest[index] == request.number
+            wanted = self._newest[index] == request.number and not self._closed
             if before is None or before.request <= request.number:
                 number = 1 if before is None else before.number + 1
                 self._published[index] = Published(number, request.number, answer)
         self._callback(index)
-        return newest
+        return wanted
 
 
 def _warm_up() -> None:

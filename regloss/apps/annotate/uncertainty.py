@@ -53,8 +53,9 @@ class Uncertainty:
         return self._problem
 
     def close(self) -> None:
-        """Compute no more."""
+        """Compute no more than the image that it is at."""
         self._stop.set()
+        self._thread.join()
 
     def _run(self) -> None:
         import torch

@@ -357,6 +357,16 @@ function paintClasses() {
   const shaped = byId("shaped").value;
   byId("shaped").replaceChildren(...options);
   byId("shaped").value = shaped || String(Math.min(1, classes.length - 1));
+  paintClassButton();
+}
+
+// Where the panel is hidden, one button says which class is drawn, and goes on to the next.
+function paintClassButton() {
+  const button = byId("class-button");
+  const { name, color } = classes[chosen];
+  button.querySelector(".swatch").style.background = cssColor(color);
+  button.title = `Class ${name}; to the next one`;
+  button.setAttribute("aria-label", button.title);
 }
 
 function choose(index, focus = false) {
@@ -367,6 +377,7 @@ function choose(index, focus = false) {
     row.tabIndex = place === index ? 0 : -1;
     if (place === index && focus) row.focus();
   });
+  paintClassButton();
   if (pen.tool === "eraser" || pen.tool === "hand") chooseTool("brush");
   say(`Class ${index}, ${classes[index].name}`);
   pen.cursor();
@@ -393,7 +404,8 @@ function changeSize(factor) {
 }
 
 function paintPicture() {
-  const [brightness, contrast] = [Number(byId("brightness").value), Number(byId("contrast").value)];
+  // Five steps double or halve.
+  const [brightness, contrast] = ["brightness", "contrast"].map((id) => Math.round(100 * 2 ** (byId(id).value / 5)));
   byId("brightness-text").textContent = `${brightness} %`;
   byId("contrast-text").textContent = `${contrast} %`;
   view.show(brightness, contrast);
@@ -560,12 +572,13 @@ const clicks = {
   "zoom-out": () => view.zoom(0.8),
   "zoom-fit": () => view.fit(),
   "help-button": () => byId("help").showModal(),
+  "class-button": () => choose((chosen + 1) % classes.length),
   "edit-classes": editClasses,
   "add-class": addClass,
   "save-classes": saveClasses,
   take,
   "reset-image": () => {
-    byId("brightness").value = byId("contrast").value = "100";
+    byId("brightness").value = byId("contrast").value = "0";
     paintPicture();
   },
   "panel-button": () => {
@@ -613,6 +626,10 @@ document.addEventListener("visibilitychange", () => {
   if (document.visibilityState === "visible") keep();
 });
 setInterval(keep, SIGN_OF_LIFE);
+
+// A stroke of a sixtieth of an image is easy to see, and leaves room in what is narrow.
+const longest = set.images.map(({ width, height }) => Math.max(width, height)).sort((one, other) => one - other);
+byId("size").value = String(Math.max(3, Math.round(longest[longest.length >> 1] / 60)));
 
 paintClasses();
 paintSize();

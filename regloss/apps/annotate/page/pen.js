@@ -3,7 +3,7 @@
 import { NONE } from "./labels.js";
 
 const ERASER_BUTTON = 32; // of a pen's other end, in `buttons`
-const CLOSE = 10; // screen pixels within which a click on a polygon's first point closes it
+const CLOSE = { mouse: 10, pen: 14, touch: 24 }; // screen pixels within which a polygon's first point closes it
 
 export class Pen {
   // `board`: gives `labels`, `locked`, `value`, `color`, `radius`, and takes `painted(box)`, `finished()`,
@@ -18,6 +18,7 @@ export class Pen {
     this.panning = null;
     this.space = false;
     this.penSeen = false;
+    this.reach = CLOSE.mouse;
     this.at = null; // where the pointer is
     this.cross = null; // where the keyboard's cross is
     this.crossDown = false;
@@ -95,6 +96,7 @@ export class Pen {
     view.viewport.setPointerCapture(event.pointerId);
     event.preventDefault();
     if (event.pointerType === "pen") this.penSeen = true;
+    this.reach = CLOSE[event.pointerType] ?? CLOSE.mouse;
     if (event.pointerType === "touch") {
       this.pointers.set(event.pointerId, { x: event.clientX, y: event.clientY });
       if (this.pointers.size > 1) {
@@ -218,13 +220,13 @@ export class Pen {
 
   #corner(point) {
     const first = this.points[0];
-    const near = CLOSE / this.view.scale;
+    const near = this.reach / this.view.scale;
     if (this.points.length > 2 && Math.hypot(point.x - first.x, point.y - first.y) < near) {
       this.close();
       return;
     }
     const last = this.points.at(-1);
-    if (last && Math.hypot(point.x - last.x, point.y - last.y) < near / 4) return; // the second of a double click
+    if (last && Math.hypot(point.x - last.x, point.y - last.y) < CLOSE.mouse / 4 / this.view.scale) return; // the second of a double click
     this.points.push(point);
     this.board.hint("Double click, or C, closes the polygon; Backspace takes a corner back");
   }

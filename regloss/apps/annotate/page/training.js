@@ -83,6 +83,7 @@ export class TrainingPanel {
       this.dialog.close();
       this.state = "running";
       await this.watch();
+      document.getElementById("h-training").scrollIntoView({ block: "start", behavior: "smooth" });
     } catch (error) {
       if (!(error instanceof Problem)) throw error;
       document.getElementById("training-problem").textContent = error.message;

@@ -143,7 +143,8 @@ export class View {
     this.answerCanvas.getContext("2d").clearRect(0, 0, this.answerCanvas.width, this.answerCanvas.height);
   }
 
-  // Paint an answer: areas lightly, boundaries fully and a little brighter. A black class is background, whose areas stay as they are.
+  // Paint an answer: areas lightly, boundaries fully and a little brighter. A black background stays as it is, but for a
+  // dark line along its boundaries: beside the bright one it is seen on every image.
   drawAnswer(answer, colors) {
     const { width, height, data, factor } = answer;
     const canvas = this.answerCanvas;
@@ -158,7 +159,7 @@ export class View {
     colors.forEach((color, index) => {
       const shown = color.some((part) => part > 0) || index > 0;
       area[index] = shown ? packed(color, 100) : 0;
-      edge[index] = shown ? packed(color.map((part) => Math.round(part + 0.4 * (255 - part))), 255) : 0;
+      edge[index] = shown ? packed(color.map((part) => Math.round(part + 0.4 * (255 - part))), 255) : packed(color, 150);
     });
     const pixels = new ImageData(width, height);
     const words = new Uint32Array(pixels.data.buffer);
