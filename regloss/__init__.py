@@ -50,6 +50,7 @@ _CORE = {
     "schedule": ("Schedule",),
     "segmenter": ("Segmentation", "Segmenter"),
     "solver": ("Problem", "Progress", "Solution", "Solver", "Status", "solve"),
+    "training.proposal_engine": ("Proposals",),
 }
 """Modules, each with its public names. No method: those are in pyproject.toml, among the entry points."""
 

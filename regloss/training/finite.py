@@ -9,15 +9,15 @@ from regloss.batch import Batch
 from regloss.errors import ReglossError
 
 
-def check_finite_logits(logits: Tensor, step: int, batch: Batch) -> None:
+def check_finite_logits(logits: Tensor, step: int | None, batch: Batch) -> None:
     """Raise what `diverged` says where the network's output is NaN or infinite."""
     if not bool(torch.isfinite(logits).all()):
         raise diverged("The network's output became NaN or infinite", step, batch)
 
 
-def diverged(what: str, step: int, batch: Batch) -> ReglossError:
-    """The error to raise when ``what`` happened at ``step``."""
+def diverged(what: str, step: int | None, batch: Batch) -> ReglossError:
+    """The error to raise when ``what`` happened at ``step``, if that is known."""
+    where = "" if step is None else f" at step {step}"
     return ReglossError(
-        f"{what} at step {step}. Lower the learning rate, or look at the images of this batch: "
-        + ", ".join(batch.ids or ())
+        f"{what}{where}. Lower the learning rate, or look at the images of this batch: " + ", ".join(batch.ids or ())
     )

@@ -45,16 +45,45 @@ class ProposalStore:
             else:
                 np.save(file, labels)
 
-    def finish(self, generation: int, count: int) -> None:
-        """Mark ``generation`` complete, with ``count`` proposals; call it once, after all processes have written."""
+    def finish(self, generation: int, count: int, epoch: int = 0) -> None:
+        """Mark ``generation`` complete; call it once, after all processes have written.
+
+        Args:
+            generation: which.
+            count: of its proposals.
+            epoch: that began with them.
+        """
         path = self.folder / _name(generation) / _MARKER
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps({"proposals": count}))
+            temporary.write_text(json.dumps({"proposals": count, "epoch": epoch}))
 
     def is_complete(self, generation: int) -> bool:
         """Whether ``generation`` has been finished."""
         return (self.folder / _name(generation) / _MARKER).is_file()
+
+    def generations(self) -> list[int]:
+        """Those that are there, complete or not, in their order."""
+        return sorted(int(path.name.removeprefix("generation-")) for path in self.folder.glob("generation-*"))
+
+    def epoch(self, generation: int) -> int:
+        """The epoch that began with a complete ``generation``.
+
+        Raises:
+            UsageError: the marker does not say so.
+        """
+        path = self.folder / _name(generation) / _MARKER
+        try:
+            epoch = json.loads(path.read_text())["epoch"]
+            if not isinstance(epoch, int):
+                raise ValueError(f"epoch is {epoch!r}")
+        except (OSError, ValueError, TypeError, KeyError) as cause:
+            raise UsageError(f"{path} does not say which epoch began with these proposals: {cause}.") from cause
+        return epoch
+
+    def holds(self, generation: int, sample_id: str) -> bool:
+        """Whether there is a proposal of one sample, in a generation that need not be complete."""
+        return any(self._path(generation, sample_id, ndim).is_file() for ndim in (2, 3))
 
     def read(self, generation: int, sample_id: str) -> npt.NDArray[np.uint8]:
         """Labels (*S) of one sample.
@@ -76,15 +105,15 @@ class ProposalStore:
 
     def keep_from(self, generation: int) -> None:
         """Remove generations before ``generation``: no checkpoint needs them any more."""
-        for path in self.folder.glob("generation-*"):
-            if int(path.name.removeprefix("generation-")) < generation:
-                shutil.rmtree(path)
+        for older in self.generations():
+            if older < generation:
+                shutil.rmtree(self.folder / _name(older))
 
     def discard_after(self, generation: int) -> None:
         """Remove generations after ``generation`` (all, if -1): a resumed run makes them anew."""
-        for path in self.folder.glob("generation-*"):
-            if int(path.name.removeprefix("generation-")) > generation:
-                shutil.rmtree(path)
+        for later in self.generations():
+            if later > generation:
+                shutil.rmtree(self.folder / _name(later))
 
     def _path(self, generation: int, sample_id: str, ndim: int) -> Path:
         return self.folder / _name(generation) / f"{sample_id}{'.png' if ndim == 2 else '.npy'}"

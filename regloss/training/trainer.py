@@ -36,7 +36,7 @@ from regloss.metrics.foreground import RULES
 from regloss.outer_loop import Proposal
 from regloss.report.advice import advice
 from regloss.training import checkpoints
-from regloss.training.config import Config
+from regloss.training.config import Config, as_written
 from regloss.training.evaluation import evaluate_samples, examples_of, measure_training
 from regloss.training.finite import check_finite_logits, diverged
 from regloss.training.loader import EpochOrder, TrainingSet, training_batches
@@ -54,9 +54,9 @@ from regloss.training.processes import (
     to_device,
 )
 from regloss.training.progress import progress_bar
-from regloss.training.proposals import ProposalStore
+from regloss.training.proposal_engine import ENERGIES, Proposals, finite_energies
 from regloss.training.run_parts import Parts, build
-from regloss.training.stage_a import ENERGIES, add_energies, finite_energies, proposals_due, propose, propose_all
+from regloss.training.stage_a import add_energies, propose, propose_all
 
 Callback = Callable[[str], None]
 
@@ -131,7 +131,10 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
     folder, training = Path(config.output), config.training
     if training.threads is not None:
         torch.set_num_threads(training.threads)
-    store = ProposalStore(folder / "proposals")
+    proposals = None  # of loops that keep any
+    if isinstance(loop.update_every, int):
+        proposals = Proposals(loop, parts.ids, folder / "proposals", resume=True, spelled=as_written)
+    store = None if proposals is None else proposals.store
     training_set = TrainingSet(parts.reader, parts.ids, config.data, config.seed, store)
     order = EpochOrder(len(parts.ids), training.batch_size, config.seed, fabric.global_rank, fabric.world_size)
     total_steps = training.epochs * order.steps
@@ -146,7 +149,8 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
     optimizers = {"network": optimizer} | {name: fabric.setup_optimizers(parts.optimizers[name]) for name in modules}
     rates = {name: [group["lr"] for group in each.param_groups] for name, each in optimizers.items()}
     segmenter = parts.segmenter  # the same weights, outside of the wrapper, for inference
-    epoch, step, generation, generation_epoch = 0, 0, -1, -1
+    epoch, step = 0, 0
+    generation, generation_epoch = -1, -1  # what the checkpoint goes on from
     numbers: dict[str, float] = {}  # of the current epoch
     if parts.checkpoint is not None:
         # Only now: the optimizer puts its state where the parameters are.
@@ -167,15 +171,18 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
         )
         steps_log.keep(lambda row: row["step"] <= step)
         epochs_log.keep(lambda row: row["epoch"] < epoch)
-        store.discard_after(generation)
+    if proposals is not None:
+        proposals.restore(generation, generation_epoch)
     hooks = manager().hook
 
     def save() -> None:
         if main:
-            state = {"generation": generation, "generation-epoch": generation_epoch, "numbers": numbers}
+            made = (-1, -1) if proposals is None else (proposals.generation, proposals.epoch)
+            state = {"generation": made[0], "generation-epoch": made[1], "numbers": numbers}
             further = {name: (module, optimizers[name]) for name, module in modules.items()}
             checkpoints.save(folder / "checkpoints", step, segmenter.weights(), optimizer, state, further)
-            store.keep_from(generation)
+            if proposals is not None:
+                proposals.store.keep_from(proposals.generation)
 
     with progress_bar(total_steps, step, quiet or not main) as advance:
         while epoch < training.epochs:
@@ -184,18 +191,13 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
             loop.set_progress(step / total_steps)
 
             # Stage A: proposals for all training images, un-augmented, every few epochs.
-            if proposals_due(loop, epoch, generation, generation_epoch):
-                fabric.barrier()
-                numbers |= propose_all(fabric, parts, store, generation + 1, generation, step)
-                generation, generation_epoch = generation + 1, epoch
-                if main:
-                    store.finish(generation, len(parts.ids))
-                fabric.barrier()
+            if proposals is not None:
+                numbers |= propose_all(proposals, parts, epoch, step, fabric.device)
 
             # Stage B: optimizer steps.
             clock = _spent(numbers, clock, "seconds")
             first_step = step - epoch * order.steps
-            use_generation = generation if isinstance(loop.update_every, int) else -1
+            use_generation = -1 if proposals is None else proposals.generation
             for batch, stored in training_batches(
                 training_set, order, epoch, use_generation, first_step, config.data.workers
             ):
@@ -295,12 +297,10 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
         if segmenter.layer is not None and segmenter.learnable_parameters():
             learnt = describe_layer(segmenter.layer)
             callback("Layer after training: " + ", ".join(f"{name[6:]} {value:.4g}" for name, value in learnt.items()))
-    return _finish(fabric, parts, store if generation >= 0 else None, generation, callback)
+    return _finish(fabric, parts, proposals, callback)
 
 
-def _finish(
-    fabric: Fabric, parts: Parts, store: ProposalStore | None, generation: int, callback: Callback
-) -> dict[str, Any]:
+def _finish(fabric: Fabric, parts: Parts, proposals: Proposals | None, callback: Callback) -> dict[str, Any]:
     """Scores, report, and what to try."""
     from regloss.report.page import write_report  # matplotlib is needed only now
 
@@ -315,7 +315,7 @@ def _finish(
     checkpoints.write_json(folder / "scores.json", scores)
     for module in parts.loop.modules().values():
         module.eval()
-    read = None if store is None else (lambda sample_id: store.read(generation, sample_id))
+    read = None if proposals is None else proposals.labels
     sections = [
         section for found in manager().hook.regloss_report(folder=folder, scores=scores) if found for section in found
     ]
