@@ -56,6 +56,7 @@ from regloss.solver import Solution as Solution
 from regloss.solver import Solver as Solver
 from regloss.solver import Status as Status
 from regloss.solver import solve as solve
+from regloss.training.proposal_engine import Proposals as Proposals
 from regloss_plugins.data_terms.boundary import Boundary as Boundary
 from regloss_plugins.data_terms.collision_cross_entropy import CollisionCrossEntropy as CollisionCrossEntropy
 from regloss_plugins.data_terms.cross_entropy import CrossEntropy as CrossEntropy

@@ -30,7 +30,7 @@ CORE = {
         "Training loops",
         "What a training loop of your own is made of. See [your own loop](../start/your-loop.md) and the "
         "[custom training loop](../guide/custom-loop.md).",
-        ("batch", "outer_loop", "schedule", "data_term", "divergence"),
+        ("batch", "outer_loop", "training.proposal_engine", "schedule", "data_term", "divergence"),
     ),
     "solving": Page(
         "Solving",
