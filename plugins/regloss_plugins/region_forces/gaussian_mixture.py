@@ -26,15 +26,16 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from regloss.checks import check_at_least_one, check_not_negative
 from regloss.errors import UsageError
 from regloss.region_force import RegionForce
 
 _LEAST = 10  # pixels, of weight 1, that a component needs at first
 _MOST = 4096  # pixels of a class that a fit looks at
-_CHUNK = 1 << 14  # pixels whose distances to all components stay in the processor's cache
 
 
 class Mixtures(NamedTuple):
@@ -86,121 +87,69 @@ class GaussianMixture(RegionForce):
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.components < 1:
-            raise UsageError(f"components must be at least 1; got {self.components}.")
+        check_at_least_one(components=self.components)
         if not 0 < self.uniform < 1:
             raise UsageError(f"uniform must lie between 0 and 1, so that no colour costs inf; got {self.uniform!r}.")
         if not 0 < self.min_variance < float("inf"):
             raise UsageError(f"min_variance must be a positive number; got {self.min_variance!r}.")
-        if self.max_steps < 0:
-            raise UsageError(f"max_steps must not be negative; got {self.max_steps}.")
+        check_not_negative(max_steps=self.max_steps)
 
     def estimate(self, features: Tensor, weights: Tensor) -> Mixtures:
-        """Expectation maximisation from clusters; of more than 4096 pixels of a class, as many at even distances."""
-        values, weights = _pixels(features.to(weights), weights)
-        middle = (weights.unsqueeze(-1) * values).sum(2, keepdim=True) / weights.sum(2)[..., None, None]
-        values = values - middle  # so that second moments lose no digits
-        products = _products(values)
-        members = self._clusters(values, products, weights)
-        found = self._maximise(products, members)
-        for _ in range(self.max_steps):
-            logs = _log_densities(values, found)
-            found = self._maximise(products, weights.unsqueeze(-1) * logs.softmax(-1))
-        return found._replace(mean=found.mean + middle)
+        """Expectation maximisation from clusters, of 4096 pixels in even steps where a class has more; on the CPU."""
+        from regloss_plugins.kernels.mixtures import fit_mixture
 
-    def _clusters(self, values: Tensor, products: Tensor, weights: Tensor) -> Tensor:
-        """(B, K, n, M) the weights of the pixels, each in one of M clusters, which may be empty."""
-        cluster = torch.zeros(weights.shape, dtype=torch.int64, device=weights.device)
-        order = torch.arange(self.components, device=weights.device)
-        members = weights.unsqueeze(-1) * (cluster.unsqueeze(-1) == order)
-        for number in range(1, self.components):
-            mass, mean, covariance = _moments(products, members)
-            variance, axes = torch.linalg.eigh(covariance)
-            worth = (mass >= 2 * _LEAST) & (variance[..., -1] > self.min_variance)
-            spread = torch.where(worth, mass * variance[..., -1], -1.0)
-            widest, place = spread.max(-1)
-            picked = place[..., None, None]
-            centre = mean.gather(2, picked.expand(*place.shape, 1, mean.shape[-1]))
-            axis = axes[..., -1].gather(2, picked.expand_as(centre))
-            beyond = ((values - centre) * axis).sum(-1) > 0
-            here = (cluster == place.unsqueeze(-1)) & (widest > 0).unsqueeze(-1)
-            cluster = torch.where(here & beyond, number, cluster)
-            members = weights.unsqueeze(-1) * (cluster.unsqueeze(-1) == order)
-        return members
-
-    def _maximise(self, products: Tensor, members: Tensor) -> Mixtures:
-        """The mixtures of the largest likelihood for ``members`` (B, K, n, M), weights by component."""
-        mass, mean, covariance = _moments(products, members)
-        variance, axes = torch.linalg.eigh(covariance)
-        raised = variance.clamp(min=self.min_variance).unsqueeze(-2)
-        return Mixtures(mass / mass.sum(-1, keepdim=True), mean, (axes * raised) @ axes.transpose(-1, -2))
+        batch, classes, _ = weights.shape
+        channels, components = features.shape[1], self.components
+        share = torch.empty(batch, classes, components, dtype=torch.float64)
+        mean = torch.empty(batch, classes, components, channels, dtype=torch.float64)
+        covariance = torch.empty(batch, classes, components, channels, channels, dtype=torch.float64)
+        for b, k in np.ndindex(batch, classes):
+            places = weights[b, k].nonzero().squeeze(1)
+            if len(places) > _MOST:
+                places = places[torch.linspace(0, len(places) - 1, _MOST, device=places.device).round().long()]
+            values = features[b].index_select(1, places).T.cpu().double().contiguous()
+            mass = weights[b, k].index_select(0, places).cpu().double()
+            fitted = fit_mixture(
+                values.numpy(), mass.numpy(), components, float(_LEAST), float(self.min_variance), self.max_steps
+            )
+            share[b, k], mean[b, k], covariance[b, k] = (torch.from_numpy(values) for values in fitted)
+        return Mixtures(share.to(weights), mean.to(weights), covariance.to(weights))
 
     def costs(self, features: Tensor, statistics: Mixtures) -> Tensor:
-        """-log of the mixtures."""
-        batch, classes, components, channels = statistics.mean.shape
-        variance, axes = torch.linalg.eigh(statistics.covariance)
-        whiten = (axes / variance.sqrt().unsqueeze(-2)).transpose(-1, -2)  # (B, K, M, C, C)
-        shift = -(whiten @ statistics.mean.unsqueeze(-1))
+        """-log of the mixtures; in compiled code on the CPU."""
+        roots = torch.linalg.cholesky(statistics.covariance)  # (B, K, M, C, C), lower triangular
+        variance = torch.diagonal(roots, dim1=-2, dim2=-1).square()
+        whiten = torch.linalg.solve_triangular(roots, torch.eye(roots.shape[-1]).to(roots), upper=False)
+        shift = -(whiten @ statistics.mean.unsqueeze(-1)).squeeze(-1)
         scale = math.log1p(-self.uniform) + statistics.share.log() - _log_norm(variance)  # -inf where there is none
-        whiten = whiten.to(features).reshape(batch, classes, components * channels, channels)
-        shift, scale = shift.to(features).reshape(batch, classes, -1, 1), scale.to(features).unsqueeze(-1)
-        costs = features.new_empty(batch, classes, features.shape[2])
-        for b in range(batch):
-            for start in range(0, features.shape[2], _CHUNK):
-                chunk = features[b, :, start : start + _CHUNK]
-                for k in range(classes):
-                    distances = torch.addmm(shift[b, k], whiten[b, k], chunk).square_()
-                    logs = torch.sub(scale[b, k], distances.view(components, channels, -1).sum(1), alpha=0.5)
-                    uniform = logs.new_full((1, logs.shape[1]), math.log(self.uniform))
-                    costs[b, k, start : start + _CHUNK] = -torch.cat([logs, uniform]).logsumexp(0)
+        whiten, shift, scale = (values.to(features).contiguous() for values in (whiten, shift, scale))
+        if features.device.type != "cpu":
+            return mixture_costs_by_tensors(features, whiten, shift, scale, math.log(self.uniform))
+        from regloss_plugins.kernels.mixtures import mixture_costs
+
+        costs = features.new_empty(features.shape[0], scale.shape[1], features.shape[2])
+        given, filled = features.contiguous().numpy(), costs.numpy()
+        floor = given.dtype.type(math.log(self.uniform))
+        for b in range(len(given)):
+            mixture_costs(given[b], whiten[b].numpy(), shift[b].numpy(), scale[b].numpy(), floor, filled[b])
         return costs
 
 
-def _pixels(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """The pixels of each class: features (B, K, n, C) and weights (B, K, n), 0 where a class has fewer than n."""
-    chosen = []
-    for row in weights.flatten(0, 1):
-        places = row.nonzero().squeeze(1)
-        if len(places) > _MOST:
-            places = places[torch.linspace(0, len(places) - 1, _MOST, device=row.device).round().long()]
-        chosen.append(places)
-    index = torch.nn.utils.rnn.pad_sequence(chosen, batch_first=True, padding_value=-1)
-    index = index.reshape(*weights.shape[:2], -1)
-    places = index.clamp(min=0)
-    picked = weights.gather(2, places) * (index >= 0)
-    batch, channels, _ = features.shape
-    values = features.gather(2, places.flatten(1).unsqueeze(1).expand(-1, channels, -1))
-    return values.reshape(batch, channels, *places.shape[1:]).permute(0, 2, 3, 1), picked
+def mixture_costs_by_tensors(features: Tensor, whiten: Tensor, shift: Tensor, scale: Tensor, floor: float) -> Tensor:
+    """Costs (B, K, N) of mixtures at ``features`` (B, C, N) by tensor operations.
 
-
-def _products(values: Tensor) -> Tensor:
-    """(B, K, n, 1 + C + C * C) of ``values`` (B, K, n, C): 1, x and x x^T, of which moments are sums."""
-    squares = values.unsqueeze(-1) * values.unsqueeze(-2)
-    return torch.cat([torch.ones_like(values[..., :1]), values, squares.flatten(-2)], dim=-1)
-
-
-def _moments(products: Tensor, members: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mass (B, K, M), mean (B, K, M, C) and covariance (B, K, M, C, C) of ``members`` (B, K, n, M); 0 where empty."""
-    sums = members.transpose(-1, -2) @ products
-    channels = (math.isqrt(4 * sums.shape[-1] - 3) - 1) // 2
-    mass = sums[..., 0]
-    sums = sums[..., 1:] / mass.clamp(min=torch.finfo(mass.dtype).tiny).unsqueeze(-1)
-    mean = sums[..., :channels]
-    squares = sums[..., channels:].reshape(*mean.shape, channels)
-    return mass, mean, squares - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+    As `regloss_plugins.kernels.mixtures.mixture_costs` does for each image of the batch; the reference of that code.
+    """
+    costs = []
+    for k in range(scale.shape[1]):  # one class after the other: all at once would be K M C times the image
+        rows = whiten[:, k].flatten(1, 2) @ features + shift[:, k].flatten(1).unsqueeze(2)
+        distances = rows.square().reshape(*shift[:, k].shape, -1).sum(2)
+        logs = scale[:, k].unsqueeze(2) - distances / 2
+        costs.append(-torch.nn.functional.pad(logs, (0, 0, 0, 1), value=floor).logsumexp(1))
+    return torch.stack(costs, dim=1)
 
 
 def _log_norm(variance: Tensor) -> Tensor:
     """Log of a normal density's denominator, from the eigenvalues (..., C) of its covariance."""
     norm: Tensor = (variance.log().sum(-1) + variance.shape[-1] * math.log(2 * math.pi)) / 2
     return norm
-
-
-def _log_densities(values: Tensor, mixtures: Mixtures) -> Tensor:
-    """(B, K, n, M) log of share times density of ``values`` (B, K, n, C)."""
-    variance, axes = torch.linalg.eigh(mixtures.covariance)
-    whiten = axes / variance.sqrt().unsqueeze(-2)  # (B, K, M, C, C)
-    centred = values.unsqueeze(2) - mixtures.mean.unsqueeze(3)  # (B, K, M, n, C)
-    distances = (centred @ whiten).square().sum(-1)
-    logs: Tensor = (mixtures.share.log() - _log_norm(variance)).unsqueeze(-1) - distances / 2
-    return logs.transpose(-1, -2)

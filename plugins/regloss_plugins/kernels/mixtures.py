@@ -1,0 +1,208 @@
+"""Mixtures of normal distributions: arrays in, arrays out.
+
+`fit_mixture` makes one by expectation maximisation from clusters; see `regloss_plugins.region_forces.gaussian_mixture`.
+`mixture_costs` evaluates several at the pixels of an image,
+
+    costs[k, p] = -log(exp(floor) + sum over m of exp(scale[k, m] - |whiten[k, m] x_p + shift[k, m]|^2 / 2))
+
+with lower triangular matrices ``whiten``. It takes pixels by blocks, over which the compiler vectorises whatever the
+number of channels.
+
+Numba's on-disk cache looks at the file of a function but not at what it calls: after a change of code in
+``softmax_rows.py``, touch this file too.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from .softmax_rows import FAST, exp
+
+_BLOCK = 64  # pixels
+
+
+@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+def mixture_costs(
+    features: NDArray[Any],
+    whiten: NDArray[Any],
+    shift: NDArray[Any],
+    scale: NDArray[Any],
+    floor: Any,
+    costs: NDArray[Any],
+) -> None:
+    """Fill ``costs`` (K, N); all arrays are of one type, float32 or float64.
+
+    Args:
+        features: (C, N), the x.
+        whiten: (K, M, C, C); what lies above the diagonals is not looked at.
+        shift: (K, M, C).
+        scale: (K, M), -inf for components that do not count.
+        floor: number.
+        costs: overwritten.
+    """
+    channels, pixels = features.shape
+    classes, components = scale.shape
+    half = features.dtype.type(0.5)
+    logs = np.empty((components, _BLOCK), features.dtype)
+    distance = np.empty(_BLOCK, features.dtype)
+    row = np.empty(_BLOCK, features.dtype)
+    top = np.empty(_BLOCK, features.dtype)
+    total = np.empty(_BLOCK, features.dtype)
+    for start in range(0, pixels, _BLOCK):
+        size = min(_BLOCK, pixels - start)
+        block = features[:, start : start + size]
+        for k in range(classes):
+            top[:] = floor
+            for m in range(components):
+                if scale[k, m] == -np.inf:
+                    continue
+                distance[:] = 0
+                for i in range(channels):
+                    row[:] = shift[k, m, i]
+                    for j in range(i + 1):
+                        factor = whiten[k, m, i, j]
+                        values = block[j]
+                        for p in range(size):
+                            row[p] += factor * values[p]
+                    for p in range(size):
+                        distance[p] += row[p] * row[p]
+                line = logs[m]
+                for p in range(size):
+                    value = scale[k, m] - half * distance[p]
+                    line[p] = value
+                    top[p] = max(top[p], value)
+            for p in range(size):
+                total[p] = exp(floor - top[p])
+            for m in range(components):
+                if scale[k, m] == -np.inf:
+                    continue
+                line = logs[m]
+                for p in range(size):
+                    total[p] += exp(line[p] - top[p])
+            out = costs[k]
+            for p in range(size):
+                out[start + p] = -top[p] - np.log(total[p])
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def fit_mixture(
+    values: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    components: int,
+    least: float,
+    min_variance: float,
+    max_steps: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Shares (M,), means (M, C) and covariances (M, C, C) of ``values``.
+
+    Args:
+        values: (n, C), n >= 1.
+        weights: (n,), > 0.
+        components: M; those that there are too few or too similar values for get the share 0.
+        least: half of the weight that a cluster needs to be halved.
+        min_variance: to which the covariances' eigenvalues are raised, and above which a cluster may be halved.
+        max_steps: of expectation maximisation.
+    """
+    pixels, channels = values.shape
+    centre = np.zeros(channels)
+    for p in range(pixels):
+        for i in range(channels):
+            centre[i] += weights[p] * values[p, i]
+    centre /= weights.sum()
+    x = values - centre  # so that second moments lose no digits
+
+    share = np.zeros(components)
+    mean = np.zeros((components, channels))
+    covariance = np.zeros((components, channels, channels))
+    members = np.zeros((components, pixels))  # weight of each pixel by component
+    members[0] = weights
+    widest = np.full(components, -1.0)  # sum of squares along the longest axis, where a cluster is worth halving
+    axis = np.zeros((components, channels))
+    found = 1
+    _moments(x, members[0], 0, share, mean, covariance)
+    _look_at(0, share, covariance, least, min_variance, widest, axis)
+    while found < components:
+        m = widest.argmax()
+        if widest[m] < 0:
+            break
+        for p in range(pixels):
+            side = 0.0
+            for i in range(channels):
+                side += (x[p, i] - mean[m, i]) * axis[m, i]
+            if members[m, p] > 0 and side > 0:
+                members[found, p] = members[m, p]
+                members[m, p] = 0.0
+        for cluster in (m, found):
+            _moments(x, members[cluster], cluster, share, mean, covariance)
+            _look_at(cluster, share, covariance, least, min_variance, widest, axis)
+        found += 1
+
+    variance = np.ones((components, channels))
+    axes = np.zeros((components, channels, channels))
+    logs = np.empty(found)
+    for step in range(max_steps + 1):
+        for m in range(found):
+            # What is fitted is the covariance with its small eigenvalues raised; the next step needs it in this form.
+            variance[m], axes[m] = np.linalg.eigh(covariance[m])
+            variance[m] = np.maximum(variance[m], min_variance)
+        if step == max_steps:
+            break
+        total = share.sum()
+        for p in range(pixels):
+            top = -np.inf
+            for m in range(found):
+                logs[m] = np.log(share[m] / total)
+                for i in range(channels):
+                    row = 0.0
+                    for j in range(channels):
+                        row += axes[m, j, i] * (x[p, j] - mean[m, j])
+                    logs[m] -= (row * row / variance[m, i] + np.log(variance[m, i])) / 2
+                top = max(top, logs[m])
+            mass = 0.0
+            for m in range(found):
+                logs[m] = np.exp(logs[m] - top)
+                mass += logs[m]
+            for m in range(found):
+                members[m, p] = weights[p] * logs[m] / mass
+        for m in range(found):
+            _moments(x, members[m], m, share, mean, covariance)
+    for m in range(found):
+        covariance[m] = (axes[m] * variance[m]) @ axes[m].T
+    for m in range(found, components):
+        covariance[m] = min_variance * np.eye(channels)
+    return share / share.sum(), mean + centre, covariance
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _moments(x: Any, members: Any, m: int, share: Any, mean: Any, covariance: Any) -> None:
+    """Mass, mean and covariance of component ``m``, whose pixels have the weights ``members`` (n,)."""
+    pixels, channels = x.shape
+    mass = 0.0
+    mean[m] = 0.0
+    covariance[m] = 0.0
+    for p in range(pixels):
+        weight = members[p]
+        if weight > 0:
+            mass += weight
+            for i in range(channels):
+                mean[m, i] += weight * x[p, i]
+                for j in range(i + 1):
+                    covariance[m, i, j] += weight * x[p, i] * x[p, j]
+    share[m] = mass
+    if mass > 0:
+        for i in range(channels):
+            mean[m, i] /= mass
+        for i in range(channels):
+            for j in range(i + 1):
+                covariance[m, i, j] = covariance[m, j, i] = covariance[m, i, j] / mass - mean[m, i] * mean[m, j]
+
+
+@njit(nogil=True, error_model="numpy", cache=True)
+def _look_at(m: int, share: Any, covariance: Any, least: float, min_variance: float, widest: Any, axis: Any) -> None:
+    """How wide cluster ``m`` is, -1 where it is not worth halving, and along which axis."""
+    variance, axes = np.linalg.eigh(covariance[m])
+    worth = share[m] >= 2 * least and variance[-1] > min_variance
+    widest[m] = share[m] * variance[-1] if worth else -1.0
+    axis[m] = axes[:, -1]
