@@ -68,7 +68,6 @@ from regloss_plugins.data_terms.size_bounds import SizeBounds as SizeBounds
 from regloss_plugins.datasets.folder import FolderDataset as FolderDataset
 from regloss_plugins.datasets.sample import SampleDataset as SampleDataset
 from regloss_plugins.datasets.voc import VOCDataset as VOCDataset
-from regloss_plugins.datasets.volumes import VolumesDataset as VolumesDataset
 from regloss_plugins.divergences.euclidean import Euclidean as Euclidean
 from regloss_plugins.divergences.kl import KL as KL
 from regloss_plugins.divergences.robust_kl import RobustKL as RobustKL
@@ -111,6 +110,8 @@ from regloss_plugins.segmenters.guided_filter import guided_filter as guided_fil
 from regloss_plugins.segmenters.k_means import phases_by_color as phases_by_color
 from regloss_plugins.segmenters.region_competition import RegionCompetition as RegionCompetition
 from regloss_plugins.segmenters.saliency import phases_by_saliency as phases_by_saliency
+from regloss_plugins.segmenters.scribble_cut import ScribbleCut as ScribbleCut
+from regloss_plugins.segmenters.scribble_distances import scribble_distances as scribble_distances
 from regloss_plugins.solvers.alpha_expansion import AlphaExpansion as AlphaExpansion
 from regloss_plugins.solvers.dca import DCA as DCA
 from regloss_plugins.solvers.dual_chains import DualChains as DualChains

@@ -1,8 +1,9 @@
 """Segmentation without a network: statistics and labels in turn.
 
-    E(s, theta) = F(s, theta; features) + entropy <s, log s> + R(s; image)
+    E(s, theta) = F(s, theta; features) + <costs, s> + entropy <s, log s> + R(s; image)
 
-with a `RegionForce` F and a `Regularizer` R. A round has two halves, and neither raises E:
+with a `RegionForce` F, a `Regularizer` R, and costs of labels that stay the same, where there are any. A round has two
+halves, and neither raises E:
 
     statistics   theta = argmin F(s, .)      in closed form; a force that is not ``exact`` keeps theta if F would rise
     labels       s = argmin E(., theta)      by a `Solver`, from the last s
@@ -19,7 +20,7 @@ Source: Chan, Vese, "Active contours without edges", 2001, for the alternation w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -86,6 +87,7 @@ def alternate(
     start: Tensor,
     *,
     features: Tensor | None = None,
+    costs: Tensor | Callable[[Tensor], Tensor] | None = None,
     entropy: float = 0.0,
     roi: Tensor | None = None,
     spacing: Sequence[float] | None = None,
@@ -105,6 +107,8 @@ def alternate(
         start: labels (B, *S) integer, 255 where there is none (K is then the largest label + 1), or probabilities
             (B, K, *S), all 0 at a pixel that is not to count. Every class that is allowed needs pixels.
         features: (B, C', *S) what the region force looks at; None = ``image``.
+        costs: (B, K, *S), finite, of labels, beside those of the region force; or a function that is called once, with
+            the region force's costs (B, K, *S) for the first statistics, and returns them. None = 0.
         entropy: weight of the entropy, >= 0, in the region force's units.
         roi: (B, *S) bool; outside nothing counts. With a `Term` its own applies.
         spacing: of neighbouring pixels along each axis in mm; None = 1. With a `Term` its own applies.
@@ -152,12 +156,22 @@ def alternate(
         # A class that is not allowed needs some statistics; its costs are never looked at.
         return force.fit(features, s if open_to is None else torch.where(open_to, s, 1.0), term.roi, previous)
 
-    def costs(statistics: Any) -> Tensor:
+    def force_costs(statistics: Any) -> Tensor:
         unary = force.unary(features, statistics)
         return unary if open_to is None else unary * open_to
 
     statistics = fitted(probabilities, None)
-    unary = costs(statistics)
+    unary = force_costs(statistics)
+    beside = torch.zeros((), dtype=unary.dtype, device=unary.device)
+    if costs is not None:
+        beside = costs if isinstance(costs, Tensor) else costs(unary)
+        if beside.shape != unary.shape:
+            raise UsageError(
+                f"costs {tuple(beside.shape)} must have the shape of the region force's (B, K, *S), "
+                f"{tuple(unary.shape)}."
+            )
+        beside = beside.to(unary)
+        unary = unary + beside
     inside = full_roi(term.roi, term.shape, image.device)
     pixels = inside.flatten(1).sum(1)
     complete = bool(((probabilities.sum(1) > 0) | ~inside).all())
@@ -175,7 +189,7 @@ def alternate(
         before = energy
         if solution is not None:
             found = fitted(solution.probabilities, statistics)
-            better = costs(found)
+            better = force_costs(found) + beside
             middle = energy + _change(unary, better, solution.probabilities, term.roi)
             rose = middle > energy + _rounding(unary, solution.probabilities, energy, term.roi)
             if force.exact and bool((rose & running).any()):

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 import typer
@@ -97,11 +98,15 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty current folder; what a page registers by hand is forgotten, as is the state of the random numbers."""
+    """An empty current folder; what a page registers by hand is forgotten, as is the state of the random numbers.
+
+    Its figures are closed.
+    """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_by_hand", {})
     with torch.random.fork_rng(devices=[]):
         yield tmp_path
+    plt.close("all")
 
 
 def _with_code(page: Path) -> Any:

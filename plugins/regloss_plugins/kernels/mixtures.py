@@ -124,7 +124,7 @@ def fit_mixture(
     _moments(x, members[0], 0, share, mean, covariance)
     _look_at(0, share, covariance, least, min_variance, widest, axis)
     while found < components:
-        m = widest.argmax()
+        m = int(widest.argmax())
         if widest[m] < 0:
             break
         for p in range(pixels):

@@ -25,7 +25,7 @@ class ChanVeseSegmenter(AlternatingSegmenter):
     """Phases of constant colour. Unaries are squared distances of colours in [0, 1]: hence the small weight.
 
     Settings are those of `AlternatingSegmenter`: region_force, regularizer, solver, entropy >= 0, max_rounds (None =
-    once with scribbles, 50 times at most without).
+    once with scribbles, 50 times at most without), colors, place, place_limit and barrier.
     """
 
     default_for = ("phases",)

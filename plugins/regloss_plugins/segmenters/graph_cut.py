@@ -3,7 +3,7 @@
     min over labels s that keep the seeds of   sum over classes k and pixels p of -s_kp log h_k(I_p)  +  R(s)
 
 with histograms h and a grid CRF R by default. See `AlternatingSegmenter` for how; several rounds fit the histograms
-anew, as GrabCut does with mixtures of normal distributions.
+anew, as GrabCut does with mixtures of normal distributions. `ScribbleCut` knows where the scribbles are, too.
 
 Source: Boykov, Jolly, "Interactive graph cuts for optimal boundary and region segmentation of objects in N-D images",
 ICCV 2001; Rother, Kolmogorov, Blake, "GrabCut", SIGGRAPH 2004.
@@ -25,10 +25,9 @@ class GraphCut(AlternatingSegmenter):
     """Minimum cuts between the histograms of classes, or between seeds alone. Unaries are in nats.
 
     Settings are those of `AlternatingSegmenter`: region_force, regularizer, solver, entropy >= 0, max_rounds (None =
-    once with scribbles, 50 times at most without).
+    once with scribbles, 50 times at most without), colors, place, place_limit
+    and barrier.
     """
-
-    default_for = ("scribbles",)
 
     region_force: Any = "histogram"
     regularizer: Any = _REGULARIZER

@@ -24,7 +24,8 @@ class RegionCompetition(AlternatingSegmenter):
     """Phases whose colours are normally distributed, each channel for itself. Unaries are in nats.
 
     Settings are those of `AlternatingSegmenter`: region_force, regularizer, solver, entropy >= 0, max_rounds (None =
-    once with scribbles, 50 times at most without).
+    once with scribbles, 50 times at most without), colors, place, place_limit
+    and barrier.
     """
 
     region_force: Any = "gaussian"

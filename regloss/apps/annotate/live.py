@@ -9,8 +9,9 @@ what is exact takes longer than a hand waits, an answer comes in stages, each re
     answer     the whole problem, from the labels of the preview: the minimum where there are two classes
     bound      with more classes, how far the answer can be from the minimum
 
-What is the same from stroke to stroke, the image at each size with its pairwise weights, is computed once. On an image
-reduced by f a boundary has 1/f and a region 1/f^2 of its pixels, so that the weight there is 1/f of the one here.
+What is the same from stroke to stroke, the image at each size with its colours and pairwise weights, is computed once.
+On an image reduced by f a boundary has 1/f and a region 1/f^2 of its pixels, and its diagonal, with which the weight
+grows, is 1/f of what it was. In the band costs of place are those of the reduced image.
 
 With a hard constraint (star shape, convex shape, bounds on a class's volume) there is one stage, over probabilities, at
 a reduced size, and R is a total variation that follows edges.
@@ -38,9 +39,7 @@ from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.io.reduction import reduce_image, reduce_scribbles
 from regloss.io.types import FloatImage, LabelMap
-from regloss.numerics import one_hot
-from regloss.region_force import RegionForce
-from regloss.registry import create, resolve
+from regloss.registry import create
 from regloss.regularizer import Regularizer, Term, combine
 from regloss.solver import Solution, Solver, solve
 
@@ -56,12 +55,9 @@ _ENTROPY = 1.0  # of solvers over probabilities, in nats
 
 
 @lru_cache(maxsize=1)
-def default_model() -> tuple[RegionForce | None, float, Regularizer]:
-    """Region force, weight and regularizer of what `regloss segment` does with scribbles."""
-    segmenter: Any = default_segmenter("scribbles")
-    regularizer = combine(segmenter.regularizer)
-    assert isinstance(regularizer, Regularizer)
-    return resolve("region-force", segmenter.region_force), float(regularizer.weight), regularizer
+def default_model() -> Any:
+    """What `regloss segment` does with scribbles: a `regloss.ScribbleCut`."""
+    return default_segmenter("scribbles")
 
 
 class AnswerSettings(BaseModel):
@@ -69,7 +65,7 @@ class AnswerSettings(BaseModel):
 
     Attributes:
         costs: "colors" of the scribbles, the "network" of a run, or "seeds": nothing but the scribbles.
-        weight: of R.
+        weight: of R, for each pixel of the image's diagonal.
         shaped: the class that the following are about.
         star: it is star-shaped. convex: it is convex.
         least: fraction of the image that it covers at least. most: at most.
@@ -78,7 +74,7 @@ class AnswerSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     costs: Literal["colors", "network", "seeds"] = "colors"
-    weight: float = Field(default_factory=lambda: default_model()[1], ge=0, le=1e4)
+    weight: float = Field(default_factory=lambda: float(default_model().smoothness), ge=0, le=1e4)
     shaped: int = Field(default=1, ge=0, lt=IGNORE)
     star: bool = False
     convex: bool = False
@@ -121,11 +117,13 @@ class _Level:
     Attributes:
         image: (1, C, h, w).
         factor: of its reduction.
+        features: (1, C, h, w), its colours as costs are made of them.
         terms: by their regularizer.
     """
 
     image: Tensor
     factor: int
+    features: Tensor
     terms: dict[Regularizer, Term] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -211,7 +209,8 @@ class LiveImage:
         shrink = _factor(self._image, _PREVIEW, multiple_of=level.factor)
         coarse = self._level(shrink)
         start = None if self._coarse is None or int(self._coarse.max()) >= classes else self._coarse
-        found = self._problem(coarse, scribbles, classes, settings).solve("alpha-expansion", warm=start).labels
+        problem = self._problem(coarse, scribbles, classes, settings)
+        found = problem.solve("alpha-expansion", warm=start).labels
         self._coarse = found
         times = shrink // level.factor
         if times == 1:
@@ -220,7 +219,9 @@ class LiveImage:
         near = _near_boundaries(found)
         labels = _enlarged(found, times)[:, :height, :width]
         band = _enlarged(near, times)[:, :height, :width]
-        return self._problem(level, scribbles, classes, settings, labels, band).solve("alpha-expansion").labels
+        place = _enlarged(problem.place[0], times)[None, :, :height, :width]
+        outside = _Outside(labels, band, place)
+        return self._problem(level, scribbles, classes, settings, outside).solve("alpha-expansion").labels
 
     def _problem(
         self,
@@ -228,30 +229,30 @@ class LiveImage:
         scribbles: LabelMap,
         classes: int,
         settings: AnswerSettings,
-        labels: Tensor | None = None,
-        free: Tensor | None = None,
+        outside: _Outside | None = None,
     ) -> _Problem:
-        """The problem at one size; where ``free`` (1, h, w) is False the ``labels`` are given."""
+        """The problem at one size; of a band alone, where it is said what holds outside."""
         seeds = _seeds(scribbles, level.factor)
-        _, _, regularizer = default_model()
-        term = level.term(_weighted(regularizer, settings.weight / level.factor))
-        unary = self._unary(level, seeds, classes, settings, free)
+        prior = replace(default_model(), smoothness=settings.weight).prior(level.image.shape[2:])
+        unary, place = self._costs(level, seeds, classes, settings, outside)
         allowed = None if settings.costs == "network" else _present(seeds, classes)
-        fixed = seeds
-        if free is not None:
-            assert labels is not None
-            fixed = torch.where(free | (seeds >= 0), seeds, labels)
-        return _Problem(term, unary, fixed, allowed)
+        fixed = seeds if outside is None else torch.where(outside.band | (seeds >= 0), seeds, outside.labels)
+        return _Problem(level.term(prior), unary + place, fixed, allowed, place)
 
-    def _unary(
-        self, level: _Level, seeds: Tensor, classes: int, settings: AnswerSettings, free: Tensor | None = None
-    ) -> Tensor:
-        """Costs (1, K, h, w); where ``free`` is False they do not matter, and are 0."""
+    def _costs(
+        self, level: _Level, seeds: Tensor, classes: int, settings: AnswerSettings, outside: _Outside | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Costs (1, K, h, w) of what pixels look like, and of place; those outside a band do not matter."""
+        none = torch.zeros(1, classes, *seeds.shape[1:])
         if settings.costs == "seeds":
-            return torch.zeros(1, classes, *seeds.shape[1:])
+            return none, none
         if settings.costs == "network":
-            return self._network_costs(level, classes)
-        return _color_costs(level.image, seeds, classes, free)
+            return self._network_costs(level, classes), none
+        segmenter, given = default_model(), torch.where(seeds < 0, IGNORE, seeds)
+        if outside is not None:
+            return segmenter.color_costs(level.features, given, classes, outside.band), outside.place
+        colors = segmenter.color_costs(level.features, given, classes)
+        return colors, segmenter.place_costs(given, colors)
 
     def _network_costs(self, level: _Level, classes: int) -> Tensor:
         with self._lock:
@@ -272,9 +273,8 @@ class LiveImage:
             raise UsageError(f"There is no class {settings.shaped}; there are {classes} classes.")
         level = self._level(_factor(self._image, _CONSTRAINED))
         seeds = _seeds(scribbles, level.factor)
-        prior: list[Any] = [
-            {"name": "tv", "weight": settings.weight / level.factor, "edge_scale": _edge_scale(level.image)}
-        ]
+        weight = settings.weight * math.hypot(*level.image.shape[2:])
+        prior: list[Any] = [{"name": "tv", "weight": weight, "edge_scale": _edge_scale(level.image)}]
         if settings.star:
             prior.append({"name": "star", "label": settings.shaped})
         if settings.convex:
@@ -286,9 +286,11 @@ class LiveImage:
         regularizer = combine(prior)
         assert isinstance(regularizer, Regularizer)
         solver = create("solver", "projected" if settings.convex else "pdhg", max_steps=100, tolerance=1e-3)
-        unary = self._unary(level, seeds, classes, settings)
+        unary, place = self._costs(level, seeds, classes, settings)
         allowed = None if settings.costs == "network" else _present(seeds, classes)
-        found = solve(regularizer.bind(level.image), unary, solver, entropy=_ENTROPY, fixed=seeds, allowed=allowed)
+        found = solve(
+            regularizer.bind(level.image), unary + place, solver, entropy=_ENTROPY, fixed=seeds, allowed=allowed
+        )
         reduced = "" if level.factor == 1 else f"Solved at 1/{level.factor} of the size."
         return Answer(_plain(found.labels), level.factor, state="approximate", message=reduced)
 
@@ -296,8 +298,24 @@ class LiveImage:
         with self._lock:
             if factor not in self._levels:
                 image = self._image if factor == 1 else reduce_image(self._image, factor)
-                self._levels[factor] = _Level(torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0), factor)
+                pixels = torch.from_numpy(np.ascontiguousarray(image)).unsqueeze(0)
+                self._levels[factor] = _Level(pixels, factor, default_model().features(pixels))
             return self._levels[factor]
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """What is known where a problem is solved in a band alone.
+
+    Attributes:
+        labels: (1, h, w), given outside the band.
+        band: (1, h, w) bool.
+        place: (1, K, h, w) costs of place.
+    """
+
+    labels: Tensor
+    band: Tensor
+    place: Tensor
 
 
 @dataclass(frozen=True)
@@ -309,12 +327,14 @@ class _Problem:
         unary: (1, K, h, w).
         fixed: (1, h, w), -1 where free.
         allowed: (1, K) bool; None = all.
+        place: (1, K, h, w), the part of the unary that is about place.
     """
 
     term: Term
     unary: Tensor
     fixed: Tensor
     allowed: Tensor | None
+    place: Tensor
 
     @property
     def choices(self) -> int:
@@ -323,22 +343,6 @@ class _Problem:
 
     def solve(self, solver: Solver | str, warm: Tensor | None = None) -> Solution:
         return solve(self.term, self.unary, solver, fixed=self.fixed, allowed=self.allowed, warm=warm)
-
-
-def _color_costs(image: Tensor, seeds: Tensor, classes: int, free: Tensor | None) -> Tensor:
-    """What colours cost, by statistics of those under the scribbles, as `regloss segment` has it."""
-    force, _, _ = default_model()
-    unary = torch.zeros(1, classes, *seeds.shape[1:])
-    if force is None:
-        return unary
-    drawn = seeds >= 0
-    allowed = _present(seeds, classes).unsqueeze(2)
-    weights = one_hot(seeds[drawn].unsqueeze(0), classes, torch.float32)
-    # Classes without scribbles need some statistics; their costs are never looked at.
-    statistics = force.fit(image[:, :, drawn[0]], torch.where(allowed, weights, 1.0))
-    wanted = torch.ones_like(drawn) if free is None else free
-    unary[:, :, wanted[0]] = force.unary(image[:, :, wanted[0]], statistics) * allowed
-    return unary
 
 
 def _seeds(scribbles: LabelMap, factor: int) -> Tensor:
@@ -364,10 +368,6 @@ def _factor(image: FloatImage, most: int, *, multiple_of: int = 1) -> int:
     pixels = image.shape[1] * image.shape[2]
     factor = max(1, math.ceil(math.sqrt(pixels / most)))
     return -(-factor // multiple_of) * multiple_of
-
-
-def _weighted(regularizer: Regularizer, weight: float) -> Regularizer:
-    return replace(regularizer, weight=weight)  # type: ignore[type-var]
 
 
 def _edge_scale(image: Tensor) -> float:

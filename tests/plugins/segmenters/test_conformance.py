@@ -29,6 +29,16 @@ class TestGraphCutOfProbabilities(SegmenterConformance):
         return regloss.GraphCut(solver={"name": "mean-field", "max_steps": 50}, entropy=0.5)
 
 
+class TestScribbleCut(SegmenterConformance):
+    def make(self) -> Segmenter:
+        return regloss.ScribbleCut()
+
+
+class TestGraphCutWithPlace(SegmenterConformance):
+    def make(self) -> Segmenter:
+        return regloss.GraphCut(place=20.0, colors="lab")
+
+
 class TestDeepChanVese(SegmenterConformance):
     channel_counts = (3,)
     takes_start = False  # its networks begin there; so small and short a fit need not stay where phases are reversed
