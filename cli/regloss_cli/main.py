@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from regloss.errors import BrokenPlugin, ReglossError, UsageError
-from regloss_cli import plugins
+from regloss_cli import data, plugins
 
 app = typer.Typer(
     name="regloss",
@@ -19,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.add_typer(data.app, name="data")
 app.add_typer(plugins.app, name="plugins")
 
 Changes = Annotated[

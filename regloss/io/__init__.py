@@ -8,6 +8,8 @@
     classes     names and colours of a data set's classes: classes.toml
     reduction   images by box mean, labels and scribbles by majority
     scribbles   shortened, or simulated from dense labels
+    drawing     polygons, lines and ellipses as pixels
+    foreign     annotations of other programs
     folders     files by stem, roots of data sets
     toml        small files beside data, values on a command line
     samples     image, label map and scribbles that belong together: read, checked, reduced

@@ -108,6 +108,19 @@ def read_pixels(path: Path) -> StoredPixels:
     return np.moveaxis(_upright(image, orientation), -1, 0)
 
 
+def read_rgba(path: Path) -> npt.NDArray[np.uint8]:
+    """The colours of a picture of 8 bits, (H, W, 4): red, green, blue, and opacity.
+
+    Raises:
+        UsageError: the file cannot be read, or has 16 bits or floats.
+    """
+    with _opened(path) as picture:
+        if _bits(picture) > 8 or picture.mode not in _GREY_MODES | _COLOR_MODES:
+            raise UsageError(f"{path} has pixels of kind {picture.mode!r}; where colours are names, they have 8 bits")
+        orientation = _orientation(picture, path)
+        return np.ascontiguousarray(_upright(np.asarray(picture.convert("RGBA")), orientation))
+
+
 def _without_alpha(image: StoredPixels, path: Path) -> StoredPixels:
     """(H, W, C) without its last channel, which must be opaque."""
     opaque = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max

@@ -221,7 +221,7 @@ def check_samples(
         )
     broken = _collect(_check_header, samples)
     if broken:
-        problems.append(f"{len(broken)} of {len(samples)} samples have unusable files: {_grouped(broken)}")
+        problems.append(f"{len(broken)} of {len(samples)} samples have unusable files: {grouped(broken)}")
     if load is not None and not problems:
         problems += _check_contents(samples, load, scribbles="scribble" in wanted)
     if problems:
@@ -239,8 +239,13 @@ def _collect(check: Callable[[SampleFiles], object], samples: Sequence[SampleFil
     return messages
 
 
-def _grouped(messages: Sequence[tuple[SampleFiles, str]]) -> str:
+def grouped(messages: Sequence[tuple[SampleFiles, str]]) -> str:
     """Messages on samples; those that say the same of different files become one, with a list of the files."""
+    return listed(grouped_list(messages))
+
+
+def grouped_list(messages: Sequence[tuple[SampleFiles, str]]) -> list[str]:
+    """As `grouped`, one text for each."""
     said: dict[str, list[Path]] = {}
     for files, message in messages:
         about = next((path for path in (files.label, files.scribble, files.image) if _begins(message, path)), None)
@@ -256,7 +261,7 @@ def _grouped(messages: Sequence[tuple[SampleFiles, str]]) -> str:
             words.append(
                 f"each of {len(paths)} files{rest}: {listed([path.name for path in paths])} in {paths[0].parent}"
             )
-    return listed(words)
+    return words
 
 
 def _begins(message: str, path: Path | None) -> bool:
@@ -284,7 +289,7 @@ def _check_contents(samples: Sequence[SampleFiles], load: Callable[[str], Sample
 
     broken = _collect(read, samples)
     if broken:
-        yield f"{len(broken)} of {len(samples)} samples cannot be used: {_grouped(broken)}"
+        yield f"{len(broken)} of {len(samples)} samples cannot be used: {grouped(broken)}"
     if scribbles and empty:
         yield f"{len(empty)} of {len(samples)} scribble files label no pixel at all: {listed(empty)}"
     if scribbles and not broken and len(seeded) == 1:

@@ -11,7 +11,7 @@ def test_what_lies_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"version": "5.0", "shapes": [], "imagePath": "a.png"}')
     (tmp_path / "b.json").write_text('{"shapes": []}')
     (tmp_path / "other.json").write_text('{"shapes": []}')  # of no image
-    (tmp_path / "instances.json").write_text('{"images": [], "annotations": []}')
+    (tmp_path / "instances.json").write_text('{"images": [], "annotations": [], "categories": []}')
     (tmp_path / "a.xml").write_text("<annotation><object><bndbox/></object></annotation>")
     (tmp_path / "b.txt").write_text("0 0.5 0.5 0.1 0.1")
     (tmp_path / "a.nii.gz").write_bytes(b"")
@@ -24,6 +24,10 @@ def test_what_lies_there_is_named(tmp_path: Path) -> None:
     assert "1 NIfTI file" in found
     assert "docs/guide/data.md" in found
     assert "other.json" not in found
-    assert foreign_annotations([tmp_path], ["c"]).startswith(f"there are 1 COCO file ({tmp_path / 'instances.json'}), ")
+    assert "`regloss data import` makes a data set of what LabelMe, COCO," in found
+    assert "label maps are not read from NIfTI and PASCAL VOC box and text: docs/guide/data.md" in found
+    alone = foreign_annotations([tmp_path], ["c"])
+    assert alone.startswith(f"there are 1 COCO file ({tmp_path / 'instances.json'}); `regloss data import` ")
+    assert "docs/guide" not in alone
     (tmp_path / "instances.json").unlink()
     assert foreign_annotations([tmp_path], ["c"]) == ""

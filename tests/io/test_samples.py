@@ -115,7 +115,7 @@ def test_what_lies_there_instead_and_the_way_out(tmp_path: Path) -> None:
     lines = str(caught.value).splitlines()
     assert lines[0] == "2 of 4 images have no scribble file: c, d"
     assert lines[1].startswith(
-        f"there are 2 LabelMe files ({tmp_path / 'c.json'}, {tmp_path / 'd.json'}), which regloss"
+        f"there are 2 LabelMe files ({tmp_path / 'c.json'}, {tmp_path / 'd.json'}); `regloss data import`"
     )
     assert lines[2] == (
         'to use the 2 that have what is needed, name them by the setting split: split = {train = ["a", "b"]}'

@@ -22,10 +22,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from regloss.dataset import IGNORE, Dataset, Sample
 from regloss.errors import UsageError, listed
+from regloss.io.drawing import draw_stroke
 from regloss.io.folders import find_root, index_folder, index_label_folder
 from regloss.io.labels import read_label_map
 from regloss.io.palettes import class_colors
@@ -293,29 +293,3 @@ def _number(parent: ElementTree.Element, name: str, path: Path) -> float:
     if not math.isfinite(value):
         raise UsageError(f"{path}: <{parent.tag}> has <{name}> {text!r}, where a number is expected")
     return value
-
-
-def draw_stroke(labels: LabelMap, points: npt.NDArray[np.float64], label: int, width: float) -> None:
-    """Draw an open line with round ends into ``labels``, in place.
-
-    Args:
-        labels: (H, W) uint8, the map that is drawn into.
-        points: (N, 2) row and column of its corners, pixel centres at whole numbers; N = 1 is a dot.
-        label: the value to write.
-        width: a pixel is written if its centre is within width / 2 of the line.
-    """
-    radius = width / 2
-    ends = points[1:] if len(points) > 1 else points
-    for start, end in zip(points, ends, strict=False):
-        low = np.maximum(np.ceil(np.minimum(start, end) - radius), 0).astype(int)
-        high = np.minimum(np.floor(np.maximum(start, end) + radius) + 1, labels.shape).astype(int)
-        if (low >= high).any():
-            continue
-        rows, columns = np.ogrid[low[0] : high[0], low[1] : high[1]]
-        down, right = end - start
-        length = down * down + right * right
-        # Each pixel's nearest point of the segment, as a fraction of the way from start to end.
-        along = ((rows - start[0]) * down + (columns - start[1]) * right) / (length or 1.0)
-        along = np.clip(along, 0, 1)
-        distance = (rows - start[0] - along * down) ** 2 + (columns - start[1] - along * right) ** 2
-        labels[low[0] : high[0], low[1] : high[1]][distance <= radius * radius] = label

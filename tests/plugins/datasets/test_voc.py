@@ -12,9 +12,10 @@ from PIL import Image
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
+from regloss.io.drawing import draw_stroke
 from regloss.io.palettes import class_colors
 from regloss.testing import DatasetConformance
-from regloss_plugins.datasets.voc import VOC_CLASSES, VOCDataset, draw_stroke, read_scribble_xml
+from regloss_plugins.datasets.voc import VOC_CLASSES, VOCDataset, read_scribble_xml
 
 SIZE = (12, 16)
 
