@@ -68,6 +68,7 @@ from regloss_plugins.data_terms.size_bounds import SizeBounds as SizeBounds
 from regloss_plugins.datasets.folder import FolderDataset as FolderDataset
 from regloss_plugins.datasets.sample import SampleDataset as SampleDataset
 from regloss_plugins.datasets.voc import VOCDataset as VOCDataset
+from regloss_plugins.datasets.volumes import VolumesDataset as VolumesDataset
 from regloss_plugins.divergences.euclidean import Euclidean as Euclidean
 from regloss_plugins.divergences.kl import KL as KL
 from regloss_plugins.divergences.robust_kl import RobustKL as RobustKL

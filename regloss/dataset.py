@@ -20,6 +20,23 @@ IGNORE = 255
 
 
 @dataclass(frozen=True)
+class Slice:
+    """Where in a volume a sample was cut.
+
+    Attributes:
+        volume: the volume's name.
+        axis: along which slices follow each other, of the volume's three.
+        number: of this one, from 0.
+        spacing: distance of neighbouring slices in mm.
+    """
+
+    volume: str
+    axis: int
+    number: int
+    spacing: float
+
+
+@dataclass(frozen=True)
 class Sample:
     """One image with its labels, as stored: never augmented, never padded.
 
@@ -30,6 +47,7 @@ class Sample:
         scribble: (*S) uint8 class indices with 255 = unlabelled, or None where there is no scribble.
         group: the unit that scores are averaged over (a patient's volume, say); the id itself by default.
         spacing: distance between neighbouring pixels along each axis of S, in mm; None = not known.
+        slice: the place of a slice in its volume; None = it is none.
     """
 
     id: str
@@ -38,6 +56,7 @@ class Sample:
     scribble: npt.NDArray[np.uint8] | None
     group: str
     spacing: tuple[float, ...] | None = None
+    slice: Slice | None = None
 
 
 class Dataset(metaclass=CheckedSettings):

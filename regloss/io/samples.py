@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ from regloss.io.labels import (
 from regloss.io.reduction import reduce_image, reduce_labels, reduce_scribbles
 from regloss.io.types import Header, LabelMap, Size
 from regloss.io.windows import Window
+
+_T = TypeVar("_T")
 
 MAX_SCRIBBLED = 0.33
 """Fraction of an image's pixels beyond which scribbles are taken for a mistake."""
@@ -75,8 +77,8 @@ def subset_ids(subsets: Mapping[str, Sequence[str]], subset: str, where: str) ->
     return tuple(subsets[subset])
 
 
-def find_sample(samples: Mapping[str, SampleFiles], sample_id: str, where: str) -> SampleFiles:
-    """The files of one sample.
+def find_sample(samples: Mapping[str, _T], sample_id: str, where: str) -> _T:
+    """What belongs to one sample, its files, say.
 
     Raises:
         UsageError: there is no such id; the message offers similar ones.

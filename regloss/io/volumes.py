@@ -15,7 +15,8 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -111,21 +112,19 @@ def read_volume(path: Path) -> StoredVolume:
             count = int((~np.isfinite(values)).sum())
             raise UsageError(f"{path} holds {count} voxels that are NaN or infinite; replace them.")
         values = values.astype(np.float32)
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not (np.isfinite(affine).all() and (lengths > 0).all()):
-        raise UsageError(f"{path} has the spacing {_rounded(lengths)} mm; each must be positive. Repair its header.")
-    ordered = np.ascontiguousarray(values.transpose(2, 1, 0))
-    spacing = tuple(float(length) for length in lengths[::-1])
-    return StoredVolume(ordered[None], Geometry(ordered.shape, spacing, affine))
+    geometry = _geometry(path, values.shape, affine)
+    return StoredVolume(np.ascontiguousarray(values.transpose(2, 1, 0))[None], geometry)
 
 
 def read_geometry(path: Path) -> Geometry:
-    """Where the voxels of a file lie, whatever their values.
+    """Where the voxels of a file lie, from its header alone.
 
     Raises:
-        UsageError: as `read_volume`.
+        UsageError: as `read_volume`, as far as headers tell.
     """
-    return read_volume(path).geometry
+    check_regular(path)
+    shape, affine = _nifti_header(path) if path.name.lower().endswith(NIFTI) else _itk_header(path)
+    return _geometry(path, shape, affine)
 
 
 def percentile_window(values: npt.NDArray[Any], low: float = 0.5, high: float = 99.5) -> Window:
@@ -172,7 +171,7 @@ def write_label_volume(path: Path, labels: LabelMap, geometry: Geometry) -> None
         raise UsageError(
             f"A label volume is written as NIfTI: its name must end in .nii or .nii.gz; got {path.name!r}."
         )
-    nibabel = _nibabel(path)
+    nibabel = _library("nibabel", path)
     image = nibabel.Nifti1Image(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry.affine)
     image.header.set_xyzt_units("mm")
     ending = next(suffix for suffix in reversed(NIFTI) if path.name.lower().endswith(suffix))
@@ -186,42 +185,85 @@ def write_label_volume(path: Path, labels: LabelMap, geometry: Geometry) -> None
             made.unlink(missing_ok=True)
 
 
+def _geometry(path: Path, shape: Sequence[int], affine: npt.NDArray[np.float64]) -> Geometry:
+    """Of a file's shape, fastest axis first."""
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if not (np.isfinite(affine).all() and (lengths > 0).all()):
+        raise UsageError(f"{path} has the spacing {_rounded(lengths)} mm; each must be positive. Repair its header.")
+    return Geometry(tuple(shape[::-1]), tuple(float(length) for length in lengths[::-1]), affine)
+
+
+def _nifti_header(path: Path) -> tuple[tuple[int, ...], npt.NDArray[np.float64]]:
+    with _nifti(path) as image:
+        return _nifti_shape(path, image), np.asarray(image.affine, dtype=np.float64)
+
+
 def _read_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     """Voxels with the fastest axis first, and the affine."""
-    nibabel = _nibabel(path)
-    try:
-        image = nibabel.load(path)
-        shape = tuple(size for axis, size in enumerate(image.shape) if axis < 3 or size != 1)
-        _check_axes(path, shape)
+    with _nifti(path) as image:
+        shape = _nifti_shape(path, image)
         scaled = image.dataobj.slope not in (1, None) or image.dataobj.inter not in (0, None)
         kind = image.get_data_dtype()
         if kind.kind not in "biuf":
             return np.empty(shape, kind), np.eye(4)  # refused by its type
         values = np.asarray(image.dataobj, dtype=np.float64 if scaled else None).reshape(shape)
+        return values, np.asarray(image.affine, dtype=np.float64)
+
+
+@contextmanager
+def _nifti(path: Path) -> Iterator[Any]:
+    """An image of nibabel, whose errors become sentences within."""
+    nibabel = _library("nibabel", path)
+    try:
+        yield nibabel.load(path)
     except (EOFError, OSError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as cause:
         raise UsageError(f"{path} cannot be read as NIfTI: {cause or type(cause).__name__}.") from cause
     except nibabel.spatialimages.HeaderDataError as cause:
         raise UsageError(f"{path} has a header that is invalid: {cause}.") from cause
-    return values, np.asarray(image.affine, dtype=np.float64)
+
+
+def _nifti_shape(path: Path, image: Any) -> tuple[int, ...]:
+    shape = tuple(size for axis, size in enumerate(image.shape) if axis < 3 or size != 1)
+    _check_axes(path, shape)
+    return shape
 
 
 def _read_itk(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     itk = _library("SimpleITK", path)
-    try:
+    with _itk_errors(path):
         image = itk.ReadImage(str(path))
+    affine = _itk_affine(path, image, image.GetNumberOfComponentsPerPixel())
+    values: npt.NDArray[Any] = itk.GetArrayFromImage(image).transpose(2, 1, 0)
+    return values, affine
+
+
+def _itk_header(path: Path) -> tuple[tuple[int, ...], npt.NDArray[np.float64]]:
+    reader = _library("SimpleITK", path).ImageFileReader()
+    with _itk_errors(path):
+        reader.SetFileName(str(path))
+        reader.ReadImageInformation()
+    return reader.GetSize(), _itk_affine(path, reader, reader.GetNumberOfComponents())
+
+
+@contextmanager
+def _itk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as cause:
         said = str(cause).strip().splitlines()
         raise UsageError(f"{path} cannot be read: {said[-1] if said else cause}.") from cause
-    if image.GetNumberOfComponentsPerPixel() != 1:
-        raise UsageError(f"{path} has {image.GetNumberOfComponentsPerPixel()} values a voxel; save one channel of it.")
+
+
+def _itk_affine(path: Path, image: Any, components: int) -> npt.NDArray[np.float64]:
+    """Of an image, or of a reader that has read a header."""
+    if components != 1:
+        raise UsageError(f"{path} has {components} values a voxel; save one channel of it.")
     _check_axes(path, image.GetSize())
-    directions = np.array(image.GetDirection()).reshape(3, 3)
     affine = np.eye(4)
-    affine[:3, :3] = directions * np.array(image.GetSpacing())
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
     affine[:2] *= -1  # its axes are left and posterior, those of an affine right and anterior
-    values: npt.NDArray[Any] = itk.GetArrayFromImage(image).transpose(2, 1, 0)
-    return values, affine
+    return affine
 
 
 def _check_axes(path: Path, shape: Sequence[int]) -> None:
@@ -232,10 +274,6 @@ def _check_axes(path: Path, shape: Sequence[int]) -> None:
         )
     if math.prod(shape) == 0:
         raise UsageError(f"{path} has no voxels: its sizes are {tuple(shape)}.")
-
-
-def _nibabel(path: Path) -> Any:
-    return _library("nibabel", path)
 
 
 def _library(name: str, path: Path) -> ModuleType:

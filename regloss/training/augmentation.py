@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
+from scipy import ndimage
 from torch import Tensor
 
+from regloss.errors import UsageError
 from regloss.training.config import Augment
 
 
@@ -46,15 +48,27 @@ def identity(size: tuple[int, ...]) -> Geometry:
 
 
 def sample_geometry(
-    source: tuple[int, ...], crop: tuple[int, ...] | None, augment: Augment, seed: list[int]
+    source: tuple[int, ...],
+    crop: tuple[int, ...] | None,
+    augment: Augment,
+    seed: list[int],
+    *,
+    spacing: tuple[float, ...] | None = None,
+    holds: tuple[int, ...] | None = None,
 ) -> Geometry:
     """Draw a geometry; the same seed gives the same one.
 
     Args:
-        source: size of the source, one number an axis (two or three; rotation turns the last two).
+        source: size of the source, one number an axis, two or three.
         crop: output size; None = the source's.
         augment: what to draw from.
         seed: integers, for example (run seed, epoch, index).
+        spacing: of the source's pixels along each axis; None = 1. Of a volume, rotation turns the plane across the axis
+            of the largest spacing, of equal ones the first; angles are those in mm.
+        holds: a source pixel that the crop holds, before magnification and rotation; None = anywhere.
+
+    Raises:
+        UsageError: images are to be flipped along an axis that they do not have.
     """
     rng = np.random.default_rng(seed)
     ndim = len(source)
@@ -62,11 +76,19 @@ def sample_geometry(
     flips = [False] * ndim
     flips[-1] = augment.flip and bool(rng.random() < 0.5)
     flips[-2] = augment.flip_vertical and bool(rng.random() < 0.5)
+    if augment.flip_depth:
+        if ndim < 3:
+            raise UsageError("data.augment.flip-depth mirrors the first axis of volumes; these images have two axes.")
+        flips[-3] = bool(rng.random() < 0.5)
     scale = math.exp(rng.uniform(math.log(augment.scale[0]), math.log(augment.scale[1])))
     angle = math.radians(rng.uniform(-augment.rotate, augment.rotate))
     matrix = np.eye(ndim)
     if angle != 0:
-        matrix[-2:, -2:] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+        step = np.ones(ndim) if spacing is None else np.array(spacing)
+        one, other = [axis for axis in range(ndim) if ndim == 2 or axis != int(np.argmax(step))]
+        matrix[one, one] = matrix[other, other] = math.cos(angle)
+        matrix[one, other] = -math.sin(angle) * step[other] / step[one]
+        matrix[other, one] = math.sin(angle) * step[one] / step[other]
     matrix = matrix @ np.diag([-1.0 if flip else 1.0 for flip in flips]) / scale
     on_grid = scale == 1 and angle == 0
     shift = []
@@ -75,7 +97,10 @@ def sample_geometry(
         # The crop covers `extent` source pixels; its place is uniform where it fits, centred where it does not.
         extent = size[axis] / scale
         free = source[axis] - extent
-        start = rng.uniform(0, free) if free > 0 else free / 2
+        low, high = 0.0, free
+        if holds is not None:
+            low, high = max(low, holds[axis] - extent + 1), min(high, holds[axis])
+        start = rng.uniform(low, high) if free > 0 else free / 2
         shift.append(start + (extent - 1) / 2)
     offset = np.array(shift) - matrix @ centre_out
     if on_grid:
@@ -143,12 +168,37 @@ class AppliedGeometry:
         return sampled[0].clamp(0, 1) * self.inside
 
 
-def photometric(image: Tensor, augment: Augment, seed: list[int]) -> Tensor:
-    """Brightness and contrast of ``image`` (C, *S), clipped to [0, 1]; the same seed gives the same change."""
-    if augment.brightness == 0 and augment.contrast == 0:
-        return image
+def photometric(image: Tensor, augment: Augment, seed: list[int], spacing: tuple[float, ...] | None = None) -> Tensor:
+    """Values of ``image`` (C, *S) changed, within [0, 1]; the same seed gives the same change.
+
+    In this order: contrast, brightness, gamma, blur, low resolution, noise, as light, optics and sensor do.
+
+    Args:
+        image: in [0, 1].
+        augment: what to draw from.
+        seed: as of `sample_geometry`.
+        spacing: of its pixels; blur and low resolution are those of the axes with the finest spacing.
+    """
     rng = np.random.default_rng([*seed, 1])
     contrast = 1 + rng.uniform(-augment.contrast, augment.contrast)
     brightness = rng.uniform(-augment.brightness, augment.brightness)
-    mean = image.mean()
-    return ((image - mean) * contrast + mean + brightness).clamp(0, 1)
+    if augment.brightness or augment.contrast:
+        mean = image.mean()
+        image = ((image - mean) * contrast + mean + brightness).clamp(0, 1)
+    if augment.gamma != (1, 1):
+        image = image ** math.exp(rng.uniform(math.log(augment.gamma[0]), math.log(augment.gamma[1])))
+    ndim = image.ndim - 1
+    finer = np.ones(ndim) if spacing is None else min(spacing) / np.array(spacing)
+    if augment.blur:
+        blurred = ndimage.gaussian_filter(image.numpy(), (0, *(finer * rng.uniform(0, augment.blur))))
+        image = torch.from_numpy(blurred).clamp(0, 1)
+    if augment.low_resolution > 1:
+        factor = rng.uniform(1, augment.low_resolution)
+        size = [max(1, round(length / max(1, factor * f))) for length, f in zip(image.shape[1:], finer, strict=True)]
+        mode = "bilinear" if ndim == 2 else "trilinear"
+        small = F.interpolate(image.unsqueeze(0), size, mode="area")
+        image = F.interpolate(small, image.shape[1:], mode=mode, align_corners=False)[0]
+    if augment.noise:
+        spread = rng.uniform(0, augment.noise)
+        image = image + torch.from_numpy(rng.normal(0, spread, image.shape)).to(image.dtype)
+    return image.clamp(0, 1) if augment.noise else image

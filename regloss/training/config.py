@@ -61,19 +61,27 @@ _Devices = Annotated[int, Field(le=1024)]
 class Augment(_Section):
     """Geometric and photometric augmentation of training images; geometry is replayed on labels and proposals.
 
-    flip: mirror left to right with probability 1/2. flip-vertical: likewise. scale: range of the magnification.
-    rotate: largest rotation, degrees. brightness: largest shift of image values. contrast: largest relative change of
-    the spread around the image's mean; values are clipped to [0, 1].
+    flip: mirror left to right with probability 1/2. flip-vertical: likewise. flip-depth: likewise the first axis of a
+    volume. scale: range of the magnification. rotate: largest rotation, degrees, of a volume in the plane of its finest
+    spacing. brightness: largest shift of image values. contrast: largest relative change of the spread around the
+    image's mean; values are clipped to [0, 1]. gamma: range of the exponent of image values. blur: largest standard
+    deviation of a Gaussian, pixels. low-resolution: largest factor by which an image is reduced and enlarged again.
+    noise: largest standard deviation of Gaussian noise.
     """
 
     flip: bool = False
     flip_vertical: bool = False
+    flip_depth: bool = False
     scale: tuple[float, float] = (1.0, 1.0)
     rotate: float = Field(default=0.0, ge=0, le=180)
     brightness: float = Field(default=0.0, ge=0, le=1)
     contrast: float = Field(default=0.0, ge=0, lt=1)
+    gamma: tuple[float, float] = (1.0, 1.0)
+    blur: float = Field(default=0.0, ge=0, le=100)
+    low_resolution: float = Field(default=1.0, ge=1, le=100)
+    noise: float = Field(default=0.0, ge=0, le=1)
 
-    @field_validator("scale")
+    @field_validator("scale", "gamma")
     @classmethod
     def _positive(cls, value: tuple[float, float]) -> tuple[float, float]:
         if not 0 < value[0] <= value[1]:
@@ -108,7 +116,9 @@ class Data(_ComponentSection):
     scribble-length: fraction of every stroke's length that is kept, 1 = all, 0 = a click. max-scribbled: largest
     fraction of an image's pixels that scribbles may label; more is taken for a mistake. train, val, test: names of
     subsets; "" does without the last two. crop: size of training crops in pixels, a number or one per axis; absent =
-    whole images. Smaller images are padded, and the padding lies outside the region of interest. normalize: what the
+    whole images. Smaller images are padded, and the padding lies outside the region of interest. crops-per-image: how
+    many of each image an epoch has. labelled-share: fraction of the crops that hold a labelled pixel, of a class drawn
+    at random among those that the image has; the others lie anywhere. normalize: what the
     network sees: the image as it is, with zero mean and unit spread ("image"), or with ImageNet's channel statistics.
     workers: loader processes. cache: keep decoded images in memory. proposals: train on segmentations made of the
     scribbles and the image's colours instead of the scribbles; absent = no.
@@ -122,6 +132,8 @@ class Data(_ComponentSection):
     val: str | None = None
     test: str | None = "test"
     crop: _Crop | tuple[_Crop, ...] | None = None
+    crops_per_image: int = Field(default=1, ge=1, le=10**6)
+    labelled_share: float = Field(default=0.0, ge=0, le=1)
     augment: Augment = Augment()
     normalize: Literal["none", "image", "imagenet"] = "none"
     workers: int = Field(default=0, ge=0, le=256)

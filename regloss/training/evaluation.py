@@ -13,7 +13,7 @@ from torch import Tensor
 from regloss.checks import at_least_float32
 from regloss.data_term import DataTerm
 from regloss.dataset import IGNORE
-from regloss.io.types import FloatImage
+from regloss.io.types import FloatImage, LabelMap
 from regloss.metrics.foreground import ForegroundScores
 from regloss.metrics.groups import ScoreMetric
 from regloss.metrics.labels import confusion_of
@@ -58,11 +58,10 @@ def evaluate_samples(
     if config.evaluation.energy is not None:
         energy = resolve("regularizer", config.evaluation.energy)
     ids = list(reader.source.ids(subset))[process.global_rank :: process.world_size]
-    samples = [reader.load(sample_id) for sample_id in ids]
+    samples = (reader.load(sample_id) for sample_id in ids)
     if noise is not None:
-        samples = [replace(sample, image=noise(sample.image, sample.id, config.seed)) for sample in samples]
-    for group in like_groups(samples, config.training.batch_size):
-        chosen = [samples[place] for place in group]
+        samples = (replace(sample, image=noise(sample.image, sample.id, config.seed)) for sample in samples)
+    for chosen in like_groups(samples, config.training.batch_size):
         batch = whole_batch(chosen, None)
         image = batch.image.to(process.device)
         predictions = predict(segmenter, image).argmax(1)
@@ -169,18 +168,41 @@ def examples_of(
         training = sample_id in train_ids
         with torch.no_grad():
             found = {} if data_term is None else data_term.maps(image)
-        examples.append(
-            Example(
-                id=sample_id,
-                image=sample.image,
-                scribble=supervision_of(sample, "scribbles") if training and sample.scribble is not None else None,
-                proposal=read_proposal(sample_id) if training and read_proposal is not None else None,
-                prediction=prediction,
-                label=sample.label,
-                numbers={name: values[0].float().cpu().numpy() for name, values in found.items()},
-            )
+        example = Example(
+            id=sample_id,
+            image=sample.image,
+            scribble=supervision_of(sample, "scribbles") if training and sample.scribble is not None else None,
+            proposal=read_proposal(sample_id) if training and read_proposal is not None else None,
+            prediction=prediction,
+            label=sample.label,
+            numbers={name: values[0].float().cpu().numpy() for name, values in found.items()},
         )
+        examples.append(example if sample.image.ndim == 3 else _telling_slice(example, sample.spacing))
     return examples
+
+
+def _telling_slice(example: Example, spacing: tuple[float, ...] | None) -> Example:
+    """Of a volume the slice that shows most: labelled pixels, or else foreground, across the largest spacing."""
+    axis = 0 if spacing is None else int(np.argmax(spacing))
+    others = tuple(other for other in range(3) if other != axis)
+    truth = example.prediction if example.label is None else example.label
+    drawn = example.scribble if example.scribble is not None else np.where(truth > 0, truth, IGNORE)
+    place = int((drawn != IGNORE).sum(others).argmax())
+
+    here = tuple(place if other == axis else slice(None) for other in range(3))
+
+    def cut(labels: LabelMap | None) -> LabelMap | None:
+        return None if labels is None else labels[here]
+
+    return Example(
+        f"{example.id}, slice {place} of {truth.shape[axis]}",
+        example.image[(slice(None), *here)],
+        cut(example.scribble),
+        cut(example.proposal),
+        example.prediction[here],
+        cut(example.label),
+        {name: values[here] for name, values in example.numbers.items()},
+    )
 
 
 MEASURED = 32

@@ -7,7 +7,7 @@ process or resumed run draws the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,13 +42,16 @@ class Prepared:
 
 
 class TrainingSet(Dataset[Any]):
-    """Augmented crops by (epoch, place); proposals of a generation are read through the same geometry."""
+    """Augmented crops by (epoch, place); proposals of a generation are read through the same geometry.
+
+    Places number all crops of an epoch: those of an image lie as many places apart as there are images.
+    """
 
     def __init__(
         self, reader: SampleReader, ids: Sequence[str], data: Data, seed: int, store: ProposalStore | None = None
     ) -> None:
         self.reader = reader
-        self.ids = list(ids)
+        self.ids = list(ids) * data.crops_per_image
         self.data = data
         self.seed = seed
         self.store = store
@@ -64,7 +67,14 @@ class TrainingSet(Dataset[Any]):
         labels = torch.from_numpy(supervision_of(sample, self.data.supervision))
         source = tuple(image.shape[1:])
         draw = [self.seed, epoch, place]
-        drawn = sample_geometry(source, crop_size(self.data, len(source)), self.data.augment, draw)
+        drawn = sample_geometry(
+            source,
+            crop_size(self.data, len(source)),
+            self.data.augment,
+            draw,
+            spacing=sample.spacing,
+            holds=_labelled_pixel(labels.numpy(), self.data.labelled_share, draw),
+        )
         geometry = AppliedGeometry(drawn, source)
         proposal = None
         if generation >= 0:
@@ -72,9 +82,22 @@ class TrainingSet(Dataset[Any]):
             stored = self.store.read(generation, sample.id)
             _check_proposal(stored, source, len(self.reader.source.classes), sample.id)
             proposal = geometry.labels(torch.from_numpy(stored), IGNORE).long()
-        crop = photometric(geometry.image(image), self.data.augment, draw) * geometry.inside
+        changed = photometric(geometry.image(image), self.data.augment, draw, sample.spacing)
         made = geometry.labels(labels, IGNORE).long()
-        return Prepared(sample.id, crop, made, geometry.inside, proposal, sample.spacing)
+        return Prepared(sample.id, changed * geometry.inside, made, geometry.inside, proposal, sample.spacing)
+
+
+def _labelled_pixel(labels: np.ndarray, share: float, draw: list[int]) -> tuple[int, ...] | None:
+    """With probability ``share`` a pixel with a label, of a random class among those that there are."""
+    rng = np.random.default_rng([*draw, 2])
+    if rng.random() >= share:
+        return None
+    flat = labels.ravel()
+    classes = np.flatnonzero(np.bincount(flat, minlength=IGNORE + 1)[:IGNORE])
+    if not len(classes):
+        return None
+    pixel = rng.choice(np.flatnonzero(flat == rng.choice(classes)))
+    return tuple(int(place) for place in np.unravel_index(pixel, labels.shape))
 
 
 def _check_proposal(labels: np.ndarray, size: tuple[int, ...], classes: int, sample_id: str) -> None:
@@ -235,14 +258,17 @@ def _loads(worker: int) -> None:
     end_with_parent()
 
 
-def like_groups(samples: Sequence[Sample], largest: int) -> Iterator[list[int]]:
-    """Consecutive places of samples of one size and spacing, at most ``largest`` together: batches without padding."""
-    group: list[int] = []
-    for place, sample in enumerate(samples):
-        if group and (not _are_alike(samples[group[0]], sample) or len(group) == largest):
+def like_groups(samples: Iterable[Sample], largest: int) -> Iterator[list[Sample]]:
+    """Consecutive samples of one size and spacing, at most ``largest`` together: batches without padding.
+
+    Volumes come one by one, as each fills memory. No more samples are held than those of a batch.
+    """
+    group: list[Sample] = []
+    for sample in samples:
+        if group and (not _are_alike(group[0], sample) or len(group) == largest or sample.image.ndim > 3):
             yield group
             group = []
-        group.append(place)
+        group.append(sample)
     if group:
         yield group
 

@@ -210,9 +210,7 @@ class Proposals:
     def _batches(self, dataset: Dataset) -> Iterator[Batch]:
         from regloss.training.loader import like_groups, whole_batch  # with our trainer's configuration behind it
 
-        samples = [dataset.load(sample_id) for sample_id in self.share]
-        for group in like_groups(samples, self.batch_size):
-            chosen = [samples[place] for place in group]
+        for chosen in like_groups((dataset.load(sample_id) for sample_id in self.share), self.batch_size):
             yield whole_batch(chosen, [self._supervision(sample) for sample in chosen])
 
     def _supervision(self, sample: Sample) -> npt.NDArray[np.uint8]:

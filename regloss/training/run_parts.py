@@ -119,7 +119,7 @@ def build(config: Config, *, resume: bool = False) -> Parts:
         if subset is not None:
             check_evaluation_samples(reader, subset)
     if checkpoint is not None:
-        _check_checkpoint(checkpoint, config, optimizers, loop, len(ids))
+        _check_checkpoint(checkpoint, config, optimizers, loop, len(ids) * data.crops_per_image)
     _check_layer(segmenter, TrainingSet(reader, ids, data, config.seed)[0, 0, -1], len(dataset.classes))
     return Parts(config, dataset, reader, segmenter, optimizers, loop, ids, warnings, checkpoint)
 
@@ -134,14 +134,14 @@ def _check_checkpoint(
     config: Config,
     optimizers: Mapping[str, torch.optim.Optimizer],
     loop: OuterLoop,
-    samples: int,
+    crops: int,
 ) -> None:
     """Raise `UsageError` unless this training, and its files, can go on from the checkpoint."""
     folder, state = Path(config.output), checkpoint.state
     further = {name: optimizer for name, optimizer in optimizers.items() if name != "network"}
     checkpoints.check(checkpoint, optimizers["network"], further, str(folder))
     where = f"The checkpoint in {folder} is damaged: state.json"
-    steps = -(-samples // config.training.batch_size)  # of an epoch; several processes take fewer
+    steps = -(-crops // config.training.batch_size)  # of an epoch; several processes take fewer
     if state["step"] > config.training.epochs * steps:
         raise UsageError(
             f"{where} has step {state['step']}, but the training ends with {config.training.epochs * steps}."

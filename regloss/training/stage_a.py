@@ -36,9 +36,8 @@ def propose_all(proposals: Proposals, parts: Parts, epoch: int, step: int, devic
 
 def _whole_batches(proposals: Proposals, parts: Parts, device: torch.device) -> Iterator[Batch]:
     config = parts.config
-    samples = [parts.reader.load(sample_id) for sample_id in proposals.share]
-    for group in like_groups(samples, config.training.batch_size):
-        chosen = [samples[place] for place in group]
+    samples = (parts.reader.load(sample_id) for sample_id in proposals.share)
+    for chosen in like_groups(samples, config.training.batch_size):
         labels = [supervision_of(sample, config.data.supervision) for sample in chosen]
         yield to_device(whole_batch(chosen, labels), device)
 

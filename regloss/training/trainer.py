@@ -136,7 +136,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
         proposals = Proposals(loop, parts.ids, folder / "proposals", resume=True, spelled=as_written)
     store = None if proposals is None else proposals.store
     training_set = TrainingSet(parts.reader, parts.ids, config.data, config.seed, store)
-    order = EpochOrder(len(parts.ids), training.batch_size, config.seed, fabric.global_rank, fabric.world_size)
+    order = EpochOrder(len(training_set), training.batch_size, config.seed, fabric.global_rank, fabric.world_size)
     total_steps = training.epochs * order.steps
     if fabric.world_size > 1:
         loop.all_reduce = lambda value: fabric.all_reduce(value, reduce_op="sum")  # type: ignore[assignment, return-value]

@@ -85,6 +85,9 @@ def test_other_formats_lie_where_the_same_nifti_does(tmp_path, ending):
     np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_allclose(one.geometry.affine, other.geometry.affine, atol=1e-5)
     one.geometry.check_same(other.geometry, tmp_path / "a.nii.gz", tmp_path / f"a{ending}")
+    header = read_geometry(tmp_path / f"a{ending}")
+    assert (header.size, header.spacing) == (other.geometry.size, other.geometry.spacing)
+    np.testing.assert_array_equal(header.affine, other.geometry.affine)
 
 
 @pytest.mark.parametrize("name", ["out.nii", "out.nii.gz"])
@@ -157,6 +160,9 @@ def test_what_is_wrong_is_named(tmp_path, kind, message):
     with pytest.raises(UsageError, match=message) as caught:
         read_volume(path)
     assert str(path) in str(caught.value)
+    if kind not in ("truncated", "nan", "colours", "complex"):
+        with pytest.raises(UsageError, match=message):
+            read_geometry(path)
 
 
 def test_damaged_files_of_the_other_library(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
+from regloss.errors import UsageError
 from regloss.training.augmentation import AppliedGeometry, Geometry, identity, photometric, sample_geometry
 from regloss.training.config import Augment
 
@@ -147,6 +148,45 @@ def test_volumes_are_turned_in_their_last_two_axes():
     assert all(set(plane.unique().tolist()) <= {depth, 9} for depth, plane in enumerate(read))
 
 
+def test_a_rotation_is_one_in_mm_across_the_coarsest_axis():
+    """Lengths in mm stay, whichever axis is the coarse one."""
+    for spacing, fixed in (((3.0, 0.5, 0.5), 0), ((0.5, 0.7, 3.0), 2), ((1.0, 1.0, 1.0), 0)):
+        matrix = np.array(sample_geometry((6, 20, 24), None, Augment(rotate=40.0), [1], spacing=spacing).matrix)
+        physical = np.diag(spacing) @ matrix @ np.diag(1 / np.array(spacing))
+        np.testing.assert_allclose(physical @ physical.T, np.eye(3), atol=1e-12)
+        assert matrix[fixed].tolist() == matrix[:, fixed].tolist() == np.eye(3)[fixed].tolist()
+        assert abs(physical[fixed - 1, fixed - 2]) > 0.05
+
+
+def test_a_volume_is_mirrored_along_its_first_axis():
+    labels = codes((4, 3, 3))
+    found = set()
+    for seed in range(20):
+        read = AppliedGeometry(sample_geometry((4, 3, 3), None, Augment(flip_depth=True), [seed]), (4, 3, 3))
+        mirrored = torch.equal(read.labels(labels, OUTSIDE), labels.flip(0))
+        assert mirrored or torch.equal(read.labels(labels, OUTSIDE), labels)
+        found.add(mirrored)
+    assert found == {False, True}
+    with pytest.raises(UsageError, match="flip-depth mirrors the first axis of volumes"):
+        sample_geometry((4, 3), None, Augment(flip_depth=True), [0])
+
+
+def test_a_crop_holds_a_pixel():
+    source, crop, pixel = (6, 20, 24), (2, 8, 40), (5, 0, 11)
+    starts = set()
+    for seed in range(60):
+        geometry = sample_geometry(source, crop, FLIPS, [seed], holds=pixel)
+        applied = AppliedGeometry(geometry, source)
+        marked = torch.zeros(source)
+        marked[pixel] = 1
+        assert applied.labels(marked, 0).sum() == 1
+        starts.add(float(applied.positions[1].min()))
+    assert starts == {0.0}  # the pixel lies at the border
+    starts = {sample_geometry((20,) * 2, (8, 8), Augment(), [seed], holds=(10, 3)).shift for seed in range(200)}
+    assert {first for first, _ in starts} == set(range(3, 11))
+    assert {second for _, second in starts} == set(range(4))
+
+
 def test_the_identity():
     labels = codes((6, 5))
     applied = AppliedGeometry(identity((6, 5)), (6, 5))
@@ -239,6 +279,34 @@ def test_photometry():
     torch.testing.assert_close(changed - changed.mean(), ratio * (image - image.mean()), rtol=0, atol=1e-6)
     strong = photometric(noise((20, 20)), Augment(brightness=1.0), [4])
     assert 0 <= strong.min() < strong.max() <= 1
+
+
+@pytest.mark.parametrize("size", [(20, 24), (6, 20, 24)])
+def test_blur_noise_gamma_and_low_resolution(size):
+    image = noise(size)
+    roughness = float(image.std())
+    for seed in range(3):
+        softer = [photometric(image, augment, [seed]) for augment in (Augment(blur=2.0), Augment(low_resolution=4.0))]
+        for changed in softer:
+            assert changed.shape == image.shape
+            assert float(changed.std()) < 0.95 * roughness
+            assert abs(float(changed.mean() - image.mean())) < 0.02
+        noisy = photometric(torch.full_like(image, 0.5), Augment(noise=0.1), [seed])
+        assert 0 < float(noisy.std()) <= 0.105
+        darker = photometric(image, Augment(gamma=(1.5, 2.0)), [seed])
+        exponent = (darker.log() / image.log()).median()
+        assert 1.5 <= exponent <= 2
+        torch.testing.assert_close(darker, image**exponent, atol=1e-4, rtol=0)
+        assert 0 <= noisy.min() <= noisy.max() <= 1
+
+
+def test_blur_is_in_mm():
+    """Along an axis of six times the spacing there is next to none."""
+    point = torch.zeros(1, 9, 25, 25)
+    point[0, 4, 12, 12] = 1
+    changed = photometric(point, Augment(blur=2.0), [0], (6.0, 1.0, 1.0))[0]
+    assert changed[4].sum() > 0.99
+    assert 0.01 < changed[4, 12, 12] < 0.5
 
 
 def test_photometry_does_not_depend_on_geometry():

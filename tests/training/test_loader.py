@@ -330,6 +330,20 @@ def test_loader_processes_give_the_batches_that_one_process_gives(images, tmp_pa
         assert torch.equal(proposal, same)
 
 
+def test_a_share_of_the_crops_holds_a_labelled_pixel_of_every_class_alike():
+    scribble = np.full((4, 30, 30), 255, np.uint8)
+    scribble[0, :, 0] = 0
+    scribble[3, 29, 29] = 1
+    one = Sample("a", np.zeros((1, 4, 30, 30), np.float32), None, scribble, "a")
+    for share, least, most in ((0.5, 0.4, 0.62), (1.0, 1.0, 1.0)):
+        data = Data(dataset="folder", crop=(2, 6, 6), crops_per_image=100, labelled_share=share)
+        made = TrainingSet(SampleReader(InMemory(one)), ["a"], data, seed=0)
+        assert len(made) == 100
+        found = [set(np.unique(made[0, place, -1].labels)) - {255} for place in range(100)]
+        assert least <= np.mean([bool(classes) for classes in found]) <= most
+    assert 35 <= sum(classes == {1} for classes in found) <= 65
+
+
 # -- Whole images ------------------------------------------------------------------------------------------------------
 
 
@@ -340,10 +354,13 @@ def sample_of(name, size, spacing=None):
 def test_groups_hold_consecutive_images_of_one_size_and_spacing():
     sizes = [(4, 4)] * 3 + [(4, 5)] + [(4, 4)] * 2
     samples = [sample_of(str(number), size) for number, size in enumerate(sizes)]
-    assert list(like_groups(samples, 2)) == [[0, 1], [2], [3], [4, 5]]
+    found = [[sample.id for sample in group] for group in like_groups(samples, 2)]
+    assert found == [["0", "1"], ["2"], ["3"], ["4", "5"]]
     assert list(like_groups([], 2)) == []
     spaced = [sample_of("a", (4, 4), (1.0, 1.0)), sample_of("b", (4, 4), (1.0, 2.0)), sample_of("c", (4, 4))]
-    assert list(like_groups(spaced, 3)) == [[0], [1], [2]]
+    assert list(like_groups(spaced, 3)) == [[one] for one in spaced]
+    volumes = [sample_of(name, (2, 4, 4)) for name in "ab"]
+    assert list(like_groups(volumes, 3)) == [[one] for one in volumes]  # each fills memory
     assert whole_batch(spaced[1:2], None).spacing == (1.0, 2.0)
     assert whole_batch(spaced[2:], None).spacing is None
     with pytest.raises(UsageError, match=r"one spacing; a has \(1.0, 1.0\) mm and b \(1.0, 2.0\)\. Resample them"):

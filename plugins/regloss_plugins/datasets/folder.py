@@ -11,11 +11,8 @@ Files belong together by their stem, which is the sample's id.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,20 +21,15 @@ import numpy as np
 
 from regloss.dataset import Dataset, Sample
 from regloss.errors import UsageError, listed
-from regloss.io.classes import MAX_CLASSES, read_classes
-from regloss.io.folders import find_file, find_root, index_folder, index_label_folder, left_out
+from regloss.io.folders import find_root, index_folder, index_label_folder, left_out
 from regloss.io.images import IMAGE_SUFFIXES, common_channels, read_header, read_stored
-from regloss.io.labels import label_values as values_in
 from regloss.io.labels import read_scribble_map, value_map
-from regloss.io.palettes import Color, class_colors
 from regloss.io.reduction import check_reduce
 from regloss.io.samples import SampleFiles, check_samples, find_sample, load_sample, subset_ids, turned_note
 from regloss.io.scribbles import simulate
-from regloss.io.toml import read_toml
 from regloss.io.types import PathLike
 from regloss.io.windows import DEEP, Window, find_window
-
-_DISJOINT = ("train", "val", "test")
+from regloss_plugins.datasets.layout import choose_classes, choose_groups, choose_subsets
 
 
 class FolderDataset(Dataset):
@@ -118,7 +110,7 @@ class FolderDataset(Dataset):
         image_files = _image_files(self.root, images)
         label_files = _mates(self.root, folder, default="labels")
         scribble_files = {} if simulate_scribbles else _mates(self.root, scribbles, default="scribbles")
-        groups = _groups(image_files, group)
+        groups = choose_groups(image_files, group)
         self.samples = {
             stem: SampleFiles(stem, path, label_files.get(stem), scribble_files.get(stem), groups[stem])
             for stem, path in image_files.items()
@@ -131,13 +123,13 @@ class FolderDataset(Dataset):
             part: [path.name for stem, path in files.items() if stem not in image_files]
             for part, files in (("label", label_files), ("scribble", scribble_files))
         }
-        self.classes, self.colors = _classes(self.root, classes, list((label_files or scribble_files).values()))
+        self.classes, self.colors = choose_classes(self.root, classes, list((label_files or scribble_files).values()))
         self.label_values, self.scribble_values = (
             None if given is None else value_map(given, self.classes, setting)
             for given, setting in ((label_values, "label-values"), (scribble_values, "scribble-values"))
         )
         self.unlabelled = _checked_value(unlabelled)
-        self.subsets = _subsets(self.root, split, groups)
+        self.subsets = choose_subsets(self.root, split, {stem: (name,) for stem, name in groups.items()})
         self._splits = split is None
         headers = {path: read_header(path) for path in image_files.values()}
         self.channels = common_channels(headers, self.root / images) if grey is None else 1 if grey else 3
@@ -251,105 +243,3 @@ def _mates(root: Path, folder: str | None, *, default: str) -> dict[str, Path]:
     if folder is None or (folder == default and not (root / folder).exists()):
         return {}
     return index_label_folder(root / folder)
-
-
-def _groups(stems: Mapping[str, Path], group: str | None) -> dict[str, str]:
-    if group is None:
-        return {stem: stem for stem in stems}
-    try:
-        pattern = re.compile(group)
-    except re.error as error:
-        raise UsageError(f"group = {group!r} is no regular expression: {error}") from error
-    if pattern.groups != 1:
-        raise UsageError(
-            f"group = {group!r} has {pattern.groups} capturing groups; it needs one, for instance '^(patient\\d+)'"
-        )
-    found = {stem: pattern.search(stem) for stem in stems}
-    groups = {stem: match.group(1) for stem, match in found.items() if match is not None and match.group(1)}
-    missed = [stem for stem in stems if stem not in groups]
-    if missed:
-        raise UsageError(f"group = {group!r} does not match {len(missed)} ids: {listed(missed)}")
-    return groups
-
-
-# -- Classes -----------------------------------------------------------------------------------------------------------
-
-
-def _classes(
-    root: Path, classes: PathLike | Sequence[str] | int | None, label_files: Sequence[Path]
-) -> tuple[tuple[str, ...], tuple[Color, ...]]:
-    if classes is None:
-        path = root / "classes.toml"
-        if not path.is_file():
-            raise UsageError(_no_classes(root, label_files))
-        names, colors = read_classes(path)
-    elif isinstance(classes, str | os.PathLike):
-        names, colors = read_classes(find_file(classes, root, "class file"))
-    elif isinstance(classes, int) and not isinstance(classes, bool):
-        names = ("background", *(f"class {index}" for index in range(1, classes)))[: max(classes, 0)]
-        colors = class_colors(len(names))
-    elif isinstance(classes, Sequence) and all(isinstance(name, str) for name in classes):
-        names, colors = tuple(classes), class_colors(len(classes))
-    else:
-        raise UsageError(f"classes = {classes!r}: expected a TOML file, a list of names, or the number of classes")
-    if not 2 <= len(names) <= MAX_CLASSES:
-        raise UsageError(f"there are {len(names)} classes; needed are 2 (background and one more) to {MAX_CLASSES}")
-    double = sorted({name for name in names if names.count(name) > 1})
-    if double or "" in names:
-        raise UsageError(f"class names must differ and not be empty, but {listed(map(repr, double or ['']))} does not")
-    return names, colors
-
-
-def _no_classes(root: Path, label_files: Sequence[Path]) -> str:
-    first = label_files[:50]
-    found = f" The first {len(first)} label files hold the values {listed(values_in(first), 30)}." if first else ""
-    return (
-        f"the classes of {root} are not known. Write {root / 'classes.toml'} with three lines for each class, in the "
-        "order of the indices:\n\n"
-        '    [[class]]\n    name = "background"\n    color = [0, 0, 0]\n\n'
-        f'or give the names: classes = ["background", ...].{found}'
-    )
-
-
-# -- Subsets -----------------------------------------------------------------------------------------------------------
-
-
-def _subsets(
-    root: Path, split: PathLike | Mapping[str, Sequence[str]] | None, groups: Mapping[str, str]
-) -> dict[str, tuple[str, ...]]:
-    everything = tuple(groups)
-    if split is None:
-        return {"train": everything, "all": everything}
-    entries: Mapping[str, Any]
-    if isinstance(split, Mapping):
-        where, entries = "the split", split
-    else:
-        path = find_file(split, root, "split file")
-        where, entries = str(path), read_toml(path)
-    wrong = [name for name, value in entries.items() if not _is_names(value)]
-    if wrong:
-        raise UsageError(f"{where}: {listed(map(repr, wrong))} must be a list of ids, patterns or group names")
-    if "all" in entries:
-        raise UsageError(f"{where}: 'all' is always every image and cannot be set; choose another name")
-    subsets: dict[str, tuple[str, ...]] = {}
-    unmatched: list[str] = []
-    for name, patterns in entries.items():
-        matches = {pattern: _matching(pattern, groups) for pattern in patterns}
-        unmatched += [f"{pattern!r} ({name})" for pattern, ids in matches.items() if not ids]
-        subsets[name] = tuple(sorted(set().union(*matches.values())))
-    if unmatched:
-        raise UsageError(f"{where}: these entries match no image of {root}: {listed(unmatched)}")
-    for position, one in enumerate(_DISJOINT):
-        for other in _DISJOINT[position + 1 :]:
-            both = sorted(set(subsets.get(one, ())) & set(subsets.get(other, ())))
-            if both:
-                raise UsageError(f"{where}: {len(both)} images are both in {one!r} and in {other!r}: {listed(both)}")
-    return subsets | {"all": everything}
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and all(isinstance(name, str) for name in value)
-
-
-def _matching(entry: str, groups: Mapping[str, str]) -> set[str]:
-    return {stem for stem, group in groups.items() if entry in (stem, group) or fnmatchcase(stem, entry)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -88,6 +89,23 @@ def level_widths(channels: int, levels: int, max_channels: int) -> list[int]:
     return [min(channels * 2**level, max_channels) for level in range(levels)]
 
 
+def halved_axes(spacing: Sequence[float] | None, levels: int, dims: int) -> list[tuple[bool, ...]]:
+    """Which axes each pooling between ``levels`` halves: those whose spacing is less than twice the finest.
+
+    So voxels become about as long as they are wide, before all axes are halved.
+
+    >>> halved_axes((3.0, 0.5, 0.5), 4, 3)
+    [(False, True, True), (False, True, True), (True, True, True)]
+    """
+    lengths = [1.0] * dims if spacing is None else list(spacing)
+    found = []
+    for _ in range(levels - 1):
+        halved = tuple(length < 2 * min(lengths) for length in lengths)
+        lengths = [2 * length if half else length for length, half in zip(lengths, halved, strict=True)]
+        found.append(halved)
+    return found
+
+
 def extended(image: Tensor, lengths: Sequence[int]) -> Tensor:
     """An image (B, C, *S) up to these lengths along its axes, by repeating its last entries; itself if it has them."""
     missing = [length - size for length, size in zip(lengths, image.shape[2:], strict=True)]
@@ -95,10 +113,14 @@ def extended(image: Tensor, lengths: Sequence[int]) -> Tensor:
     return functional.pad(image, padding, mode="replicate") if any(missing) else image
 
 
-def convolution(before: int, after: int, norm: str, dims: int) -> Sequence[nn.Module]:
-    """A 3x3 or 3x3x3 convolution, the normalisation and a ReLU; what every network here is made of."""
+def convolution(
+    before: int, after: int, norm: str, dims: int, kernel: Sequence[int] | None = None
+) -> Sequence[nn.Module]:
+    """A convolution (by default 3x3 or 3x3x3), the normalisation and a ReLU; what every network here is made of."""
+    sizes: Any = (3,) * dims if kernel is None else tuple(kernel)  # torch's types want one for each number of axes
+    margins: Any = tuple(size // 2 for size in sizes)
     # A normalisation subtracts what a bias would add, so the bias is only there without one.
-    layer = CONVOLUTION[dims](before, after, kernel_size=3, padding=1, bias=norm == "none")
+    layer = CONVOLUTION[dims](before, after, kernel_size=sizes, padding=margins, bias=norm == "none")
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

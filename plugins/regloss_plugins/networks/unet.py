@@ -1,7 +1,8 @@
 """U-Net: an encoder and a decoder joined by skip connections, optionally with attention gates on the skips.
 
 Sources: Ronneberger, Fischer and Brox, U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015;
-Cicek et al., 3D U-Net, MICCAI 2016; Oktay et al., Attention U-Net: Learning Where to Look for the Pancreas, MIDL 2018.
+Cicek et al., 3D U-Net, MICCAI 2016; Oktay et al., Attention U-Net: Learning Where to Look for the Pancreas, MIDL 2018;
+poolings and convolutions by spacing: Isensee et al., nnU-Net, Nature Methods 18, 2021.
 
 Differs from the first of them in: 1. convolutions are padded, so that the logits have the size of the image; 2. the
 decoder upsamples by linear interpolation, which leaves no checkerboard in the logits as the transposed convolution can,
@@ -12,11 +13,14 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from regloss.errors import UsageError
 from regloss_plugins.networks.building_blocks import (
     CONVOLUTION,
     Network,
@@ -26,10 +30,11 @@ from regloss_plugins.networks.building_blocks import (
     check_settings,
     convolution,
     extended,
+    halved_axes,
     level_widths,
 )
 
-_POOLING: dict[int, type[nn.MaxPool2d] | type[nn.MaxPool3d]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+_POOLING = {2: functional.max_pool2d, 3: functional.max_pool3d}
 _DROPOUT: dict[int, type[nn.Dropout2d] | type[nn.Dropout3d]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
 _INTERPOLATION = {2: "bilinear", 3: "trilinear"}
 _CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
@@ -40,7 +45,8 @@ class UNet(Network):
 
     Level 0 has the resolution of the image and ``channels`` feature maps; each further level halves the resolution
     and doubles the feature maps, up to ``max_channels``. A level is two 3x3 convolutions (3x3x3 for volumes), each
-    followed by the normalisation and a ReLU.
+    followed by the normalisation and a ReLU. With ``spacing``, axes whose voxels are twice as long as the shortest, or
+    more, are neither halved nor convolved along until the others have caught up.
 
     An image whose size is not divisible by ``2 ** (levels - 1)``, or which is smaller than ``2 ** levels``, is padded
     inside by repeating its last row and column, and the logits are cropped to the size of the image.
@@ -58,6 +64,8 @@ class UNet(Network):
         dims: 2 for images ``(B, C, H, W)``, 3 for volumes ``(B, C, D, H, W)``.
         attention: whether additive attention gates weight the skip connections (Oktay et al. 2018).
         dropout: probability in [0, 1) that a feature map between the two convolutions of a level is dropped.
+        spacing: distance of neighbouring pixels along each of the ``dims`` axes, in any unit, of the images to come;
+            None = the same along all.
 
     Raises:
         UsageError: a setting is not one of the allowed values.
@@ -80,23 +88,33 @@ class UNet(Network):
         dims: int = 2,
         attention: bool = False,
         dropout: float = 0.0,
+        spacing: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         check_settings("unet", in_channels, classes, levels, channels, max_channels, norm)
         check_dims("unet", dims)
         check_dropout("unet", dropout)
+        if spacing is not None and (len(spacing) != dims or not all(0 < step < math.inf for step in spacing)):
+            raise UsageError(f"unet: spacing must be {dims} positive numbers, one for each axis, not {list(spacing)}")
 
         self.in_channels = in_channels
         self.dims = dims
         widths = level_widths(channels, levels, max_channels)
+        # One entry for each pooling; the factors of the axes' lengths, and at each level those axes that convolutions
+        # see, which are the ones that it halves.
+        halved = halved_axes(spacing, levels + 1, dims)
+        self.factors = [tuple(2 if half else 1 for half in axes) for axes in halved[:-1]]
+        kernels = [tuple(3 if half else 1 for half in axes) for axes in halved]
         self.encoder = nn.ModuleList(
-            _block(before, width, norm, dims, dropout)
-            for before, width in zip([in_channels, *widths[:-1]], widths, strict=True)
+            _block(before, width, norm, dims, dropout, kernel)
+            for before, width, kernel in zip([in_channels, *widths[:-1]], widths, kernels, strict=True)
         )
-        self.pooling = _POOLING[dims](kernel_size=2)
         # The decoder's stages are stored from fine to coarse, stage l joining level l + 1 to level l.
         self.decoder = nn.ModuleList(
-            _DecoderStage(coarse, fine, norm, dims, attention, dropout) for fine, coarse in itertools.pairwise(widths)
+            _DecoderStage(coarse, fine, norm, dims, attention, dropout, factors, kernel)
+            for (fine, coarse), factors, kernel in zip(
+                itertools.pairwise(widths), self.factors, kernels[:-1], strict=True
+            )
         )
         self.classifier = CONVOLUTION[dims](widths[0], classes, kernel_size=1)
 
@@ -120,7 +138,7 @@ class UNet(Network):
         for level, block in enumerate(self.encoder):
             if level > 0:
                 skips.append(features)
-                features = self.pooling(features)
+                features = _POOLING[self.dims](features, self.factors[level - 1])
             features = block(features)
         for stage in reversed(self.decoder):
             features = stage(features, skips)
@@ -131,8 +149,9 @@ class UNet(Network):
 
     def _pad(self, image: Tensor) -> Tensor:
         # The coarsest level keeps two pixels along each axis: batch and instance normalisation need more than one.
-        divisor = 2 ** (len(self.encoder) - 1)
-        return extended(image, [max(divisor * math.ceil(size / divisor), 2 * divisor) for size in image.shape[2:]])
+        divisors = [math.prod(factors[axis] for factors in self.factors) for axis in range(self.dims)]
+        sizes = zip(image.shape[2:], divisors, strict=True)
+        return extended(image, [max(divisor * math.ceil(size / divisor), 2 * divisor) for size, divisor in sizes])
 
 
 class _DecoderStage(nn.Module):
@@ -143,11 +162,22 @@ class _DecoderStage(nn.Module):
     convolutions begin, which is where an image of full size takes most memory.
     """
 
-    def __init__(self, coarse: int, fine: int, norm: str, dims: int, attention: bool, dropout: float) -> None:
+    def __init__(
+        self,
+        coarse: int,
+        fine: int,
+        norm: str,
+        dims: int,
+        attention: bool,
+        dropout: float,
+        factors: tuple[int, ...],
+        kernel: tuple[int, ...],
+    ) -> None:
         super().__init__()
         self.reduce = CONVOLUTION[dims](coarse, fine, kernel_size=1)
-        self.gate = _AttentionGate(fine, coarse, dims) if attention else None
-        self.block = _block(2 * fine, fine, norm, dims, dropout)
+        self.gate = _AttentionGate(fine, coarse, dims, factors) if attention else None
+        self.block = _block(2 * fine, fine, norm, dims, dropout, kernel)
+        self.factors = tuple(map(float, factors))
         self.interpolation = _INTERPOLATION[dims]
 
     def forward(self, coarse: Tensor, skips: list[Tensor]) -> Tensor:
@@ -157,33 +187,34 @@ class _DecoderStage(nn.Module):
     def _joined(self, coarse: Tensor, skip: Tensor) -> Tensor:
         if self.gate is not None:
             skip = self.gate(skip, coarse)
-        upsampled = functional.interpolate(self.reduce(coarse), scale_factor=2.0, mode=self.interpolation)
+        upsampled = functional.interpolate(self.reduce(coarse), scale_factor=self.factors, mode=self.interpolation)
         return torch.cat([skip, upsampled], dim=1)
 
 
 class _AttentionGate(nn.Module):
     """Additive attention on a skip connection: ``skip * sigmoid(psi' relu(W_x skip + W_g gating + b_g) + b_psi)``.
 
-    ``W_x`` has stride 2, so that the sum is formed at the resolution of the gating signal (the coarser level), and the
-    coefficients are interpolated to the resolution of the skip.
+    ``W_x`` has the stride of the pooling, so that the sum is formed at the resolution of the gating signal (the coarser
+    level), and the coefficients are interpolated to the resolution of the skip.
     """
 
-    def __init__(self, skip: int, gating: int, dims: int) -> None:
+    def __init__(self, skip: int, gating: int, dims: int, factors: Any) -> None:
         super().__init__()
         layer = CONVOLUTION[dims]
-        self.skip = layer(skip, skip, kernel_size=2, stride=2, bias=False)
+        self.skip = layer(skip, skip, kernel_size=factors, stride=factors, bias=False)
+        self.factors = tuple(map(float, factors))
         self.gating = layer(gating, skip, kernel_size=1)
         self.psi = layer(skip, 1, kernel_size=1)
         self.interpolation = _INTERPOLATION[dims]
 
     def forward(self, skip: Tensor, gating: Tensor) -> Tensor:
         scores = self.psi(functional.relu(self.skip(skip) + self.gating(gating)))
-        return skip * functional.interpolate(torch.sigmoid(scores), scale_factor=2.0, mode=self.interpolation)
+        return skip * functional.interpolate(torch.sigmoid(scores), scale_factor=self.factors, mode=self.interpolation)
 
 
-def _block(before: int, after: int, norm: str, dims: int, dropout: float) -> nn.Sequential:
-    layers: list[nn.Module] = [*convolution(before, after, norm, dims)]
+def _block(before: int, after: int, norm: str, dims: int, dropout: float, kernel: tuple[int, ...]) -> nn.Sequential:
+    layers: list[nn.Module] = [*convolution(before, after, norm, dims, kernel)]
     if dropout > 0.0:
         layers.append(_DROPOUT[dims](dropout))
-    layers += convolution(after, after, norm, dims)
+    layers += convolution(after, after, norm, dims, kernel)
     return nn.Sequential(*layers)

@@ -40,6 +40,24 @@ def test_volumes(size: tuple[int, int, int], attention: bool) -> None:
     assert network(torch.rand(2, 2, *size)).shape == (2, 3, *size)
 
 
+@pytest.mark.parametrize("size", [(1, 1, 1), (5, 30, 33), (12, 16, 16)])
+@pytest.mark.parametrize("attention", [False, True])
+def test_long_voxels_are_not_halved_until_they_are_as_wide(size: tuple[int, int, int], attention: bool) -> None:
+    network = build(dims=3, attention=attention, levels=4, spacing=[3.0, 0.5, 0.5], norm="none")
+    assert network(torch.rand(1, 2, *size)).shape == (1, 3, *size)
+    assert network.factors == [(1, 2, 2), (1, 2, 2), (2, 2, 2)]
+    assert [tuple(block[0].kernel_size) for block in network.encoder] == [(1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3)]
+    # Until then slices do not see each other.
+    flat = build(dims=3, attention=attention, levels=2, spacing=[3.0, 0.5, 0.5], norm="none").eval()
+    image = torch.rand(1, 2, *(max(length, 2) for length in size))
+    changed = image.clone()
+    changed[:, :, 0] = 0
+    assert torch.equal(flat(image)[:, :, 1:], flat(changed)[:, :, 1:])
+    for spacing in ([3.0, 0.5], [3.0, 0.5, 0.0], [3.0, 0.5, float("inf")]):
+        with pytest.raises(UsageError, match="unet: spacing must be 3 positive numbers"):
+            build(dims=3, spacing=spacing)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("attention", [False, True])

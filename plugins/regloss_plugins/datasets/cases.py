@@ -1,0 +1,303 @@
+"""Volumes as samples: whole ones, or their slices. What the data sets of volumes share, whatever their layout.
+
+A case is one patient's scan: one file a channel, and labels and scribbles on the same grid. Nothing is resampled or
+turned, so that a slice of a file is a slice of the sample, and results lie on the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from regloss.dataset import IGNORE, Sample, Slice
+from regloss.errors import UsageError, listed
+from regloss.io.labels import ValueMap, read_label_map, read_scribble_map
+from regloss.io.types import FloatImage, LabelMap
+from regloss.io.volumes import Geometry, percentile_window, read_geometry, read_volume
+from regloss.io.windows import Window, windowed
+
+ENDINGS = {"scribble": "-scribbled", "label": "-labelled"}
+"""Subsets of a subset, by the part that their samples have pixels of."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """The files of one volume.
+
+    Attributes:
+        id: its name.
+        images: one file for each channel.
+        label: of dense labels, or None.
+        scribble: of scribbles, or None.
+        group: the unit that scores are averaged over.
+    """
+
+    id: str
+    images: tuple[Path, ...]
+    label: Path | None
+    scribble: Path | None
+    group: str
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """What becomes of stored values: [0, 1], linearly, what lies outside cut off.
+
+    Attributes:
+        window: the same range for all volumes, as for CT; None = one for each volume and channel, as for MR.
+        percentiles: these of a volume's values become 0 and 1, where there is no window.
+    """
+
+    window: Window | None = None
+    percentiles: Sequence[float] = (0.5, 99.5)
+
+    def __post_init__(self) -> None:
+        if len(self.percentiles) != 2 or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise UsageError(f"percentiles = {list(self.percentiles)} must be two numbers, 0 <= LOW < HIGH <= 100.")
+
+    def __call__(self, values: np.ndarray, path: Path) -> FloatImage:
+        """(*S) as stored to (*S) float32 in [0, 1]."""
+        try:
+            low, high = self.percentiles
+            window = percentile_window(values, low, high) if self.window is None else self.window
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+        return windowed(values, window, path)
+
+
+@dataclass(frozen=True)
+class Meanings:
+    """What values of label volumes mean; see `regloss.io.labels.value_map`.
+
+    Attributes:
+        classes: the K class names.
+        labels: value to class index or 255, of dense labels; None = values are class indices.
+        scribbles: likewise, of scribbles.
+        unlabelled: the value of scribbles where nothing was drawn, beside 255.
+    """
+
+    classes: tuple[str, ...]
+    labels: ValueMap | None = None
+    scribbles: ValueMap | None = None
+    unlabelled: int | None = None
+
+    def read(self, path: Path, part: str) -> LabelMap:
+        """Class indices, or 255, of a file of labels or of scribbles ("label", "scribble").
+
+        Raises:
+            UsageError: it cannot be read, or holds a value without a meaning.
+        """
+        if part == "label":
+            return read_label_map(path, self.classes, self.labels)
+        size = (0, 0)  # compared where labels meet their image
+        return read_scribble_map(path, self.classes, size, self.scribbles, self.unlabelled)
+
+
+class Cases:
+    """Volumes cut into samples.
+
+    Args:
+        cases: the volumes.
+        dims: 3 = a sample is a volume, 2 = a slice, whose id is CASE-NUMBER, counted from 0.
+        axis: along which slices follow each other, 0 the slowest of the file; None = that of the largest spacing, of
+            equal ones the slowest.
+        intensities: what becomes of values.
+        meanings: what labels mean.
+
+    Attributes:
+        places: for each sample its case, and of a slice the axis and number.
+        geometries: of each case's image.
+
+    Raises:
+        UsageError: a setting that is none of the above, or a header that cannot be read.
+    """
+
+    def __init__(
+        self, cases: Sequence[Case], *, dims: int, axis: int | None, intensities: Intensities, meanings: Meanings
+    ) -> None:
+        if dims not in (2, 3):
+            raise UsageError(f"dims = {dims!r} must be 3, to learn from volumes, or 2, from their slices.")
+        if axis is not None and (dims == 3 or axis not in (0, 1, 2)):
+            raise UsageError(
+                f"axis = {axis!r} says along which of the axes 0, 1, 2 slices are cut, 0 the slowest of the file; with "
+                "dims = 3 nothing is cut, so leave it out."
+            )
+        self.cases = {case.id: case for case in cases}
+        self.intensities, self.meanings = intensities, meanings
+        self.geometries = {case.id: read_geometry(case.images[0]) for case in cases}
+        self.places: dict[str, tuple[str, int, int] | tuple[str]] = {}
+        for key, geometry in self.geometries.items():
+            if dims == 3:
+                self.places[key] = (key,)
+                continue
+            across = int(np.argmax(_rounded(geometry.spacing))) if axis is None else axis
+            for number in range(geometry.size[across]):
+                self.places[f"{key}-{number:03d}"] = (key, across, number)
+        self._held: tuple[str, Sample] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Other processes read what they need.
+        return {**self.__dict__, "_held": None}
+
+    @property
+    def names(self) -> dict[str, tuple[str, ...]]:
+        """For each sample the names that may stand for it: its case and its group."""
+        return {key: (place[0], self.cases[place[0]].group) for key, place in self.places.items()}
+
+    def load(self, sample_id: str) -> Sample:
+        """One sample, in arrays of its own.
+
+        Raises:
+            UsageError: a file that cannot be read, or does not lie on the image; values without a meaning.
+        """
+        case, *cut = self.places[sample_id]
+        # The slices of a volume are asked for one after the other: the last volume is kept.
+        if self._held is None or self._held[0] != case:
+            self._held = (case, self._read(self.cases[case]))
+        whole = self._held[1]
+        if not cut:
+            self._held = None
+            return whole
+        axis, number = cut
+        assert whole.spacing is not None
+        steps = whole.spacing
+
+        def slice_of(labels: LabelMap | None) -> LabelMap | None:
+            return None if labels is None else np.ascontiguousarray(labels.take(number, axis))
+
+        return Sample(
+            sample_id,
+            np.ascontiguousarray(whole.image.take(number, axis + 1)),
+            slice_of(whole.label),
+            slice_of(whole.scribble),
+            whole.group,
+            tuple(step for other, step in enumerate(steps) if other != axis),
+            Slice(case, axis, number, steps[axis]),
+        )
+
+    def _read(self, case: Case) -> Sample:
+        geometry = self.geometries[case.id]
+        channels = [self.intensities(_on_grid(case, path, geometry), path) for path in case.images]
+        for path in (case.label, case.scribble):
+            if path is not None:
+                geometry.check_same(read_geometry(path), case.images[0], path)
+        label, scribble = (
+            None if path is None else self.meanings.read(path, part)
+            for part, path in (("label", case.label), ("scribble", case.scribble))
+        )
+        return Sample(case.id, np.stack(channels), label, scribble, case.group, _rounded(geometry.spacing))
+
+    def with_labels(self, sample_ids: Iterable[str], part: str) -> tuple[str, ...]:
+        """Those samples that have a labelled pixel in their scribbles ("scribble") or labels ("label")."""
+        found: list[str] = []
+        read: tuple[str, LabelMap | None] = ("", None)
+        for sample_id in sample_ids:
+            key, *cut = self.places[sample_id]
+            if read[0] != key:
+                path = getattr(self.cases[key], part)
+                read = (key, None if path is None else self.meanings.read(path, part))
+            labels = read[1]
+            if labels is None:
+                continue
+            if (labels if not cut else labels.take(cut[1], cut[0])).min() < IGNORE:
+                found.append(sample_id)
+        return tuple(found)
+
+    def check(
+        self,
+        sample_ids: Sequence[str],
+        need: Sequence[str],
+        folders: Mapping[str, str],
+        subset: str,
+        complaints: Sequence[str] = (),
+    ) -> None:
+        """Find out from headers, and of slices from what is drawn, whether samples can be used; see `Dataset.check`.
+
+        Args:
+            sample_ids: the samples.
+            need: "scribble", "label", both or none.
+            folders: where each part is expected, for messages.
+            subset: its name.
+            complaints: what the caller found by itself, to be reported along.
+
+        Raises:
+            UsageError: with all that is wrong.
+        """
+        unknown = set(need) - set(ENDINGS)
+        if unknown:
+            raise UsageError(f"need holds {listed(map(repr, unknown))}; it may hold 'label' and 'scribble'")
+        used = {self.places[sample_id][0]: None for sample_id in sample_ids}
+        cases = [self.cases[key] for key in used]
+        problems = list(complaints)
+        for part in need:
+            missing = [case.id for case in cases if getattr(case, part) is None]
+            if missing:
+                problems.append(
+                    f"{len(missing)} of {len(cases)} volumes have no {part} file in {folders[part]}: {listed(missing)}"
+                )
+        for case in cases:
+            for path in (*case.images[1:], case.label, case.scribble):
+                if path is not None:
+                    try:
+                        self.geometries[case.id].check_same(read_geometry(path), case.images[0], path)
+                    except UsageError as error:
+                        problems.append(str(error))
+        if "scribble" in need and not problems and any(len(self.places[sample_id]) > 1 for sample_id in sample_ids):
+            drawn = set(self.with_labels(sample_ids, "scribble"))
+            empty = [sample_id for sample_id in sample_ids if sample_id not in drawn]
+            if empty:
+                problems.append(
+                    f"on {len(empty)} of {len(sample_ids)} slices of {subset!r} nothing is drawn: {listed(empty)}"
+                    + (f'; train = "{subset}{ENDINGS["scribble"]}" learns from the others' if drawn else "")
+                )
+        if problems:
+            raise UsageError("\n".join(problems))
+
+    def orientation_note(self) -> str:
+        """A sentence on volumes that are stored in different orientations, which nothing turns; "" if none is."""
+        found: dict[str, list[str]] = {}
+        for key, geometry in self.geometries.items():
+            found.setdefault(axes_of(geometry), []).append(key)
+        if len(found) < 2:
+            return ""
+        described = ", ".join(f"{axes} {len(keys)} ({keys[0]}, say)" for axes, keys in found.items())
+        return (
+            f"Volumes lie in different directions, fastest axis first: {described}. A network sees them as they are "
+            "stored; if that is not meant, turn them with the program that made them."
+        )
+
+
+def subsets_of_parts(cases: Cases, subsets: Mapping[str, Sequence[str]], subset: str) -> Mapping[str, Sequence[str]]:
+    """``subsets``, and ``subset`` too, if it is one of them with an ending such as "-scribbled"."""
+    for part, ending in ENDINGS.items():
+        whole = subset.removesuffix(ending)
+        if subset not in subsets and whole != subset and whole in subsets:
+            return {**subsets, subset: cases.with_labels(subsets[whole], part)}
+    return subsets
+
+
+def axes_of(geometry: Geometry) -> str:
+    """The directions that a file's axes go, fastest first, such as "LPS": left, posterior, superior."""
+    letters = []
+    for column in geometry.affine[:3, :3].T:
+        axis = int(np.argmax(np.abs(column)))
+        letters.append(("LR", "PA", "IS")[axis][int(column[axis] > 0)])
+    return "".join(letters)
+
+
+def _on_grid(case: Case, path: Path, geometry: Geometry) -> np.ndarray:
+    """The values of one channel, (*S)."""
+    stored = read_volume(path)
+    if path != case.images[0]:
+        geometry.check_same(stored.geometry, case.images[0], path)
+    values: np.ndarray = stored.values[0]
+    return values
+
+
+def _rounded(spacing: Sequence[float]) -> tuple[float, ...]:
+    """To four digits: headers in single precision must not make volumes of one scanner differ."""
+    return tuple(float(f"{step:.4g}") for step in spacing)

@@ -1,0 +1,44 @@
+"""Small volumes of bright balls in noise, as NIfTI, with labels and scribbles."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+SIZE = (6, 20, 24)  # slices, rows, columns
+SPACING = (3.0, 1.0, 1.0)
+AFFINE = np.diag([*SPACING[::-1], 1.0])
+AFFINE[:3, 3] = (5, 6, 7)
+
+
+def save(path: Path, values: npt.NDArray[Any], affine: npt.NDArray[np.float64] = AFFINE) -> None:
+    """Write (*S), slowest axis first."""
+    import nibabel
+
+    nibabel.save(nibabel.Nifti1Image(values.T, affine), path)
+
+
+def write_volumes(root: Path) -> Path:
+    """Three balls of radius 6 mm; of case0 and case1 slices 1 and 4 are scribbled, one stroke a class."""
+    rng = np.random.default_rng(0)
+    for folder in ("images", "labels", "scribbles"):
+        (root / folder).mkdir(parents=True)
+    slices, rows, columns = np.indices(SIZE)
+    for number in range(3):
+        row, column = 9 + number, 13 - number
+        squares = ((slices - 2.5) * SPACING[0]) ** 2 + (rows - row) ** 2 + (columns - column) ** 2
+        label = (squares <= 36).astype(np.uint8)
+        image = (300 + 200.0 * label + rng.normal(0, 20, SIZE)).astype(np.int16)
+        scribble = np.full(SIZE, 255, np.uint8)
+        for place in (1, 4):
+            scribble[place, 2, 4:21] = scribble[place, 17, 4:21] = 0
+            scribble[place, 3:17, 4] = scribble[place, 3:17, 20] = 0
+            scribble[place, row, column - 3 : column + 4] = 1
+        save(root / "images" / f"case{number}.nii.gz", image)
+        save(root / "labels" / f"case{number}.nii.gz", label)
+        if number < 2:
+            save(root / "scribbles" / f"case{number}.nii.gz", scribble)
+    return root
