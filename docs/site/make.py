@@ -108,7 +108,8 @@ def lay(folder: Path) -> None:
         tree.write(f"api/{name}.md", text)
     if tree.missing:
         sys.exit("\n".join(tree.missing))
-    shutil.copyfile(HERE / "style.css", tree.folder / "style.css")
+    for name in ("style.css", "iframe-worker.js"):
+        shutil.copyfile(HERE / name, tree.folder / name)
     shutil.copyfile(FONT, tree.folder / FONT.name)
     settings = (HERE / "zensical.toml").read_text(encoding="utf-8").replace("ROOT", ROOT.as_posix())
     (folder / "zensical.toml").write_text(settings, encoding="utf-8")
