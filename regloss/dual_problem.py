@@ -8,6 +8,7 @@ a `DualProblem`; the momentum, the restarts and the stopping rule stay the solve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
@@ -53,6 +54,16 @@ class DualProblem:
     def step_scale(self) -> float:
         """Steps times r: twice the weight for the entropy, since sums over classes stay 1; else the weight."""
         return 2 * self.weight if self.smoothing == "entropy" else self.weight
+
+
+def dual_steps(scale: float | Tensor, bound: Tensor) -> Tensor:
+    """Steps of dual variables, ``scale`` / ``bound``, of the bound's shape and type.
+
+    They are 0 where the bound is 0, since K does not reach these variables. Where K hardly does they stay below the
+    root of the largest number, so that a step times what it is taken along, which may be 0, is a number.
+    """
+    steps = torch.where(bound > 0, scale / torch.where(bound > 0, bound, 1), 0)
+    return steps.clamp(max=math.sqrt(torch.finfo(bound.dtype).max))
 
 
 class DualResult(NamedTuple):

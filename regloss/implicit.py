@@ -169,8 +169,11 @@ def _inverse_diagonal(part: SaddlePart, tangent: Tangent, dual: Tensor, variance
     if squared is None:
         return torch.ones_like(dual)
     diagonal = squared.apply(variance) + tangent.curvature
+    # What hardly couples beside the others, by weights below rounding, would overflow once it is divided by that.
+    limits = torch.finfo(diagonal.dtype)
+    least = spread(diagonal.flatten(1).amax(1) * limits.eps**2, diagonal).clamp(min=limits.tiny)
     # Entries without any coupling keep their residual of 0, whatever they are divided by.
-    return torch.where(diagonal > 0, diagonal, 1).reciprocal_()
+    return torch.where(diagonal > least, diagonal, torch.where(diagonal > 0, least, 1)).reciprocal_()
 
 
 def _unshared(value: Tensor, given: Tensor) -> Tensor:

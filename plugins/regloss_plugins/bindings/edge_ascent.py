@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regloss.dispatch import fast
-from regloss.dual_problem import ArrayIteration, DualProblem
+from regloss.dual_problem import ArrayIteration, DualProblem, dual_steps
 from regloss.dual_sets import Box
 from regloss.forms import Saddle, SaddlePart
 from regloss.operators import EdgeDifferences
@@ -72,7 +72,7 @@ def _step_sizes(operator: EdgeDifferences, problem: DualProblem) -> tuple[Tensor
         with torch.no_grad():
             (bound,) = form.diagonal_bound(one, diagonal=problem.steps == "diagonal")
         bound = (bound * problem.factor**2).to(problem.cost).expand(batch, 1, edges).squeeze(1)
-        steps = torch.where(bound > 0, problem.step_scale / bound, 0)
+        steps = dual_steps(problem.step_scale, bound)
     else:
         steps = problem.cost.new_full((batch, edges), problem.steps)
     return steps, torch.where(steps > 0, 1 / steps, 0)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from regloss.dispatch import fast
-from regloss.dual_problem import ArrayIteration, DualProblem
+from regloss.dual_problem import ArrayIteration, DualProblem, dual_steps
 from regloss.dual_sets import Balls, Box
 from regloss.forms import Saddle, SaddlePart
 from regloss.operators import Gradient
@@ -73,7 +73,7 @@ def _rows(gradient: Gradient, isotropic: bool, problem: DualProblem) -> Rows:
         one = factors.new_zeros(1, 1, *gradient.size)
         (bound,) = form.diagonal_bound(one, diagonal=problem.steps == "diagonal")
         bound = (problem.factor**2 * bound).to(problem.cost).expand(1, 1, *weights.shape)[0, 0]
-        steps = torch.where(bound > 0, problem.step_scale / bound, 0)
+        steps = dual_steps(problem.step_scale, bound)
     else:
         steps = torch.full_like(weights, problem.steps)
     w, moves, metric = (

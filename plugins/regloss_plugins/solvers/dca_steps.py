@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from regloss import grid
+from regloss.dual_problem import dual_steps
 from regloss.errors import UsageError
 from regloss.forms import Saddle, SaddlePart
 from regloss.numerics import one_hot
@@ -484,9 +485,7 @@ class _AscentStep(_GibbsStep):
     def _ascend(self, s: Tensor, entropy: float | Tensor, duals: Sequence[Tensor]) -> PDHGState:
         moved = []
         for part, dual, bound in zip(self.saddle.parts, duals, self.bounds, strict=True):
-            # Where the bound is 0, K does not reach that dual variable.
-            length = torch.where(bound > 0, 2 * entropy / torch.where(bound > 0, bound, 1), 0)
-            moved.append(part.dual_set.project(torch.addcmul(dual, length, part.residual(s))))
+            moved.append(part.dual_set.project(torch.addcmul(dual, dual_steps(2 * entropy, bound), part.residual(s))))
         return PDHGState(tuple(moved))
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from regloss.constraint import Constraints
 from regloss.dispatch import find
-from regloss.dual_problem import DualIteration, DualProblem, DualResult, Smoothing
+from regloss.dual_problem import DualIteration, DualProblem, DualResult, Smoothing, dual_steps
 from regloss.errors import UsageError
 from regloss.forms import Composite
 from regloss.grid import spread
@@ -350,8 +350,7 @@ class TensorRun:
         chosen, scale = self.solver.steps, self.smooth.step_scale
         if isinstance(chosen, str):
             self.bounds = self.form.diagonal_bound(self.smooth.cost, diagonal=chosen == "diagonal")
-            # Where the bound is 0, K does not reach that dual variable.
-            self.steps = [torch.where(bound > 0, scale / torch.where(bound > 0, bound, 1), 0) for bound in self.bounds]
+            self.steps = [dual_steps(scale, bound) for bound in self.bounds]
         else:
             self.bounds = tuple(self.smooth.cost.new_ones(1) for _ in self.form.parts)
             self.steps = [self.smooth.cost.new_full((1,), chosen) for _ in self.form.parts]
