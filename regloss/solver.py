@@ -374,7 +374,7 @@ def meet_constraints(
     logs = _log_iterate(solver, problem, solution)
     raw = constraints.violation(solution.probabilities)
     rounded = constraints.round(logs)
-    soft, left = constraints.feasible(logs)
+    soft, _ = constraints.feasible(logs)
 
     def value(s: Tensor) -> Tensor:
         smooth = linear_energy(problem.unary.to(s), s, problem.roi) + problem.entropy * negative_entropy(s, problem.roi)
@@ -396,8 +396,8 @@ def meet_constraints(
     bound = solution.bound.to(energy)
     # A bound that exceeds the energy by what single precision leaves out of the sums is equal to it.
     rounding = 16 * torch.finfo(problem.unary.dtype).eps * _magnitude(problem, chosen)
-    # Where no such point was found, the labels meet other constraints, by less than a pixel, than the bound is of.
-    below = (bound <= energy + rounding) | (left > EXACT)
+    # Where no such point was found, labels may meet whole volumes instead of those that the bound is of.
+    below = (bound <= energy + rounding) | (constraints.violation(chosen) > EXACT)
     bound = torch.where((bound > energy) & below, energy, bound)
     return replace(
         solution,
