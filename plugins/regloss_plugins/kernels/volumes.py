@@ -78,7 +78,7 @@ def scale_to_volumes(
         upper: (B, K) largest volumes, >= lower; there must be a feasible u, with all classes above 0 that are allowed
             anywhere.
         inside: (B, *S) bool, pixels that count; None = all.
-        dual: (B, K) where to start; None = 0.
+        dual: (B, K) where to start; where 30 steps from there do not do, and with None, from 0.
         max_steps: largest number of Newton or scaling steps at the given entropy, and at most 50 at each of those that
             lead there. Where the costs' last digit is larger than the entropy no volume can be met, and it ends sooner.
         tolerance: largest volume error, as a fraction of the pixels.
@@ -94,21 +94,32 @@ def scale_to_volumes(
         (1, 2)
     )
     reach = float(spread.max())  # no dual variable need differ from another by much more than the costs do
-    q, steps = torch.zeros_like(lower.expand(flat.shape[:2])), 0
+    pixels = weights.sum(1)
+
+    def met(point: _Point) -> Tensor:
+        return point.residual.abs().amax(1) <= tolerance * pixels
+
+    steps, warm = 0, None
     if dual is not None:
-        q = dual.to(flat)
+        warm, steps = _ascend(
+            flat, weights, entropy, lower, upper, dual.to(flat), reach, min(max_steps, _PATIENCE), tolerance
+        )
+    if warm is not None and bool(met(warm).all()):
+        at = warm
     else:
         # Where costs are large against the entropy, hardly any pixel reacts to q, and Newton's steps are wild. Larger
-        # entropies lead there.
+        # entropies lead there; a start that belongs to quite other costs does not.
+        q = torch.zeros_like(lower.expand(flat.shape[:2]))
         # Below the costs' last digit there is nothing that another entropy could tell.
         softer, last = reach / 10, max(2 * entropy, reach * torch.finfo(flat.dtype).eps)
         while softer > last:
             near, taken = _ascend(flat, weights, softer, lower, upper, q, reach, min(max_steps, _STEPS_BETWEEN), 1e-2)
             q, steps, softer = near.dual, steps + taken, softer / 4
-    at, taken = _ascend(flat, weights, entropy, lower, upper, q, reach, max_steps, tolerance)
-    pixels = weights.sum(1)
-    done = at.residual.abs().amax(1) <= tolerance * pixels
-    return Volumes(at.probabilities.reshape(cost.shape).to(cost.dtype), at.dual, at.value, done, steps + taken)
+        at, taken = _ascend(flat, weights, entropy, lower, upper, q, reach, max_steps, tolerance)
+        steps += taken
+        if warm is not None:
+            at = _where(met(warm), warm, at)
+    return Volumes(at.probabilities.reshape(cost.shape).to(cost.dtype), at.dual, at.value, met(at), steps)
 
 
 def _ascend(
@@ -241,7 +252,10 @@ def _newton_direction(at: _Point, weights: Tensor, entropy: float, reach: float)
     rest = direction - common
     rest = rest * (most / rest.abs().amax(1, keepdim=True).clamp(min=most))
     farthest = at.dual.abs().amax(1, keepdim=True)
-    direction = rest + torch.minimum(torch.maximum(common, -farthest), farthest)
+    # Where G is level there, but for rounding, q would grow from solution to solution until its digits are lost.
+    level = at.residual.sum(1, keepdim=True).abs() <= 1e-12 * weights.sum(1, keepdim=True)
+    common = torch.minimum(torch.maximum(common, -farthest), farthest).masked_fill(level, 0.0)
+    direction = rest + common
     # A class at q = 0 may only go where its volume has to.
     against = (at.dual == 0) & (direction * at.residual <= 0)
     return direction.masked_fill(against, 0.0)

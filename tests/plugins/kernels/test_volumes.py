@@ -149,3 +149,15 @@ def test_tiny_entropies_take_bounded_work(entropy, size):
     single = scale_to_volumes(cost[:1, :, :1], entropy, volumes / 18, volumes / 18)
     assert single.steps < 1000
     assert bool(single.probabilities.isfinite().all())
+
+
+def test_starts_that_belong_to_other_costs():
+    """They are no worse than none, and along (1, ..., 1), which exact volumes leave free, rounding adds nothing up."""
+    generator = torch.Generator().manual_seed(0)
+    volumes, dual = torch.tensor([[6.5625, 0.4375]], dtype=torch.float64), None
+    for _ in range(40):
+        cost = 1000 * torch.randn(1, 2, 7, generator=generator, dtype=torch.float64)
+        found = scale_to_volumes(cost, 0.027, volumes, volumes, dual=dual)
+        assert found.done.all()
+        dual = found.dual
+        assert float(dual.abs().max()) < 1e4
