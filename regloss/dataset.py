@@ -94,6 +94,13 @@ class Dataset(metaclass=CheckedSettings):
                 names the file.
         """
 
+    def volume_of(self, sample_id: str) -> str:
+        """The volume that a sample is a slice of; its own id for what is none.
+
+        Slices of a volume stand beside each other in `ids`, and one process predicts all of them.
+        """
+        return sample_id
+
     def check(self, subset: str, need: Sequence[str] = ("scribble",)) -> None:
         """Find out before training whether every sample of ``subset`` can be read and has what ``need`` names.
 

@@ -1,4 +1,4 @@
-"""Small volumes of bright balls in noise, as NIfTI, with labels and scribbles."""
+"""Small volumes of bright balls in noise, as NIfTI, with labels and scribbles, and configurations that learn them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from regloss.training.config import Config, apply_change, parse
 
 SIZE = (6, 20, 24)  # slices, rows, columns
 SPACING = (3.0, 1.0, 1.0)
@@ -42,3 +44,33 @@ def write_volumes(root: Path) -> Path:
         if number < 2:
             save(root / "scribbles" / f"case{number}.nii.gz", scribble)
     return root
+
+
+def volume_settings(root: Path, output: Path, dims: int, *changes: str) -> Config:
+    """A configuration that learns the balls in seconds; ``changes`` are ``section.key=value``."""
+    split = {"train": ["case0", "case1"], "test": ["case2"]}
+    table: dict[str, Any] = {
+        "output": str(output),
+        "data": {
+            "dataset": "volumes",
+            "root": str(root),
+            "dims": dims,
+            "classes": ["background", "ball"],
+            "split": split,
+            "train": "train-scribbled" if dims == 2 else "train",
+            "crop": [4, 16, 16] if dims == 3 else 16,
+            "crops-per-image": 4,
+            "labelled-share": 0.5,
+            "augment": {"flip": True, "scale": [0.9, 1.1], "rotate": 10.0, "noise": 0.05, "blur": 0.5},
+        },
+        "network": {"name": "unet", "levels": 2, "channels": 4, "norm": "group", "dims": dims},
+        "loss": {"regularizer": [{"name": "grid-crf", "weight": 0.3}], "outer-loop": {"name": "gradient-descent"}},
+        "training": {"epochs": 24, "batch-size": 2, "accelerator": "cpu", "optimizer": {"name": "adam", "lr": 1e-2}},
+        "evaluation": {"examples": 0},
+    }
+    if dims == 3:
+        table["network"]["spacing"] = [3.0, 1.0, 1.0]
+        table["data"]["augment"]["flip-depth"] = True
+    for change in changes:
+        apply_change(table, change)
+    return parse(table)

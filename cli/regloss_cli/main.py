@@ -111,9 +111,13 @@ def evaluate(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="Output folder of a training.")],
-    images: Annotated[Path, typer.Argument(help="An image, or a folder of images.")],
+    images: Annotated[Path, typer.Argument(help="An image or a volume, or a folder of them.")],
     output: Output,
     changes: Changes = None,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="RUN", help="Average with the model of another training; may be repeated."),
+    ] = None,
     crf: Annotated[
         bool, typer.Option("--crf", help="Refine what the network says, by mean field on two dense CRFs.")
     ] = False,
@@ -135,7 +139,7 @@ def predict(
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
-    """Segment images with a trained model: a PNG label map and an overlay for each."""
+    """Segment images or volumes with a trained model: a label map (PNG, NIfTI) and an overlay for each."""
     from regloss.apps.predict import predict_files
 
     post_process = None
@@ -149,7 +153,7 @@ def predict(
     from regloss.io.windows import Window
 
     count = predict_files(
-        run,
+        [run, *(others or ())],
         images,
         output,
         changes or (),
@@ -320,6 +324,10 @@ def _print_scores(scores: dict[str, Any]) -> None:
             for name in ("mean-iou", "mean-foreground-dice", "accuracy", "boundary-density", "energy")
             if values.get(name) is not None
         ]
+        for name in ("hd95", "surface-distance", "surface-dice"):
+            if values.get(f"mean-foreground-{name}") is not None:
+                unit = "" if name == "surface-dice" else f" {values['distance-unit']}"
+                numbers.append(f"{name} {values[f'mean-foreground-{name}']:.4g}{unit}")
         numbers += [f"{name} {value:.4g}" for name, value in values.get("layer", {}).items()]
         typer.echo(f"{subset}: " + "  ".join(numbers))
         if values.get("confusion") is not None:

@@ -63,7 +63,13 @@ class PostProcess:
         check_entropy(entropy)
         return cls(chosen, by, entropy)
 
-    def __call__(self, logits: Tensor, image: Tensor) -> Solution:
-        """Solve for images (B, C, *S) in [0, 1] with ``logits`` (B, K, *S), in float32 at least."""
+    def __call__(self, logits: Tensor, image: Tensor, spacing: Sequence[float] | None = None) -> Solution:
+        """Solve for images (B, C, *S) in [0, 1] with ``logits`` (B, K, *S), in float32 at least.
+
+        Args:
+            logits: of a network.
+            image: what the prior looks at.
+            spacing: of its axes in mm; None = not known.
+        """
         unary = -torch.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=1)
-        return solve(self.regularizer.bind(image), unary, self.solver, entropy=self.entropy)
+        return solve(self.regularizer.bind(image, spacing=spacing), unary, self.solver, entropy=self.entropy)

@@ -7,17 +7,24 @@ probabilities = model.predict_probabilities(photograph)   # (K, H, W)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
+from regloss.errors import UsageError
 from regloss.io.arrays import ImageLike, image_from_array
+from regloss.io.cases import Intensities
 from regloss.io.reduction import reduce_image
 from regloss.io.types import FloatImage, LabelMap
+from regloss.io.windows import Window
+from regloss.registry import get, settings
 from regloss.training.config import Config
 from regloss.training.devices import one_process
 from regloss.training.model import Model, load_model, predict
@@ -54,6 +61,16 @@ class TrainedModel:
     def config(self) -> Config:
         """The training's configuration."""
         return self.model.config
+
+    def dataset_setting(self, name: str, otherwise: Any = None) -> Any:
+        """A setting of the training's data set, or its default; ``otherwise`` where the data set has none such."""
+        data = self.config.data
+        found = settings(get("dataset", data.dataset)).get(name)
+        return data.component_settings().get(name, otherwise if found is None else found.default)
+
+    def intensities(self, window: Window | None = None) -> Intensities:
+        """What becomes of a volume's values: as in training, or by ``window``."""
+        return Intensities(window or self.model.window, self.dataset_setting("percentiles", (0.5, 99.5)))
 
     def predict(self, image: ImageLike) -> LabelMap:
         """The most likely class of every pixel.
@@ -101,6 +118,23 @@ class TrainedModel:
             logits = enlarged[..., : image.shape[1], : image.shape[2]]
         return logits
 
+    def volume_logits(self, volume: FloatImage, across: int) -> Tensor:
+        """Logits (1, K, *S), on ``device``, of a volume (C, *S) in [0, 1]; of a model of images, slice by slice.
+
+        Args:
+            volume: with the model's channels.
+            across: the axis of S along which slices follow each other; models of volumes pass over it.
+
+        Raises:
+            UsageError: another number of channels.
+        """
+        if volume.shape[0] != self.channels:
+            raise UsageError(f"The model takes {self.channels} channels; the volume has {volume.shape[0]}.")
+        if self.dataset_setting("dims", 2) == 3:
+            return predict(self.model.segmenter, torch.from_numpy(volume).unsqueeze(0).to(self.device))
+        slices = [self.logits(np.ascontiguousarray(part)) for part in np.moveaxis(volume, across + 1, 0)]
+        return torch.stack(slices, across + 2)
+
 
 def load(run: Path | str, changes: Sequence[str] = (), *, device: torch.device | str | None = None) -> TrainedModel:
     """The model that a training has left in its output folder; of one still running, its last checkpoint.
@@ -117,6 +151,32 @@ def load(run: Path | str, changes: Sequence[str] = (), *, device: torch.device |
     chosen = one_process(model.config).device if device is None else torch.device(device)
     model.segmenter.to(chosen)
     return TrainedModel(model, chosen)
+
+
+def load_several(runs: Sequence[Path], changes: Sequence[str] = ()) -> list[TrainedModel]:
+    """The models of several runs, to be averaged.
+
+    Raises:
+        UsageError: there is none, or they are of different classes or channels; and see `load`.
+    """
+    if not runs:
+        raise UsageError("There is no run to predict with.")
+    models = [load(run, changes) for run in runs]
+    for run, model in zip(runs, models, strict=True):
+        if (model.classes, model.channels) != (models[0].classes, models[0].channels):
+            raise UsageError(
+                f"Models that are averaged have the same classes and channels; {runs[0]} has {list(models[0].classes)} "
+                f"and {models[0].channels}, {run} {list(model.classes)} and {model.channels}."
+            )
+    return models
+
+
+def averaged(logits: Sequence[Tensor]) -> Tensor:
+    """Logits of the mean of several models' probabilities; those of one are left as they are."""
+    if len(logits) == 1:
+        return logits[0]
+    logarithms = torch.stack([each.log_softmax(1) for each in logits])
+    return logarithms.logsumexp(0) - math.log(len(logits))
 
 
 def probabilities_of(logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where boundaries are and how far they are off: trimap scores, HD95, boundary density (a stand-in for RE)."""
+"""Where boundaries are and how far they are off: trimap scores, boundary density (a stand-in for RE)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.grid import neighbor_offsets, pair_slices, pick
 from regloss.metrics.confusion import accuracy_of, iou_of
-from regloss.metrics.groups import NOTHING, GroupMetric, ScoreMetric
+from regloss.metrics.groups import NOTHING, ScoreMetric
 from regloss.metrics.labels import (
-    by_class,
     check_axes,
     check_classes,
     checked_pair,
     confusion_of,
     json_number,
     mean_of_defined,
-    ratio,
 )
 
 
@@ -116,62 +114,6 @@ class BoundaryDensity(ScoreMetric):
         return self.classes
 
 
-class HausdorffDistance(GroupMetric):
-    """HD95: how far the boundaries of classes are off, in pixels (see `hausdorff_distance`).
-
-    Takes two distance transforms a class and image.
-
-    Args:
-        classes: the K >= 2 class names; index 0 is the background.
-    """
-
-    def __init__(self, classes: Sequence[str]) -> None:
-        names = check_classes(classes)
-        # For each class: sum of distances, images where it is in both, images where it is in one alone.
-        super().__init__((3, len(names)), torch.float64)
-        self.classes = names
-
-    def update(self, prediction: Tensor, label: Tensor, group: str) -> None:
-        """Add one image; see `Confusion.update`."""
-        predicted, truth = checked_pair(prediction, label, len(self.classes))
-        found = torch.zeros(3, len(self.classes), dtype=torch.float64)
-        for k in range(len(self.classes)):
-            distance = hausdorff_distance(predicted, truth, k)
-            if np.isinf(distance):
-                found[2, k] = 1
-            elif not np.isnan(distance):
-                found[:2, k] = torch.tensor([distance, 1.0], dtype=torch.float64)
-        self.add(group, found)
-
-    def compute(self) -> dict[str, Any]:
-        """Distances so far.
-
-        Returns:
-            ``hd95`` by class and ``mean-foreground-hd95`` in pixels: averaged over a group's images that have the class
-            in truth and prediction, then over groups, then over the classes from index 1 on; and ``unmatched``, of all
-            images and classes from 1 on with the class in truth or prediction the fraction that have it in one of them
-            alone, where there is no distance.
-
-        Raises:
-            UsageError: nothing has been scored.
-        """
-        groups = self.by_group()
-        if not groups:
-            raise UsageError(NOTHING)
-        parts = np.stack([sums.numpy() for sums in groups.values()])
-        of_groups = [[ratio(*pair) for pair in zip(of[0], of[1], strict=True)] for of in parts]
-        of_classes = [mean_of_defined(values) for values in zip(*of_groups, strict=True)]
-        alone, both = parts[:, 2, 1:].sum(), parts[:, 1, 1:].sum()
-        return {
-            "hd95": by_class(self.classes, of_classes),
-            "mean-foreground-hd95": json_number(mean_of_defined(of_classes[1:])),
-            "unmatched": json_number(ratio(alone, alone + both)),
-        }
-
-    def _setting(self) -> object:
-        return self.classes
-
-
 def boundary_distance(label: Tensor) -> Tensor:
     """Euclidean distance, in pixels, of every pixel to the nearest boundary pixel of ``label``.
 
@@ -194,38 +136,6 @@ def boundary_distance(label: Tensor) -> Tensor:
         return torch.full(label.shape, torch.inf, dtype=torch.float64, device=label.device)
     distance = ndimage.distance_transform_edt(~boundary.cpu().numpy())
     return torch.from_numpy(distance).to(label.device)
-
-
-def hausdorff_distance(prediction: Tensor, label: Tensor, k: int, percentile: float = 95.0) -> float:
-    """How far the boundary of class ``k`` is off, in pixels: the HD95 of medical papers.
-
-    With A and B the boundary pixels of the class in prediction and truth, it is the larger of two percentiles: of the
-    distances from pixels of A to the nearest one of B, and from B to A; 100 makes it the Hausdorff distance. A boundary
-    pixel is one with a neighbour along an axis that is not of the class or lies outside the image. Pixels whose label
-    is 255 belong to no class, in the prediction either.
-
-    Args:
-        prediction: (*S) integers, two or three axes.
-        label: (*S) integers; 255 = ignored.
-        k: the class.
-        percentile: in (0, 100].
-
-    Returns:
-        NaN where neither has the class, infinity where one of them alone has it.
-
-    >>> hausdorff_distance(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[1, 1, 1, 1]]), 1, 100)
-    2.0
-    """
-    known = label != IGNORE
-    masks = [((labels == k) & known).cpu().numpy() for labels in (prediction, label)]
-    if not masks[0].any() and not masks[1].any():
-        return float("nan")
-    if not masks[0].any() or not masks[1].any():
-        return float("inf")
-    first, second = (mask & ~ndimage.binary_erosion(mask) for mask in masks)
-    to_second = ndimage.distance_transform_edt(~second)[first]
-    to_first = ndimage.distance_transform_edt(~first)[second]
-    return float(max(np.percentile(to_second, percentile), np.percentile(to_first, percentile)))
 
 
 def trimap(label: Tensor, width: float) -> Tensor:

@@ -8,19 +8,21 @@ from typing import Any
 from torchmetrics import Metric, MetricCollection
 
 from regloss.errors import UsageError
-from regloss.metrics.boundary import BoundaryDensity, HausdorffDistance, TrimapScores
+from regloss.metrics.boundary import BoundaryDensity, TrimapScores
 from regloss.metrics.confusion import Confusion
+from regloss.metrics.surface import SurfaceDistances
 
 
 class Scores(MetricCollection):
-    """`Confusion`, `BoundaryDensity`, `TrimapScores` and, if wanted, `HausdorffDistance` of the same images.
+    """`Confusion`, `BoundaryDensity`, `TrimapScores` and, if wanted, `SurfaceDistances` of the same images.
 
-    ``update(prediction, label, group)`` adds an image; see `Confusion.update`.
+    ``update(prediction, label, group)`` adds an image; see `Confusion.update`. With ``spacing`` given to it by name,
+    surface distances are in mm.
 
     Args:
         classes: the K >= 2 class names; index 0 is the background.
         trimap_widths: widths in pixels of the bands around true boundaries that are scored apart (see `TrimapScores`).
-        hausdorff: whether to measure how far boundaries are off (see `HausdorffDistance`).
+        hausdorff: whether to measure how far boundaries are off (see `SurfaceDistances`).
 
     Raises:
         UsageError: fewer than two classes, a name or a width given twice, or a width that is not positive.
@@ -41,7 +43,7 @@ class Scores(MetricCollection):
         if trimap_widths:
             parts["trimap"] = TrimapScores(classes, trimap_widths)
         if hausdorff:
-            parts["hausdorff"] = HausdorffDistance(classes)
+            parts["hausdorff"] = SurfaceDistances(classes)
         # Groups would take metrics whose states happen to be equal, as at the start, for the same.
         super().__init__(parts, compute_groups=False)  # type: ignore[arg-type]
 
@@ -49,7 +51,7 @@ class Scores(MetricCollection):
         """All scores so far, ready for JSON: what is undefined is None.
 
         Returns:
-            What `Confusion.compute`, `BoundaryDensity.compute` and `HausdorffDistance.compute` return, and ``trimap``:
+            What `Confusion.compute`, `BoundaryDensity.compute` and `SurfaceDistances.compute` return, and ``trimap``:
             what `TrimapScores.compute` returns.
 
         Raises:

@@ -256,13 +256,15 @@ class Training(_Section):
 class Evaluation(_Section):
     """What is computed on evaluation images besides the scores.
 
-    trimap: widths in pixels. hausdorff: whether to measure how far boundaries are off (HD95). energy: a regularizer
-    whose discrete energy per pixel of the predictions is reported; "" = none. examples: how many images the report
-    shows.
+    trimap: widths in pixels. hausdorff: whether to measure how far boundaries are off (HD95, average surface distance,
+    surface Dice). surface-tolerance: of the surface Dice, in mm where the spacing is known, else in pixels. energy: a
+    regularizer whose discrete energy per pixel of the predictions is reported; "" = none. examples: how many images the
+    report shows.
     """
 
     trimap: tuple[int, ...] = ()
     hausdorff: bool = False
+    surface_tolerance: float = Field(default=1.0, gt=0, le=1e6)
     energy: str | dict[str, Any] | None = "grid-crf"
     examples: int = Field(default=6, ge=0, le=1000)
 
@@ -270,6 +272,21 @@ class Evaluation(_Section):
     @classmethod
     def _none_if_empty(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
         return value or None
+
+
+class Inference(_Section):
+    """How whole images are predicted: for proposals, in evaluation and by `predict`.
+
+    window: size of the windows that the network sees one by one, in pixels, a number or one per axis; absent = whole
+    images. overlap: least fraction of its length that a window shares with the next. flips: average over the mirror
+    images along the axes that data.augment mirrors. largest-component: keep of every class but the first only its
+    largest connected component, in evaluation and by `predict`.
+    """
+
+    window: _Crop | tuple[_Crop, ...] | None = None
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    flips: bool = False
+    largest_component: bool = False
 
 
 class Config(_Section):
@@ -283,6 +300,7 @@ class Config(_Section):
     loss: Loss = Loss()
     training: Training
     evaluation: Evaluation = Evaluation()
+    inference: Inference = Inference()
 
     @field_validator("layer", mode="before")
     @classmethod

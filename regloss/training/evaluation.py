@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from regloss.checks import at_least_float32
 from regloss.data_term import DataTerm
-from regloss.dataset import IGNORE
+from regloss.dataset import IGNORE, Sample
 from regloss.io.types import FloatImage, LabelMap
 from regloss.metrics.foreground import ForegroundScores
 from regloss.metrics.groups import ScoreMetric
 from regloss.metrics.labels import confusion_of
 from regloss.metrics.scores import Scores
+from regloss.metrics.surface import SurfaceDistances
 from regloss.numerics import one_hot
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer
@@ -27,6 +29,7 @@ from regloss.solver import Solution
 from regloss.training.augmentation import crop_coverage
 from regloss.training.config import Config
 from regloss.training.devices import Process
+from regloss.training.inference import largest_components
 from regloss.training.loader import like_groups, whole_batch
 from regloss.training.model import SegmentationModel, describe_layer, predict
 from regloss.training.sample_reader import SampleReader, supervision_of
@@ -42,6 +45,8 @@ def evaluate_samples(
 ) -> dict[str, Any]:
     """Scores over ``subset``, over the images of all processes; see `regloss.metrics.scores.Scores`.
 
+    With ``evaluation.hausdorff`` set, surfaces are compared, too (`regloss.metrics.surface`): of slices those of the
+    volume, where the subset holds all from one to another, else those in each slice.
     With ``evaluation.energy`` set, "energy" is the mean over images of that regularizer's discrete energy per pixel of
     the predicted labels. Behind a layer, "layer" tells its settings and what its solver reported: mean gap per pixel,
     mean steps, fraction of the images that converged. After a training without labels, whose classes have no names,
@@ -49,33 +54,50 @@ def evaluate_samples(
     images of images, from their ids and the run's seed.
     """
     classes = reader.source.classes
-    scores = Scores(classes, config.evaluation.trimap, config.evaluation.hausdorff)
+    scores = Scores(classes, config.evaluation.trimap)
+    surfaces = SurfaceDistances(classes, config.evaluation.surface_tolerance)
     foreground, energies, layer = ForegroundScores(len(classes)), MeanEnergy(), LayerReport()
     if process.world_size > 1:  # states are exchanged where the processes' own backend can send them
-        for metric in (scores, foreground, energies, layer):
+        for metric in (scores, surfaces, foreground, energies, layer):
             metric.to(process.device)
     energy: Regularizer | None = None
     if config.evaluation.energy is not None:
         energy = resolve("regularizer", config.evaluation.energy)
-    ids = list(reader.source.ids(subset))[process.global_rank :: process.world_size]
-    samples = (reader.load(sample_id) for sample_id in ids)
-    if noise is not None:
-        samples = (replace(sample, image=noise(sample.image, sample.id, config.seed)) for sample in samples)
-    for chosen in like_groups(samples, config.training.batch_size):
-        batch = whole_batch(chosen, None)
-        image = batch.image.to(process.device)
-        predictions = predict(segmenter, image).argmax(1)
-        if segmenter.layer is not None and segmenter.layer.solution is not None:
-            layer.update(segmenter.layer.solution, batch.pixels)
-        for sample, prediction in zip(chosen, predictions.cpu(), strict=True):
-            if sample.label is not None:
-                label = torch.from_numpy(sample.label.astype(np.int64))
-                scores.update(prediction, label, sample.group)
-                foreground.update(prediction, label, sample.id)
-        if energy is not None:
-            hard = one_hot(predictions, len(classes), at_least_float32(image).dtype)
-            energies.update(energy.bind(image, spacing=batch.spacing).energy(hard) / batch.pixels.to(image.device))
+    ids = list(reader.source.ids(subset))
+    volumes = {volume: place for place, volume in enumerate(dict.fromkeys(map(reader.source.volume_of, ids)))}
+    mine = [
+        sample_id
+        for sample_id in ids
+        if volumes[reader.source.volume_of(sample_id)] % process.world_size == process.global_rank
+    ]
+
+    def predictions() -> Iterator[tuple[Sample, LabelMap]]:
+        samples: Iterator[Sample] = (reader.load(sample_id) for sample_id in mine)
+        if noise is not None:
+            samples = (replace(sample, image=noise(sample.image, sample.id, config.seed)) for sample in samples)
+        for chosen in like_groups(samples, config.training.batch_size):
+            batch = whole_batch(chosen, None)
+            image = batch.image.to(process.device)
+            labels = predict(segmenter, image).argmax(1)
+            if segmenter.layer is not None and segmenter.layer.solution is not None:
+                layer.update(segmenter.layer.solution, batch.pixels)
+            if energy is not None:
+                hard = one_hot(labels, len(classes), at_least_float32(image).dtype)
+                energies.update(energy.bind(image, spacing=batch.spacing).energy(hard) / batch.pixels.to(image.device))
+            yield from zip(chosen, labels.to(torch.uint8).cpu().numpy(), strict=True)
+
+    for found in whole_volumes(predictions()):
+        if found.label is None:
+            continue
+        labels = largest_components(found.labels, len(classes)) if config.inference.largest_component else found.labels
+        pair = torch.from_numpy(labels).long(), torch.from_numpy(found.label).long()
+        scores.update(*pair, found.group)
+        foreground.update(*pair, found.id)
+        if config.evaluation.hausdorff:
+            surfaces.update(*pair, found.group, found.spacing)
     result = scores.compute()
+    if config.evaluation.hausdorff:
+        result |= surfaces.compute()
     if config.data.supervision == "none":
         result["unsupervised"] = foreground.compute()
     if energy is not None:
@@ -83,6 +105,51 @@ def evaluate_samples(
     if segmenter.layer is not None:
         result["layer"] = {**describe_layer(segmenter.layer), **layer.compute()}
     return result
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """What is compared of an image or a volume: labels and truth (*S), with its spacing."""
+
+    id: str
+    group: str
+    labels: LabelMap
+    label: LabelMap | None
+    spacing: tuple[float, ...] | None
+
+
+def whole_volumes(predictions: Iterable[tuple[Sample, LabelMap]]) -> Iterator[_Predicted]:
+    """Samples with their labels; slices of a volume that follow each other without a gap are put together."""
+    for _, members in itertools.groupby(predictions, lambda pair: pair[0].slice and pair[0].slice.volume):
+        yield from _stacked(members)
+
+
+def _stacked(members: Iterator[tuple[Sample, LabelMap]]) -> Iterator[_Predicted]:
+    """Slices of one volume as such, or each alone; images and volumes one by one, as they come."""
+    parts = []
+    for sample, labels in members:
+        if sample.slice is None:
+            yield _Predicted(sample.id, sample.group, labels, sample.label, sample.spacing)
+        else:
+            parts.append((sample, sample.slice, labels))
+    places = [cut.number for _, cut, _ in parts]
+    if len(parts) < 2 or places != list(range(places[0], places[-1] + 1)):
+        for sample, _, labels in parts:
+            yield _Predicted(sample.id, sample.group, labels, sample.label, sample.spacing)
+        return
+    first, cut, _ = parts[0]
+    axis = cut.axis
+    truth = [sample.label for sample, _, _ in parts if sample.label is not None]
+    spacing = None if first.spacing is None else list(first.spacing)
+    if spacing is not None:
+        spacing.insert(axis, cut.spacing)
+    yield _Predicted(
+        cut.volume,
+        first.group,
+        np.stack([labels for _, _, labels in parts], axis),
+        np.stack(truth, axis) if truth else None,
+        None if spacing is None else tuple(spacing),
+    )
 
 
 class MeanEnergy(ScoreMetric):

@@ -27,7 +27,8 @@ from regloss.registry import create
 from regloss.regularizer import Regularizer
 from regloss.solver import Solution
 from regloss.training.checkpoints import check_values, load_network, read_weights, save_network, write_json
-from regloss.training.config import Config, apply_change, build_layer, parse
+from regloss.training.config import Config, Inference, apply_change, build_layer, parse
+from regloss.training.inference import by_windows, with_flips
 from regloss.training.saved import ModelCard, checked, read_json
 
 _LAYER = "layer:"  # no module's name holds a colon
@@ -52,6 +53,8 @@ class SegmentationModel(nn.Module):
         normalize: "none", "image" (zero mean and unit spread over each image's region of interest) or "imagenet".
         smallest: size up to which smaller images are padded, a number or one an axis; None = never.
         layer: turns the network's logits into log-probabilities, which are logits too.
+        inference: how whole images are predicted; None = as they are.
+        flips: axes of S along which mirror images are averaged over in inference.
     """
 
     def __init__(
@@ -60,12 +63,16 @@ class SegmentationModel(nn.Module):
         normalize: str,
         smallest: int | tuple[int, ...] | None = None,
         layer: RegularizedLayer | None = None,
+        inference: Inference | None = None,
+        flips: Sequence[int] = (),
     ) -> None:
         super().__init__()
         self.network = network
         self.normalize = normalize
         self.smallest = smallest
         self.layer = layer
+        self.inference = Inference() if inference is None else inference
+        self.flips = tuple(flips)
 
     def forward(self, image: Tensor, roi: Tensor | None = None) -> Tensor:
         """Logits (B, K, *S); those of a layer are log-probabilities.
@@ -78,7 +85,22 @@ class SegmentationModel(nn.Module):
             UsageError: the network's logits are not of the size of its input; the layer cannot be bound to the images.
             NotFinite: a layer follows logits that are NaN or infinite.
         """
-        logits = self._network_logits(image, roi)
+        return self._behind_layer(self._network_logits(image, roi), image, roi)
+
+    def infer(self, image: Tensor) -> Tensor:
+        """Logits (B, K, *S) of whole images (B, C, *S), by windows and flips as ``inference`` says.
+
+        The layer sees the whole image.
+        """
+
+        def seen(part: Tensor) -> Tensor:
+            return with_flips(lambda mirrored: self._network_logits(mirrored, None), part, self.flips)
+
+        window = self.inference.window
+        logits = seen(image) if window is None else by_windows(seen, image, window, self.inference.overlap)
+        return self._behind_layer(logits, image, None)
+
+    def _behind_layer(self, logits: Tensor, image: Tensor, roi: Tensor | None) -> Tensor:
         if self.layer is None:
             return logits
         if not bool(torch.isfinite(logits).all()):
@@ -229,7 +251,16 @@ def build_model(config: Config, channels: int, classes: int, *, trained: bool = 
             f"The network {config.network.name!r} normalises its input itself, so data.normalize = "
             f'{config.data.normalize!r} would do it twice. Use normalize = "none".'
         )
-    return SegmentationModel(network, config.data.normalize, config.data.crop, build_layer(config.layer, classes))
+    augment = config.data.augment
+    mirrored = {-1: augment.flip, -2: augment.flip_vertical, -3: augment.flip_depth}
+    flips = [axis for axis, is_mirrored in mirrored.items() if is_mirrored] if config.inference.flips else []
+    if config.inference.flips and not flips:
+        raise UsageError(
+            "inference.flips averages over the mirror images that data.augment makes, and it makes none: set flip, "
+            "flip-vertical or flip-depth there, or leave inference.flips out."
+        )
+    layer = build_layer(config.layer, classes)
+    return SegmentationModel(network, config.data.normalize, config.data.crop, layer, config.inference, flips)
 
 
 @dataclass(frozen=True)
@@ -359,7 +390,6 @@ def predict(segmenter: SegmentationModel, image: Tensor) -> Tensor:
     try:
         with torch.no_grad():
             # A training in true half or double precision leaves the parameters so.
-            logits: Tensor = segmenter(image.to(next((p.dtype for p in segmenter.parameters()), image.dtype)))
-            return logits
+            return segmenter.infer(image.to(next((p.dtype for p in segmenter.parameters()), image.dtype)))
     finally:
         segmenter.train(was_training)

@@ -400,7 +400,7 @@ def hausdorff(prediction: Array, label: Array, k: int, percentile: float) -> flo
 
 
 def hausdorff_scores(pairs: Sequence[tuple[Array, Array, str]], classes: Sequence[str]) -> dict[str, Any]:
-    """What `HausdorffDistance.compute` promises."""
+    """What `SurfaceDistances.compute` promises."""
     groups: dict[str, list[list[float]]] = {}
     alone = both = 0
     for prediction, label, group in pairs:

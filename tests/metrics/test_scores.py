@@ -12,16 +12,15 @@ import torch
 from regloss.errors import UsageError
 from regloss.metrics.boundary import (
     BoundaryDensity,
-    HausdorffDistance,
     TrimapScores,
     boundary_density,
     boundary_distance,
-    hausdorff_distance,
     trimap,
 )
 from regloss.metrics.confusion import Confusion
 from regloss.metrics.foreground import ForegroundScores
 from regloss.metrics.scores import Scores
+from regloss.metrics.surface import SurfaceDistances, hausdorff_distance, surface_distances
 
 NAMES = ("background", "a", "b", "c")
 
@@ -319,6 +318,54 @@ def test_hausdorff_distance_is_that_of_a_search(shape, percentile):
         assert hausdorff_distance(prediction, label, k, percentile) == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("shape", "spacing"), [((13, 17), (2.0, 0.5)), ((5, 6, 7), (3.0, 0.5, 0.75)), ((5, 6, 7), None)]
+)
+def test_surfaces_are_as_far_off_as_a_search_finds(shape, spacing):
+    prediction, label = random_maps(1, shape)
+    scores = SurfaceDistances(NAMES, tolerance=0.8)
+    scores.update(prediction, label, "one", spacing)
+    found = scores.compute()
+    for k, name in enumerate(NAMES):
+        first, second = (boundary_places((of == k) & (label != 255)) for of in (prediction, label))
+        steps = torch.tensor(spacing or (1.0,) * len(shape), dtype=torch.float64)
+        apart = torch.cdist(torch.tensor(first).double() * steps, torch.tensor(second).double() * steps).numpy()
+        both = np.concatenate([apart.min(1), apart.min(0)])
+        assert found["surface-distance"][name] == pytest.approx(both.mean(), abs=1e-7)
+        assert found["surface-dice"][name] == pytest.approx((both <= 0.8).mean(), abs=1e-12)
+        hd95 = max(np.percentile(apart.min(1), 95), np.percentile(apart.min(0), 95))
+        assert found["hd95"][name] == pytest.approx(hd95, abs=1e-7)
+        assert hausdorff_distance(prediction, label, k, 95, spacing) == pytest.approx(hd95, abs=1e-7)
+    assert found["distance-unit"] == ("pixels" if spacing is None else "mm")
+    assert found["surface-tolerance"] == 0.8
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (3.0, 0.5, 0.5), (10.0, 1.5, 1.5)])
+def test_balls_of_other_radii_are_as_far_off_on_any_grid(spacing):
+    """22 mm and 20 mm about one centre: 2 mm apart, to half a voxel's diagonal."""
+    axes = [(torch.arange(round(56 / step)) - round(28 / step)) * step for step in spacing]
+    squares = sum(axis**2 for axis in torch.meshgrid(*axes, indexing="ij"))
+    masks = (squares <= 22**2).long(), (squares <= 20**2).long()
+    half = math.dist(spacing, (0, 0, 0)) / 2
+    assert np.concatenate(surface_distances(*masks, 1, spacing)).mean() == pytest.approx(2, abs=min(half, 0.8))
+    assert hausdorff_distance(*masks, 1, 95, spacing) <= 2 + 2 * half
+
+
+def test_a_tolerance_must_be_positive():
+    for tolerance in (0.0, -1.0, math.inf):
+        with pytest.raises(UsageError, match="The tolerance of the surface Dice must be positive"):
+            SurfaceDistances(NAMES, tolerance)
+
+
+def test_units_that_are_mixed_are_told():
+    label = torch.zeros(3, 6, dtype=torch.int64)
+    label[:, 2:4] = 1
+    scores = SurfaceDistances(NAMES)
+    scores.update(label, label, "one", (1.0, 2.0))
+    scores.update(label, label, "two")
+    assert scores.compute()["distance-unit"] == "mm and pixels"
+
+
 def test_hausdorff_scores():
     """Means over images with the class in both, then groups; the others are counted."""
     label = torch.zeros(3, 6, dtype=torch.int64)
@@ -353,7 +400,7 @@ def leaves(result, path=""):
     if isinstance(result, dict | list):
         items = result.items() if isinstance(result, dict) else enumerate(result)
         return {name: number for key, part in items for name, number in leaves(part, f"{path}/{key}").items()}
-    return {path: -1 if result is None else result}
+    return {} if isinstance(result, str) else {path: -1 if result is None else result}
 
 
 def exchange(metrics):
@@ -385,7 +432,7 @@ def exchange(metrics):
     "make",
     [
         lambda: Confusion(NAMES),
-        lambda: HausdorffDistance(NAMES),
+        lambda: SurfaceDistances(NAMES),
         lambda: TrimapScores(NAMES, [1, 4]),
         lambda: BoundaryDensity(NAMES),
         lambda: ForegroundScores(4),

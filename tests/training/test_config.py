@@ -129,7 +129,10 @@ def test_one_regularizer_needs_no_array(given):
         ("sed=1", r"unknown key 'sed'. Did you mean 'seed'\? Allowed here: output, seed, data, network, layer"),
         ("training.epoch=3", r"'training.epoch'. Did you mean 'epochs'\? Allowed here: epochs, batch-size, optimizer"),
         ("data.augment.flp=true", r"'data.augment.flp'. Did you mean 'flip'\? Allowed here: flip, flip-vertical"),
-        ("evaluation.widths=[2]", r"'evaluation.widths'. Allowed here: trimap, hausdorff, energy, examples"),
+        (
+            "evaluation.widths=[2]",
+            r"'evaluation.widths'. Allowed here: trimap, hausdorff, surface-tolerance, energy, examples",
+        ),
         ("loss.outer-lop=1", r"'loss.outer-lop'. Did you mean 'outer-loop'\? Allowed here: data-term, regularizer"),
         ("data.rot=3", r"unknown key 'rot' for the dataset 'folder'. Did you mean 'root'\? Allowed here: .*\bcrop\b.*"),
         ("network.chanels=3", r"'chanels' for the network 'unet'. Did you mean 'channels'\? Allowed here: .*\blevels"),

@@ -4,10 +4,9 @@ import csv
 
 import numpy as np
 import pytest
-from volume_files import SIZE, write_volumes
+from volume_files import SIZE, volume_settings, write_volumes
 
 from regloss.errors import UsageError
-from regloss.training.config import apply_change, parse
 from regloss.training.proposals import ProposalStore
 from regloss.training.trainer import train
 
@@ -19,42 +18,13 @@ def balls(tmp_path_factory):
     return write_volumes(tmp_path_factory.mktemp("data") / "balls")
 
 
-def settings(root, output, dims, *changes):
-    split = {"train": ["case0", "case1"], "test": ["case2"]}
-    table = {
-        "output": str(output),
-        "data": {
-            "dataset": "volumes",
-            "root": str(root),
-            "dims": dims,
-            "classes": ["background", "ball"],
-            "split": split,
-            "train": "train-scribbled" if dims == 2 else "train",
-            "crop": [4, 16, 16] if dims == 3 else 16,
-            "crops-per-image": 4,
-            "labelled-share": 0.5,
-            "augment": {"flip": True, "scale": [0.9, 1.1], "rotate": 10.0, "noise": 0.05, "blur": 0.5},
-        },
-        "network": {"name": "unet", "levels": 2, "channels": 4, "norm": "group", "dims": dims},
-        "loss": {"regularizer": [{"name": "grid-crf", "weight": 0.3}], "outer-loop": {"name": "gradient-descent"}},
-        "training": {"epochs": 24, "batch-size": 2, "accelerator": "cpu", "optimizer": {"name": "adam", "lr": 1e-2}},
-        "evaluation": {"examples": 0},
-    }
-    if dims == 3:
-        table["network"]["spacing"] = [3.0, 1.0, 1.0]
-        table["data"]["augment"]["flip-depth"] = True
-    for change in changes:
-        apply_change(table, change)
-    return parse(table)
-
-
 TRUST_REGION = "loss.outer-loop={name = 'trust-region', coupling = 0.1, update-every = 8}"
 
 
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("loop", ["loss.outer-loop.name=gradient-descent", TRUST_REGION])
 def test_balls_are_learnt(balls, tmp_path, dims, loop):
-    scores = train(settings(balls, tmp_path / "run", dims, loop))["test"]
+    scores = train(volume_settings(balls, tmp_path / "run", dims, loop))["test"]
     assert scores["mean-foreground-dice"] > 0.55  # everything where the ball may be: 0.4
     # Of slices too: the group is the volume.
     assert list(scores["groups"]) == ["case2"]
@@ -64,7 +34,7 @@ def test_balls_are_learnt(balls, tmp_path, dims, loop):
 
 
 def test_proposals_are_of_whole_volumes(balls, tmp_path):
-    train(settings(balls, tmp_path / "run", 3, TRUST_REGION, "training.epochs=1"))
+    train(volume_settings(balls, tmp_path / "run", 3, TRUST_REGION, "training.epochs=1"))
     labels = ProposalStore(tmp_path / "run" / "proposals").read(0, "case1")
     assert labels.shape == SIZE
     assert set(np.unique(labels)) <= {0, 1}
@@ -72,7 +42,7 @@ def test_proposals_are_of_whole_volumes(balls, tmp_path):
 
 def test_a_report_shows_the_slices_that_are_drawn_on(balls, tmp_path, real_report):
     changes = ("training.epochs=1", "training.batch-size=1", "evaluation.examples=2", "data.crops-per-image=1")
-    train(settings(balls, tmp_path / "run", 3, *changes))
+    train(volume_settings(balls, tmp_path / "run", 3, *changes))
     names = [path.name for path in (tmp_path / "run" / "report").glob("example-*")]
     assert sorted(names) == ["example-01-case0-slice-1-of-6.png", "example-02-case2-slice-2-of-6.png"]
 
@@ -90,10 +60,10 @@ def test_a_report_shows_the_slices_that_are_drawn_on(balls, tmp_path, real_repor
 )
 def test_what_does_not_fit_is_said_before_anything_is_written(balls, tmp_path, change, message):
     with pytest.raises(UsageError, match=message):
-        train(settings(balls, tmp_path / "run", 3, change))
+        train(volume_settings(balls, tmp_path / "run", 3, change))
     assert not (tmp_path / "run").exists()
 
 
 def test_slices_that_are_not_drawn_on(balls, tmp_path):
     with pytest.raises(UsageError, match='train = "train-scribbled" learns from the others'):
-        train(settings(balls, tmp_path / "run", 2, "data.train=train"))
+        train(volume_settings(balls, tmp_path / "run", 2, "data.train=train"))

@@ -15,10 +15,10 @@ import numpy as np
 
 from regloss.dataset import IGNORE, Sample, Slice
 from regloss.errors import UsageError, listed
+from regloss.io.cases import Intensities, read_case, rounded_spacing, slices_across
 from regloss.io.labels import ValueMap, read_label_map, read_scribble_map
-from regloss.io.types import FloatImage, LabelMap
-from regloss.io.volumes import Geometry, percentile_window, read_geometry, read_volume
-from regloss.io.windows import Window, windowed
+from regloss.io.types import LabelMap
+from regloss.io.volumes import read_geometry
 
 ENDINGS = {"scribble": "-scribbled", "label": "-labelled"}
 """Subsets of a subset, by the part that their samples have pixels of."""
@@ -41,32 +41,6 @@ class Case:
     label: Path | None
     scribble: Path | None
     group: str
-
-
-@dataclass(frozen=True)
-class Intensities:
-    """What becomes of stored values: [0, 1], linearly, what lies outside cut off.
-
-    Attributes:
-        window: the same range for all volumes, as for CT; None = one for each volume and channel, as for MR.
-        percentiles: these of a volume's values become 0 and 1, where there is no window.
-    """
-
-    window: Window | None = None
-    percentiles: Sequence[float] = (0.5, 99.5)
-
-    def __post_init__(self) -> None:
-        if len(self.percentiles) != 2 or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
-            raise UsageError(f"percentiles = {list(self.percentiles)} must be two numbers, 0 <= LOW < HIGH <= 100.")
-
-    def __call__(self, values: np.ndarray, path: Path) -> FloatImage:
-        """(*S) as stored to (*S) float32 in [0, 1]."""
-        try:
-            low, high = self.percentiles
-            window = percentile_window(values, low, high) if self.window is None else self.window
-        except UsageError as error:
-            raise UsageError(f"{path}: {error}") from error
-        return windowed(values, window, path)
 
 
 @dataclass(frozen=True)
@@ -134,7 +108,7 @@ class Cases:
             if dims == 3:
                 self.places[key] = (key,)
                 continue
-            across = int(np.argmax(_rounded(geometry.spacing))) if axis is None else axis
+            across = slices_across(geometry) if axis is None else axis
             for number in range(geometry.size[across]):
                 self.places[f"{key}-{number:03d}"] = (key, across, number)
         self._held: tuple[str, Sample] | None = None
@@ -181,7 +155,7 @@ class Cases:
 
     def _read(self, case: Case) -> Sample:
         geometry = self.geometries[case.id]
-        channels = [self.intensities(_on_grid(case, path, geometry), path) for path in case.images]
+        image, _ = read_case(case.images, self.intensities)
         for path in (case.label, case.scribble):
             if path is not None:
                 geometry.check_same(read_geometry(path), case.images[0], path)
@@ -189,7 +163,7 @@ class Cases:
             None if path is None else self.meanings.read(path, part)
             for part, path in (("label", case.label), ("scribble", case.scribble))
         )
-        return Sample(case.id, np.stack(channels), label, scribble, case.group, _rounded(geometry.spacing))
+        return Sample(case.id, image, label, scribble, case.group, rounded_spacing(geometry))
 
     def with_labels(self, sample_ids: Iterable[str], part: str) -> tuple[str, ...]:
         """Those samples that have a labelled pixel in their scribbles ("scribble") or labels ("label")."""
@@ -257,19 +231,6 @@ class Cases:
         if problems:
             raise UsageError("\n".join(problems))
 
-    def orientation_note(self) -> str:
-        """A sentence on volumes that are stored in different orientations, which nothing turns; "" if none is."""
-        found: dict[str, list[str]] = {}
-        for key, geometry in self.geometries.items():
-            found.setdefault(axes_of(geometry), []).append(key)
-        if len(found) < 2:
-            return ""
-        described = ", ".join(f"{axes} {len(keys)} ({keys[0]}, say)" for axes, keys in found.items())
-        return (
-            f"Volumes lie in different directions, fastest axis first: {described}. A network sees them as they are "
-            "stored; if that is not meant, turn them with the program that made them."
-        )
-
 
 def subsets_of_parts(cases: Cases, subsets: Mapping[str, Sequence[str]], subset: str) -> Mapping[str, Sequence[str]]:
     """``subsets``, and ``subset`` too, if it is one of them with an ending such as "-scribbled"."""
@@ -278,26 +239,3 @@ def subsets_of_parts(cases: Cases, subsets: Mapping[str, Sequence[str]], subset:
         if subset not in subsets and whole != subset and whole in subsets:
             return {**subsets, subset: cases.with_labels(subsets[whole], part)}
     return subsets
-
-
-def axes_of(geometry: Geometry) -> str:
-    """The directions that a file's axes go, fastest first, such as "LPS": left, posterior, superior."""
-    letters = []
-    for column in geometry.affine[:3, :3].T:
-        axis = int(np.argmax(np.abs(column)))
-        letters.append(("LR", "PA", "IS")[axis][int(column[axis] > 0)])
-    return "".join(letters)
-
-
-def _on_grid(case: Case, path: Path, geometry: Geometry) -> np.ndarray:
-    """The values of one channel, (*S)."""
-    stored = read_volume(path)
-    if path != case.images[0]:
-        geometry.check_same(stored.geometry, case.images[0], path)
-    values: np.ndarray = stored.values[0]
-    return values
-
-
-def _rounded(spacing: Sequence[float]) -> tuple[float, ...]:
-    """To four digits: headers in single precision must not make volumes of one scanner differ."""
-    return tuple(float(f"{step:.4g}") for step in spacing)

@@ -18,13 +18,14 @@ from typing import Any
 
 from regloss.dataset import Dataset, Sample
 from regloss.errors import UsageError, listed
+from regloss.io.cases import Intensities, directions
 from regloss.io.folders import find_root, index_folder, left_out
 from regloss.io.labels import value_map
 from regloss.io.samples import find_sample, subset_ids
 from regloss.io.types import PathLike
 from regloss.io.volumes import VOLUME_SUFFIXES
 from regloss.io.windows import Window
-from regloss_plugins.datasets.cases import Case, Cases, Intensities, Meanings, subsets_of_parts
+from regloss_plugins.datasets.cases import Case, Cases, Meanings, subsets_of_parts
 from regloss_plugins.datasets.layout import choose_classes, choose_groups, choose_subsets
 
 
@@ -121,7 +122,7 @@ class VolumesDataset(Dataset):
         )
         self.subsets = choose_subsets(self.root, split, self._cases.names)
         self.notes = tuple(
-            filter(None, (left_out(self.root / images, VOLUME_SUFFIXES), self._cases.orientation_note()))
+            filter(None, (left_out(self.root / images, VOLUME_SUFFIXES), directions(self._cases.geometries.items())))
         )
 
     def ids(self, subset: str) -> tuple[str, ...]:
@@ -142,6 +143,10 @@ class VolumesDataset(Dataset):
         """
         find_sample(self._cases.places, sample_id, str(self.root))
         return self._cases.load(sample_id)
+
+    def volume_of(self, sample_id: str) -> str:
+        """The volume that a slice was cut from."""
+        return self._cases.places[sample_id][0]
 
     def check(self, subset: str, need: Sequence[str] = ("scribble",)) -> None:
         """Verify a subset before it is used, and report everything that is wrong with it in one message.

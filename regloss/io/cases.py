@@ -1,0 +1,141 @@
+"""Cases: volumes of one or several channels, a file each, and what becomes of their values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from regloss.errors import UsageError, listed
+from regloss.io.types import FloatImage
+from regloss.io.volumes import VOLUME_SUFFIXES, Geometry, percentile_window, read_volume
+from regloss.io.windows import Window, windowed
+
+_CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names: CASE_0000, CASE_0001
+
+
+@dataclass(frozen=True)
+class Intensities:
+    """What becomes of stored values: [0, 1], linearly, what lies outside cut off.
+
+    Attributes:
+        window: the same range for all volumes, as for CT; None = one for each volume and channel, as for MR.
+        percentiles: these of a volume's values become 0 and 1, where there is no window.
+
+    Raises:
+        UsageError: the percentiles are not two numbers in order.
+    """
+
+    window: Window | None = None
+    percentiles: Sequence[float] = (0.5, 99.5)
+
+    def __post_init__(self) -> None:
+        if len(self.percentiles) != 2 or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
+            raise UsageError(f"percentiles = {list(self.percentiles)} must be two numbers, 0 <= LOW < HIGH <= 100.")
+
+    def __call__(self, values: npt.NDArray[Any], path: Path) -> FloatImage:
+        """(*S) as stored to (*S) float32 in [0, 1].
+
+        Raises:
+            UsageError: all values are alike.
+        """
+        low, high = self.percentiles
+        try:
+            window = percentile_window(values, low, high) if self.window is None else self.window
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+        return windowed(values, window, path)
+
+
+def read_case(paths: Sequence[Path], intensities: Intensities) -> tuple[FloatImage, Geometry]:
+    """A volume from the files of its channels: (C, *S) float32 in [0, 1], and where it lies.
+
+    Raises:
+        UsageError: a file cannot be read, or a channel does not lie on the first.
+    """
+    channels, geometry = [], None
+    for path in paths:
+        stored = read_volume(path)
+        geometry = geometry or stored.geometry
+        if path != paths[0]:
+            geometry.check_same(stored.geometry, paths[0], path)
+        channels.append(intensities(stored.values[0], path))
+    assert geometry is not None
+    return np.stack(channels), geometry
+
+
+def rounded_spacing(geometry: Geometry) -> tuple[float, ...]:
+    """To four digits: headers in single precision must not make volumes of one scanner differ."""
+    return tuple(float(f"{step:.4g}") for step in geometry.spacing)
+
+
+def cases_of(stems: Mapping[str, Path], channels: int) -> dict[str, tuple[Path, ...]]:
+    """The files of each case, by channel, from files by stem; of several channels each has nnU-Net's name, CASE_0000.
+
+    Raises:
+        UsageError: a channel is missing, or there is one more.
+
+    >>> cases_of({"a_0000": Path("a_0000.nii"), "a_0001": Path("a_0001.nii")}, 2)["a"][1].name
+    'a_0001.nii'
+    """
+    if channels == 1 and not all(_CHANNEL.fullmatch(stem) for stem in stems):
+        return {stem: (path,) for stem, path in stems.items()}
+    found: dict[str, dict[int, Path]] = {}
+    for stem, path in stems.items():
+        match = _CHANNEL.fullmatch(stem)
+        if match is None:
+            raise UsageError(
+                f"{path} has no number of a channel in its name; of {channels} channels each is a file, CASE_0000, "
+                "CASE_0001 ..."
+            )
+        found.setdefault(match[1], {})[int(match[2])] = path
+    wrong = [
+        f"{case} ({listed(sorted(parts))})" for case, parts in found.items() if sorted(parts) != [*range(channels)]
+    ]
+    if wrong:
+        raise UsageError(
+            f"{len(wrong)} of {len(found)} cases do not have the channels 0 to {channels - 1}, a file each: "
+            f"{listed(wrong)}"
+        )
+    return {case: tuple(path for _, path in sorted(parts.items())) for case, parts in found.items()}
+
+
+def stem_of(path: Path) -> str:
+    """A volume's name without the ending, ".nii.gz" being one."""
+    ending = next((suffix for suffix in VOLUME_SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
+    if path.name.lower().endswith(".nii.gz"):
+        ending = ".nii.gz"
+    return path.name[: -len(ending)] if ending else path.name
+
+
+def slices_across(geometry: Geometry) -> int:
+    """The axis along which slices follow each other: that of the largest spacing, of equal ones the slowest."""
+    return int(np.argmax(rounded_spacing(geometry)))
+
+
+def directions(geometries: Iterable[tuple[str, Geometry]]) -> str:
+    """A sentence on volumes, by name, that are stored in different orientations, which nothing turns; "" if none is."""
+    found: dict[str, list[str]] = {}
+    for name, geometry in geometries:
+        found.setdefault(axes_of(geometry), []).append(name)
+    if len(found) < 2:
+        return ""
+    described = ", ".join(f"{axes} {len(names)} ({names[0]}, say)" for axes, names in found.items())
+    return (
+        f"Volumes lie in different directions, fastest axis first: {described}. A network sees them as they are "
+        "stored; if that is not meant, turn them with the program that made them."
+    )
+
+
+def axes_of(geometry: Geometry) -> str:
+    """The directions that a file's axes go, fastest first, such as "LPS": left, posterior, superior."""
+    letters = []
+    for column in geometry.affine[:3, :3].T:
+        axis = int(np.argmax(np.abs(column)))
+        letters.append(("LR", "PA", "IS")[axis][int(column[axis] > 0)])
+    return "".join(letters)

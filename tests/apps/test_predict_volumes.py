@@ -1,0 +1,166 @@
+"""Volumes segmented by trained models: NIfTI that lies on the image, whole or in slices, by windows and averages."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from volume_files import AFFINE, SIZE, SPACING, save, volume_settings, write_volumes
+
+from regloss.apps.evaluate import evaluate_run
+from regloss.apps.post_process import PostProcess
+from regloss.apps.predict import predict_files
+from regloss.errors import UsageError
+from regloss.registry import create
+from regloss.training.inference import largest_components
+from regloss.training.model import load_model, predict
+from regloss.training.trainer import train
+
+nibabel = pytest.importorskip("nibabel", reason="pip install 'regloss[volumes]'")
+
+QUICK = ("training.epochs=2", "loss.outer-loop.name=gradient-descent")
+
+
+@pytest.fixture(scope="module")
+def balls(tmp_path_factory):
+    return write_volumes(tmp_path_factory.mktemp("data") / "balls")
+
+
+@pytest.fixture(scope="module")
+def runs(balls, tmp_path_factory):
+    """Models of slices and of volumes; the latter see windows."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("regloss.report.page.write_report", lambda folder, **contents: folder)
+        for dims in (2, 3):
+            windows = ["inference.window=[4, 16, 16]"] if dims == 3 else []
+            train(volume_settings(balls, folder / str(dims), dims, *QUICK, *windows))
+    return folder
+
+
+def labels_in(path):
+    return np.asarray(nibabel.load(path).dataobj).T
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_folder_is_segmented(runs, balls, tmp_path, dims):
+    run = runs / str(dims)
+    assert predict_files(run, balls / "images", tmp_path / "out", probabilities="npy") == 3
+    model = load_model(run)
+    dataset = create("dataset", "volumes", **model.config.data.component_settings())
+    ids = [name for name in dataset.ids("all") if name.startswith("case2")]
+    expected = [
+        predict(model.segmenter, torch.from_numpy(dataset.load(name).image).unsqueeze(0)).argmax(1)[0] for name in ids
+    ]
+    image = nibabel.load(tmp_path / "out" / "labels" / "case2.nii.gz")
+    np.testing.assert_allclose(image.affine, AFFINE)
+    np.testing.assert_array_equal(np.asarray(image.dataobj).T, np.stack(expected) if dims == 2 else expected[0])
+    probabilities = np.load(tmp_path / "out" / "probabilities" / "case2.npy")
+    assert probabilities.shape == (2, *SIZE)
+    np.testing.assert_array_equal(probabilities.argmax(0), labels_in(tmp_path / "out" / "labels" / "case2.nii.gz"))
+    with Image.open(tmp_path / "out" / "overlays" / "case2.png") as picture:
+        assert picture.mode == "RGB"
+
+
+def test_one_file_of_another_format(runs, balls, tmp_path):
+    itk = pytest.importorskip("SimpleITK", reason="pip install 'regloss[volumes]'")
+    itk.WriteImage(itk.ReadImage(str(balls / "images" / "case1.nii.gz")), str(tmp_path / "one.mha"))
+    predict_files(runs / "3", tmp_path / "one.mha", tmp_path / "a")
+    predict_files(runs / "3", balls / "images" / "case1.nii.gz", tmp_path / "b")
+    np.testing.assert_array_equal(
+        labels_in(tmp_path / "a" / "labels" / "one.nii.gz"), labels_in(tmp_path / "b" / "labels" / "case1.nii.gz")
+    )
+
+
+def test_models_are_averaged(runs, balls, tmp_path):
+    image = balls / "images" / "case0.nii.gz"
+    both = [runs / "2", runs / "3"]
+    for name, run in (("2", runs / "2"), ("3", runs / "3"), ("both", both)):
+        predict_files(run, image, tmp_path / name, probabilities="npy")
+    two, three, mean = (np.load(tmp_path / name / "probabilities" / "case0.npy") for name in ("2", "3", "both"))
+    np.testing.assert_allclose(mean, (two + three) / 2, atol=1e-5)
+    changed = shutil.copytree(runs / "2", tmp_path / "changed")
+    card = (changed / "model.json").read_text().replace('"ball"', '"box"')
+    (changed / "model.json").write_text(card)
+    with pytest.raises(UsageError, match="Models that are averaged have the same classes and channels"):
+        predict_files([runs / "2", changed], image, tmp_path / "out")
+
+
+def test_a_prior_behind_it_heeds_the_spacing(runs, balls, tmp_path):
+    seen = []
+    refine = PostProcess.parse(["grid-crf:weight=1"], "alpha-expansion", 0)
+
+    def post_process(logits, image, spacing):
+        seen.append(spacing)
+        return refine(logits, image, spacing)
+
+    predict_files(runs / "2", balls / "images" / "case0.nii.gz", tmp_path / "out", post_process=post_process)
+    assert seen == [SPACING]
+
+
+def test_the_largest_component_is_kept(runs, balls, tmp_path):
+    image = balls / "images" / "case0.nii.gz"
+    predict_files(runs / "2", image, tmp_path / "all")
+    predict_files(runs / "2", image, tmp_path / "one", ["inference.largest-component=true"])
+    before, after = (labels_in(tmp_path / name / "labels" / "case0.nii.gz") for name in ("all", "one"))
+    np.testing.assert_array_equal(after, largest_components(before, 2))
+
+
+def test_flips_are_those_of_the_training(runs, balls, tmp_path):
+    image = balls / "images" / "case0.nii.gz"
+    predict_files(runs / "3", image, tmp_path / "out", ["inference.flips=true"], probabilities="npy")
+    with pytest.raises(UsageError, match=r"averages over the mirror images that data.augment makes, and it makes none"):
+        predict_files(runs / "3", image, tmp_path / "none", ["inference.flips=true", "data.augment={}"])
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_scores_are_those_of_volumes_in_mm(runs, balls, tmp_path, dims):
+    """Predicted files and true ones, compared by hand."""
+    from regloss.metrics.surface import SurfaceDistances
+
+    run = runs / str(dims)
+    scores = evaluate_run(run, "test", ["evaluation.hausdorff=true", "evaluation.surface-tolerance=2"])
+    predict_files(run, balls / "images" / "case2.nii.gz", tmp_path / "out")
+    pair = [
+        torch.from_numpy(labels_in(path).astype(np.int64))
+        for path in (tmp_path / "out" / "labels" / "case2.nii.gz", balls / "labels" / "case2.nii.gz")
+    ]
+    by_hand = SurfaceDistances(["background", "ball"], 2.0)
+    by_hand.update(*pair, "case2", SPACING)
+    for name, value in by_hand.compute().items():
+        assert scores[name] == value, name
+    assert (scores["images"], scores["distance-unit"]) == (1, "mm")
+    hits = int((pair[0] * pair[1]).sum())
+    assert scores["mean-foreground-dice"] == pytest.approx(2 * hits / int(pair[0].sum() + pair[1].sum()))
+
+
+def test_slices_with_gaps_are_scored_one_by_one(runs):
+    split = 'data.split={train = ["case0"], test = ["case2-00[0-2]", "case2-005"]}'
+    scores = evaluate_run(runs / "2", "test", [split, "evaluation.hausdorff=true"])
+    assert scores["images"] == 4
+
+
+def test_what_does_not_fit(runs, trained, images, balls, tmp_path):
+    out = tmp_path / "out"
+    for run, what, message in (
+        (runs / "3", images / "images" / "i0.png", "was trained on volumes; .*i0.png is a picture"),
+        (runs / "3", images / "images", "neither a volume nor a folder with volumes"),
+        (runs / "2", tmp_path / "absent.nii.gz", "neither a volume nor a folder with volumes"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            predict_files(run, what, out)
+    with pytest.raises(UsageError, match="Probabilities of volumes are written as npy; got 'tiff'"):
+        predict_files(runs / "3", balls / "images", out, probabilities="tiff")
+    (tmp_path / "bad.nii.gz").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match="cannot be read as NIfTI"):
+        predict_files(runs / "3", tmp_path / "bad.nii.gz", out)
+    save(tmp_path / "flat.nii.gz", np.full(SIZE, 7, np.int16))
+    with pytest.raises(UsageError, match="All voxels have the value 7"):
+        predict_files(runs / "3", tmp_path / "flat.nii.gz", out)
+    assert not out.exists()
+
+
+def test_a_model_of_pictures_segments_volumes_slice_by_slice(trained, balls, tmp_path):
+    predict_files(trained, balls / "images" / "case0.nii.gz", tmp_path / "out")
+    assert labels_in(tmp_path / "out" / "labels" / "case0.nii.gz").shape == SIZE
