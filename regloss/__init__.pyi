@@ -76,6 +76,7 @@ from regloss_plugins.layers.dense_crf import DenseCRFLayer as DenseCRFLayer
 from regloss_plugins.layers.sigmoid import RegularizedSigmoid as RegularizedSigmoid
 from regloss_plugins.layers.softmax import RegularizedSoftmax as RegularizedSoftmax
 from regloss_plugins.networks.deeplabv3plus import DeepLabV3Plus as DeepLabV3Plus
+from regloss_plugins.networks.module import ModuleNetwork as ModuleNetwork
 from regloss_plugins.networks.plain_cnn import PlainCNN as PlainCNN
 from regloss_plugins.networks.segnet import SegNet as SegNet
 from regloss_plugins.networks.unet import UNet as UNet

@@ -218,7 +218,9 @@ def _write_network(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Weights from a .safetensors file, or from a run's folder (its final model, else its last checkpoint).
+    """Weights from a file, or from a run's folder (its final model, else its last checkpoint).
+
+    Files are .safetensors; or .pth, .pt and .bin with a state dict, or with one as their "state_dict".
 
     Raises:
         UsageError: there is nothing to read there, or it is of another format version.
@@ -232,12 +234,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         path = found
     if not path.is_file():
         raise UsageError(f"There is no weights file {path}. Give a run's folder or a .safetensors file.")
+    if path.suffix in (".pth", ".pt", ".bin"):
+        return _read_state_dict(path)
     try:
         with safe_open(path, framework="pt") as file:
             _check_format((file.metadata() or {}).get(_FORMAT_KEY, str(FORMAT)), f"The weights file {path}")
         return load_file(path)
     except (OSError, SafetensorError) as cause:
         raise UsageError(f"The weights {path} cannot be read as safetensors: {cause}") from cause
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as cause:  # a damaged file makes torch.load raise nearly anything, down to AssertionError
+        raise UsageError(f"The weights {path} cannot be read by torch.load(weights_only=True): {cause}") from cause
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UsageError(f"The weights file {path} holds no state dict, which is tensors by name.")
+    return {str(name): value for name, value in content.items()}
 
 
 def load_network(network: nn.Module, weights: Mapping[str, Tensor], source: str) -> None:

@@ -205,9 +205,9 @@ class Training(_Section):
     epochs: passes over the training images. batch-size: images a step on each process. optimizer: {name = "adam" |
     "adamw" | "sgd", lr, ...}; every other key is torch's. schedule: {name = "constant" | "poly" | "cosine"} with power
     (poly) and warmup (fraction of the training). head-lr: factor of the learning rate for the parameters that the
-    network calls its head. layer-lr: likewise, for what [layer] learns. start-from: run folder or .safetensors file
-    whose weights the network starts with. checkpoint-every: optimizer steps between checkpoints; absent = at the end of
-    every epoch.
+    network calls its head. layer-lr: likewise, for what [layer] learns. start-from: run folder, or .safetensors or
+    .pth file, whose weights the network starts with. checkpoint-every: optimizer steps between checkpoints; absent = at
+    the end of every epoch.
     """
 
     epochs: int = Field(ge=1, le=10**7)

@@ -307,7 +307,7 @@ def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
     Raises:
         UsageError: ``folder`` is no run's folder, or its weights do not fit its configuration or are of another format
             version; a change that is none, or of a number of the layer that has been learnt; graphs are to be kept
-            outside of ``folder``, and no change says so.
+            outside of ``folder``, or the network is made by code of another package, and no change says so.
     """
     path = folder / "model.json"
     if not path.is_file():
@@ -320,6 +320,7 @@ def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
     source = str(path)
     config = before = parse(described.config, source)
     _check_cache(config, folder, changes)
+    _check_target(config, folder, changes)
     if changes:
         table = config.dump()
         for change in changes:
@@ -356,6 +357,18 @@ def _check_cache(config: Config, folder: Path, changes: Sequence[str]) -> None:
                     f"may come from elsewhere. Allow it with --set {key}={cache}, or compute them anew with "
                     f'--set {key}="".'
                 )
+
+
+def _check_target(config: Config, folder: Path, changes: Sequence[str]) -> None:
+    """A network that is a module of another package runs its code, and who has sent the run says which."""
+    if config.network.name != "module":
+        return
+    target = config.network.component_settings().get("target")
+    if not any(change.partition("=")[0].strip() in ("network", "network.target") for change in changes):
+        raise UsageError(
+            f"The run in {folder} has a network that {target} makes, says its configuration, which may come from "
+            f"elsewhere. If you trust it, allow it with --set network.target={target}."
+        )
 
 
 def _caches(table: Any, where: str) -> Iterator[tuple[str, str]]:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from regloss.batch import Batch
 from regloss.constraint import has_constraints
 from regloss.dataset import IGNORE, Dataset, Sample
 from regloss.errors import ReglossError, UsageError
+from regloss.network_output import logits_of
 from regloss.outer_loop import OuterLoop, Proposal
 from regloss.regularizer import Regularizer
 from regloss.training.finite import check_finite_logits
@@ -31,7 +32,7 @@ from regloss.training.proposals import ProposalStore
 ENERGIES = ("proposal-energy-before", "proposal-energy-after")
 """Names of energies per pixel of proposals, before the solver and after it."""
 
-Network = Callable[[Tensor], Tensor]
+Network = Callable[[Tensor], Any]
 
 
 class Proposals:
@@ -130,7 +131,8 @@ class Proposals:
 
         Args:
             epoch: that begins, counted from 0.
-            network: (B, C, *S) images of the batches to logits (B, K, *S). A module works in evaluation mode, on the
+            network: (B, C, *S) images of the batches to logits (B, K, *S), or to what
+                `regloss.network_output.logits_of` finds them in. A module works in evaluation mode, on the
                 device of its parameters, without gradients, and is left as it was.
             batches: whole images with their labels and ids, on any device, those of this process's share of the ids;
                 see `share`. None where the samples are those of a `Dataset`.
@@ -384,7 +386,7 @@ def _logits(network: Network | nn.Module, batch: Batch) -> Tensor:
         network.eval()
     try:
         with torch.no_grad():
-            logits = network(batch.image)
+            logits = logits_of(network(batch.image), batch.image.shape[2:])
     finally:
         if isinstance(network, nn.Module):
             network.train(training)

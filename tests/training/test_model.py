@@ -81,6 +81,34 @@ def test_initial_weights_are_not_needed_again(config, tmp_path, images):
         train(config(network, "training.epochs=1", output="third"))
 
 
+def test_a_network_of_another_library(config, tmp_path, images):
+    """Trained from its library's state dict; read back only where its code is asked for by name."""
+    target = "torch.nn:Conv2d"
+    arguments = "{in_channels = 1, out_channels = 3, kernel_size = 3, padding = 1}"
+    network = f'network={{name = "module", target = "{target}", arguments = {arguments}}}'
+    given = torch.nn.Conv2d(1, 3, 3, padding=1).state_dict()
+    small = ("training.epochs=1", 'evaluation.energy=""', "training.optimizer.lr=1e-12")
+    for name, content in (("plain.pth", given), ("lightning.pt", {"state_dict": given, "epoch": 3})):
+        torch.save(content, tmp_path / name)
+        start = f"training.start-from={tmp_path / name}"
+        train(config(network, start, *small, loop="gradient-descent", output=name[:-4]))
+        weights = load_file(tmp_path / name[:-4] / "model.safetensors")
+        torch.testing.assert_close(weights, given, rtol=0, atol=1e-8)
+    run = tmp_path / "plain"
+    with pytest.raises(UsageError, match=rf"torch.nn:Conv2d makes, .*allow it with --set network.target={target}"):
+        load_model(run)
+    assert predict_files(run, images / "images" / "i0.png", tmp_path / "out", [f"network.target={target}"]) == 1
+    torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    for name, message in (("list.pth", "holds no state dict"), ("text.pth", "cannot be read by torch.load")):
+        with pytest.raises(UsageError, match=message):
+            train(config(network, f"training.start-from={tmp_path / name}", *small, output="refused"))
+    torch.save({"weight": given["weight"]}, tmp_path / "part.pth")
+    with pytest.raises(UsageError, match=r"another network than the configured ModuleNetwork: bias is missing"):
+        train(config(network, f"training.start-from={tmp_path / 'part.pth'}", *small, output="refused"))
+    assert not (tmp_path / "refused").exists()
+
+
 @pytest.mark.parametrize("normalize", ["image", "imagenet"])
 def test_input_is_not_normalised_twice(normalize):
     """Only grey images reach deeplabv3plus as they are."""
