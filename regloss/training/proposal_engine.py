@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -58,8 +58,7 @@ class Proposals:
         spelled: how the loop's messages are worded, for loops that are made from a configuration.
 
     Raises:
-        UsageError: the loop makes no proposals to be kept; ids that are no file names or not unique; the folder holds
-            proposals of another run, and is not to be gone on with.
+        UsageError: the loop makes no proposals to be kept; ids that are no file names or not unique.
 
     >>> import regloss, tempfile
     >>> loop = regloss.TrustRegion(regloss.GridCRF(weight=1.0), update_every=5)
@@ -100,13 +99,9 @@ class Proposals:
         self.store = ProposalStore(Path(folder))
         self.generation, self.epoch = -1, -1
         """Of the proposals in use, and the epoch that began with them; -1 = none."""
-        self._going_on = resume
+        self._begun = False
+        self._resume = resume
         self._spelled = spelled
-        if not resume and self.store.generations():
-            raise UsageError(
-                f"{folder} holds proposals of an earlier run. Go on with them by resume=True, remove them, or choose "
-                "another folder."
-            )
 
     # ---- making them
 
@@ -143,11 +138,15 @@ class Proposals:
 
         Raises:
             UsageError: what `OuterLoop.propose` raises, with the images named; batches without ids, or with unknown
-                ones; more than 255 classes.
+                ones; more than 255 classes; the folder holds proposals of another run, and is not to be gone on with.
             ReglossError: logits that are not finite; an image without a proposal.
         """
-        if self._going_on:
-            self._going_on = False
+        if not self._begun:
+            if not self._resume and self.store.generations():
+                raise UsageError(
+                    f"{self.store.folder} holds proposals of an earlier run. Go on with them by resume=True or by a "
+                    "checkpoint's state_dict, remove them, or choose another folder."
+                )
             self.restore(*self._made_until(epoch))
         if not self.due(epoch):
             return {}
@@ -283,11 +282,29 @@ class Proposals:
     def restore(self, generation: int, epoch: int) -> None:
         """Go on from ``generation``, made at the beginning of ``epoch``; later ones are removed. -1, -1 = none."""
         self.generation, self.epoch = generation, epoch
-        self._going_on = False
+        self._begun = True
         barrier()
         if process()[0] == 0:
             self.store.discard_after(generation)
         barrier()
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps, for hosts that have such: the generation in use, and the epoch it was made in."""
+        return {"generation": self.generation, "epoch": self.epoch}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Raises:
+            UsageError: the folder does not hold these proposals any more.
+        """
+        generation, epoch = state["generation"], state["epoch"]
+        if generation >= 0 and not self.store.is_complete(generation):
+            raise UsageError(
+                f"The checkpoint goes on from proposals that {self.store.folder} does not hold, those of generation "
+                f"{generation}. Take them from a copy of the run, or begin anew."
+            )
+        self.restore(generation, epoch)
 
     def clear_before(self, epoch: int) -> None:
         """Remove proposals that a run resumed at the beginning of ``epoch`` or later does not need.
@@ -381,15 +398,15 @@ class _Totals:
 def _logits(network: Network | nn.Module, batch: Batch) -> Tensor:
     if isinstance(network, nn.parallel.DistributedDataParallel):
         network = network.module  # its forward waits for the other processes, whose batches may be fewer
-    training = isinstance(network, nn.Module) and network.training
-    if isinstance(network, nn.Module):
-        network.eval()
+    modes = {module: module.training for module in network.modules()} if isinstance(network, nn.Module) else {}
     try:
+        if isinstance(network, nn.Module):
+            network.eval()
         with torch.no_grad():
             logits = logits_of(network(batch.image), batch.image.shape[2:])
     finally:
-        if isinstance(network, nn.Module):
-            network.train(training)
+        for module, mode in modes.items():
+            module.training = mode
     if logits.shape[1] > IGNORE:
         raise UsageError(f"Proposals are kept as bytes, 255 = none: at most 255 classes; got {logits.shape[1]}.")
     return logits

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -51,6 +52,13 @@ NAMES = {page: page.relative_to(ROOT).as_posix() for page in LINKED}
 
 AS_NOTEBOOK = {DOCS / "start" / "first-training.md"}
 """Pages whose code goes on from their commands: the test of the notebooks runs both."""
+
+NEEDS = {
+    "docs/integrations/lightning.md": ["lightning"],
+    "docs/integrations/monai.md": ["monai", "ignite"],
+    "docs/integrations/transformers.md": ["transformers", "accelerate"],
+}
+"""Packages without which the code of a page is not run."""
 
 pages = pytest.mark.parametrize("page", PAGES, ids=NAMES.get)
 
@@ -112,7 +120,12 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 def _with_code(page: Path) -> Any:
     """A page to run; those that solve and draw at length are slow."""
     long = page.parent.name in ("methods", "start") or page.name == "choose.md"
-    return pytest.param(page, id=NAMES.get(page), marks=[pytest.mark.slow] if long else [])
+    missing = [name for name in NEEDS.get(NAMES[page], ()) if importlib.util.find_spec(name) is None]
+    marks = [pytest.mark.slow] if long else []
+    marks += [pytest.mark.skip(reason=f"needs {', '.join(missing)}")] if missing else []
+    # What these frameworks say of the machine, of torch and of each other.
+    marks += [pytest.mark.filterwarnings("default")] if NAMES[page] in NEEDS else []
+    return pytest.param(page, id=NAMES.get(page), marks=marks)
 
 
 @pytest.mark.parametrize("page", [_with_code(page) for page in PAGES if page not in AS_NOTEBOOK])

@@ -122,8 +122,21 @@ class TestAfterAKill:
     def test_an_older_run_is_not_gone_on_with_unasked(self, tmp_path):
         self.run(tmp_path, (0,))
         with pytest.raises(UsageError, match=r"proposals of an earlier run.*resume=True"):
-            regloss.Proposals(loop(), IDS, tmp_path)
-        regloss.Proposals(loop(), IDS, tmp_path / "new", resume=True)  # where there is nothing, it begins
+            self.run(tmp_path, (0,))
+        assert self.run(tmp_path / "new", (0,), resume=True)[1] == [True]  # where there is nothing, it begins
+
+    def test_a_checkpoint_says_which_were_in_use(self, tmp_path):
+        proposals, _ = self.run(tmp_path, range(3))
+        state = proposals.state_dict()
+        self.run(tmp_path, range(3, 5), resume=True)
+        again = regloss.Proposals(loop(2), IDS, tmp_path)
+        again.load_state_dict(state)
+        assert again.state_dict() == {"generation": 1, "epoch": 2}
+        assert again.store.generations() == [0, 1]
+        assert not again.refresh(3, network(), batches())
+        again.clear_before(2)
+        with pytest.raises(UsageError, match="does not hold, those of generation 0"):
+            again.load_state_dict({"generation": 0, "epoch": 0})
 
     def test_what_no_checkpoint_needs_is_removed(self, tmp_path):
         proposals, _ = self.run(tmp_path, range(5))
@@ -238,8 +251,10 @@ class TestRefusals:
             proposals.refresh(0, torch.nn.Conv2d(1, 256, 1), batches())
         with pytest.raises(ReglossError, match=r"output became NaN or infinite\. .*: a"):
             proposals.refresh(0, lambda image: torch.full((1, 2, 6, 8), float("nan")), batches())
-        with pytest.raises(UsageError, match=r"No proposal for a: logits \(1, 2, 3, 4\) do not fit"):
-            proposals.refresh(0, torch.nn.Conv2d(1, 2, 1, stride=2), batches())
+        with pytest.raises(UsageError, match=r"logits of \(8, 10\), larger than their image of \(6, 8\)"):
+            proposals.refresh(0, torch.nn.Conv2d(1, 2, 1, padding=1), batches())
+        with pytest.raises(UsageError, match=r"No proposal for a: .*two classes"):
+            proposals.refresh(0, torch.nn.Conv2d(1, 1, 1), batches())
 
     def test_channels(self, tmp_path):
         proposals = regloss.Proposals(loop(), IDS, tmp_path)

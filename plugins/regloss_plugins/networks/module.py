@@ -25,7 +25,8 @@ class ModuleNetwork(Network):
         classes: classes K, likewise.
         target: "package.module:name" of the class or function.
         arguments: what it is called with. A table among them that holds a ``target`` itself is made in the same way,
-            from its other keys: ``config = {target = "transformers:SegformerConfig", num_labels = 2}``.
+            from its other keys: ``config = {target = "transformers:SegformerConfig", num_labels = 2}``. An empty text
+            stands for None, which a configuration cannot write.
 
     Raises:
         UsageError: there is no such target, it refuses the arguments, or what it makes is no module.
@@ -76,7 +77,7 @@ class ModuleNetwork(Network):
         found: dict[str, list[nn.Parameter]] = groups()
         return found
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """That of the module: without the name it has in here."""
         return self.module.state_dict(*args, **kwargs)
 
@@ -96,7 +97,7 @@ def _made(target: str, arguments: Mapping[str, Any]) -> Any:
 
 def _argument(value: Any) -> Any:
     if not isinstance(value, Mapping) or "target" not in value:
-        return value
+        return None if value == "" else value
     return _made(value["target"], {key: entry for key, entry in value.items() if key != "target"})
 
 

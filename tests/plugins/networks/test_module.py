@@ -55,6 +55,14 @@ def test_logits_are_found_and_enlarged(form):
     torch.testing.assert_close(logits, nn.functional.interpolate(small, (7, 8), mode="bilinear"))
 
 
+def test_an_empty_text_is_none():
+    settings = {"normalized_shape": 4, "device": ""}
+    made = regloss.create(
+        "network", "module", in_channels=1, classes=2, target="torch.nn:LayerNorm", arguments=settings
+    )
+    assert made.module.weight.device.type == "cpu"
+
+
 def test_volumes_are_enlarged_trilinearly():
     small = torch.rand(1, 2, 2, 3, 4)
     expected = nn.functional.interpolate(small, (4, 6, 8), mode="trilinear")
