@@ -35,6 +35,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from regloss.checks import holds
 from regloss.errors import UsageError
 from regloss.layer import RegularizedLayer
 from regloss.registry import create
@@ -259,7 +260,7 @@ class DenseCRFLayer(RegularizedLayer):
     def _regularizer(self) -> Regularizer:
         # In single precision an exponential becomes 0 or inf, and that of a width would mean that it does not matter.
         for name, values in (("weights", self.weights), ("sigma_rgb", self._tensor("log_sigma_rgb").exp())):
-            if not bool(((values > 0) & values.isfinite()).all()):
+            if not holds((values > 0) & values.isfinite()):
                 raise UsageError(
                     f"{name} of a dense CRF layer must be finite and not 0 in its precision; got {values.tolist()}."
                 )

@@ -77,7 +77,7 @@ class ModuleNetwork(Network):
         found: dict[str, list[nn.Parameter]] = groups()
         return found
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """That of the module: without the name it has in here."""
         return self.module.state_dict(*args, **kwargs)
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from regloss.checks import values_are_checked
 from regloss.constraint import Constraints
 from regloss.dispatch import find
 from regloss.dual_problem import DualIteration, DualProblem, DualResult, Smoothing, dual_steps
@@ -101,8 +102,9 @@ class EntropySmooth(Smooth):
         weight = problem.entropy if entropy is None else entropy
         number = float(weight.detach()) if isinstance(weight, Tensor) else weight
         limits = torch.finfo(unary.dtype)
+        largest = float(unary.detach().abs().max()) if values_are_checked() else 0.0
         # An entropy that is 0 in the unary's precision would divide by 0 all the same.
-        if not number >= limits.tiny or float(unary.detach().abs().max()) / number > limits.max / 4:
+        if not number >= limits.tiny or largest / number > limits.max / 4:
             raise UsageError(
                 f"pdhg needs an entropy weight > 0 that unaries of {unary.dtype} can be divided by; got entropy = "
                 f"{number}. Give one (0.5, say), or for labels use a graph solver such as alpha-expansion."
