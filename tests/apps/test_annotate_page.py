@@ -127,6 +127,10 @@ def test_two_strokes_a_reload_and_a_training(opened, tmp_path):
         assert page.inner_text("#drawn-text") == "1 of 2 drawn on"
         drawn = strokes_of(root / "scribbles/coffee-top-left.png")
         assert set(np.unique(drawn)) == {0, 1, 255}
+        page.get_by_role("button", name="Save masks").click()
+        page.get_by_text("1 masks in photographs/masks").wait_for()
+        mask = strokes_of(root / "masks/coffee-top-left.png")
+        np.testing.assert_array_equal(mask[drawn != 255], drawn[drawn != 255])
 
         hand.open()
         page.locator("#film button").first.click()
@@ -374,10 +378,10 @@ def test_classes_are_edited(opened, server, root):
     page.get_by_role("button", name="Edit", exact=True).click()
     page.get_by_label("Name of the class").nth(1).fill("disc")
     page.get_by_role("button", name="Add a class").click()
-    page.get_by_role("button", name="Save").click()
+    page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_text("1 to 60 printable letters").wait_for()
     page.get_by_label("Name of the class").nth(2).fill("ring")
-    page.get_by_role("button", name="Save").click()
+    page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_role("radio", name="ring").click()
     hand.draw((0.2, 0.2), (0.4, 0.2))
     hand.saved()

@@ -186,6 +186,22 @@ def test_a_configuration_that_trains(client, root):
     assert client.ask("/api/training/report").status == 404
 
 
+def test_masks_of_what_is_drawn_on(client, root):
+    """Answers are written for images with strokes, into a new folder each time."""
+    assert "draw on an image" in client.ask("/api/masks", {"tab": TAB, "settings": {}}).json["problem"]
+    client.draw(0, 0, [*OBJECT, *GROUND])
+    client.draw(2, 0, OBJECT)
+    for name in ("masks", "masks-2"):
+        assert client.ask("/api/masks", {"tab": TAB, "settings": {}}).status == 200
+        while (state := client.ask("/api/masks").json)["running"]:
+            pass
+        assert (state["folder"], state["done"], state["images"]) == (name, 1, 2)
+        assert state["problems"] == ["i2: Draw strokes of two classes, the background for one."]
+        assert [path.name for path in (root / name).iterdir()] == ["i0.png"]
+    _, answer = client.answer(0)
+    np.testing.assert_array_equal(strokes_of(root / "masks/i0.png"), answer)
+
+
 def test_without_a_network(client):
     client.draw(0, 0, [*OBJECT, *GROUND])
     request = client.ask("/api/images/0/answer", {"tab": TAB, "settings": {"costs": "network"}}).json["request"]

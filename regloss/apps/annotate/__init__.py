@@ -6,6 +6,7 @@ scribbles    what was drawn, on disk after every stroke
 leases       which tab draws on which image
 live         the segmentation that follows from scribbles
 solver       the thread that computes it, newest request first
+masks        answers as label maps, on disk
 training     "train on these": a configuration, a process, its progress
 uncertainty  which images a trained network is least sure of
 guard        who may ask: address, token, origin, sizes; and what browsers may do with the answers

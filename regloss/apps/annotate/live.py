@@ -47,7 +47,8 @@ LARGEST = 2**20
 """Pixels of the images that are solved at their own size; larger ones are reduced."""
 
 _PREVIEWED = 2**15  # pixels above which there is a preview
-_PREVIEW = 2**16  # pixels of the reduced image at most
+_PREVIEW = 2**15  # pixels of the reduced image at most
+_PREVIEW_CYCLES = 1  # of alpha-expansion; a second one hardly changes anything, and takes as long
 _CONSTRAINED = 2**14  # pixels at which constraints are solved
 _BAND = 1  # reduced pixels beyond those on both sides of a boundary
 _BOUND_STEPS = 3
@@ -202,6 +203,13 @@ class LiveImage:
             solver = create("solver", "alpha-expansion", bound_steps=_BOUND_STEPS)
             yield _answer(problem.solve(solver, warm=warm), level.factor, final=True)
 
+    def settled(self, scribbles: LabelMap, classes: int, settings: AnswerSettings) -> Answer:
+        """The segmentation that the stages lead to; how far it may be from the minimum is not looked for."""
+        answer = self.quick(scribbles, classes, settings)
+        if answer is None or answer.state == "preview":
+            return next(self.thorough(scribbles, classes, settings, None if answer is None else answer.labels))
+        return answer
+
     # ---- without constraints
 
     def _preview(self, scribbles: LabelMap, classes: int, settings: AnswerSettings, level: _Level) -> Tensor:
@@ -209,8 +217,8 @@ class LiveImage:
         shrink = _factor(self._image, _PREVIEW, multiple_of=level.factor)
         coarse = self._level(shrink)
         start = None if self._coarse is None or int(self._coarse.max()) >= classes else self._coarse
-        problem = self._problem(coarse, scribbles, classes, settings)
-        found = problem.solve("alpha-expansion", warm=start).labels
+        problem, solver = self._problem(coarse, scribbles, classes, settings), _preview_solver()
+        found = problem.solve(solver, warm=start).labels
         self._coarse = found
         times = shrink // level.factor
         if times == 1:
@@ -221,7 +229,7 @@ class LiveImage:
         band = _enlarged(near, times)[:, :height, :width]
         place = _enlarged(problem.place[0], times)[None, :, :height, :width]
         outside = _Outside(labels, band, place)
-        return self._problem(level, scribbles, classes, settings, outside).solve("alpha-expansion").labels
+        return self._problem(level, scribbles, classes, settings, outside).solve(solver).labels
 
     def _problem(
         self,
@@ -343,6 +351,11 @@ class _Problem:
 
     def solve(self, solver: Solver | str, warm: Tensor | None = None) -> Solution:
         return solve(self.term, self.unary, solver, fixed=self.fixed, allowed=self.allowed, warm=warm)
+
+
+def _preview_solver() -> Solver:
+    found: Solver = create("solver", "alpha-expansion", max_cycles=_PREVIEW_CYCLES)
+    return found
 
 
 def _seeds(scribbles: LabelMap, factor: int) -> Tensor:

@@ -13,6 +13,7 @@
     GET   /api/training                  how it stands; POST starts it
     POST  /api/training/plan, stop       the configuration; the end
     GET   /api/training/report           the report of the last run
+    GET   /api/masks                     how saving answers stands; POST begins it
     GET   /api/uncertainty               of the network, by image; POST begins to compute it
 
 N is a number, so that no request ever names a file.
@@ -43,7 +44,8 @@ from torch import Tensor
 from regloss.apps.annotate.guard import REPORT_POLICY, TooLarge
 from regloss.apps.annotate.image_set import ImageSet
 from regloss.apps.annotate.leases import Leases
-from regloss.apps.annotate.live import AnswerSettings, LiveImage
+from regloss.apps.annotate.live import Answer, AnswerSettings, LiveImage
+from regloss.apps.annotate.masks import Masks
 from regloss.apps.annotate.scribbles import OutOfDate, Scribbles, Stroke
 from regloss.apps.annotate.solver import Published, Solver
 from regloss.apps.annotate.training import Training, TrainingSettings
@@ -119,6 +121,7 @@ class Annotation:
         self.leases = Leases()
         self.training = Training(images, self.scribbles, self._trained)
         self.uncertainty: Uncertainty | None = None
+        self.masks = Masks(images)
         self._model: TrainedModel | None = None
         self._run = ""
         self._model_lock = threading.Lock()
@@ -138,6 +141,7 @@ class Annotation:
         """End what runs beside the server."""
         self.training.stop()
         self.solver.close()
+        self.masks.close()
         if self.uncertainty is not None:
             self.uncertainty.close()
 
@@ -166,6 +170,21 @@ class Annotation:
             while len(self._settings) > _MOST_TABS:
                 self._settings.popitem(last=False)
         return self._request(index, self.scribbles.read(index)[0], tab)
+
+    def save_masks(self, settings: AnswerSettings) -> None:
+        """Write the answers by ``settings`` for all images that are drawn on; of a network, for all images.
+
+        Raises:
+            UsageError: nothing is drawn, or an earlier call is still at it.
+            FailedWrite: no folder can be made.
+        """
+        classes, everything = len(self.images.classes.names), settings.costs == "network"
+        wanted = [index for index in range(len(self.images.ids)) if everything or self.scribbles.is_drawn(index)]
+
+        def answer(index: int) -> Answer:
+            return self._open_image(index).settled(self.scribbles.read(index)[0], classes, settings)
+
+        self.masks.begin(wanted, answer)
 
     def begin_uncertainty(self) -> None:
         """Compute how sure the network is of each image.
@@ -347,6 +366,14 @@ def application(annotation: Annotation, is_closing: Callable[[], bool] = lambda:
             return _problem(404, "There is no report yet.")
         return Response(path.read_bytes(), media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
+    def masks_state(request: Request) -> Response:
+        return JSONResponse(asdict(annotation.masks.state))
+
+    async def save_masks(request: Request) -> Response:
+        message = await _read(request, AnswerMessage)
+        await run_in_threadpool(annotation.save_masks, _validated(AnswerSettings, message.settings))
+        return JSONResponse(asdict(annotation.masks.state))
+
     def uncertainty(request: Request) -> Response:
         found = annotation.uncertainty
         if found is None:
@@ -377,6 +404,8 @@ def application(annotation: Annotation, is_closing: Callable[[], bool] = lambda:
             Route("/api/training/plan", plan, methods=["POST"]),
             Route("/api/training/stop", stop, methods=["POST"]),
             Route("/api/training/report", report),
+            Route("/api/masks", masks_state),
+            Route("/api/masks", save_masks, methods=["POST"]),
             Route("/api/uncertainty", uncertainty),
             Route("/api/uncertainty", begin_uncertainty, methods=["POST"]),
         ],

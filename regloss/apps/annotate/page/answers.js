@@ -3,11 +3,13 @@
 import { Problem, labels, post } from "./api.js";
 
 export class Answers {
-  // `show(answer)`: called with each answer of the image that is open; `state(text, kind)`: what to say of it.
-  constructor(tab, show, state) {
+  // `show(answer)`: called with each answer of the image that is open; `state(text, kind)`: what to say of it;
+  // `stale()`: that what is said is of the strokes before.
+  constructor(tab, show, state, stale) {
     this.tab = tab;
     this.show = show;
     this.state = state;
+    this.stale = stale;
     this.index = null;
     this.settings = {};
     this.wanted = new Map(); // number of the last request of each image
@@ -40,6 +42,7 @@ export class Answers {
   // A request is on its way.
   begin() {
     this.expected = performance.now();
+    this.stale();
     this.sending++;
     this.#listen();
   }

@@ -164,6 +164,7 @@ const answers = new Answers(
     byId("state").textContent = text;
     byId("state").className = `state ${kind}`;
   },
+  () => byId("state").classList.remove("good"),
 );
 
 function weightOf(slider) {
@@ -190,6 +191,29 @@ function changeSettings() {
   answers.settings = readSettings();
   clearTimeout(asking);
   asking = setTimeout(() => answers.ask(), 80);
+}
+
+// Write the answers of all images that are drawn on, by the settings as they are.
+async function saveMasks() {
+  const text = byId("masks-text");
+  byId("save-masks").disabled = true;
+  text.hidden = false;
+  try {
+    if (current) await saver.settled(current.index);
+    let said = await post("api/masks", { tab, settings: answers.settings });
+    while (said.running) {
+      text.textContent = `${said.done} of ${said.images} saved`;
+      await new Promise((done) => setTimeout(done, 200));
+      said = await get("api/masks");
+    }
+    text.textContent = `${said.done} masks in ${set.folder}/${said.folder}`;
+    if (said.problems.length) message(`Without a mask: ${said.problems.join(" ")}`);
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    text.textContent = error.message;
+  } finally {
+    byId("save-masks").disabled = false;
+  }
 }
 
 // ---- images
@@ -573,6 +597,7 @@ const clicks = {
   "zoom-fit": () => view.fit(),
   "help-button": () => byId("help").showModal(),
   "class-button": () => choose((chosen + 1) % classes.length),
+  "save-masks": saveMasks,
   "edit-classes": editClasses,
   "add-class": addClass,
   "save-classes": saveClasses,
