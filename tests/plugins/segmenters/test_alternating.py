@@ -1,9 +1,13 @@
 """Place beside colour, and an image that is prepared once for many scribbles."""
 
+import math
+
 import pytest
 import torch
 
 from regloss import GraphCut, GridCRF, RegionCompetition, ScribbleCut, TotalVariation, UsageError, scribble_distances
+from regloss.forms import GridGraph
+from regloss_plugins.segmenters.scribble_distances import image_diagonal
 
 
 def twins():
@@ -95,6 +99,21 @@ def test_the_default_weight_follows_the_image():
     assert segmenter.prior((30, 40)) == GridCRF(10.0)
     assert segmenter.prior((30, 40), (2.0, 2.0)) == GridCRF(20.0)
     assert ScribbleCut(regularizer=GridCRF(7.0)).prior((30, 40)) == GridCRF(7.0)
+
+
+def test_a_boundary_costs_alike_in_a_volume_and_in_its_slices():
+    """A sphere, and the circles in which slices cut it."""
+    places = torch.stack(torch.meshgrid(*[torch.arange(41) - 20.0] * 3, indexing="ij"))
+    ball = (places.square().sum(0) < 15**2).long()
+    costs = []
+    for shape in ((41, 41, 41), (41, 41)):
+        slices = ball.reshape(-1, *shape)
+        prior = ScribbleCut(smoothness=1.0).prior(shape)
+        weight = prior.weight / image_diagonal(shape)
+        form = GridCRF(weight).bind(torch.zeros(len(slices), 1, *shape)).form(GridGraph)
+        costs.append(float(form.cut(slices).sum()))
+    # Where a boundary is tilted against the slices less of it is seen in them: of a sphere pi / 4.
+    assert costs[1] / costs[0] == pytest.approx(math.pi / 4, rel=0.05)
 
 
 def test_an_enlarged_image_is_segmented_alike():
