@@ -3,7 +3,7 @@
 `fit_mixture` makes one by expectation maximisation from clusters; see `regloss_plugins.region_forces.gaussian_mixture`.
 `mixture_costs` evaluates several at the pixels of an image,
 
-    costs[k, p] = -log(exp(floor) + sum over m of exp(scale[k, m] - |whiten[k, m] x_p + shift[k, m]|^2 / 2))
+    costs[k, p] = -log(sum over m of exp(scale[k, m] - |whiten[k, m] x_p + shift[k, m]|^2 / 2))
 
 with lower triangular matrices ``whiten``. It takes pixels by blocks, over which the compiler vectorises whatever the
 number of channels.
@@ -29,7 +29,6 @@ def mixture_costs(
     whiten: NDArray[Any],
     shift: NDArray[Any],
     scale: NDArray[Any],
-    floor: Any,
     costs: NDArray[Any],
 ) -> None:
     """Fill ``costs`` (K, N); all arrays are of one type, float32 or float64.
@@ -38,8 +37,7 @@ def mixture_costs(
         features: (C, N), the x.
         whiten: (K, M, C, C); what lies above the diagonals is not looked at.
         shift: (K, M, C).
-        scale: (K, M), -inf for components that do not count.
-        floor: number.
+        scale: (K, M), -inf for components that do not count, which are not all of a class.
         costs: overwritten.
     """
     channels, pixels = features.shape
@@ -54,7 +52,7 @@ def mixture_costs(
         size = min(_BLOCK, pixels - start)
         block = features[:, start : start + size]
         for k in range(classes):
-            top[:] = floor
+            top[:] = -np.inf
             for m in range(components):
                 if scale[k, m] == -np.inf:
                     continue
@@ -73,8 +71,7 @@ def mixture_costs(
                     value = scale[k, m] - half * distance[p]
                     line[p] = value
                     top[p] = max(top[p], value)
-            for p in range(size):
-                total[p] = exp(floor - top[p])
+            total[:] = 0
             for m in range(components):
                 if scale[k, m] == -np.inf:
                     continue

@@ -1,11 +1,12 @@
 """Mixtures of normal distributions: classes of several colours.
 
     F(s, theta) = sum over classes k and pixels p of s_kp (-log p_k(I_p))
-    p_k(x) = (1 - u) sum over components m of share_km N(x; mean_km, covariance_km) + u
+    p_k(x) = (1 - u) sum over components m of share_km N(x; mean_km, covariance_km) + u N(x; mean_k, covariance_k + w^2)
 
-in nats. u is a little of the uniform distribution on [0, 1]^C, so that a colour that was not scribbled costs at most
--log u: scribbles show some of a class's colours, hardly all. Where a histogram of three channels has thousands of bins
-to fill, a mixture has a few dozen numbers, which a few hundred pixels determine.
+in nats, with the mean and covariance of all of the class's colours in the last. Scribbles show some of a class's
+colours, hardly all: one that was not scribbled is no proof against any class, but speaks for the one whose colours are
+near, as a normal distribution of standard deviation w or more would. Where a histogram of three channels has thousands
+of bins to fill, a mixture has a few dozen numbers, which a few hundred pixels determine.
 
 The shares, means and covariances are those of expectation maximisation, whose every step raises the likelihood of the
 class's pixels. It starts from clusters that are made by halving: the one with the largest sum of squares along one
@@ -54,11 +55,12 @@ class Mixtures(NamedTuple):
 
 @dataclass(frozen=True)
 class GaussianMixture(RegionForce):
-    """-log of a mixture of normal densities and a little of the uniform one; for any number of channels.
+    """-log of a mixture of normal densities and a little of a wide one; for any number of channels.
 
     Args:
         components: of each class, at most, >= 1; classes of few pixels or few colours get fewer.
-        uniform: share of the uniform distribution on [0, 1]^C, 0 < uniform < 1.
+        outliers: u, the share of the wide distribution, 0 < outliers < 1.
+        spread: w, its standard deviation beside that of the class's colours, > 0, in units of the image.
         min_variance: lower bound of a covariance's eigenvalues, > 0, in squared units of the image; the default is a
             standard deviation of 0.01, or 2.5 of 255.
         max_steps: of expectation maximisation, >= 0.
@@ -81,17 +83,19 @@ class GaussianMixture(RegionForce):
     """
 
     components: int = 5
-    uniform: float = 0.05
+    outliers: float = 0.05
+    spread: float = 0.25
     min_variance: float = 1e-4
     max_steps: int = 10
     exact: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_at_least_one(components=self.components)
-        if not 0 < self.uniform < 1:
-            raise UsageError(f"uniform must lie between 0 and 1, so that no colour costs inf; got {self.uniform!r}.")
-        if not 0 < self.min_variance < float("inf"):
-            raise UsageError(f"min_variance must be a positive number; got {self.min_variance!r}.")
+        if not 0 < self.outliers < 1:
+            raise UsageError(f"outliers must lie between 0 and 1; got {self.outliers!r}.")
+        for name, value in (("spread", self.spread), ("min_variance", self.min_variance)):
+            if not 0 < value < float("inf"):
+                raise UsageError(f"{name} must be a positive number; got {value!r}.")
         check_not_negative(max_steps=self.max_steps)
 
     def estimate(self, features: Tensor, weights: Tensor) -> Mixtures:
@@ -117,25 +121,37 @@ class GaussianMixture(RegionForce):
 
     def costs(self, features: Tensor, statistics: Mixtures) -> Tensor:
         """-log of the mixtures; in compiled code on the CPU."""
-        roots = torch.linalg.cholesky(statistics.covariance)  # (B, K, M, C, C), lower triangular
+        statistics = self._with_outliers(statistics)
+        roots = torch.linalg.cholesky(statistics.covariance)  # (B, K, M + 1, C, C), lower triangular
         variance = torch.diagonal(roots, dim1=-2, dim2=-1).square()
         whiten = torch.linalg.solve_triangular(roots, torch.eye(roots.shape[-1]).to(roots), upper=False)
         shift = -(whiten @ statistics.mean.unsqueeze(-1)).squeeze(-1)
-        scale = math.log1p(-self.uniform) + statistics.share.log() - _log_norm(variance)  # -inf where there is none
+        scale = statistics.share.log() - _log_norm(variance)  # -inf where there is none
         whiten, shift, scale = (values.to(features).contiguous() for values in (whiten, shift, scale))
         if features.device.type != "cpu":
-            return mixture_costs_by_tensors(features, whiten, shift, scale, math.log(self.uniform))
+            return mixture_costs_by_tensors(features, whiten, shift, scale)
         from regloss_plugins.kernels.mixtures import mixture_costs
 
         costs = features.new_empty(features.shape[0], scale.shape[1], features.shape[2])
         given, filled = features.contiguous().numpy(), costs.numpy()
-        floor = given.dtype.type(math.log(self.uniform))
         for b in range(len(given)):
-            mixture_costs(given[b], whiten[b].numpy(), shift[b].numpy(), scale[b].numpy(), floor, filled[b])
+            mixture_costs(given[b], whiten[b].numpy(), shift[b].numpy(), scale[b].numpy(), filled[b])
         return costs
 
+    def _with_outliers(self, statistics: Mixtures) -> Mixtures:
+        """With the wide distribution as one component more."""
+        share, mean, covariance = statistics
+        weights = share.unsqueeze(-1)
+        centre = (weights * mean).sum(2, keepdim=True)
+        offset = (mean - centre).unsqueeze(-1)
+        about = covariance + offset @ offset.transpose(-1, -2)
+        about = (weights.unsqueeze(-1) * about).sum(2, keepdim=True)
+        wide = about + self.spread**2 * torch.eye(mean.shape[-1]).to(mean)
+        shares = torch.cat([(1 - self.outliers) * share, torch.full_like(share[..., :1], self.outliers)], dim=-1)
+        return Mixtures(shares, torch.cat([mean, centre], dim=2), torch.cat([covariance, wide], dim=2))
 
-def mixture_costs_by_tensors(features: Tensor, whiten: Tensor, shift: Tensor, scale: Tensor, floor: float) -> Tensor:
+
+def mixture_costs_by_tensors(features: Tensor, whiten: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Costs (B, K, N) of mixtures at ``features`` (B, C, N) by tensor operations.
 
     As `regloss_plugins.kernels.mixtures.mixture_costs` does for each image of the batch; the reference of that code.
@@ -144,8 +160,7 @@ def mixture_costs_by_tensors(features: Tensor, whiten: Tensor, shift: Tensor, sc
     for k in range(scale.shape[1]):  # one class after the other: all at once would be K M C times the image
         rows = whiten[:, k].flatten(1, 2) @ features + shift[:, k].flatten(1).unsqueeze(2)
         distances = rows.square().reshape(*shift[:, k].shape, -1).sum(2)
-        logs = scale[:, k].unsqueeze(2) - distances / 2
-        costs.append(-torch.nn.functional.pad(logs, (0, 0, 0, 1), value=floor).logsumexp(1))
+        costs.append(-(scale[:, k].unsqueeze(2) - distances / 2).logsumexp(1))
     return torch.stack(costs, dim=1)
 
 

@@ -29,7 +29,7 @@ def _seed():
 def test_costs_are_those_of_the_density(channels):
     image = torch.rand(2, channels, 8, 9, generator=RANDOM, dtype=torch.float64)
     weights = torch.rand(2, 3, 8, 9, generator=RANDOM, dtype=torch.float64)
-    force = GaussianMixture(components=3, uniform=0.1, min_variance=1e-3)
+    force = GaussianMixture(components=3, outliers=0.1, spread=0.2, min_variance=1e-3)
     found = force.fit(image, weights)
     costs = force.unary(image, found)
     single = force.unary(image.float(), found)
@@ -39,7 +39,11 @@ def test_costs_are_those_of_the_density(channels):
             float(share) * multivariate_normal(mean, covariance).pdf(values)
             for share, mean, covariance in zip(found.share[b, k], found.mean[b, k], found.covariance[b, k], strict=True)
         )
-        expected = -np.log(0.9 * density + 0.1)
+        share, mean, covariance = found.share[b, k].numpy(), found.mean[b, k].numpy(), found.covariance[b, k].numpy()
+        centre = share @ mean
+        whole = np.einsum("m,mij->ij", share, covariance + np.einsum("mi,mj->mij", mean - centre, mean - centre))
+        wide = multivariate_normal(centre, whole + 0.04 * np.eye(channels)).pdf(values)
+        expected = -np.log(0.9 * density + 0.1 * wide)
         np.testing.assert_allclose(costs[b, k].flatten(), expected, rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(single[b, k].flatten(), expected, rtol=1e-4, atol=1e-4)
 
@@ -54,12 +58,12 @@ def test_one_component_is_a_normal_distribution():
 
 
 def test_steps_never_lower_the_likelihood():
-    """Of the mixture without its uniform share, which a share of 1e-9 is as good as."""
+    """Of the mixture without outliers, whose share of 1e-9 is as good as none."""
     image = spots([0.2, 0.3, 0.4], [0.3, 0.3, 0.5], [0.8, 0.7, 0.1], spread=0.1)
     weights = torch.rand(1, 2, image.shape[2], generator=RANDOM)
     energies = []
     for steps in range(12):
-        force = GaussianMixture(components=4, uniform=1e-9, max_steps=steps)
+        force = GaussianMixture(components=4, outliers=1e-9, max_steps=steps)
         energies.append(float((force.unary(image, force.fit(image, weights)) * weights).sum()))
     assert all(after <= before + 1e-4 for before, after in pairwise(energies))
     assert energies[-1] < energies[0] - 1
@@ -104,21 +108,25 @@ def test_many_pixels_are_thinned_out():
         torch.testing.assert_close(means, torch.tensor([[0.2, 0.3], [0.7, 0.9]]).double(), atol=0.005, rtol=0)
 
 
-def test_an_unknown_colour_costs_no_more_than_the_uniform_share_says():
-    image = spots([0.2, 0.2, 0.2], [0.3, 0.3, 0.3], pixels=100)
+def test_an_unknown_colour_goes_to_the_class_of_nearer_colours():
+    """By as much as wide normals say, whatever the spread of the colours that are known; in between it is open."""
+    image = spots([0.2, 0.2, 0.2], [0.4, 0.4, 0.4], pixels=100, spread=0.002)
     labels = torch.zeros(1, 2, 200)
     labels[0, 0, :100], labels[0, 1, 100:] = 1, 1
-    force = GaussianMixture(uniform=0.1)
-    costs = force.unary(torch.tensor([[[0.9], [0.9], [0.1]]]), force.fit(image, labels))
-    torch.testing.assert_close(costs, torch.full((1, 2, 1), -float(np.log(0.1))))
+    force = GaussianMixture(outliers=0.1, spread=0.25)
+    colors = torch.tensor([0.0, 0.3, 1.0]).expand(1, 3, 3)
+    costs = force.unary(colors, force.fit(image, labels))
+    difference = 3 * ((colors[0, 0] - 0.4) ** 2 - (colors[0, 0] - 0.2) ** 2) / (2 * 0.25**2)
+    torch.testing.assert_close((costs[0, 1] - costs[0, 0]), difference, atol=0.1, rtol=0.05)
 
 
 @pytest.mark.parametrize(
     "setting",
     [
         {"components": 0},
-        {"uniform": 0.0},
-        {"uniform": 1.0},
+        {"outliers": 0.0},
+        {"outliers": 1.0},
+        {"spread": 0.0},
         {"min_variance": 0.0},
         {"min_variance": float("nan")},
         {"max_steps": -1},
