@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from regloss.errors import UsageError
 from regloss.registry import name_of
 from regloss.regularizer import Regularizer
 from regloss.settings import CheckedSettings
@@ -75,6 +76,17 @@ class RegularizedLayer(nn.Module, metaclass=CheckedSettings):
             name: _scalars_of(name.replace("_", "-"), value.detach())
             for name, value in self.learnable_parameters().items()
         }
+
+    def unrolled(self, max_steps: int | None = None) -> RegularizedLayer:
+        """A copy for `torch.export`: a fixed number of steps by tensor operations, and settings that are numbers.
+
+        Args:
+            max_steps: how many; None = those that the layer is set to.
+
+        Raises:
+            UsageError: the layer, or its prior, computes something that no graph of tensor operations can hold.
+        """
+        raise UsageError(f"The layer {name_of(self)!r} has no form of fixed steps, so it cannot be exported.")
 
     def check(self) -> None:
         """Raise `UsageError` if what has been learnt cannot be used; called before a training saves it."""

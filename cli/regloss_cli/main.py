@@ -169,6 +169,31 @@ def predict(
 
 
 @app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Output folder of a training.")],
+    images: Annotated[
+        Path, typer.Argument(help="An image, or a folder, to compare on; the first one's size is taken.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write: .onnx, or .pt2.")],
+    format: Annotated[str, typer.Option(help="onnx, or torch-export for torch.export.load.")] = "onnx",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of the layer's solver. [default: as the run is configured]")
+    ] = None,
+    changes: Changes = None,
+) -> None:
+    """Write a trained model, its layer unrolled to fixed steps, as one file for other programs."""
+    from regloss.apps.export import export_run
+
+    made = export_run(run, images, output, format, steps=steps, changes=changes or ())  # type: ignore[arg-type]
+    typer.echo(
+        f"{output}: {made.bytes / 1e6:.1f} MB, for images of {made.size[1]} x {made.size[0]} pixels.\n"
+        f"Compared on {made.images} images: probabilities differ by at most {made.difference:.1e} from the same steps "
+        f"in PyTorch, and by {made.to_model:.1e} from the model as it predicts; labels in {made.pixels_changed:.3%} of "
+        f"the pixels.\n{1e3 * made.seconds:.0f} ms an image, the model itself {1e3 * made.torch_seconds:.0f} ms."
+    )
+
+
+@app.command()
 def segment(
     image: Annotated[Path, typer.Argument(help="The image, or a volume: NIfTI, NRRD or MetaImage.")],
     output: Output,

@@ -18,6 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 import regloss
+from regloss.checks import holds
 from regloss.constraint import has_constraints
 from regloss.dataset import Dataset
 from regloss.errors import ReglossError, UsageError
@@ -103,7 +104,7 @@ class SegmentationModel(nn.Module):
     def _behind_layer(self, logits: Tensor, image: Tensor, roi: Tensor | None) -> Tensor:
         if self.layer is None:
             return logits
-        if not bool(torch.isfinite(logits).all()):
+        if not holds(torch.isfinite(logits)):
             raise NotFinite("The network's output is NaN or infinite. Has its training diverged?")
         return self.layer.log_probabilities(logits, image, roi)
 

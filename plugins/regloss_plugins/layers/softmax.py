@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from regloss.checks import at_least_float32, check_finite, check_scores
-from regloss.constraint import Constraints, raise_labels
+from regloss.constraint import Constraints, HardConstraint, raise_labels
 from regloss.errors import UsageError
 from regloss.forms import Form
 from regloss.registry import name_of, resolve
@@ -236,6 +236,30 @@ class RegularizedSoftmax(EntropicLayer):
             return self.solver.log_probabilities(problem, self.solution)
         last: DifferentiableSolver = dataclasses.replace(self.solver, max_steps=1)  # type: ignore[type-var]
         return last.unroll(dataclasses.replace(problem, warm=self.solution.state), entropy)
+
+    def unrolled(self, max_steps: int | None = None) -> RegularizedSoftmax:
+        """As of `RegularizedLayer`; of priors that are computed by tensor operations alone."""
+        regularizer = self.regularizer
+        if self.log_weight is not None:
+            pairs = zip(self._parts(regularizer), self.weight.tolist(), strict=True)
+            parts = [dataclasses.replace(part, weight=weight) for part, weight in pairs]  # type: ignore[type-var]
+            joined = isinstance(regularizer, Sum)
+            regularizer = dataclasses.replace(regularizer, parts=parts) if joined else parts[0]  # type: ignore[type-var]
+        for part in self._parts(regularizer):
+            if isinstance(part, HardConstraint):
+                raise UsageError(f"{name_of(part)} holds by a search over labels, which cannot be exported.")
+            if part.opaque:
+                raise UsageError(
+                    f"{name_of(part)} computes weights or a graph from the image by compiled code, which cannot be "
+                    "exported. Those that can: tv and threshold-dynamics."
+                )
+        made = RegularizedSoftmax(
+            regularizer,
+            _with_settings(self.solver, max_steps, None),
+            float(self.entropy.detach()),
+            backward="unrolled",
+        )
+        return made.train(self.training)
 
     def _parts(self, regularizer: Regularizer) -> list[Regularizer]:
         return list(regularizer.parts) if isinstance(regularizer, Sum) else [regularizer]
