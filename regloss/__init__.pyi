@@ -66,6 +66,7 @@ from regloss_plugins.data_terms.partial_cross_entropy import PartialCrossEntropy
 from regloss_plugins.data_terms.partial_dice import PartialDice as PartialDice
 from regloss_plugins.data_terms.size_bounds import SizeBounds as SizeBounds
 from regloss_plugins.datasets.folder import FolderDataset as FolderDataset
+from regloss_plugins.datasets.nnunet import NnUNetDataset as NnUNetDataset
 from regloss_plugins.datasets.sample import SampleDataset as SampleDataset
 from regloss_plugins.datasets.voc import VOCDataset as VOCDataset
 from regloss_plugins.datasets.volumes import VolumesDataset as VolumesDataset

@@ -101,6 +101,10 @@ class Dataset(metaclass=CheckedSettings):
         """
         return sample_id
 
+    def group_of(self, sample_id: str) -> str:
+        """The group of a sample; data sets that know it without reading the sample override this."""
+        return self.load(sample_id).group
+
     def check(self, subset: str, need: Sequence[str] = ("scribble",)) -> None:
         """Find out before training whether every sample of ``subset`` can be read and has what ``need`` names.
 

@@ -43,7 +43,14 @@ class RegularizedLayer(nn.Module, metaclass=CheckedSettings):
     # ---- what must be defined
 
     @abstractmethod
-    def log_probabilities(self, logits: Tensor, image: Tensor, roi: Tensor | None = None, warm: Any = None) -> Tensor:
+    def log_probabilities(
+        self,
+        logits: Tensor,
+        image: Tensor,
+        roi: Tensor | None = None,
+        warm: Any = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Tensor:
         """Log-probabilities (B, K, *S), which serve as logits; of the type of ``logits``.
 
         Args:
@@ -52,6 +59,8 @@ class RegularizedLayer(nn.Module, metaclass=CheckedSettings):
             roi: (B, *S) bool, outside of which nothing is regularised; None = everywhere.
             warm: an earlier solution for the same images, or its state, to start from; layers that have none pass over
                 it.
+            spacing: distance of neighbouring pixels along each axis of S in mm; None = not known, distances are in
+                pixels. Layers that measure none pass over it.
 
         Raises:
             UsageError: shapes disagree; logits that are not finite.
@@ -59,9 +68,16 @@ class RegularizedLayer(nn.Module, metaclass=CheckedSettings):
 
     # ---- what might be defined
 
-    def forward(self, logits: Tensor, image: Tensor, roi: Tensor | None = None, warm: Any = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        image: Tensor,
+        roi: Tensor | None = None,
+        warm: Any = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Tensor:
         """Probabilities (B, K, *S); arguments as of `log_probabilities`."""
-        return self.log_probabilities(logits, image, roi, warm).exp()
+        return self.log_probabilities(logits, image, roi, warm, spacing).exp()
 
     def learnable_parameters(self) -> Mapping[str, nn.Parameter]:
         """The parameters, by the names of the settings that they stand for."""
@@ -132,12 +148,21 @@ class RegularizedNetwork(nn.Module):
         self.network = network
         self.layer = layer
 
-    def forward(self, image: Tensor, roi: Tensor | None = None, guide: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        image: Tensor,
+        roi: Tensor | None = None,
+        guide: Tensor | None = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Tensor:
         """Log-probabilities (B, K, *S).
 
         Args:
             image: (B, C, *S) what the network sees.
             roi: (B, *S) bool, outside of which nothing is regularised; None = everywhere.
             guide: (B, C', *S) in [0, 1] what the regularizer sees; None = ``image``, which must be in [0, 1] then.
+            spacing: of the images' axes in mm; None = not known.
         """
-        return self.layer.log_probabilities(self.network(image), image if guide is None else guide, roi)
+        return self.layer.log_probabilities(
+            self.network(image), image if guide is None else guide, roi, spacing=spacing
+        )

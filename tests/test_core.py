@@ -66,7 +66,7 @@ assert found.labels.tolist() == [[0, 1]]
 
 @regloss.register("layer", "plain")
 class Plain(regloss.RegularizedLayer):
-    def log_probabilities(self, logits, image, roi=None, warm=None):
+    def log_probabilities(self, logits, image, roi=None, warm=None, spacing=None):
         return logits.log_softmax(1)
 
 

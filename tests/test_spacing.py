@@ -319,3 +319,33 @@ def test_compiled_losses_hand_it_on(name):
 def test_a_batch_checks_its_spacing():
     with pytest.raises(UsageError, match="spacing must be 2"):
         regloss.Batch(torch.rand(1, 1, 6, 8), None, spacing=(1.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: regloss.RegularizedSoftmax(TotalVariation(0.1), max_steps=200),
+        lambda: regloss.RegularizedSigmoid([TotalVariation(0.1), "ordered"], max_steps=200),
+        lambda: regloss.DenseCRFLayer(classes=3),
+    ],
+)
+def test_layers_take_the_spacing(layer):
+    """1 mm changes nothing; longer pixels along one axis do what binding with that spacing does."""
+    torch.manual_seed(0)
+    made = layer().eval()
+    image, logits = torch.rand(1, 1, 5, 7, 6, dtype=torch.float64), torch.randn(1, 3, 5, 7, 6, dtype=torch.float64)
+    plain = made.log_probabilities(logits, image)
+    torch.testing.assert_close(made.log_probabilities(logits, image, spacing=(1.0, 1.0, 1.0)), plain)
+    spaced = made.log_probabilities(logits, image, spacing=(4.0, 1.0, 1.0))
+    if isinstance(made, regloss.RegularizedSoftmax):
+        assert not torch.allclose(spaced, plain, atol=1e-3)
+        term = made.regularizer.bind(image, spacing=(4.0, 1.0, 1.0))
+        torch.testing.assert_close(spaced, made.log_probabilities(logits, term))
+        with pytest.raises(UsageError, match="its region of interest and its spacing already"):
+            made.log_probabilities(logits, term, spacing=(4.0, 1.0, 1.0))
+    network = torch.nn.Conv3d(1, 3, 1).double()
+    attached = regloss.attach(network, made)
+    torch.testing.assert_close(
+        attached(image, spacing=(4.0, 1.0, 1.0)),
+        made.log_probabilities(network(image), image, spacing=(4.0, 1.0, 1.0)),
+    )

@@ -841,7 +841,7 @@ class FaultyLayer(RegularizedLayer):
         self.share = nn.Parameter(torch.tensor(0.3))
         self.calls = 0
 
-    def log_probabilities(self, logits, image, roi=None, warm=None):
+    def log_probabilities(self, logits, image, roi=None, warm=None, spacing=None):
         if self.fault != "takes anything":
             check_image(image)
             check_scores(logits, "logits")

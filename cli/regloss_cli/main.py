@@ -67,13 +67,27 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the output folder.")
     ] = False,
+    fold: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NUMBER|all", help="Cross-validation (data.folds): leave out this fold, from 0, or each in turn."
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
 ) -> None:
     """Train a network as a TOML file says; leaves a model, scores and a report."""
+    silent = quiet or not sys.stderr.isatty()
+    if fold is not None:
+        from regloss.apps.cross_validation import read_table, train_folds
+
+        output = train_folds(
+            config, fold, changes or (), resume=resume, overwrite=overwrite, quiet=silent, callback=_print_message
+        )
+        typer.echo(read_table(output))
+        return
     from regloss.apps.train import train_file
 
-    silent = quiet or not sys.stderr.isatty()
     scores = train_file(
         config, changes or (), resume=resume, overwrite=overwrite, quiet=silent, callback=_print_message
     )

@@ -8,9 +8,10 @@ from typing import Any
 
 from regloss.apps.noise import Noise
 from regloss.errors import UsageError
-from regloss.registry import create, get, settings
+from regloss.registry import get, settings
 from regloss.training.devices import one_process
 from regloss.training.evaluation import evaluate_samples
+from regloss.training.folds import open_dataset
 from regloss.training.model import load_model
 from regloss.training.sample_reader import SampleReader, check_evaluation_samples
 
@@ -59,7 +60,7 @@ def evaluate_noisy(
     chosen = config.data.component_settings()
     if model.window is not None and "window" in settings(get("dataset", config.data.dataset)):
         chosen = {"window": model.window.as_list(), **chosen}  # images become what they were in training
-    dataset = create("dataset", config.data.dataset, **chosen)
+    dataset = open_dataset(config.data, chosen)
     if callback is not None:
         for note in dataset.notes:
             callback(note)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from regloss.apps.trained_model import TrainedModel, averaged, load_several, probabilities_of
 from regloss.errors import UsageError
-from regloss.io.cases import cases_of, read_case, slices_across, stem_of
+from regloss.io.cases import cases_of, read_case, rounded_spacing, slices_across, stem_of
 from regloss.io.folders import index_folder, left_out
 from regloss.io.images import IMAGE_SUFFIXES, as_image, read_header, read_stored
 from regloss.io.labels import save_label_png
@@ -181,7 +181,8 @@ def _logits(model: TrainedModel, image: FloatImage, geometry: Geometry | None) -
     if geometry is None:
         return model.logits(image)
     axis = model.dataset_setting("axis")
-    return model.volume_logits(image, slices_across(geometry) if axis is None else axis)
+    across = slices_across(geometry) if axis is None else axis
+    return model.volume_logits(image, across, rounded_spacing(geometry))
 
 
 def _write(

@@ -105,25 +105,26 @@ class TrainedModel:
         found: FloatImage = probabilities_of(logits)[0].cpu().numpy()
         return found
 
-    def logits(self, image: FloatImage) -> Tensor:
+    def logits(self, image: FloatImage, spacing: Sequence[float] | None = None) -> Tensor:
         """Logits (1, K, H, W), on ``device``, of an image (C, H, W) in [0, 1] with the model's channels.
 
         Where training reduced the images (the data sets' setting ``reduce``), so does this, and enlarges the logits.
         """
         factor = self.config.data.component_settings().get("reduce", 1)
         reduced = image if factor == 1 else reduce_image(image, factor)
-        logits = predict(self.model.segmenter, torch.from_numpy(reduced).unsqueeze(0).to(self.device))
+        logits = predict(self.model.segmenter, torch.from_numpy(reduced).unsqueeze(0).to(self.device), spacing)
         if factor > 1:
             enlarged = F.interpolate(logits, scale_factor=factor, mode="bilinear", align_corners=False)
             logits = enlarged[..., : image.shape[1], : image.shape[2]]
         return logits
 
-    def volume_logits(self, volume: FloatImage, across: int) -> Tensor:
+    def volume_logits(self, volume: FloatImage, across: int, spacing: Sequence[float] | None = None) -> Tensor:
         """Logits (1, K, *S), on ``device``, of a volume (C, *S) in [0, 1]; of a model of images, slice by slice.
 
         Args:
             volume: with the model's channels.
             across: the axis of S along which slices follow each other; models of volumes pass over it.
+            spacing: of the axes of S, in mm, which a layer heeds; None = not known.
 
         Raises:
             UsageError: another number of channels.
@@ -131,8 +132,9 @@ class TrainedModel:
         if volume.shape[0] != self.channels:
             raise UsageError(f"The model takes {self.channels} channels; the volume has {volume.shape[0]}.")
         if self.dataset_setting("dims", 2) == 3:
-            return predict(self.model.segmenter, torch.from_numpy(volume).unsqueeze(0).to(self.device))
-        slices = [self.logits(np.ascontiguousarray(part)) for part in np.moveaxis(volume, across + 1, 0)]
+            return predict(self.model.segmenter, torch.from_numpy(volume).unsqueeze(0).to(self.device), spacing)
+        steps = None if spacing is None else [step for axis, step in enumerate(spacing) if axis != across]
+        slices = [self.logits(np.ascontiguousarray(part), steps) for part in np.moveaxis(volume, across + 1, 0)]
         return torch.stack(slices, across + 2)
 
 

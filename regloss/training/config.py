@@ -112,13 +112,15 @@ class Proposals(_Section):
 class Data(_ComponentSection):
     """The data set (with its own settings), its subsets, and how training crops are cut.
 
-    supervision: "scribbles" trains on scribbles, "labels" on dense labels, "none" on the images alone.
-    scribble-length: fraction of every stroke's length that is kept, 1 = all, 0 = a click. max-scribbled: largest
-    fraction of an image's pixels that scribbles may label; more is taken for a mistake. train, val, test: names of
-    subsets; "" does without the last two. crop: size of training crops in pixels, a number or one per axis; absent =
-    whole images. Smaller images are padded, and the padding lies outside the region of interest. crops-per-image: how
-    many of each image an epoch has. labelled-share: fraction of the crops that hold a labelled pixel, of a class drawn
-    at random among those that the image has; the others lie anywhere. normalize: what the
+    supervision: "scribbles" trains on scribbles, "labels" on dense labels, "none" on the images alone. scribble-length:
+    fraction of every stroke's length that is kept, 1 = all, 0 = a click. max-scribbled: largest fraction of an image's
+    pixels that scribbles may label; more is taken for a mistake. train, val, test: names of subsets; "" does without
+    the last two. folds: cross-validation, in how many parts the training subset's groups are dealt. fold: the one that
+    is left out, from 0, and scored as ``test``. stratify: regular expression with one capturing group, searched in each
+    group's name; what it captures is spread evenly over the folds. crop: size of training crops in pixels, a number or
+    one per axis; absent = whole images. Smaller images are padded, and the padding lies outside the region of interest.
+    crops-per-image: how many of each image an epoch has. labelled-share: fraction of the crops that hold a labelled
+    pixel, of a class drawn at random among those that the image has; the others lie anywhere. normalize: what the
     network sees: the image as it is, with zero mean and unit spread ("image"), or with ImageNet's channel statistics.
     workers: loader processes. cache: keep decoded images in memory. proposals: train on segmentations made of the
     scribbles and the image's colours instead of the scribbles; absent = no.
@@ -131,6 +133,9 @@ class Data(_ComponentSection):
     train: str = "train"
     val: str | None = None
     test: str | None = "test"
+    folds: int | None = Field(default=None, ge=2, le=1000)
+    fold: int | None = Field(default=None, ge=0, lt=1000)
+    stratify: str | None = None
     crop: _Crop | tuple[_Crop, ...] | None = None
     crops_per_image: int = Field(default=1, ge=1, le=10**6)
     labelled_share: float = Field(default=0.0, ge=0, le=1)
@@ -140,9 +145,9 @@ class Data(_ComponentSection):
     cache: bool = True
     proposals: Proposals | None = None
 
-    @field_validator("proposals", mode="before")
+    @field_validator("proposals", "folds", "fold", "stratify", mode="before")
     @classmethod
-    def _no_proposals_if_empty(cls, value: Any) -> Any:
+    def _absent_if_empty(cls, value: Any) -> Any:
         return None if value == "" else value
 
     @field_validator("val", "test")
@@ -279,13 +284,15 @@ class Inference(_Section):
 
     window: size of the windows that the network sees one by one, in pixels, a number or one per axis; absent = whole
     images. overlap: least fraction of its length that a window shares with the next. flips: average over the mirror
-    images along the axes that data.augment mirrors. largest-component: keep of every class but the first only its
-    largest connected component, in evaluation and by `predict`.
+    images along the axes that data.augment mirrors. slab: proposals of volumes are solved for so many slices at a time,
+    along the first axis, in slabs that overlap by a quarter; absent = for whole volumes. largest-component: keep of
+    every class but the first only its largest connected component, in evaluation and by `predict`.
     """
 
     window: _Crop | tuple[_Crop, ...] | None = None
     overlap: float = Field(default=0.5, ge=0, lt=1)
     flips: bool = False
+    slab: int | None = Field(default=None, ge=2, le=2**16)
     largest_component: bool = False
 
 

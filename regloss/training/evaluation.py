@@ -78,7 +78,7 @@ def evaluate_samples(
         for chosen in like_groups(samples, config.training.batch_size):
             batch = whole_batch(chosen, None)
             image = batch.image.to(process.device)
-            labels = predict(segmenter, image).argmax(1)
+            labels = predict(segmenter, image, batch.spacing).argmax(1)
             if segmenter.layer is not None and segmenter.layer.solution is not None:
                 layer.update(segmenter.layer.solution, batch.pixels)
             if energy is not None:
@@ -231,7 +231,7 @@ def examples_of(
     for sample_id in chosen:
         sample = reader.load(sample_id)
         image = torch.from_numpy(sample.image).unsqueeze(0).to(process.device)
-        prediction = predict(segmenter, image).argmax(1)[0].cpu().numpy().astype(np.uint8)
+        prediction = predict(segmenter, image, sample.spacing).argmax(1)[0].cpu().numpy().astype(np.uint8)
         training = sample_id in train_ids
         with torch.no_grad():
             found = {} if data_term is None else data_term.maps(image)
@@ -310,7 +310,7 @@ def measure_training(
         in_crops += np.bincount(given.ravel(), coverage.ravel(), minlength=256)[:classes]
         crop_shares.append(coverage.mean())
         image = torch.from_numpy(sample.image).unsqueeze(0).to(process.device)
-        found = predict(segmenter, image).argmax(1)[0].cpu()
+        found = predict(segmenter, image, sample.spacing).argmax(1)[0].cpu()
         at_labels += confusion_of(found, torch.from_numpy(given.astype(np.int64)), classes)
         if sample.label is None:
             continue

@@ -75,20 +75,21 @@ class SegmentationModel(nn.Module):
         self.inference = Inference() if inference is None else inference
         self.flips = tuple(flips)
 
-    def forward(self, image: Tensor, roi: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, roi: Tensor | None = None, spacing: Sequence[float] | None = None) -> Tensor:
         """Logits (B, K, *S); those of a layer are log-probabilities.
 
         Args:
             image: (B, C, *S) in [0, 1].
             roi: (B, *S) bool; None = everywhere.
+            spacing: of the images' axes in mm, which the layer heeds; None = not known.
 
         Raises:
             UsageError: the network's logits are not of the size of its input; the layer cannot be bound to the images.
             NotFinite: a layer follows logits that are NaN or infinite.
         """
-        return self._behind_layer(self._network_logits(image, roi), image, roi)
+        return self._behind_layer(self._network_logits(image, roi), image, roi, spacing)
 
-    def infer(self, image: Tensor) -> Tensor:
+    def infer(self, image: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
         """Logits (B, K, *S) of whole images (B, C, *S), by windows and flips as ``inference`` says.
 
         The layer sees the whole image.
@@ -99,14 +100,16 @@ class SegmentationModel(nn.Module):
 
         window = self.inference.window
         logits = seen(image) if window is None else by_windows(seen, image, window, self.inference.overlap)
-        return self._behind_layer(logits, image, None)
+        return self._behind_layer(logits, image, None, spacing)
 
-    def _behind_layer(self, logits: Tensor, image: Tensor, roi: Tensor | None) -> Tensor:
+    def _behind_layer(
+        self, logits: Tensor, image: Tensor, roi: Tensor | None, spacing: Sequence[float] | None
+    ) -> Tensor:
         if self.layer is None:
             return logits
         if not holds(torch.isfinite(logits)):
             raise NotFinite("The network's output is NaN or infinite. Has its training diverged?")
-        return self.layer.log_probabilities(logits, image, roi)
+        return self.layer.log_probabilities(logits, image, roi, spacing=spacing)
 
     def _network_logits(self, image: Tensor, roi: Tensor | None) -> Tensor:
         size = image.shape[2:]
@@ -397,13 +400,13 @@ def _check_learnt(old: RegularizedLayer | None, new: RegularizedLayer | None) ->
             )
 
 
-def predict(segmenter: SegmentationModel, image: Tensor) -> Tensor:
+def predict(segmenter: SegmentationModel, image: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
     """Logits (B, K, *S) in eval mode, without gradient; the mode is put back."""
     was_training = segmenter.training
     segmenter.eval()
     try:
         with torch.no_grad():
             # A training in true half or double precision leaves the parameters so.
-            return segmenter.infer(image.to(next((p.dtype for p in segmenter.parameters()), image.dtype)))
+            return segmenter.infer(image.to(next((p.dtype for p in segmenter.parameters()), image.dtype)), spacing)
     finally:
         segmenter.train(was_training)

@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -28,11 +29,19 @@ from regloss.outer_loop import OuterLoop, Proposal
 from regloss.regularizer import Regularizer
 from regloss.training.finite import check_finite_logits
 from regloss.training.proposals import ProposalStore
+from regloss.training.slabs import by_slabs
 
 ENERGIES = ("proposal-energy-before", "proposal-energy-after")
 """Names of energies per pixel of proposals, before the solver and after it."""
 
 Network = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class OfBatches:
+    """A network that is called with whole batches, as what stands behind it heeds their spacing, say."""
+
+    logits: Callable[[Batch], Tensor]
 
 
 class Proposals:
@@ -56,6 +65,8 @@ class Proposals:
         batch_size: images of a `Dataset` that the network and the solver get at once.
         resume: go on from proposals that the folder holds.
         spelled: how the loop's messages are worded, for loops that are made from a configuration.
+        slab: solve for so many slices of a volume at a time, which bounds memory (`regloss.training.slabs`); None = for
+            whole volumes.
 
     Raises:
         UsageError: the loop makes no proposals to be kept; ids that are no file names or not unique.
@@ -85,6 +96,7 @@ class Proposals:
         batch_size: int = 8,
         resume: bool = False,
         spelled: Callable[[str], str] = str,
+        slab: int | None = None,
     ) -> None:
         if not isinstance(loop.update_every, int):
             raise UsageError(
@@ -102,6 +114,7 @@ class Proposals:
         self._begun = False
         self._resume = resume
         self._spelled = spelled
+        self.slab = slab
 
     # ---- making them
 
@@ -115,7 +128,7 @@ class Proposals:
     def refresh(
         self,
         epoch: int,
-        network: Network | nn.Module,
+        network: Network | nn.Module | OfBatches,
         batches: Iterable[Batch] | None = None,
         step: int | None = None,
     ) -> dict[str, float]:
@@ -195,7 +208,11 @@ class Proposals:
 
     def _solve(self, batch: Batch, logits: Tensor, warm: Tensor | None, generation: int, totals: _Totals) -> None:
         started = time.perf_counter()
-        proposal = propose(self.loop, logits, batch, warm, self._spelled)
+
+        def propose_part(logits: Tensor, batch: Batch, warm: Tensor | None) -> Proposal | None:
+            return propose(self.loop, logits, batch, warm, self._spelled)
+
+        proposal = by_slabs(propose_part, logits, batch, warm, self.slab)
         if proposal is None:
             raise ReglossError(f"{type(self.loop).__name__} made no proposal for {', '.join(batch.ids or ())}.")
         totals.add(proposal, batch, time.perf_counter() - started)
@@ -374,7 +391,9 @@ class _Totals:
         self.solver += seconds
         self.images += batch.image.shape[0]
         self.device = batch.image.device
-        if proposal.solution is not None:
+        if proposal.solution is None:  # slab by slab, of which there is no energy
+            self.before = self.after = math.nan
+        else:
             pixels = batch.pixels.to(proposal.solution.energy)
             self.before += float((proposal.solution.start_energy / pixels).sum())
             self.after += float((proposal.solution.energy / pixels).sum())
@@ -395,7 +414,7 @@ class _Totals:
         }
 
 
-def _logits(network: Network | nn.Module, batch: Batch) -> Tensor:
+def _logits(network: Network | nn.Module | OfBatches, batch: Batch) -> Tensor:
     if isinstance(network, nn.parallel.DistributedDataParallel):
         network = network.module  # its forward waits for the other processes, whose batches may be fewer
     modes = {module: module.training for module in network.modules()} if isinstance(network, nn.Module) else {}
@@ -403,7 +422,8 @@ def _logits(network: Network | nn.Module, batch: Batch) -> Tensor:
         if isinstance(network, nn.Module):
             network.eval()
         with torch.no_grad():
-            logits = logits_of(network(batch.image), batch.image.shape[2:])
+            found = network.logits(batch) if isinstance(network, OfBatches) else network(batch.image)
+            logits = logits_of(found, batch.image.shape[2:])
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -412,7 +432,7 @@ def _logits(network: Network | nn.Module, batch: Batch) -> Tensor:
     return logits
 
 
-def _device(network: Network | nn.Module, otherwise: torch.device) -> torch.device:
+def _device(network: Network | nn.Module | OfBatches, otherwise: torch.device) -> torch.device:
     parameter = next(network.parameters(), None) if isinstance(network, nn.Module) else None
     return otherwise if parameter is None else parameter.device
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from regloss.batch import Batch
 from regloss.dataset import IGNORE, Dataset, Sample
 from regloss.errors import UsageError
 from regloss.metrics.scores import Scores
 from regloss.outer_loop import OuterLoop
-from regloss.registry import create, resolve
+from regloss.registry import resolve
 from regloss.training import checkpoints
 from regloss.training.config import Config, build_loop, build_proposals
+from regloss.training.folds import open_dataset
 from regloss.training.loader import Prepared, TrainingSet, crop_size, whole_batch
 from regloss.training.model import SegmentationModel, build_model, predict
 from regloss.training.optimization import build_optimizer, optimizer_of
@@ -71,7 +71,7 @@ def build(config: Config, *, resume: bool = False) -> Parts:
             classes, images without a scribble, settings that do not fit each other, weights of another network.
     """
     data = config.data
-    dataset = create("dataset", data.dataset, **data.component_settings())
+    dataset = open_dataset(data)
 
     # What settings alone decide comes before the samples are looked at, of which there may be many.
     checkpoint = _last_checkpoint(Path(config.output)) if resume else None
@@ -110,10 +110,10 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     reader = SampleReader(dataset, data.cache, data.scribble_length, proposals)
     if not ids:
         raise UsageError(f"The subset {data.train!r} of the data set is empty: there is nothing to train on.")
-    image = torch.from_numpy(reader.load(ids[0]).image).unsqueeze(0)
-    crop_size(data, image.ndim - 2)
-    _check_loop(loop, reader.load(ids[0]), len(dataset.classes), data.supervision)
-    _check_network(segmenter, image, len(dataset.classes))
+    first = reader.load(ids[0])
+    crop_size(data, first.image.ndim - 1)
+    _check_loop(loop, first, len(dataset.classes), data.supervision)
+    _check_network(segmenter, first, len(dataset.classes))
     warnings = [*dataset.notes, *check_training_samples(reader, ids, data.supervision, data.max_scribbled)]
     for subset in (data.val, data.test):
         if subset is not None:
@@ -187,9 +187,9 @@ def _rehearse(loop: OuterLoop, batch: Batch, classes: int) -> None:
     loop.set_progress(0.0)
 
 
-def _check_network(segmenter: SegmentationModel, image: Tensor, classes: int) -> None:
+def _check_network(segmenter: SegmentationModel, sample: Sample, classes: int) -> None:
     """Run the network on one image: what it cannot take, or a wrong output, shows before training."""
-    logits = predict(segmenter, image)
+    logits = predict(segmenter, torch.from_numpy(sample.image).unsqueeze(0), sample.spacing)
     if logits.shape[1] != classes:
         raise UsageError(
             f"{type(segmenter.network).__name__} makes logits of {logits.shape[1]} classes; the data set has {classes}."
@@ -203,7 +203,9 @@ def _check_layer(segmenter: SegmentationModel, crop: Prepared, classes: int) -> 
     logits = torch.zeros(1, classes, *crop.image.shape[1:])
     try:
         with torch.no_grad():
-            segmenter.layer.log_probabilities(logits, crop.image.unsqueeze(0), crop.roi.unsqueeze(0))
+            segmenter.layer.log_probabilities(
+                logits, crop.image.unsqueeze(0), crop.roi.unsqueeze(0), spacing=crop.spacing
+            )
     except UsageError as error:
         raise type(error)(f"[layer], on a training crop: {error}") from error
     segmenter.layer.solution = None  # nothing to be sent to other processes

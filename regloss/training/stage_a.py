@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +15,7 @@ from regloss.training.config import as_written
 from regloss.training.loader import like_groups, whole_batch
 from regloss.training.model import predict
 from regloss.training.processes import to_device
-from regloss.training.proposal_engine import ENERGIES, Proposals
+from regloss.training.proposal_engine import ENERGIES, OfBatches, Proposals
 from regloss.training.sample_reader import supervision_of
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def propose(loop: OuterLoop, logits: Tensor, batch: Batch) -> Proposal | None:
 
 def propose_all(proposals: Proposals, parts: Parts, epoch: int, step: int, device: torch.device) -> dict[str, float]:
     """Refresh ``proposals``, if they are due; see `Proposals.refresh`."""
-    network = partial(predict, parts.segmenter)
+    network = OfBatches(lambda batch: predict(parts.segmenter, batch.image, batch.spacing))
     return proposals.refresh(epoch, network, _whole_batches(proposals, parts, device), step)
 
 

@@ -37,6 +37,7 @@ from regloss.outer_loop import Proposal
 from regloss.report.advice import advice
 from regloss.training import checkpoints
 from regloss.training.config import Config, as_written
+from regloss.training.deep_supervision import coarser_loss
 from regloss.training.evaluation import evaluate_samples, examples_of, measure_training
 from regloss.training.finite import check_finite_logits, diverged
 from regloss.training.loader import EpochOrder, TrainingSet, training_batches
@@ -133,7 +134,9 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
         torch.set_num_threads(training.threads)
     proposals = None  # of loops that keep any
     if isinstance(loop.update_every, int):
-        proposals = Proposals(loop, parts.ids, folder / "proposals", resume=True, spelled=as_written)
+        proposals = Proposals(
+            loop, parts.ids, folder / "proposals", resume=True, spelled=as_written, slab=config.inference.slab
+        )
     store = None if proposals is None else proposals.store
     training_set = TrainingSet(parts.reader, parts.ids, config.data, config.seed, store)
     order = EpochOrder(len(training_set), training.batch_size, config.seed, fabric.global_rank, fabric.world_size)
@@ -212,7 +215,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
                 torch.manual_seed(_step_seed(config.seed, fabric.global_rank, step))
                 model.train()
                 try:
-                    logits = model(batch.image, batch.roi)
+                    logits = model(batch.image, batch.roi, batch.spacing)
                 except NotFinite as error:
                     raise diverged("The network's output became NaN or infinite", step + 1, batch) from error
                 proposal = None
@@ -225,11 +228,17 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
                     _spent(numbers, solver_began, "solver-seconds")
                     add_energies(numbers, proposal, batch)
                 loss = None
+                # Before the objective itself, whose terms are those that are logged.
+                coarser = coarser_loss(segmenter.network, loop, batch, proposal)
                 for update in loop.updates(logits, batch, proposal, model):
                     loss = update.loss.detach() if loss is None else loss
                     for name in update.networks:
                         optimizers[name].zero_grad()
-                    fabric.backward(update.loss)
+                    if coarser is not None and "network" in update.networks:
+                        fabric.backward(update.loss + coarser)
+                        coarser = None
+                    else:
+                        fabric.backward(update.loss)
                     for name in update.networks:
                         if name != "network":
                             average_gradients(fabric, modules[name])

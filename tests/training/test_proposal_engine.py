@@ -253,7 +253,7 @@ class TestRefusals:
             proposals.refresh(0, lambda image: torch.full((1, 2, 6, 8), float("nan")), batches())
         with pytest.raises(UsageError, match=r"logits of \(8, 10\), larger than their image of \(6, 8\)"):
             proposals.refresh(0, torch.nn.Conv2d(1, 2, 1, padding=1), batches())
-        with pytest.raises(UsageError, match=r"No proposal for a: .*two classes"):
+        with pytest.raises(UsageError, match=r"No proposal for a: .*at least two"):
             proposals.refresh(0, torch.nn.Conv2d(1, 1, 1), batches())
 
     def test_channels(self, tmp_path):

@@ -4,11 +4,18 @@ import csv
 
 import numpy as np
 import pytest
-from volume_files import SIZE, volume_settings, write_volumes
+import torch
+from volume_files import SIZE, SPACING, volume_settings, write_volumes
 
+import regloss
 from regloss.errors import UsageError
+from regloss.outer_loop import Proposal
+from regloss.training.inference import window_starts
+from regloss.training.model import build_model, load_model
 from regloss.training.proposals import ProposalStore
+from regloss.training.slabs import by_slabs
 from regloss.training.trainer import train
+from regloss_plugins.layers.softmax import RegularizedSoftmax
 
 pytest.importorskip("nibabel", reason="pip install 'regloss[volumes]'")
 
@@ -38,6 +45,65 @@ def test_proposals_are_of_whole_volumes(balls, tmp_path):
     labels = ProposalStore(tmp_path / "run" / "proposals").read(0, "case1")
     assert labels.shape == SIZE
     assert set(np.unique(labels)) <= {0, 1}
+
+
+def test_slabs(balls, tmp_path):
+    """Proposals slab by slab, each slice from the slab in which it lies deeper; of all slices at once, the same."""
+    loop = regloss.TrustRegion(regloss.GridCRF(weight=0.3), coupling=1.0, seeded_only=False)
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 2, 9, 8, 8, generator=generator)
+    batch = regloss.Batch(torch.rand(1, 1, 9, 8, 8, generator=generator), torch.full((1, 9, 8, 8), 255))
+    seen = []
+
+    def propose(logits, batch, warm):
+        seen.append(loop.propose(logits, batch, warm).labels)
+        return Proposal(seen[-1])
+
+    whole = by_slabs(propose, logits, batch, None, None)
+    assert torch.equal(by_slabs(propose, logits, batch, None, 9).labels, whole.labels)
+    assert [labels.shape[1] for labels in seen] == [9, 9]
+    found = by_slabs(propose, logits, batch, whole.labels, 4).labels
+    slabs, starts = seen[2:], window_starts(9, 4, 0.25)
+    assert [labels.shape[1] for labels in slabs] == [4] * len(starts) == [4, 4, 4]
+    for place in range(9):
+        deepest = max(range(3), key=lambda slab: min(place - starts[slab], starts[slab] + 3 - place))
+        assert torch.equal(found[:, place], slabs[deepest][:, place - starts[deepest]]), place
+    train(volume_settings(balls, tmp_path / "run", 3, TRUST_REGION, "training.epochs=1", "inference.slab=4"))
+    labels = ProposalStore(tmp_path / "run" / "proposals").read(0, "case1")
+    assert labels.shape == SIZE
+    with (tmp_path / "run" / "log" / "epochs.csv").open() as file:
+        assert "proposal-energy-after" not in next(csv.DictReader(file))
+
+
+def test_coarser_levels_learn_too(balls, tmp_path):
+    """Their classifiers move, the loss in the log is the objective's, and the weights are read back."""
+    changes = ("training.epochs=2", "network.levels=3", "network.deep-supervision=1")
+    train(volume_settings(balls, tmp_path / "run", 3, *changes))
+    model = load_model(tmp_path / "run").segmenter.network
+    before = build_model(volume_settings(balls, tmp_path / "run", 3, *changes), 1, 2).network
+    assert not torch.equal(model.coarser_classifiers[0].weight, before.coarser_classifiers[0].weight)
+    with (tmp_path / "run" / "log" / "steps.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    parts = set(rows[0]) - {"step", "epoch", "learning-rate", "loss"}
+    assert float(rows[0]["loss"]) == pytest.approx(sum(float(rows[0][name]) for name in parts), rel=1e-5)
+
+
+def test_a_layer_heeds_the_spacing(balls, tmp_path):
+    """In training, proposals and evaluation: a layer that counts what it is given."""
+    seen = []
+
+    class Watching(RegularizedSoftmax):
+        def bind(self, image, roi=None, spacing=None):
+            seen.append(spacing)
+            return super().bind(image, roi, spacing)
+
+    regloss.register("layer", "watching")(Watching)
+    try:
+        layer = 'layer={kind = "watching", regularizer = "tv", max-steps = 3}'
+        train(volume_settings(balls, tmp_path / "run", 3, "training.epochs=1", TRUST_REGION, layer))
+    finally:
+        regloss.unregister("layer", "watching")
+    assert set(seen) == {SPACING}
 
 
 def test_a_report_shows_the_slices_that_are_drawn_on(balls, tmp_path, real_report):

@@ -9,6 +9,7 @@ one pixel if the others stay. The weight is learnt.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,12 +32,19 @@ class GeodesicVotes(RegularizedLayer):
         self.regularizer, self.steps = GeodesicLength(contrast=contrast), steps
         self.log_weight = nn.Parameter(torch.tensor(math.log(weight)))
 
-    def log_probabilities(self, logits: Tensor, image: Tensor, roi: Tensor | None = None, warm: Any = None) -> Tensor:
+    def log_probabilities(
+        self,
+        logits: Tensor,
+        image: Tensor,
+        roi: Tensor | None = None,
+        warm: Any = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Tensor:
         """Log-probabilities (B, K, H, W) from ``logits`` (B, K, H, W) and ``image`` (B, C, H, W)."""
         check_scores(logits, "logits")
         check_finite(logits, "logits")
         with torch.autocast(logits.device.type, enabled=False):
-            scores, term = at_least_float32(logits), self.regularizer.bind(image, roi)
+            scores, term = at_least_float32(logits), self.regularizer.bind(image, roi, spacing)
             if term.shape != (logits.shape[0], *logits.shape[2:]):
                 raise UsageError(f"logits {tuple(logits.shape)} do not fit images with (B, *S) = {term.shape}.")
             graph = term.form(GridGraph)

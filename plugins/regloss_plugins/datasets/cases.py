@@ -52,12 +52,14 @@ class Meanings:
         labels: value to class index or 255, of dense labels; None = values are class indices.
         scribbles: likewise, of scribbles.
         unlabelled: the value of scribbles where nothing was drawn, beside 255.
+        source: what says so, where it is no setting, for messages.
     """
 
     classes: tuple[str, ...]
     labels: ValueMap | None = None
     scribbles: ValueMap | None = None
     unlabelled: int | None = None
+    source: str | None = None
 
     def read(self, path: Path, part: str) -> LabelMap:
         """Class indices, or 255, of a file of labels or of scribbles ("label", "scribble").
@@ -65,8 +67,9 @@ class Meanings:
         Raises:
             UsageError: it cannot be read, or holds a value without a meaning.
         """
-        if part == "label":
-            return read_label_map(path, self.classes, self.labels)
+        if part == "label" or self.source is not None:
+            values = self.labels if part == "label" else self.scribbles
+            return read_label_map(path, self.classes, values, setting=self.source or "label-values")
         size = (0, 0)  # compared where labels meet their image
         return read_scribble_map(path, self.classes, size, self.scribbles, self.unlabelled)
 
@@ -143,11 +146,12 @@ class Cases:
         def slice_of(labels: LabelMap | None) -> LabelMap | None:
             return None if labels is None else np.ascontiguousarray(labels.take(number, axis))
 
+        scribble = slice_of(whole.scribble)
         return Sample(
             sample_id,
             np.ascontiguousarray(whole.image.take(number, axis + 1)),
             slice_of(whole.label),
-            slice_of(whole.scribble),
+            None if scribble is None or scribble.min() == IGNORE else scribble,  # nothing is drawn on this slice
             whole.group,
             tuple(step for other, step in enumerate(steps) if other != axis),
             Slice(case, axis, number, steps[axis]),

@@ -175,6 +175,10 @@ class FolderDataset(Dataset):
             sample = replace(sample, scribble=simulate(sample.label))
         return sample if self.center is None else _central(sample, self.center)
 
+    def group_of(self, sample_id: str) -> str:
+        """The group of a sample, without reading it."""
+        return find_sample(self.samples, sample_id, str(self.root)).group
+
     def check(self, subset: str, need: Sequence[str] = ("scribble",), *, contents: bool = False) -> None:
         """Verify a subset before it is used, and report everything that is wrong with it in one message.
 

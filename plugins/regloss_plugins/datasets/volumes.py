@@ -148,6 +148,10 @@ class VolumesDataset(Dataset):
         """The volume that a slice was cut from."""
         return self._cases.places[sample_id][0]
 
+    def group_of(self, sample_id: str) -> str:
+        """The group of a sample, without reading it."""
+        return self._cases.cases[self.volume_of(sample_id)].group
+
     def check(self, subset: str, need: Sequence[str] = ("scribble",)) -> None:
         """Verify a subset before it is used, and report everything that is wrong with it in one message.
 

@@ -218,7 +218,14 @@ class DenseCRFLayer(RegularizedLayer):
         """Settings for ``print(layer)``."""
         return f"classes={self.classes}, kernels={len(self._finite)} of colour, learn={self.learn}"
 
-    def forward(self, logits: Tensor, image: Tensor, roi: Tensor | None = None, warm: Any = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        image: Tensor,
+        roi: Tensor | None = None,
+        warm: Any = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Tensor:
         """Probabilities (B, K, *S).
 
         Args:
@@ -226,24 +233,34 @@ class DenseCRFLayer(RegularizedLayer):
             image: (B, C, *S) in [0, 1].
             roi: (B, *S) bool, outside of which nothing is regularised; None = everywhere.
             warm: an earlier solution for the same images, or its state, to start from.
+            spacing: distance of neighbouring pixels along each axis of S in mm; None = not known.
 
         Raises:
             UsageError: shapes or classes disagree; logits or image values that are invalid.
         """
-        probabilities: Tensor = self.softmax(logits, self.bind(logits, image, roi), warm=warm)
+        probabilities: Tensor = self.softmax(logits, self.bind(logits, image, roi, spacing), warm=warm)
         return probabilities
 
-    def log_probabilities(self, logits: Tensor, image: Tensor, roi: Tensor | None = None, warm: Any = None) -> Tensor:
+    def log_probabilities(
+        self,
+        logits: Tensor,
+        image: Tensor,
+        roi: Tensor | None = None,
+        warm: Any = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Tensor:
         """Logarithms of what the call gives, which do not underflow; arguments as there."""
-        return self.softmax.log_probabilities(logits, self.bind(logits, image, roi), warm=warm)
+        return self.softmax.log_probabilities(logits, self.bind(logits, image, roi, spacing), warm=warm)
 
-    def bind(self, logits: Tensor, image: Tensor, roi: Tensor | None = None) -> Term:
+    def bind(
+        self, logits: Tensor, image: Tensor, roi: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> Term:
         """The regularizer as it stands, on the images; its tensors are tied to the parameters."""
         if logits.ndim < 2 or logits.shape[1] != self.classes:
             raise UsageError(
                 f"A dense CRF layer for {self.classes} classes got logits {tuple(logits.shape)} (B, K, *S)."
             )
-        return self._learnt_regularizer().bind(image, roi)
+        return self._learnt_regularizer().bind(image, roi, spacing)
 
     def check(self) -> None:
         """Raise `UsageError` where learning has driven a weight or a width out of its range."""

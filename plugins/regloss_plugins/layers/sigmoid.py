@@ -180,7 +180,14 @@ class RegularizedSigmoid(EntropicLayer):
         """Settings for ``print(layer)``."""
         return f"{self.regularizer}, {self.solver}, logits={self.logits!r}"
 
-    def forward(self, logits: Tensor, image: Tensor, roi: Tensor | None = None, warm: Any = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        image: Tensor,
+        roi: Tensor | None = None,
+        warm: Any = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Tensor:
         """Probabilities (B, L, *S) of the sets, the smallest first.
 
         Args:
@@ -188,15 +195,24 @@ class RegularizedSigmoid(EntropicLayer):
             image: (B, C, *S) in [0, 1].
             roi: (B, *S) bool, outside of which nothing is regularised; None = everywhere.
             warm: an earlier solution for the same images, or its state, to start from.
+            spacing: distance of neighbouring pixels along each axis of S in mm; None = not known, distances are in
+                pixels.
 
         Raises:
             UsageError: shapes disagree; logits that are not finite.
         """
         with torch.autocast(logits.device.type, enabled=False):
-            log_odds = self._ordered(logits, image, roi, warm)
-            return self._projected(log_odds, image, roi)[1].to(logits.dtype)
+            log_odds = self._ordered(logits, image, roi, warm, spacing)
+            return self._projected(log_odds, image, roi, spacing)[1].to(logits.dtype)
 
-    def log_probabilities(self, logits: Tensor, image: Tensor, roi: Tensor | None = None, warm: Any = None) -> Tensor:
+    def log_probabilities(
+        self,
+        logits: Tensor,
+        image: Tensor,
+        roi: Tensor | None = None,
+        warm: Any = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Tensor:
         """Log-probabilities (B, K, *S) of the classes; arguments as of the call.
 
         They are logits as well, since softmax(log p) = p. In evaluation mode their argmax is the number of sets with a
@@ -206,7 +222,7 @@ class RegularizedSigmoid(EntropicLayer):
             UsageError: as of the call; several sets that are not ordered, which divide an image into more classes.
         """
         with torch.autocast(logits.device.type, enabled=False):
-            log_odds = self._ordered(logits, image, roi, warm)
+            log_odds = self._ordered(logits, image, roi, warm, spacing)
             if log_odds.shape[1] > 1 and not self.orders:
                 raise UsageError(
                     f'Only nested sets divide an image into classes. Add "ordered" to the regularizers of the '
@@ -214,25 +230,29 @@ class RegularizedSigmoid(EntropicLayer):
                 )
             if self.training:
                 return log_classes(log_odds).to(logits.dtype)
-            log_odds, sets = self._projected(log_odds, image, roi)
+            log_odds, sets = self._projected(log_odds, image, roi, spacing)
             return _raise_level(log_classes(log_odds), sets, logits.dtype).to(logits.dtype)
 
-    def _ordered(self, logits: Tensor, image: Tensor, roi: Tensor | None, warm: Any) -> Tensor:
+    def _ordered(
+        self, logits: Tensor, image: Tensor, roi: Tensor | None, warm: Any, spacing: Sequence[float] | None
+    ) -> Tensor:
         """Log-odds (B, L, *S) of the sets before projections."""
         scores = self._scores(logits, image)
-        log_odds = self._solved(scores, image, roi, warm)
+        log_odds = self._solved(scores, image, roi, warm, spacing)
         for part in self.orders:
-            order = _projection(part.bind(image, roi)).project_scores
+            order = _projection(part.bind(image, roi, spacing)).project_scores
             if order is None:
                 raise UsageError(f"{name_of(part)} does not say how scores are projected, only how probabilities are.")
             log_odds = order(log_odds)
         return log_odds
 
-    def _projected(self, log_odds: Tensor, image: Tensor, roi: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _projected(
+        self, log_odds: Tensor, image: Tensor, roi: Tensor | None, spacing: Sequence[float] | None
+    ) -> tuple[Tensor, Tensor]:
         """Log-odds and probabilities (B, L, *S) of the sets; equal but for what a projection made certain."""
         sets = torch.sigmoid(log_odds)
         for part in self.projections:
-            project = _projection(part.bind(image, roi)).project
+            project = _projection(part.bind(image, roi, spacing)).project
             pairs = (torch.stack([1 - u, u], dim=1) for u in sets.unbind(1))
             projected = torch.stack([project(pair)[:, 1] for pair in pairs], dim=1)
             certain = torch.logit(projected, eps=_CERTAIN)
@@ -257,7 +277,9 @@ class RegularizedSigmoid(EntropicLayer):
         scores = at_least_float32(logits)
         return nested_logits(scores) if self.logits == "classes" else scores
 
-    def _solved(self, scores: Tensor, image: Tensor, roi: Tensor | None, warm: Any) -> Tensor:
+    def _solved(
+        self, scores: Tensor, image: Tensor, roi: Tensor | None, warm: Any, spacing: Sequence[float] | None
+    ) -> Tensor:
         """Log-odds (B, L, *S) after the solver."""
         self.solution = None
         if self.softmax is None:
@@ -268,7 +290,7 @@ class RegularizedSigmoid(EntropicLayer):
         count = scores.shape[1]
         if warm is not None and not (isinstance(warm, tuple) and len(warm) == count):
             raise UsageError(f"warm must be an earlier solution of this layer, or its state, for {count} sets.")
-        bound = self.softmax.bind(image, roi)
+        bound = self.softmax.bind(image, roi, spacing)
         bound.check(scores)
         log_odds, solutions = [], []
         for number, score in enumerate(scores.unbind(1)):

@@ -128,7 +128,14 @@ class RegularizedSoftmax(EntropicLayer):
         """Settings for ``print(layer)``."""
         return f"{self.regularizer}, {self.solver}, backward={self.backward!r}"
 
-    def forward(self, logits: Tensor, image: Tensor | Term, roi: Tensor | None = None, warm: Any = None) -> Tensor:
+    def forward(
+        self,
+        logits: Tensor,
+        image: Tensor | Term,
+        roi: Tensor | None = None,
+        warm: Any = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Tensor:
         """Probabilities (B, K, *S).
 
         Args:
@@ -138,28 +145,42 @@ class RegularizedSoftmax(EntropicLayer):
             roi: (B, *S) bool, outside of which nothing is regularised; None = everywhere. Part of the term if one is
                 given.
             warm: an earlier solution for the same images, or its state, to start from.
+            spacing: distance of neighbouring pixels along each axis of S in mm; None = not known, distances are in
+                pixels. Part of the term if one is given.
 
         Raises:
             UsageError: shapes disagree; logits that are not finite.
         """
-        return self._solved(logits, image, roi, warm, logarithms=False)
+        return self._solved(logits, image, roi, warm, spacing, logarithms=False)
 
     def log_probabilities(
-        self, logits: Tensor, image: Tensor | Term, roi: Tensor | None = None, warm: Any = None
+        self,
+        logits: Tensor,
+        image: Tensor | Term,
+        roi: Tensor | None = None,
+        warm: Any = None,
+        spacing: Sequence[float] | None = None,
     ) -> Tensor:
         """Logarithms of what the call gives, which do not underflow; arguments as there.
 
         They are logits as well, since softmax(log p) = p.
         """
-        return self._solved(logits, image, roi, warm, logarithms=True)
+        return self._solved(logits, image, roi, warm, spacing, logarithms=True)
 
     def _solved(
-        self, logits: Tensor, image: Tensor | Term, roi: Tensor | None, warm: Any, *, logarithms: bool
+        self,
+        logits: Tensor,
+        image: Tensor | Term,
+        roi: Tensor | None,
+        warm: Any,
+        spacing: Sequence[float] | None,
+        *,
+        logarithms: bool,
     ) -> Tensor:
         check_scores(logits, "logits")
         check_finite(logits, "logits", "A network that gives them has diverged.")
         with torch.autocast(logits.device.type, enabled=False):
-            bound = self.bind(image, roi)
+            bound = self.bind(image, roi, spacing)
             bound.check(logits)
             scores = at_least_float32(logits)
             return self.solve(bound, scores, warm, logarithms=logarithms, dtype=logits.dtype).to(logits.dtype)
@@ -264,7 +285,9 @@ class RegularizedSoftmax(EntropicLayer):
     def _parts(self, regularizer: Regularizer) -> list[Regularizer]:
         return list(regularizer.parts) if isinstance(regularizer, Sum) else [regularizer]
 
-    def bind(self, image: Tensor | Term, roi: Tensor | None = None) -> BoundRegularizers:
+    def bind(
+        self, image: Tensor | Term, roi: Tensor | None = None, spacing: Sequence[float] | None = None
+    ) -> BoundRegularizers:
         """Compute what depends on the images alone; arguments as of a call.
 
         Raises:
@@ -272,8 +295,10 @@ class RegularizedSoftmax(EntropicLayer):
             MissingForm: the solver cannot use the term.
         """
         if isinstance(image, Term):
-            if roi is not None:
-                raise UsageError("A bound term has its region of interest already: give roi to bind() instead.")
+            if roi is not None or spacing is not None:
+                raise UsageError(
+                    "A bound term has its region of interest and its spacing already: give roi and spacing to bind()."
+                )
             if self.log_weight is not None and (len(self.log_weight) > 1 or image.regularizer.weight <= 0):
                 raise UsageError("To learn the weights of a sum, give the image: each part is bound by itself then.")
             # The weight that the term was bound with gives way to the learnt one.
@@ -281,10 +306,10 @@ class RegularizedSoftmax(EntropicLayer):
                 (image,), 1 / (image.regularizer.weight or 1.0), negotiate(image.regularizer, self.solver)
             )
         if self.log_weight is None:
-            return BoundRegularizers((self.regularizer.bind(image, roi),), 1.0, self.form)
+            return BoundRegularizers((self.regularizer.bind(image, roi, spacing),), 1.0, self.form)
         total = self.regularizer.weight if isinstance(self.regularizer, Sum) else 1.0
         parts = [dataclasses.replace(part, weight=1.0) for part in self._parts(self.regularizer)]  # type: ignore[type-var]
-        return BoundRegularizers(tuple(part.bind(image, roi) for part in parts), total, self.form)
+        return BoundRegularizers(tuple(part.bind(image, roi, spacing) for part in parts), total, self.form)
 
     def _conditioned(self, bound: BoundRegularizers, scores: Tensor) -> list[Term]:
         """The bound terms, conditioned on what softmax makes of ``scores``."""

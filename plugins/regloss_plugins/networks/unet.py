@@ -66,6 +66,12 @@ class UNet(Network):
         dropout: probability in [0, 1) that a feature map between the two convolutions of a level is dropped.
         spacing: distance of neighbouring pixels along each of the ``dims`` axes, in any unit, of the images to come;
             None = the same along all.
+        deep_supervision: of how many coarser levels of the decoder the logits are learnt too, below ``levels`` - 1.
+            In training mode `coarser` has them after a call.
+
+    Attributes:
+        coarser: logits (B, K, *S) of coarser levels, fine to coarse, interpolated to the size of the image; empty in
+            evaluation mode.
 
     Raises:
         UsageError: a setting is not one of the allowed values.
@@ -89,6 +95,7 @@ class UNet(Network):
         attention: bool = False,
         dropout: float = 0.0,
         spacing: Sequence[float] | None = None,
+        deep_supervision: int = 0,
     ) -> None:
         super().__init__()
         check_settings("unet", in_channels, classes, levels, channels, max_channels, norm)
@@ -100,6 +107,11 @@ class UNet(Network):
         self.in_channels = in_channels
         self.dims = dims
         widths = level_widths(channels, levels, max_channels)
+        if not 0 <= deep_supervision <= max(levels - 2, 0):
+            raise UsageError(
+                f"unet: deep_supervision must lie in 0 to {max(levels - 2, 0)}, the coarser levels of a decoder for "
+                f"levels = {levels}, not {deep_supervision}"
+            )
         # One entry for each pooling; the factors of the axes' lengths, and at each level those axes that convolutions
         # see, which are the ones that it halves.
         halved = halved_axes(spacing, levels + 1, dims)
@@ -117,6 +129,10 @@ class UNet(Network):
             )
         )
         self.classifier = CONVOLUTION[dims](widths[0], classes, kernel_size=1)
+        self.coarser_classifiers = nn.ModuleList(
+            CONVOLUTION[dims](width, classes, kernel_size=1) for width in widths[1 : deep_supervision + 1]
+        )
+        self.coarser: list[Tensor] = []
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the logits.
@@ -140,18 +156,28 @@ class UNet(Network):
                 skips.append(features)
                 features = _POOLING[self.dims](features, self.factors[level - 1])
             features = block(features)
-        for stage in reversed(self.decoder):
+        self.coarser = []
+        for level, stage in reversed(list(enumerate(self.decoder))):
             features = stage(features, skips)
-        logits: Tensor = self.classifier(features)
-        for axis, length in enumerate(size, start=2):
-            logits = logits.narrow(axis, 0, length)
-        return logits.contiguous()
+            if self.training and 0 < level <= len(self.coarser_classifiers):
+                logits = self.coarser_classifiers[level - 1](features)
+                factors = [math.prod(each[axis] for each in self.factors[:level]) for axis in range(self.dims)]
+                mode = _INTERPOLATION[self.dims]
+                logits = functional.interpolate(logits, scale_factor=tuple(map(float, factors)), mode=mode)
+                self.coarser.insert(0, _cropped(logits, size))
+        return _cropped(self.classifier(features), size)
 
     def _pad(self, image: Tensor) -> Tensor:
         # The coarsest level keeps two pixels along each axis: batch and instance normalisation need more than one.
         divisors = [math.prod(factors[axis] for factors in self.factors) for axis in range(self.dims)]
         sizes = zip(image.shape[2:], divisors, strict=True)
         return extended(image, [max(divisor * math.ceil(size / divisor), 2 * divisor) for size, divisor in sizes])
+
+
+def _cropped(logits: Tensor, size: Sequence[int]) -> Tensor:
+    for axis, length in enumerate(size, start=2):
+        logits = logits.narrow(axis, 0, length)
+    return logits.contiguous()
 
 
 class _DecoderStage(nn.Module):

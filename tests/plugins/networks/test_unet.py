@@ -58,6 +58,25 @@ def test_long_voxels_are_not_halved_until_they_are_as_wide(size: tuple[int, int,
             build(dims=3, spacing=spacing)
 
 
+@pytest.mark.parametrize("spacing", [None, [3.0, 0.5, 0.5]])
+def test_coarser_levels_have_logits_in_training(spacing: list[float] | None) -> None:
+    network = build(dims=3, levels=4, spacing=spacing, deep_supervision=2, norm="none")
+    image = torch.rand(1, 2, 5, 21, 30)
+    logits = network(image)
+    assert [each.shape for each in network.coarser] == [logits.shape] * 2
+    # Of the level below, once interpolated, and the one below that: coarser means smoother.
+    roughness = [float((each.diff(dim=-1).abs().mean() / each.std()).detach()) for each in network.coarser]
+    assert roughness[1] < roughness[0]
+    sum(each.square().sum() for each in (logits, *network.coarser)).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+    assert torch.equal(network.eval()(image), logits)
+    assert network.coarser == []
+    assert build(levels=4, deep_supervision=0).state_dict().keys() == build(levels=4).state_dict().keys()
+    for levels, most in ((4, 2), (2, 0), (1, 0)):
+        with pytest.raises(UsageError, match=f"deep_supervision must lie in 0 to {most}"):
+            build(levels=levels, deep_supervision=most + 1)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("attention", [False, True])

@@ -10,6 +10,7 @@ step, as the weights of the neighbours sum to less than 1. Backward, autograd go
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,7 +45,14 @@ class MyComponent(RegularizedLayer):
         self.sigma, self.max_steps = sigma, max_steps
         self.log_weight = nn.Parameter(torch.tensor(math.log(weight)))
 
-    def log_probabilities(self, logits: Tensor, image: Tensor, roi: Tensor | None = None, warm: Any = None) -> Tensor:
+    def log_probabilities(
+        self,
+        logits: Tensor,
+        image: Tensor,
+        roi: Tensor | None = None,
+        warm: Any = None,
+        spacing: Sequence[float] | None = None,
+    ) -> Tensor:
         """Log-probabilities (B, K, *S) from ``logits`` (B, K, *S), where it starts, and ``image`` (B, C, *S)."""
         check_scores(logits, "logits")
         check_finite(logits, "logits")
