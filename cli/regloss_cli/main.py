@@ -317,7 +317,7 @@ def segment(
 
 @app.command()
 def annotate(
-    folder: Annotated[Path, typer.Argument(help="Folder with images, in images/ or in itself.")],
+    folder: Annotated[Path, typer.Argument(help="Folder with images or volumes, in images/ or in itself.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the page; 0 = any that is free.")] = 0,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in, a tablet for one.")

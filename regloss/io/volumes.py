@@ -12,6 +12,7 @@ Both libraries come with ``pip install 'regloss[volumes]'``.
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import math
 import zlib
@@ -27,7 +28,7 @@ import numpy.typing as npt
 
 from regloss.errors import MissingDependency, UsageError
 from regloss.io.limits import check_regular
-from regloss.io.outputs import replacing
+from regloss.io.outputs import replace_file
 from regloss.io.types import LabelMap
 from regloss.io.windows import Window
 
@@ -159,8 +160,14 @@ def read_label_volume(path: Path) -> tuple[LabelMap, Geometry]:
     return whole.astype(np.uint8), stored.geometry
 
 
-def write_label_volume(path: Path, labels: LabelMap, geometry: Geometry) -> None:
+def write_label_volume(path: Path, labels: LabelMap, geometry: Geometry, *, durable: bool = False) -> None:
     """Write labels (*S) as NIfTI of uint8 with the geometry of the image that they belong to.
+
+    Args:
+        path: ends in .nii or .nii.gz; an existing file is replaced.
+        labels: (*S).
+        geometry: where they lie.
+        durable: wait until the disk has it; see `regloss.io.outputs.replace_file`.
 
     Raises:
         UsageError: the name does not end in .nii or .nii.gz.
@@ -174,15 +181,10 @@ def write_label_volume(path: Path, labels: LabelMap, geometry: Geometry) -> None
     nibabel = _library("nibabel", path)
     image = nibabel.Nifti1Image(np.ascontiguousarray(labels.transpose(2, 1, 0)), geometry.affine)
     image.header.set_xyzt_units("mm")
-    ending = next(suffix for suffix in reversed(NIFTI) if path.name.lower().endswith(suffix))
-    with replacing(path) as temporary:
-        # The library looks at the ending to know whether to compress.
-        made = temporary.with_name(temporary.name + ending)
-        try:
-            nibabel.save(image, made)
-            made.replace(temporary)
-        finally:
-            made.unlink(missing_ok=True)
+    data = image.to_bytes()
+    if path.name.lower().endswith(".gz"):
+        data = gzip.compress(data, 1, mtime=0)  # as the library does: labels shrink to little at any level
+    replace_file(path, data, durable=durable)
 
 
 def _geometry(path: Path, shape: Sequence[int], affine: npt.NDArray[np.float64]) -> Geometry:

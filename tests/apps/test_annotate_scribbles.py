@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_written_changes_nothing(root, monkeypatch):
         raise FailedWrite("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("regloss.apps.annotate.scribbles.save_label_png", full)
+        patch.setattr("regloss.apps.annotate.sources.save_label_png", full)
         with pytest.raises(FailedWrite):
             scribbles.draw(0, stroke(1, [9, 4, 0], 1))
     assert (root / "scribbles/i0.png").read_bytes() == saved
@@ -206,14 +206,16 @@ def test_unfinished_files_of_killed_servers_are_removed(root):
     assert new.exists()  # of a server that may be writing it now
 
 
-def test_more_images_than_stay_in_memory(tmp_path):
+def test_more_images_than_stay_in_memory(tmp_path, monkeypatch):
     root = write_images(tmp_path / "set", count=20)
     scribbles = store(root)
+    monkeypatch.setattr("regloss.apps.annotate.scribbles._KEPT", 5 * 40 * 56)
     for index in range(20):
         assert scribbles.draw(index, stroke(0, [index, 1, 1])) == 1
     for index in range(20):
         labels, revision = scribbles.read(index)
         assert (revision, np.flatnonzero(labels.ravel() == 1).tolist()) == (1, [index])
+        assert sum(drawing.planes is not None for drawing in scribbles._drawings.values()) == 5
 
 
 def test_images_beside_each_other_will_do(tmp_path):

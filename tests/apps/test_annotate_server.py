@@ -160,7 +160,7 @@ def test_a_disk_that_is_full(client, root, monkeypatch):
         raise FailedWrite("scribbles/i0.png cannot be written: no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("regloss.apps.annotate.scribbles.save_label_png", full)
+        patch.setattr("regloss.apps.annotate.sources.save_label_png", full)
         reply = client.draw(0, 0, OBJECT)
     assert reply.status == 507
     assert "no space left" in reply.json["problem"]

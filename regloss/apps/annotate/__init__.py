@@ -2,6 +2,7 @@
 
 command      starts it: checks the folder, binds the port, prints the address
 image_set    the images of the folder, and its classes
+sources      their files: pictures, or volumes whose slices are drawn on
 scribbles    what was drawn, on disk after every stroke
 leases       which tab draws on which image
 live         the segmentation that follows from scribbles

@@ -1,26 +1,34 @@
-"""The images of a folder that is annotated: what they are called, where they lie, how they are read and shown."""
+"""The images of a folder that is annotated: what they are called, where they lie, how they are read and shown.
+
+Of volumes each slice is an image of the set.
+"""
 
 from __future__ import annotations
 
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from regloss.apps.annotate.sources import Picture, Source, Volume
 from regloss.dataset import IGNORE, Dataset
 from regloss.errors import UsageError, listed
+from regloss.io.cases import Intensities, read_case
 from regloss.io.classes import MAX_CLASSES, read_classes, write_classes
 from regloss.io.folders import find_root, index_folder, index_label_folder
-from regloss.io.images import IMAGE_SUFFIXES, read_header
+from regloss.io.images import IMAGE_SUFFIXES, read_image, with_channels
 from regloss.io.labels import label_values
 from regloss.io.outputs import keep_copy
 from regloss.io.palettes import Color, class_colors
 from regloss.io.types import FloatImage, Size
+from regloss.io.volumes import VOLUME_SUFFIXES
+from regloss.io.windows import Window
 from regloss.registry import create
 from regloss.report.overlays import overlay
 
@@ -60,10 +68,11 @@ class Classes:
 
 
 class ImageSet:
-    """The images of a folder, read by the data set `folder`, and the classes that are drawn.
+    """The images of a folder, or the slices of its volumes, and the classes that are drawn.
 
-    Images lie in ``root/images``, or, where there is no such folder, in ``root`` itself. Nothing outside of ``root`` is
-    read or written: files and folders that are links to somewhere else are refused.
+    They lie in ``root/images``, or, where there is no such folder, in ``root`` itself. Where there are images, volumes
+    are left out. Nothing outside of ``root`` is read or written: files and folders that are links to somewhere else are
+    refused.
 
     Args:
         root: the folder.
@@ -75,10 +84,12 @@ class ImageSet:
     Attributes:
         root: absolute, without links.
         folder: of the images, relative to ``root``: "images" or ".".
+        sources: the files, in their order.
         ids: of the images, in their order.
         sizes: (H, W) of the images.
         classes: names and colours, those of classes.toml where there is one.
-        dataset: reads them.
+        volumes: whether they are slices of volumes.
+        dataset: the data set that trains on them.
     """
 
     def __init__(self, root: Path) -> None:
@@ -86,36 +97,44 @@ class ImageSet:
         self.folder = "images" if (self.root / "images").is_dir() else "."
         self.inside(self.root / self.folder)
         files = index_folder(self.root / self.folder)
+        self.volumes = not files
+        files = files or index_folder(self.root / self.folder, VOLUME_SUFFIXES)
         if not files:
             raise UsageError(
                 f"{self.root} has no images to draw on: neither a folder 'images' with them, nor images "
-                f"({', '.join(IMAGE_SUFFIXES)}) itself."
+                f"({', '.join((*IMAGE_SUFFIXES, *VOLUME_SUFFIXES))}) itself."
             )
-        for path in files.values():
-            self.inside(path)
-        self.files: Mapping[str, Path] = files
-        self.ids = tuple(files)
-        headers = {name: read_header(path) for name, path in files.items()}
-        self.sizes: tuple[Size, ...] = tuple(header.size for header in headers.values())
+        sources: list[Source] = []
+        self._source_of: list[Source] = []
+        open_source = Volume.open if self.volumes else Picture.open
+        for name, path in files.items():
+            sources.append(open_source(name, self.inside(path), len(self._source_of)))
+            self._source_of += [sources[-1]] * len(sources[-1].ids)
+        self.sources = tuple(sources)
+        self.ids = tuple(name for source in sources for name in source.ids)
+        self.sizes: tuple[Size, ...] = tuple(source.size for source in self._source_of)
+        channels = {source.header.channels for source in sources if isinstance(source, Picture)}
         # Photographs and a scanned page among them: what training would ask about, is no obstacle to drawing.
-        mixed = {header.channels for header in headers.values()} == {1, 3}
-        self.grey = False if mixed else None
+        self.grey = False if channels == {1, 3} else None
         self._scribbles = self._existing_scribbles()
         self.classes_file = self.root / CLASSES_FILE
         self.classes = self._read_classes()
+        kind: dict[str, Any] = {"dims": 2} if self.volumes else {"grey": self.grey}
         self.dataset: Dataset = create(
             "dataset",
-            "folder",
+            "volumes" if self.volumes else "folder",
             root=self.root,
             images=self.folder,
             labels=None,
             scribbles=None,
             classes=list(self.classes.names),
-            grey=self.grey,
+            **kind,
         )
         self._kept_classes = False
         self._changing = threading.Lock()  # of classes, and of their file
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._volume: tuple[Source, Intensities, FloatImage] | None = None  # the last one that was read
         self._pictures: OrderedDict[int, tuple[bytes, str]] = OrderedDict()
         self._thumbnails: OrderedDict[int, bytes] = OrderedDict()
 
@@ -125,19 +144,40 @@ class ImageSet:
         mixed = ("Grey and colour images are mixed: all are shown, and trained on, as colours.",)
         return (*self.dataset.notes, *(mixed if self.grey is False else ()))
 
-    def scribble_path(self, index: int) -> Path:
-        """Where the scribbles of an image are, or will be.
+    def source(self, index: int) -> Source:
+        """The file that an image lies in."""
+        return self._source_of[index]
+
+    def scribble_path(self, source: Source) -> Path:
+        """Where the scribbles of a file are, or will be.
 
         Raises:
             UsageError: the place lies outside of the folder, by a link that was made meanwhile.
         """
-        name = self.ids[index]
-        return self.inside(self._scribbles.get(name, self.root / SCRIBBLES / f"{name}.png"))
+        return self.inside(self._scribbles.get(source.name, self.root / SCRIBBLES / source.label_name))
 
     def image(self, index: int) -> FloatImage:
         """(C, H, W) in [0, 1]."""
-        self.inside(self.files[self.ids[index]])
+        source = self.source(index)
+        self.inside(source.file)
+        if isinstance(source, Volume):
+            return self._slice(index, source, Intensities())
         return self.dataset.load(self.ids[index]).image
+
+    def image_for(self, index: int, channels: int, window: Window | None, intensities: Intensities) -> FloatImage:
+        """An image as a network wants it: (C, H, W) of so many ``channels``, with its ``window`` of values.
+
+        Args:
+            index: of the image.
+            channels: 1 or 3.
+            window: of a picture's values; see `regloss.io.images.read_image`.
+            intensities: what becomes of a volume's values.
+        """
+        source = self.source(index)
+        self.inside(source.file)
+        if isinstance(source, Volume):
+            return with_channels(self._slice(index, source, intensities), channels)
+        return read_image(source.file, channels, window)
 
     def picture(self, index: int) -> tuple[bytes, str]:
         """An image for a browser, and its media type."""
@@ -214,6 +254,13 @@ class ImageSet:
             if not self.inside(self.classes_file).exists():
                 write_classes(self.classes_file, self.classes.names, self.classes.colors)
 
+    def _slice(self, index: int, source: Volume, intensities: Intensities) -> FloatImage:
+        with self._reading:  # slices are asked for one after the other: the last volume is kept
+            if self._volume is None or self._volume[0] is not source or self._volume[1] != intensities:
+                self._volume = (source, intensities, read_case([source.file], intensities)[0])
+            found: FloatImage = np.ascontiguousarray(self._volume[2].take(index - source.first, source.axis + 1))
+            return found
+
     def _shown(self, index: int) -> Image.Image:
         image = self.image(index)
         nothing = np.full(image.shape[1:], IGNORE, dtype=np.uint8)
@@ -222,7 +269,9 @@ class ImageSet:
     def _existing_scribbles(self) -> dict[str, Path]:
         folder = self.root / SCRIBBLES
         self.inside(folder)
-        return index_label_folder(folder) if folder.is_dir() else {}
+        if not folder.is_dir():
+            return {}
+        return index_folder(folder, VOLUME_SUFFIXES) if self.volumes else index_label_folder(folder)
 
     def _read_classes(self) -> Classes:
         self.inside(self.classes_file)

@@ -1,4 +1,4 @@
-"""The answers of all images that are drawn on, as label maps beside them."""
+"""The answers of all images that are drawn on, as label maps beside them; of a volume in one file, 255 elsewhere."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import numpy as np
 
 from regloss.apps.annotate.image_set import ImageSet
 from regloss.apps.annotate.live import Answer
+from regloss.apps.annotate.sources import Source
+from regloss.dataset import IGNORE
 from regloss.errors import ReglossError, UsageError
-from regloss.io.labels import save_label_png
 from regloss.io.outputs import writing
+from regloss.io.types import LabelMap
 
 MASKS = "masks"
 
@@ -96,26 +98,53 @@ class Masks:
         import torch
 
         torch.set_num_threads(1)
-        done, problems = 0, []
+        done, problems, planes = 0, [], _Planes(self._images, folder)
         for index in indices:
             if self._stop.is_set():
                 break
-            name = self._images.ids[index]
             try:
                 found = answer(index)
                 if found.labels is None:
-                    problems.append(f"{name}: {found.message}")
+                    problems.append(f"{self._images.ids[index]}: {found.message}")
                 else:
-                    height, width = self._images.sizes[index]
-                    labels = found.labels.repeat(found.factor, 0).repeat(found.factor, 1)[:height, :width]
-                    path = self._images.inside(folder / f"{name}.png")
-                    save_label_png(path, np.ascontiguousarray(labels), self._images.classes.colors)
+                    planes.add(index, found.labels, found.factor)
                     done += 1
             except ReglossError as error:
-                problems.append(f"{name}: {error}")
+                problems.append(f"{self._images.ids[index]}: {error}")
             except Exception as error:  # of any image: the others are not lost, and the page says it
-                problems.append(f"{name}: {type(error).__name__}: {error}")
+                problems.append(f"{self._images.ids[index]}: {type(error).__name__}: {error}")
             with self._lock:
                 self._state = MasksState(True, folder.name, done, len(indices), tuple(problems))
+        try:
+            planes.write()
+        except ReglossError as error:
+            problems.append(str(error))
         with self._lock:
             self._state = MasksState(False, folder.name, done, len(indices), tuple(problems))
+
+
+class _Planes:
+    """What is written of one file after the other; images come in their order."""
+
+    def __init__(self, images: ImageSet, folder: Path) -> None:
+        self._images = images
+        self._folder = folder
+        self._source: Source | None = None
+        self._planes: list[LabelMap] = []
+
+    def add(self, index: int, labels: LabelMap, factor: int) -> None:
+        """The labels of an image, reduced by ``factor``."""
+        source = self._images.source(index)
+        if source is not self._source:
+            self.write()
+            self._source = source
+            self._planes = [np.full(source.size, IGNORE, dtype=np.uint8) for _ in source.ids]
+        height, width = source.size
+        self._planes[index - source.first] = labels.repeat(factor, 0).repeat(factor, 1)[:height, :width]
+
+    def write(self) -> None:
+        """Write what there is, once."""
+        source, self._source = self._source, None
+        if source is not None:
+            path = self._images.inside(self._folder / source.label_name)
+            source.write_labels(path, self._planes, self._images.classes.colors, durable=False)

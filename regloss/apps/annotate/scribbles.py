@@ -4,10 +4,10 @@ A stroke is a list of runs of pixels with their new values, which says the same 
 one is a stroke too. Each image has a revision, a number that a stroke must name: one that was drawn on an older state,
 in another tab say, is refused, and its tab reads the image again.
 
-A file is replaced by a complete one that the disk has. Before a session changes a file for the first time, what was
-there is kept beside it as NAME.bak. An earlier copy of that name gives way only if all of its strokes are in the new
-one; else the new one is called NAME.bak.1, and so on. Files that another program changes meanwhile are read again, not
-overwritten.
+A file is replaced by a complete one that the disk has; that of a volume has the strokes on all its slices. Before a
+session changes a file for the first time, what was there is kept beside it as NAME.bak. An earlier copy of that name
+gives way only if all of its strokes are in the new one; else the new one is called NAME.bak.1, and so on. Copies of
+volumes never give way. Files that another program changes meanwhile are read again, not overwritten.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ import numpy as np
 import numpy.typing as npt
 
 from regloss.apps.annotate.image_set import SCRIBBLES, ImageSet
+from regloss.apps.annotate.sources import Source
 from regloss.dataset import IGNORE
 from regloss.errors import ReglossError, UsageError
-from regloss.io.labels import read_scribble_map, read_values, save_label_png
+from regloss.io.labels import LABEL_SUFFIXES, read_values
 from regloss.io.outputs import finished_name, keep_copy, writing
 from regloss.io.types import LabelMap
+from regloss.io.volumes import NIFTI
 
-_KEPT = 16  # label maps in memory
+_KEPT = 2**28  # pixels of label maps in memory
 _ABANDONED = 3600.0  # seconds after which an unfinished file is one of a killed process
 
 Signature = tuple[int, int, int]
@@ -58,20 +60,20 @@ class Stroke:
 
 @dataclass
 class _Drawing:
-    """One image's scribbles.
+    """The scribbles of one file.
 
     Attributes:
-        revision: rises with every change.
-        signature: of the file that ``labels`` are in; None = there is none.
-        labels: (H, W); None = not in memory.
+        revisions: of each plane; they rise with every change.
+        signature: of the file that ``planes`` are in; None = there is none.
+        planes: labels (H, W) of each; None = not in memory.
         last: tab and number of the last stroke.
         kept: whether what was there before this session is kept, or there was nothing.
         lock: held while the file is looked at or replaced.
     """
 
-    revision: int = 0
+    revisions: list[int]
     signature: Signature | None = None
-    labels: LabelMap | None = None
+    planes: tuple[LabelMap, ...] | None = None
     last: tuple[str, int] | None = None
     kept: bool = False
     lock: threading.RLock = field(default_factory=threading.RLock)
@@ -90,13 +92,18 @@ class Scribbles:
         self.images = images
         self.callback = callback
         self._lock = threading.Lock()
-        self._drawings: dict[int, _Drawing] = {}
-        self._recent: list[int] = []  # images whose labels are in memory, the last used one last
-        self._drawn = {index: images.scribble_path(index).is_file() for index in range(len(images.ids))}
+        self._drawings = {source: _Drawing([0] * len(source.ids)) for source in images.sources}
+        self._recent: list[Source] = []  # those whose labels are in memory, the last used one last
+        self._drawn = [False] * len(images.ids)
+        for source in images.sources:
+            if images.scribble_path(source).is_file():
+                self._drawn[source.first] = True
+                if images.volumes:  # on which slices, only its contents tell
+                    self._refresh(source, self._drawing(source))
         _sweep(images.root / SCRIBBLES)
 
     def is_drawn(self, index: int) -> bool:
-        """Whether an image has scribbles; of images that were not opened yet, whether it has a file."""
+        """Whether an image has scribbles; of pictures that were not opened yet, whether it has a file."""
         return self._drawn[index]
 
     def read(self, index: int) -> tuple[LabelMap, int]:
@@ -105,11 +112,11 @@ class Scribbles:
         Raises:
             UsageError: the file holds no scribbles of these classes and this size.
         """
-        drawing = self._drawing(index)
+        source = self.images.source(index)
+        drawing = self._drawing(source)
         with drawing.lock:
-            self._refresh(index, drawing)
-            assert drawing.labels is not None
-            return drawing.labels, drawing.revision
+            planes = self._refresh(source, drawing)
+            return planes[index - source.first], drawing.revisions[index - source.first]
 
     def draw(self, index: int, stroke: Stroke) -> int:
         """Apply a stroke and save the result; gives the new revision.
@@ -119,79 +126,74 @@ class Scribbles:
             UsageError: runs outside of the image, or values that are no class; or see `read`.
             FailedWrite: the file cannot be written; nothing has changed.
         """
-        drawing = self._drawing(index)
+        source = self.images.source(index)
+        plane, drawing = index - source.first, self._drawing(source)
         with drawing.lock:
-            self._refresh(index, drawing)
+            planes = self._refresh(source, drawing)
             if drawing.last == (stroke.tab, stroke.number):
-                return drawing.revision
-            if stroke.revision != drawing.revision:
+                return drawing.revisions[plane]
+            if stroke.revision != drawing.revisions[plane]:
                 raise OutOfDate(f"{self.images.ids[index]} has been changed elsewhere.")
-            assert drawing.labels is not None
-            labels = drawing.labels.copy()
+            labels = planes[plane].copy()
             places, values = _pixels(stroke.runs, labels.size, len(self.images.classes.names))
             labels.reshape(-1)[places] = values
             if self.callback is not None:
                 self.callback(index, labels, stroke)
-            self._save(index, drawing, labels)
-            drawing.labels, drawing.last = labels, (stroke.tab, stroke.number)
-            drawing.revision += 1
-            return drawing.revision
+            planes = (*planes[:plane], labels, *planes[plane + 1 :])
+            self._save(source, drawing, planes)
+            self._drawn[index] = bool((labels != IGNORE).any())
+            drawing.planes, drawing.last = planes, (stroke.tab, stroke.number)
+            drawing.revisions[plane] += 1
+            return drawing.revisions[plane]
 
-    def _drawing(self, index: int) -> _Drawing:
+    def _drawing(self, source: Source) -> _Drawing:
         with self._lock:
-            drawing = self._drawings.setdefault(index, _Drawing())
-            if index in self._recent:
-                self._recent.remove(index)
-            self._recent.append(index)
-            for old in self._recent[:-_KEPT]:
-                if self._drawings[old].lock.acquire(blocking=False):  # else it is being used
-                    self._drawings[old].labels = None
-                    self._drawings[old].lock.release()
-                    self._recent.remove(old)
-            return drawing
+            if source in self._recent:
+                self._recent.remove(source)
+            self._recent.append(source)
+            pixels = [len(each.ids) * each.size[0] * each.size[1] for each in self._recent]
+            while len(self._recent) > 1 and sum(pixels) > _KEPT:
+                old = self._drawings[self._recent[0]]
+                if not old.lock.acquire(blocking=False):  # it is being used
+                    break
+                old.planes = None
+                old.lock.release()
+                self._recent.pop(0)
+                pixels.pop(0)
+            return self._drawings[source]
 
-    def _refresh(self, index: int, drawing: _Drawing) -> None:
+    def _refresh(self, source: Source, drawing: _Drawing) -> tuple[LabelMap, ...]:
         """Read the file, unless its labels are in memory and it is as it was."""
-        path = self.images.scribble_path(index)
+        path = self.images.scribble_path(source)
         signature = _signature(path)
-        if signature == drawing.signature and drawing.labels is not None:
-            return
+        if signature == drawing.signature and drawing.planes is not None:
+            return drawing.planes
         if signature is None:
-            labels = np.full(self.images.sizes[index], IGNORE, dtype=np.uint8)
+            planes = tuple(np.full(source.size, IGNORE, dtype=np.uint8) for _ in source.ids)
         else:
-            labels = self._read_file(index, path)
+            planes = source.read_labels(path, self.images.classes.names)
         if signature != drawing.signature:
-            drawing.revision += 1
+            drawing.revisions = [revision + 1 for revision in drawing.revisions]
             drawing.kept = False
-        drawing.signature, drawing.labels = signature, labels
-        self._drawn[index] = bool((labels != IGNORE).any())
+        drawing.signature, drawing.planes = signature, planes
+        for plane, labels in enumerate(planes):
+            self._drawn[source.first + plane] = bool((labels != IGNORE).any())
+        return planes
 
-    def _read_file(self, index: int, path: Path) -> LabelMap:
-        size = self.images.sizes[index]
-        labels = read_scribble_map(path, self.images.classes.names, size)
-        if labels.shape != size:
-            raise UsageError(
-                f"{path} is {labels.shape[0]} pixels high and {labels.shape[1]} wide, its image {size[0]} and "
-                f"{size[1]}, so it is left alone. Move it away to draw on this image."
-            )
-        return labels
-
-    def _save(self, index: int, drawing: _Drawing, labels: LabelMap) -> None:
-        path = self.images.scribble_path(index)
+    def _save(self, source: Source, drawing: _Drawing, planes: Sequence[LabelMap]) -> None:
+        path = self.images.scribble_path(source)
         if not drawing.kept:
-            keep_copy(path, lambda copy: self._covers(index, path, copy))
+            keep_copy(path, lambda copy: self._covers(path, copy))
             drawing.kept = True
-        drawn = bool((labels != IGNORE).any())
-        if drawn:
+        if any((labels != IGNORE).any() for labels in planes):
             self.images.write_classes()
-            save_label_png(path, labels, self.images.classes.colors, durable=True)
+            source.write_labels(path, planes, self.images.classes.colors, durable=True)
         else:
             with writing(path):  # an image without a stroke has no file: training would ask what it is for
                 path.unlink(missing_ok=True)
         drawing.signature = _signature(path)
-        self._drawn[index] = drawn
 
-    def _covers(self, index: int, path: Path, copy: Path) -> bool:
+    def _covers(self, path: Path, copy: Path) -> bool:
         """Whether all strokes of ``copy`` are in the file ``path`` too."""
         try:
             before, now = read_values(copy), read_values(path)
@@ -235,6 +237,11 @@ def _sweep(folder: Path) -> None:
     if folder.is_dir():
         for path in folder.iterdir():
             name = finished_name(path)
-            abandoned = name is not None and name.endswith(".png") and path.is_file() and not path.is_symlink()
+            abandoned = (
+                name is not None
+                and name.lower().endswith((*LABEL_SUFFIXES, *NIFTI))
+                and path.is_file()
+                and not path.is_symlink()
+            )
             if abandoned and time.time() - path.stat().st_mtime > _ABANDONED:
                 path.unlink(missing_ok=True)

@@ -52,7 +52,6 @@ from regloss.apps.annotate.training import Training, TrainingSettings
 from regloss.apps.annotate.uncertainty import Uncertainty
 from regloss.apps.trained_model import TrainedModel, load
 from regloss.errors import FailedWrite, ReglossError, UsageError
-from regloss.io.images import read_image
 from regloss.io.palettes import Color
 from regloss.io.types import LabelMap
 
@@ -202,7 +201,7 @@ class Annotation:
         """Of the network, (1, K, H, W)."""
         model = self._model
         assert model is not None
-        image = read_image(self.images.files[self.images.ids[index]], model.channels, model.model.window)
+        image = self.images.image_for(index, model.channels, model.model.window, model.intensities())
         with self._model_lock:  # a network is used by one thread at a time
             return model.logits(image)
 

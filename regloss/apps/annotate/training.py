@@ -21,8 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from regloss.apps.annotate.image_set import ImageSet
 from regloss.apps.annotate.scribbles import Scribbles
+from regloss.apps.annotate.sources import Volume
 from regloss.dataset import IGNORE
 from regloss.errors import ReglossError, UsageError
+from regloss.io.cases import rounded_spacing
 from regloss.io.outputs import write_new, writing
 from regloss.training.logs import CsvLog
 
@@ -134,6 +136,7 @@ class Training:
             path = self.folder / f"{run}.toml"
             with writing(path):
                 self.folder.mkdir(exist_ok=True)
+            self.images.write_classes()  # strokes of another program may have come without
             write_new(path, text)
             with writing(path), self._printed(run).open("wb") as printed:
                 popen = subprocess.Popen(
@@ -146,7 +149,7 @@ class Training:
                 )
             if os.name == "posix":
                 os.setpriority(os.PRIO_PROCESS, popen.pid, _NICE)  # who draws meanwhile has the first turn
-            steps = settings.epochs * math.ceil(len(drawn) / _BATCH)
+            steps = settings.epochs * math.ceil(len(drawn) / self._batch(drawn))
             self._process = _Process(run, popen, steps, len(drawn))
             threading.Thread(target=self._wait, args=(self._process,), daemon=True).start()
 
@@ -225,20 +228,22 @@ class Training:
 
     def _configuration(self, run: str, drawn: Sequence[int], settings: TrainingSettings) -> str:
         sizes = [self.images.sizes[index] for index in drawn]
-        reduce = max(1, math.ceil(max(max(size) for size in sizes) / _LONGEST))
-        grey = "" if self.images.grey is None else f"\ngrey = {str(self.images.grey).lower()}"
         names = ", ".join(_text(self.images.ids[index]) for index in drawn)
+        grey = "" if self.images.grey is None else f"grey = {str(self.images.grey).lower()}\n"
+        reduce = max(1, math.ceil(max(max(size) for size in sizes) / _LONGEST))
+        kind = f'dataset = "folder"\n{grey}reduce = {reduce}'
+        if self.images.volumes:
+            kind = 'dataset = "volumes"\ndims = 2                  # slices are samples'
         return f"""\
 output = {_text(str(self.folder / run))}
 
 [data]
-dataset = "folder"
+{kind}
 root = {_text(str(self.images.root))}
-images = {_text(self.images.folder)}{grey}
+images = {_text(self.images.folder)}
 split = {{train = [{names}]}}
 test = ""                 # no image is kept apart for scores
 max-scribbled = 1.0       # filled polygons may cover much
-reduce = {reduce}
 crop = {_CROP}
 normalize = "image"
 augment = {{flip = true, scale = [0.8, 1.25], rotate = 20.0, brightness = 0.1, contrast = 0.1}}
@@ -260,10 +265,16 @@ update-every = 5
 
 [training]
 epochs = {settings.epochs}
-batch-size = {_BATCH}
+batch-size = {self._batch(drawn)}
 optimizer = {{name = "adam", lr = 5e-3}}
 schedule = {{name = "cosine"}}
 """
+
+    def _batch(self, drawn: Sequence[int]) -> int:
+        """Images in a batch; slices in one must have the same spacing."""
+        sources = [self.images.source(index) for index in drawn]
+        spacings = {rounded_spacing(source.geometry) for source in sources if isinstance(source, Volume)}
+        return _BATCH if len(spacings) < 2 else 1
 
     def _next_run(self) -> str:
         number = 1
