@@ -336,7 +336,7 @@ def annotate(
 @app.command()
 def demo(
     output: Output = Path("runs/demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the sample images, of each run.")] = 60,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the sample images, of each run.")] = 120,
     seed: Annotated[int, typer.Option(min=0, help="Of all that is random.")] = 0,
     overwrite: Overwrite = False,
     quiet: Quiet = False,

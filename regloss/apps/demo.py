@@ -71,7 +71,7 @@ def demo_configs(output: Path, epochs: int, seed: int = 0) -> dict[str, Config]:
 def run_demo(
     output: Path,
     *,
-    epochs: int = 60,
+    epochs: int = 120,
     seed: int = 0,
     overwrite: bool = False,
     quiet: bool = True,
