@@ -24,6 +24,7 @@ from regloss.training.proposals import ProposalStore
 from regloss.training.sample_reader import (
     SampleReader,
     check_evaluation_samples,
+    check_spacings,
     check_training_samples,
     supervision_of,
 )
@@ -115,6 +116,7 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     _check_loop(loop, first, len(dataset.classes), data.supervision)
     _check_network(segmenter, first, len(dataset.classes))
     warnings = [*dataset.notes, *check_training_samples(reader, ids, data.supervision, data.max_scribbled)]
+    check_spacings(reader, ids, config.training.batch_size)
     for subset in (data.val, data.test):
         if subset is not None:
             check_evaluation_samples(reader, subset)

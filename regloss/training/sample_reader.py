@@ -23,6 +23,7 @@ class SampleReader:
 
     Attributes:
         scribbled: fraction of the pixels that the scribbles of each sample label, of those that have been read.
+        spacings: of each sample that has been read, in mm; None = not known.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class SampleReader:
         self.scribble_length = scribble_length
         self.proposals = proposals
         self.scribbled: dict[str, float] = {}
+        self.spacings: dict[str, tuple[float, ...] | None] = {}
         self._samples: dict[str, Sample] = {}
         self._bytes = 0
 
@@ -50,6 +52,7 @@ class SampleReader:
             return self._samples[sample_id]
         sample = self.source.load(sample_id)
         check_sample(sample, len(self.source.classes))
+        self.spacings[sample_id] = sample.spacing
         if sample.scribble is not None:
             self.scribbled[sample_id] = float((sample.scribble != IGNORE).mean())
         if sample.scribble is not None and self.scribble_length < 1:
@@ -144,6 +147,19 @@ def check_training_samples(
     if single:
         return [f"In {len(single)} images only one class is seeded, so proposals may take any class: {listed(single)}."]
     return []
+
+
+def check_spacings(reader: SampleReader, ids: Sequence[str], batch_size: int) -> None:
+    """Raise `UsageError` where training samples, all of which have been read, have no one spacing, as batches must."""
+    found: dict[tuple[float, ...] | None, list[str]] = {}
+    for sample_id in ids:
+        found.setdefault(reader.spacings[sample_id], []).append(sample_id)
+    if batch_size > 1 and len(found) > 1:
+        told = [f"{spacing} mm: {len(some)} ({some[0]}, say)" for spacing, some in found.items()]
+        raise UsageError(
+            f"The training images have {len(found)} spacings ({listed(told, 4)}), and those of a batch must have one. "
+            "Take batches of one image (training.batch-size = 1), or resample the images to one spacing."
+        )
 
 
 def _check_scribbled(scribbled: Mapping[str, float], largest: float) -> None:

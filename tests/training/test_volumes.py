@@ -1,11 +1,12 @@
 """Training on volumes: slices and patches, proposals of whole volumes, from files to scores."""
 
 import csv
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from volume_files import SIZE, SPACING, volume_settings, write_volumes
+from volume_files import SIZE, SPACING, save, volume_settings, write_volumes
 
 import regloss
 from regloss.errors import UsageError
@@ -17,7 +18,7 @@ from regloss.training.slabs import by_slabs
 from regloss.training.trainer import train
 from regloss_plugins.layers.softmax import RegularizedSoftmax
 
-pytest.importorskip("nibabel", reason="pip install 'regloss[volumes]'")
+nibabel = pytest.importorskip("nibabel", reason="pip install 'regloss[volumes]'")
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +129,18 @@ def test_what_does_not_fit_is_said_before_anything_is_written(balls, tmp_path, c
     with pytest.raises(UsageError, match=message):
         train(volume_settings(balls, tmp_path / "run", 3, change))
     assert not (tmp_path / "run").exists()
+
+
+def test_volumes_of_other_spacings_need_batches_of_one(balls, tmp_path):
+    root = shutil.copytree(balls, tmp_path / "balls")
+    for part in ("images", "labels", "scribbles"):
+        path = root / part / "case1.nii.gz"
+        save(path, np.asarray(nibabel.load(path).dataobj).T, np.diag([1.5, 1.5, 3, 1]))
+    message = r"2 spacings \(\(3.0, 1.0, 1.0\) mm: 1 \(case0, say\), .*training.batch-size = 1"
+    with pytest.raises(UsageError, match=message):
+        train(volume_settings(root, tmp_path / "run", 3))
+    assert not (tmp_path / "run").exists()
+    train(volume_settings(root, tmp_path / "run", 3, "training.batch-size=1", "training.epochs=1"))
 
 
 def test_slices_that_are_not_drawn_on(balls, tmp_path):
