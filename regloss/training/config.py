@@ -8,6 +8,7 @@ component takes the values, it says itself when it is made, once, before a train
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
 from torch import Tensor, nn
 
 from regloss.errors import ReglossError, UsageError
@@ -23,7 +24,8 @@ from regloss.io.limits import LARGEST_TEXT, check_regular
 from regloss.io.samples import MAX_SCRIBBLED
 from regloss.io.toml import parse_toml, read_text, toml_value
 from regloss.layer import RegularizedLayer
-from regloss.registry import check_settings, create, find, get, settings
+from regloss.outer_loop import OuterLoop
+from regloss.registry import check_settings, create, find, get, name_of, settings
 from regloss.training.color_pseudo_labels import ColorPseudoLabels
 from regloss.training.saved import shortened
 
@@ -207,7 +209,8 @@ class Loss(_Section):
 class Training(_Section):
     """Length, optimizer, learning rate, devices, checkpoints.
 
-    epochs: passes over the training images. batch-size: images a step on each process. optimizer: {name = "adam" |
+    epochs: passes over the training images. warm-up: the first of them, which train on the data term alone, without
+    regularizer or proposals. batch-size: images a step on each process. optimizer: {name = "adam" |
     "adamw" | "sgd", lr, ...}; every other key is torch's. schedule: {name = "constant" | "poly" | "cosine"} with power
     (poly) and warmup (fraction of the training). head-lr: factor of the learning rate for the parameters that the
     network calls its head. layer-lr: likewise, for what [layer] learns. start-from: run folder, or .safetensors or
@@ -216,6 +219,7 @@ class Training(_Section):
     """
 
     epochs: int = Field(ge=1, le=10**7)
+    warm_up: int = Field(default=0, ge=0, le=10**7)
     batch_size: int = Field(default=8, ge=1, le=10**6)
     optimizer: dict[str, Any] = {"name": "adam", "lr": 1e-3}
     schedule: dict[str, Any] = {"name": "constant"}
@@ -232,6 +236,14 @@ class Training(_Section):
     checkpoint_every: int | None = Field(default=None, ge=1)
     evaluate_every: int = Field(default=1, ge=1)
     log_every: int = Field(default=1, ge=1)
+
+    @field_validator("warm_up")
+    @classmethod
+    def _leaves_epochs(cls, value: int, others: ValidationInfo) -> int:
+        epochs = others.data.get("epochs", math.inf)  # not there where it is invalid itself
+        if value >= epochs:
+            raise ValueError(f"{value} of {epochs} epochs leave none for the whole loss")
+        return value
 
     @field_validator("optimizer")
     @classmethod
@@ -530,6 +542,20 @@ def build_loop(loss: Loss, supervision: str) -> Any:
             f'{name!r} {given}. Use data-term = "elbo", or the outer loop "deep-chan-vese".'
         )
     return loop
+
+
+def build_warm_up(loop: OuterLoop) -> Any:
+    """An outer loop of the data term of ``loop`` alone.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if loop.data_term is None:
+        raise UsageError(
+            f"training.warm-up trains on the data term alone, and the outer loop {name_of(loop)!r} has none. Leave the "
+            "setting out."
+        )
+    return create("outer-loop", "gradient-descent", data_term=loop.data_term)
 
 
 def build_proposals(proposals: Proposals | None) -> ColorPseudoLabels | None:

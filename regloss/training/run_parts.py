@@ -15,7 +15,7 @@ from regloss.metrics.scores import Scores
 from regloss.outer_loop import OuterLoop
 from regloss.registry import resolve
 from regloss.training import checkpoints
-from regloss.training.config import Config, build_loop, build_proposals
+from regloss.training.config import Config, build_loop, build_proposals, build_warm_up
 from regloss.training.folds import open_dataset
 from regloss.training.loader import Prepared, TrainingSet, crop_size, whole_batch
 from regloss.training.model import SegmentationModel, build_model, predict
@@ -44,6 +44,7 @@ class Parts:
             names. One for each: then a loop may update them apart, and as optimizers treat every parameter by itself,
             together it makes no difference.
         loop: couples the segmenter with solver and losses.
+        warm_up: what trains on its data term alone in the first epochs; None = nothing does.
         ids: of the training samples.
         warnings: worth reading before the training.
         checkpoint: what the run goes on from, its weights in ``segmenter`` already; None at a beginning.
@@ -55,6 +56,7 @@ class Parts:
     segmenter: SegmentationModel
     optimizers: dict[str, torch.optim.Optimizer]
     loop: OuterLoop
+    warm_up: OuterLoop | None
     ids: list[str]
     warnings: list[str]
     checkpoint: checkpoints.Checkpoint | None
@@ -90,6 +92,7 @@ def build(config: Config, *, resume: bool = False) -> Parts:
             )
         segmenter.load_weights(checkpoints.read_weights(Path(start_from)), start_from, start=True)
     loop = build_loop(config.loss, data.supervision)
+    warm_up = build_warm_up(loop) if config.training.warm_up > 0 else None
     optimizers = {"network": build_optimizer(config, segmenter)} | {
         name: optimizer_of(config, module.parameters()) for name, module in loop.modules().items()
     }
@@ -123,7 +126,7 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     if checkpoint is not None:
         _check_checkpoint(checkpoint, config, optimizers, loop, len(ids) * data.crops_per_image)
     _check_layer(segmenter, TrainingSet(reader, ids, data, config.seed)[0, 0, -1], len(dataset.classes))
-    return Parts(config, dataset, reader, segmenter, optimizers, loop, ids, warnings, checkpoint)
+    return Parts(config, dataset, reader, segmenter, optimizers, loop, warm_up, ids, warnings, checkpoint)
 
 
 def _last_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
@@ -150,7 +153,9 @@ def _check_checkpoint(
         )
     generation, made_in = state["generation"], state["generation-epoch"]
     stored = isinstance(loop.update_every, int)
-    if (generation >= 0) != (stored and state["step"] > 0) or (generation < 0) != (made_in < 0):
+    possible, needed = state["step"] > 0, state["step"] > config.training.warm_up * steps
+    proposed = generation >= 0
+    if proposed > (stored and possible) or proposed < (stored and needed) or proposed != (made_in >= 0):
         raise UsageError(
             f"{where} has generation {generation} and generation-epoch {made_in} at step {state['step']}, which "
             f"{'needs' if stored else 'has no'} stored proposals."

@@ -128,27 +128,28 @@ def _launched(fabric: Fabric, copied: CopiedParts, quiet: bool, callback: Callba
 
 
 def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[str, Any]:
-    config, loop = parts.config, parts.loop
+    config, coupled = parts.config, parts.loop
     folder, training = Path(config.output), config.training
     if training.threads is not None:
         torch.set_num_threads(training.threads)
     proposals = None  # of loops that keep any
-    if isinstance(loop.update_every, int):
+    if isinstance(coupled.update_every, int):
         proposals = Proposals(
-            loop, parts.ids, folder / "proposals", resume=True, spelled=as_written, slab=config.inference.slab
+            coupled, parts.ids, folder / "proposals", resume=True, spelled=as_written, slab=config.inference.slab
         )
     store = None if proposals is None else proposals.store
     training_set = TrainingSet(parts.reader, parts.ids, config.data, config.seed, store)
     order = EpochOrder(len(training_set), training.batch_size, config.seed, fabric.global_rank, fabric.world_size)
     total_steps = training.epochs * order.steps
     if fabric.world_size > 1:
-        loop.all_reduce = lambda value: fabric.all_reduce(value, reduce_op="sum")  # type: ignore[assignment, return-value]
-        loop.world_size = fabric.world_size
+        for each in filter(None, (coupled, parts.warm_up)):
+            each.all_reduce = lambda value: fabric.all_reduce(value, reduce_op="sum")  # type: ignore[assignment, return-value]
+            each.world_size = fabric.world_size
 
     main = fabric.is_global_zero
     model, optimizer = fabric.setup(parts.segmenter, parts.optimizers["network"])
     # Networks that the loop trains beside this one.
-    modules = {name: fabric.to_device(module) for name, module in loop.modules().items()}
+    modules = {name: fabric.to_device(module) for name, module in coupled.modules().items()}
     optimizers = {"network": optimizer} | {name: fabric.setup_optimizers(parts.optimizers[name]) for name in modules}
     rates = {name: [group["lr"] for group in each.param_groups] for name, each in optimizers.items()}
     segmenter = parts.segmenter  # the same weights, outside of the wrapper, for inference
@@ -191,10 +192,11 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
         while epoch < training.epochs:
             clock = time.perf_counter()
             numbers["epoch"] = epoch
+            loop = coupled if parts.warm_up is None or epoch >= training.warm_up else parts.warm_up
             loop.set_progress(step / total_steps)
 
             # Stage A: proposals for all training images, un-augmented, every few epochs.
-            if proposals is not None:
+            if proposals is not None and loop is coupled:
                 numbers |= propose_all(proposals, parts, epoch, step, fabric.device)
 
             # Stage B: optimizer steps.
