@@ -109,18 +109,20 @@ class Masks:
                 else:
                     planes.add(index, found.labels, found.factor)
                     done += 1
-            except ReglossError as error:
-                problems.append(f"{self._images.ids[index]}: {error}")
             except Exception as error:  # of any image: the others are not lost, and the page says it
-                problems.append(f"{self._images.ids[index]}: {type(error).__name__}: {error}")
+                problems.append(f"{self._images.ids[index]}: {_in_words(error)}")
             with self._lock:
                 self._state = MasksState(True, folder.name, done, len(indices), tuple(problems))
         try:
             planes.write()
-        except ReglossError as error:
-            problems.append(str(error))
+        except Exception as error:  # as above
+            problems.append(_in_words(error))
         with self._lock:
             self._state = MasksState(False, folder.name, done, len(indices), tuple(problems))
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, ReglossError) else f"{type(error).__name__}: {error}"
 
 
 class _Planes:
