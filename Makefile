@@ -1,7 +1,7 @@
 # Two commands do all on a fresh machine: `make demo` and `make test`. Both install into .venv with the tested versions.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= sample,tiff,hdf5,volumes,tensorboard,pymaxflow,gco,annotate,browser,lightning,monai,docs,dev
+EXTRAS ?= sample,microscopy,hdf5,volumes,tensorboard,pymaxflow,gco,annotate,browser,lightning,monai,docs,dev
 # One thread a process: two busy threads on two busy cores can be several times slower than one.
 export OMP_NUM_THREADS ?= 1
 PLUGIN_HALF := tests/plugins tests/attacks

@@ -268,7 +268,7 @@ def segment(
     window: Range = None,
     unlabelled: Annotated[
         int | None,
-        typer.Option(min=0, max=255, help="Value of the scribbles where nothing was drawn, beside 255."),
+        typer.Option(min=0, max=65535, help="Value of the scribbles where nothing was drawn, beside 255."),
     ] = None,
     values: Annotated[
         str | None,

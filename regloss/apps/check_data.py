@@ -178,8 +178,8 @@ class FolderCheck:
         if others:
             self.findings.add(
                 f"{part}s",
-                f"{len(others)} files of {folder} are pictures, but no PNG: {listed(others)}; write class indices as "
-                "PNG from their source, as JPEG changes them",
+                f"{len(others)} files of {folder} are pictures, but none of {', '.join(LABEL_SUFFIXES)}: "
+                f"{listed(others)}; write class indices as PNG from their source, as JPEG changes them",
             )
         skipped = left_out(folder)
         if skipped:

@@ -26,11 +26,12 @@ from regloss.io.labels import (
     read_scribble_map,
     read_values,
     save_label_png,
+    stored_value,
     value_map,
     values_of,
 )
 from regloss.io.outputs import check_new_folder, make_new_folder, writing
-from regloss.io.palettes import Color, Colors, class_colors
+from regloss.io.palettes import Color, Colors, class_colors, written_value
 from regloss.io.samples import MAX_SCRIBBLED, SampleFiles, turned_note
 from regloss.io.types import FloatImage, LabelMap, StoredPixels
 from regloss.io.volumes import (
@@ -256,8 +257,8 @@ class _Meaning:
             if values is not None or unlabelled is not None:
                 raise UsageError("values and unlabelled are about a file of scribbles, or of a start. Give one.")
             return cls()
-        if unlabelled is not None and not 0 <= unlabelled <= 255:
-            raise UsageError(f"unlabelled is a value of the scribbles' file, 0 to 255; got {unlabelled}.")
+        if unlabelled is not None:
+            stored_value(unlabelled, "unlabelled")
         folder = Path(path).resolve().parent
         file = next(
             (place / "classes.toml" for place in (folder, folder.parent) if (place / "classes.toml").is_file()), None
@@ -373,14 +374,14 @@ def _read_labels(path: Path, of: Path, image: FloatImage, meaning: _Meaning, wha
     if meaning.values is not None:
         unknown = [v for v in values_of(labels) if v not in (*meaning.values, meaning.unlabelled, IGNORE)]
         if unknown:
-            raise UsageError(f"{path} holds {listed(unknown)}, of which --values says nothing.")
+            raise UsageError(f"{path} holds {listed(map(written_value, unknown))}, of which --values says nothing.")
         labels = mapped(labels, {**meaning.values, **_nothing(meaning)})
     elif meaning.names:
         labels = read_scribble_map(path, meaning.names, image.shape[1:], unlabelled=meaning.unlabelled)
     else:
         before = values_of(labels)
+        _check_gaps(path, [value for value in before if value != meaning.unlabelled], before)
         labels = mapped(labels, _nothing(meaning))
-        _check_gaps(path, values_of(labels), before, meaning)
     if labels.shape != image.shape[1:]:
         raise UsageError(
             f"{path} has the size {labels.shape}, {of} {image.shape[1:]} "
@@ -402,17 +403,18 @@ def _nothing(meaning: _Meaning) -> dict[int, int]:
     return {} if meaning.unlabelled is None else {meaning.unlabelled: IGNORE}
 
 
-def _check_gaps(path: Path, labels: list[int], before: list[int], meaning: _Meaning) -> None:
+def _check_gaps(path: Path, labels: list[int], before: list[int]) -> None:
     """Refuse labels between which classes are missing: their values are no indices, or more classes were meant."""
     present = [value for value in labels if value != IGNORE]
     if not present or (present == list(range(present[0], present[-1] + 1)) and present[0] <= 1):
         return
-    missing = sorted(set(range(present[-1])) - set(present))
-    to_indices = ",".join(f"{value}={index}" for index, value in enumerate(present[:30]))
+    missing = sorted(set(range(min(present[-1], IGNORE))) - set(present))
+    to_indices = ",".join(f"{written_value(value)}={index}" for index, value in enumerate(present[:30]))
     as_they_are = ",".join(f"{value}={value}" for value in present[:30])
+    keeping = f", --values {as_they_are} keeps them" if present[-1] < IGNORE else ""
     raise UsageError(
-        f"{path} holds the labels {listed(before, 30)}, and no pixel of the classes between ({listed(missing, 3)}). "
-        f"Say what the values mean: --values {to_indices} counts them, --values {as_they_are} keeps them; or name all "
+        f"{path} holds the labels {listed(map(written_value, before), 30)}, and no pixel of the classes between "
+        f"({listed(missing, 3)}). Say what the values mean: --values {to_indices} counts them{keeping}; or name all "
         f"classes in {path.parent / 'classes.toml'}."
     )
 

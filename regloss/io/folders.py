@@ -62,16 +62,17 @@ def left_out(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> str:
 
 
 def index_label_folder(folder: Path) -> dict[str, Path]:
-    """The PNG files of a folder of label maps by stem, refusing pictures in other formats.
+    """The label maps of a folder by stem, refusing pictures in formats that label maps do not have.
 
     Raises:
-        UsageError: as `index_folder`; or the folder holds pictures that are not PNG.
+        UsageError: as `index_folder`; or the folder holds JPEG files, say.
     """
     found = index_folder(folder)
     wrong = [path.name for path in found.values() if not path.name.lower().endswith(LABEL_SUFFIXES)]
     if wrong:
         raise UsageError(
-            f"label maps are PNG files holding class indices, but {folder} holds {listed(wrong)}; save them as PNG "
+            f"label maps are PNG files holding class indices (or {', '.join(LABEL_SUFFIXES[1:])}), but {folder} holds "
+            f"{listed(wrong)}; save them as PNG "
             "from their source (JPEG compression changes the indices, so converting a JPEG does not bring them back)"
         )
     return found

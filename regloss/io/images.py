@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from regloss.errors import UsageError, listed
-from regloss.io import raster
+from regloss.io import dicom, raster, stacks
 from regloss.io.types import FloatImage, Header, StoredPixels
 from regloss.io.windows import Window, windowed
 
@@ -37,6 +37,8 @@ class ImageReader:
 
 READERS = (
     ImageReader((".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp"), raster.read_header, raster.read_pixels),
+    ImageReader((*stacks.NPY, *stacks.HDF5), stacks.image_header, stacks.read_image),
+    ImageReader((dicom.SUFFIX,), dicom.read_header, dicom.read_pixels),
 )
 """Readers by file type. Files of other endings go to the first, which looks at their contents."""
 

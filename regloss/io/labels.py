@@ -17,10 +17,10 @@ from PIL import Image
 
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError, listed
-from regloss.io import raster
+from regloss.io import raster, stacks
 from regloss.io.outputs import replace_file
-from regloss.io.palettes import IGNORE_COLOR, Colors
-from regloss.io.types import LabelMap, Size
+from regloss.io.palettes import IGNORE_COLOR, Colors, color_value, parsed_color, written_value
+from regloss.io.types import LabelMap, Size, StoredLabels
 from regloss.io.volumes import is_volume, read_label_volume
 
 
@@ -31,23 +31,29 @@ class LabelReader:
     Attributes:
         suffixes: endings of its files, in lower case.
         size: file -> (H, W), without decoding it.
-        indices: file -> (H, W) uint8, whatever values it holds.
+        indices: file -> (H, W), whatever values it holds.
     """
 
     suffixes: tuple[str, ...]
     size: Callable[[Path], Size]
-    indices: Callable[[Path], LabelMap]
+    indices: Callable[[Path], StoredLabels]
 
 
-READERS = (LabelReader((".png",), raster.read_label_size, raster.read_indices),)
+READERS = (
+    LabelReader((".png",), raster.read_label_size, raster.read_indices),
+    LabelReader((*stacks.TIFF, *stacks.NPY), stacks.read_label_size, stacks.read_labels),
+)
 """Readers by file type. Files of other endings go to the first, which refuses what is no PNG."""
 
 LABEL_SUFFIXES = tuple(suffix for reader in READERS for suffix in reader.suffixes)
 """Endings of label maps, in lower case."""
 
 
+LARGEST_VALUE = 65535
+"""What values of label maps go up to, before they are told what they mean."""
+
 ValueMap: TypeAlias = Mapping[int, int]
-"""Value of a file -> class index, or 255 for no label."""
+"""Value of a file -> class index, or 255 for no label; colours are values as of `regloss.io.palettes.color_value`."""
 
 
 def _reader(path: Path) -> LabelReader:
@@ -66,16 +72,16 @@ def read_label_size(path: Path) -> Size:
 
 def label_orientation(path: Path) -> int:
     """The orientation tag of a label map, 1..8; 1 where it has none. It is honoured in reading."""
-    return raster.label_orientation(path)
+    return raster.label_orientation(path) if path.name.lower().endswith(".png") else 1
 
 
 def read_label_map(
     path: Path, classes: Sequence[str], values: ValueMap | None = None, *, setting: str = "label-values"
 ) -> LabelMap:
-    """Class indices from a file: a grey or palette PNG (of a palette, the indices; its colours play no part).
+    """Class indices from a file: PNG (of a palette, the indices; its colours play no part), TIFF or NPY.
 
     Args:
-        path: a PNG file of 1, 2, 4 or 8 bits a pixel.
+        path: whole numbers, one a pixel; or a PNG of colours, which ``values`` then say the meaning of.
         classes: the K class names.
         values: what the file's values mean, where they are no class indices; see `value_map`. 255 stands for itself,
             unless it is among them.
@@ -97,16 +103,17 @@ def read_label_map(
         way_out = f"; {setting} = {written_map(values, classes, values)} says nothing of it"
     if outside:
         named = ", ".join(f"{index} = {name}" for index, name in enumerate(classes[:30]))
+        held = f"value{'s' if len(outside) > 1 else ''} {listed(map(written_value, outside))}"
         raise UsageError(
-            f"{path} holds the label value{'s' if len(outside) > 1 else ''} {listed(outside)}, but there are "
+            f"{path} holds the label {held}, but there are "
             f"{len(classes)} classes: {named}{', ...' if len(classes) > 30 else ''}; "
             f"{IGNORE} marks pixels without label{way_out}"
         )
-    return labels if values is None else mapped(labels, values)
+    return mapped(labels, values or {})
 
 
-def read_values(path: Path) -> LabelMap:
-    """(H, W) uint8, whatever values a label map holds; of a volume (see `regloss.io.volumes`) (D, H, W).
+def read_values(path: Path) -> StoredLabels:
+    """(H, W), whatever values a label map holds; of a volume (see `regloss.io.volumes`) (D, H, W).
 
     Raises:
         UsageError: not such a file as `read_label_map` reads.
@@ -116,42 +123,71 @@ def read_values(path: Path) -> LabelMap:
     return _reader(path).indices(path)
 
 
-def values_of(labels: LabelMap) -> list[int]:
+def values_of(labels: StoredLabels) -> list[int]:
     """The different values, ascending."""
-    return [int(value) for value in np.flatnonzero(np.bincount(labels.ravel(), minlength=256))]
+    if labels.dtype == np.uint8:
+        return [int(value) for value in np.flatnonzero(np.bincount(labels.ravel(), minlength=256))]
+    return [int(value) for value in np.unique(labels)]
 
 
-def mapped(labels: LabelMap, values: ValueMap) -> LabelMap:
-    """``labels`` with each value replaced by what ``values`` says; others stay.
+def mapped(labels: StoredLabels, values: ValueMap) -> LabelMap:
+    """``labels`` with each value replaced by what ``values`` says; others, which are 0..255, stay.
 
-    >>> mapped(np.array([[0, 255, 7]], dtype=np.uint8), {0: 0, 255: 1, 7: 255})
+    Raises:
+        UsageError: a value above 255 that ``values`` says nothing of.
+
+    >>> mapped(np.array([[0, 500, 7]], dtype=np.uint16), {0: 0, 500: 1, 7: 255})
     array([[  0,   1, 255]], dtype=uint8)
     """
-    table = np.arange(256, dtype=np.uint8)
-    for value, index in values.items():
-        table[value] = index
-    return table[labels]
+    if labels.dtype == np.uint8:
+        table = np.arange(256, dtype=np.uint8)
+        for value, index in values.items():
+            if value < 256:
+                table[value] = index
+        return table[labels]
+    present, places = np.unique(labels, return_inverse=True)
+    unknown = [value for value in present.tolist() if value not in values and not 0 <= value <= 255]
+    if unknown:
+        raise UsageError(f"Nothing says what the label values {listed(map(written_value, unknown))} mean.")
+    meanings = np.array([values.get(value, value) for value in present.tolist()], dtype=np.uint8)
+    return meanings[places].reshape(labels.shape)
+
+
+def stored_value(given: Any, setting: str) -> int:
+    """A value of label maps: a whole number of 0..65535, or a colour "#rrggbb"; both also as text.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    color = parsed_color(given) if isinstance(given, str) else None
+    if color is not None:
+        return int(color_value(color))
+    number = int(given) if isinstance(given, str) and given.isdecimal() else given
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= LARGEST_VALUE:
+        raise UsageError(
+            f'{setting}: the values of label maps are whole numbers of 0..{LARGEST_VALUE}, or colours "#rrggbb"; got '
+            f"{given!r}"
+        )
+    return number
 
 
 def value_map(given: Mapping[Any, Any], classes: Sequence[str], setting: str) -> dict[int, int]:
     """What values of label maps mean: value -> class index, or 255 for no label.
 
     Args:
-        given: value -> name of a class, index of a class, or 255 (also as text, which keys in TOML are).
+        given: value, or colour "#rrggbb" -> name of a class, index of a class, or 255 (all also as text).
         classes: the K class names.
         setting: what it is called, for messages.
 
     Raises:
-        UsageError: a value outside 0..255, or a meaning that is no class.
+        UsageError: a value outside 0..65535, or a meaning that is no class.
 
     >>> value_map({"0": "background", "255": 1, "128": 255}, ["background", "object"], "label-values")
     {0: 0, 255: 1, 128: 255}
     """
     found: dict[int, int] = {}
     for value, meaning in given.items():
-        number = int(value) if isinstance(value, str) and value.isdecimal() else value
-        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= 255:
-            raise UsageError(f"{setting}: the values of label maps are whole numbers of 0..255; got {value!r}")
+        number = stored_value(value, setting)
         if meaning in classes:
             found[number] = list(classes).index(meaning)
             continue
@@ -185,7 +221,8 @@ def written_map(present: Iterable[int], classes: Sequence[str], values: ValueMap
     for value in found[:20]:
         index = values.get(value, IGNORE if value == IGNORE else None)
         meaning = '"..."' if index is None else str(IGNORE) if index == IGNORE else f'"{classes[index]}"'
-        entries.append(f"{value} = {meaning}")
+        written = written_value(value)
+        entries.append(f"{written} = {meaning}" if written.isdecimal() else f'"{written}" = {meaning}')
     return "{" + ", ".join(entries + ["..."] * (len(found) > 20)) + "}"
 
 
@@ -210,11 +247,10 @@ def read_scribble_map(
 
 def label_values(paths: Iterable[Path]) -> list[int]:
     """All values in some label maps, 255 left out, ascending."""
-    present = np.zeros(256, dtype=bool)
+    present: set[int] = set()
     for path in paths:
-        present |= np.bincount(read_values(path).ravel(), minlength=256) > 0
-    present[IGNORE] = False
-    return [int(value) for value in np.flatnonzero(present)]
+        present.update(values_of(read_values(path)))
+    return sorted(present - {IGNORE})
 
 
 def save_label_png(path: Path, labels: npt.NDArray[Any], colors: Colors, *, durable: bool = False) -> None:

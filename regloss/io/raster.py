@@ -15,8 +15,10 @@ import numpy.typing as npt
 from PIL import ExifTags, Image
 
 from regloss.errors import MissingDependency, UsageError
+from regloss.io import stacks
 from regloss.io.limits import check_regular
-from regloss.io.types import Header, LabelMap, Size, StoredPixels
+from regloss.io.palettes import color_value
+from regloss.io.types import Header, Size, StoredLabels, StoredPixels
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16B", "I;16L", "I;16N", "I", "F"})
 _COLOR_MODES = frozenset({"P", "PA", "RGB", "RGBA", "RGBX", "YCbCr"})
@@ -31,6 +33,7 @@ _LOWER_BYTES = {
     "RGBA;16N": "RGBA;16B" if sys.byteorder == "little" else "RGBA;16L",
 }
 _UNSPECIFIED = 0  # what a TIFF says of a sample beyond grey or RGB that is no alpha channel
+_COLORED = (2, 6)
 _COLOR_TYPES = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
 
@@ -43,6 +46,8 @@ def read_header(path: Path) -> Header:
     tiff = _tiff_with_channels(path)
     if tiff is not None:
         return Header(tiff.size, tiff.samples, tiff.bits)
+    if stacks.has_pages(path):
+        return stacks.image_header(path)
     with _opened(path) as picture:
         channels = _channels(picture, path)
         width, height = picture.size
@@ -56,7 +61,8 @@ def read_pixels(path: Path) -> StoredPixels:
 
     Palettes are resolved to RGB. The orientation tag of cameras is honoured in all but TIFF files. An alpha channel is
     dropped where it is opaque throughout, and refused otherwise, because the colour behind a transparent pixel means
-    nothing. TIFF files may have any number of channels, for which tifffile has to be installed.
+    nothing. TIFF files may have any number of channels, also as pages where OME or ImageJ say so, for which tifffile
+    has to be installed.
 
     Args:
         path: a PNG, JPEG, TIFF, BMP or WebP file.
@@ -72,6 +78,8 @@ def read_pixels(path: Path) -> StoredPixels:
     tiff = _tiff_with_channels(path)
     if tiff is not None:
         return _read_channels(path, tiff)
+    if stacks.has_pages(path):
+        return stacks.read_stack(path, dims=2)
     with _opened(path) as picture:
         _channels(picture, path)  # refuses other kinds of pixels
         if picture.format in ("PNG", "TIFF", "WEBP") and getattr(picture, "n_frames", 1) > 1:
@@ -306,24 +314,30 @@ def read_label_size(path: Path) -> Size:
     """(H, W) of a label map, without decoding it.
 
     Raises:
-        UsageError: the file is no PNG with one channel of at most 8 bits.
+        UsageError: the file is no PNG with one channel of at most 16 bits, or colours of 8.
     """
-    height, width, _ = _label_header(path)
+    height, width, *_ = _label_header(path)
     return (width, height) if label_orientation(path) >= 5 else (height, width)
 
 
-def read_indices(path: Path) -> LabelMap:
-    """(H, W) uint8 from a grey or palette PNG of at most 8 bits, whatever values it holds; of a palette, the indices.
+def read_indices(path: Path) -> StoredLabels:
+    """(H, W) of whatever values a PNG holds: uint8 or uint16; of a palette the indices; of colours their `color_value`.
 
     An orientation tag, which some tools copy from the image, is honoured as in images.
 
     Raises:
-        UsageError: the file cannot be read, or is no such PNG.
+        UsageError: the file cannot be read, is no such PNG, or has transparent pixels.
     """
-    _, _, bits = _label_header(path)
+    _, _, bits, color_type = _label_header(path)
     with _opened(path) as picture:
-        indices = np.asarray(picture).astype(np.uint8)
-        if picture.mode == "L" and bits < 8:
+        indices = np.asarray(picture.convert("RGBA") if color_type in _COLORED else picture)
+        mode = picture.mode
+    if color_type in _COLORED:
+        red, green, blue = (part.astype(np.uint32) for part in np.moveaxis(_without_alpha(indices, path), -1, 0))
+        indices = color_value((red, green, blue))
+    else:
+        indices = indices.astype(np.uint16 if bits == 16 else np.uint8)
+        if mode == "L" and bits < 8:
             # Pillow stretches grey of 2 or 4 bits to 0..255, which is right for brightness and wrong for indices.
             indices //= 255 // (2**bits - 1)
     return np.ascontiguousarray(_upright(indices, label_orientation(path)))
@@ -346,8 +360,8 @@ def label_orientation(path: Path) -> int:
     return 1
 
 
-def _label_header(path: Path) -> tuple[int, int, int]:
-    """Height, width and bits of a label map, from the 33 bytes that every PNG begins with."""
+def _label_header(path: Path) -> tuple[int, int, int, int]:
+    """Height, width, bits and type of colours of a label map, from the 33 bytes that every PNG begins with."""
     check_regular(path)
     try:
         with path.open("rb") as file:
@@ -359,10 +373,10 @@ def _label_header(path: Path) -> tuple[int, int, int]:
             f"{path} is no PNG file; label maps are, because lossy formats such as JPEG change the class indices"
         )
     width, height, bits, color_type = struct.unpack(">IIBB", head[16:26])
-    if color_type not in (0, 3) or bits > 8:
+    if color_type not in (0, 3, *_COLORED) or bits > (8 if color_type in _COLORED else 16):
         kind = _COLOR_TYPES.get(color_type, f"colour type {color_type}")
         raise UsageError(
-            f"{path} is a PNG of {bits} bits, {kind}; a label map holds class indices, so it has one channel of 8 bits "
-            "(grey, or palette). Colours do not say which class is meant: write the index of each class instead"
+            f"{path} is a PNG of {bits} bits, {kind}; a label map has one channel of at most 16 bits (grey, or "
+            "palette), or colours of 8 that are told what they mean"
         )
-    return height, width, bits
+    return height, width, bits, color_type

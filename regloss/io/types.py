@@ -18,6 +18,9 @@ StoredPixels: TypeAlias = npt.NDArray[Any]
 LabelMap: TypeAlias = npt.NDArray[np.uint8]
 """A label map, (*S) of class indices, 255 = no label."""
 
+StoredLabels: TypeAlias = npt.NDArray[Any]
+"""A label map as its file has it, (*S) of whole numbers, or of colours as `regloss.io.palettes.color_value`."""
+
 Size: TypeAlias = tuple[int, int]
 """(H, W) in pixels."""
 

@@ -2,6 +2,8 @@
 
     NIfTI              .nii, .nii.gz               nibabel
     NRRD, MetaImage    .nrrd, .nhdr, .mha, .mhd    SimpleITK
+    DICOM              a folder with one series    SimpleITK
+    TIFF, NPY, HDF5    .tif, .npy, .h5 ...         see `regloss.io.stacks`; a spacing that they do not state counts as 1
 
 Arrays are (C, *S) with the axes of S from the slowest to the fastest of the file, (slice, row, column) as scanners
 store them; ``spacing`` and everything that is drawn follow that order. Voxels are never resampled or flipped: what is
@@ -27,9 +29,10 @@ import numpy as np
 import numpy.typing as npt
 
 from regloss.errors import MissingDependency, UsageError
+from regloss.io import dicom, stacks
 from regloss.io.limits import check_regular
 from regloss.io.outputs import replace_file
-from regloss.io.types import LabelMap
+from regloss.io.types import LabelMap, StoredLabels
 from regloss.io.windows import Window
 
 NIFTI = (".nii", ".nii.gz")
@@ -37,6 +40,7 @@ ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*NIFTI, *ITK)
 """Endings of files of volumes, in lower case."""
 
+_LARGEST_LABEL = 65535
 _CLOSE = 0.1  # of the smallest spacing: voxels so near to each other are the same
 
 
@@ -89,23 +93,34 @@ class StoredVolume:
 
 
 def is_volume(path: Path) -> bool:
-    """Whether the file's name ends as those of volumes do."""
-    return path.name.lower().endswith(VOLUME_SUFFIXES)
+    """Whether it is a file that ends as volumes do, a stack of several slices, or a folder with DICOM files."""
+    name = path.name.lower()
+    if name.endswith(VOLUME_SUFFIXES):
+        return True
+    if name.endswith(stacks.STACK_SUFFIXES) and path.is_file() and stacks.may_be_volume(path):
+        return stacks.read_layout(path).is_volume
+    return dicom.has_series(path)
 
 
 def read_volume(path: Path) -> StoredVolume:
     """One volume of three axes, as stored.
 
     Args:
-        path: a NIfTI, NRRD or MetaImage file.
+        path: a file of those at the top of this module, or a folder with a DICOM series.
 
     Raises:
         UsageError: the file is damaged or of another kind, has four axes or none that are spatial, voxels that are
             colours or complex numbers, NaN, or a spacing that is not positive.
         MissingDependency: the library that reads this format is not installed.
     """
-    check_regular(path)
-    values, affine = _read_nifti(path) if path.name.lower().endswith(NIFTI) else _read_itk(path)
+    name = path.name.lower()
+    if path.is_dir():
+        values, affine = _read_series(path)
+    elif name.endswith(stacks.STACK_SUFFIXES):
+        values, affine = _read_stack(path)
+    else:
+        check_regular(path)
+        values, affine = _read_nifti(path) if name.endswith(NIFTI) else _read_itk(path)
     if values.dtype.kind not in "biuf":
         raise UsageError(f"{path} holds {values.dtype} voxels; integers or floats are needed. Save one channel of it.")
     if values.dtype.kind == "f":
@@ -123,6 +138,8 @@ def read_geometry(path: Path) -> Geometry:
     Raises:
         UsageError: as `read_volume`, as far as headers tell.
     """
+    if path.is_dir() or path.name.lower().endswith(stacks.STACK_SUFFIXES):
+        return read_volume(path).geometry
     check_regular(path)
     shape, affine = _nifti_header(path) if path.name.lower().endswith(NIFTI) else _itk_header(path)
     return _geometry(path, shape, affine)
@@ -145,19 +162,21 @@ def percentile_window(values: npt.NDArray[Any], low: float = 0.5, high: float = 
     return Window(least, most)
 
 
-def read_label_volume(path: Path) -> tuple[LabelMap, Geometry]:
-    """A volume of labels or scribbles: (*S) uint8, whatever values it holds, and where they lie.
+def read_label_volume(path: Path) -> tuple[StoredLabels, Geometry]:
+    """A volume of labels or scribbles: (*S) uint8 or uint16, whatever values it holds, and where they lie.
 
     Raises:
-        UsageError: as `read_volume`; values that are no whole numbers of 0 to 255.
+        UsageError: as `read_volume`; values that are no whole numbers of 0 to 65535.
     """
     stored = read_volume(path)
     values = stored.values[0]
     whole = values if values.dtype.kind in "bui" else np.round(values)
-    wrong = (whole != values) | (whole < 0) | (whole > 255)
+    wrong = (whole != values) | (whole < 0) | (whole > _LARGEST_LABEL)
     if wrong.any():
-        raise UsageError(f"{path} holds {values[wrong][0]:g}; labels are whole numbers of 0 to 255. Is it the image?")
-    return whole.astype(np.uint8), stored.geometry
+        raise UsageError(
+            f"{path} holds {values[wrong][0]:g}; labels are whole numbers of 0 to {_LARGEST_LABEL}. Is it the image?"
+        )
+    return whole.astype(np.uint8 if whole.max() <= 255 else np.uint16), stored.geometry
 
 
 def write_label_volume(path: Path, labels: LabelMap, geometry: Geometry, *, durable: bool = False) -> None:
@@ -228,6 +247,25 @@ def _nifti_shape(path: Path, image: Any) -> tuple[int, ...]:
     shape = tuple(size for axis, size in enumerate(image.shape) if axis < 3 or size != 1)
     _check_axes(path, shape)
     return shape
+
+
+def _read_series(folder: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    """The DICOM series in a folder, in the values that its rescaling gives."""
+    reader = dicom.series_reader(folder)
+    with _itk_errors(folder):
+        image = reader.Execute()
+    affine = _itk_affine(folder, image, image.GetNumberOfComponentsPerPixel())
+    values: npt.NDArray[Any] = _library("SimpleITK", folder).GetArrayFromImage(image).transpose(2, 1, 0)
+    return values, affine
+
+
+def _read_stack(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    layout = stacks.read_layout(path)
+    if layout.channels != 1:
+        raise UsageError(f"{path} has {layout.channels} channels; save one of them as a file of its own.")
+    known = layout.spacing is not None and np.isfinite(layout.spacing).all()
+    spacing = layout.spacing if layout.spacing is not None and known else (1.0, 1.0, 1.0)
+    return stacks.read_stack(path, dims=3)[0].transpose(2, 1, 0), np.diag([*spacing[::-1], 1.0])
 
 
 def _read_itk(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:

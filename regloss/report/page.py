@@ -127,7 +127,10 @@ def write_report(
         _section(
             "Scores by class", _class_table(scores, classes, colors) + _grid(matrices) + _group_tables(scores, classes)
         ),
-        _section("Examples", (_legend(classes, colors) + "".join(overlays)) if overlays else ""),
+        _section(
+            "Examples",
+            (_legend(classes, colors) + _shown_channels(examples) + "".join(overlays)) if overlays else "",
+        ),
         _section("Values of the examples' pixels by predicted class", _grid(histograms)),
         *(_section(heading, content) for heading, content in sections),
         _section("Configuration", f"<pre>{html.escape(config_text)}</pre>" if config_text.strip() else ""),
@@ -271,6 +274,12 @@ def _group_table(subset: str, groups: Mapping[str, Mapping[str, Any]], classes: 
         f'<div class="wide"><table><thead><tr><th>group</th><th>mean foreground</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></details>"
     )
+
+
+def _shown_channels(examples: Sequence[Example]) -> str:
+    """A sentence on images that have other channels than grey or RGB."""
+    counts = sorted({example.image.shape[0] for example in examples} - {1, 3})
+    return f"<p>Of {counts[0]} channels the first is shown, in grey.</p>" if counts else ""
 
 
 def _legend(classes: Sequence[str], colors: Colors) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 from regloss.apps.check_data import FolderCheck, draw_samples
 from regloss.errors import UsageError
 from regloss.io.classes import write_classes
+from regloss.io.images import IMAGE_SUFFIXES
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_an_empty_folder_and_one_without_labels(tmp_path: Path) -> None:
         draw_samples(FolderCheck(tmp_path), tmp_path / "sheet.png")
     (tmp_path / "images").mkdir()
     assert FolderCheck(tmp_path).findings.problems["images"] == [
-        f"{tmp_path / 'images'} holds none (.png, .jpg, .jpeg, .tif, .tiff, .bmp, .webp)"
+        f"{tmp_path / 'images'} holds none ({', '.join(IMAGE_SUFFIXES)})"
     ]
     save(tmp_path / "images" / "a.png", np.eye(9) * 255)
     (tmp_path / "images" / "a.json").write_text('{"shapes": []}')

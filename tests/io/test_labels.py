@@ -14,7 +14,9 @@ from regloss.io.labels import (
     read_label_map,
     read_label_size,
     read_scribble_map,
+    read_values,
     save_label_png,
+    stored_value,
     value_map,
     written_map,
 )
@@ -49,10 +51,7 @@ def test_wrong_label_values_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.zeros((2, 2, 3), np.uint8), "8 bits, RGB;.*index of each class"),
-        (np.zeros((2, 2, 4), np.uint8), "RGB with alpha"),
-        (np.zeros((2, 2, 2), np.uint8), "grey with alpha"),
-        (np.zeros((2, 2), np.uint16), "16 bits, grey"),
+        (np.zeros((2, 2, 2), np.uint8), "8 bits, grey with alpha; a label map has one channel"),
     ],
 )
 def test_label_maps_of_other_kinds_are_refused(tmp_path: Path, values: np.ndarray, message: str) -> None:
@@ -100,6 +99,59 @@ def test_values_that_are_no_indices(tmp_path: Path) -> None:
         read_label_map(path, CLASSES, {0: 0, 200: 1})
 
 
+def test_values_of_16_bits(tmp_path: Path) -> None:
+    """Gaps and all: PNG, TIFF and NPY."""
+    stored = np.array([[0, 500, 600, 255], [65535, 0, 500, 3]], np.uint16)
+    np.save(tmp_path / "a.npy", stored)
+    paths = [save(tmp_path / "a.png", stored), save(tmp_path / "a.tif", stored), tmp_path / "a.npy"]
+    values = value_map({"0": 0, "500": "one", "600": "two", "65535": "three", "3": 255}, CLASSES, "label-values")
+    for path in paths:
+        assert read_label_size(path) == (2, 4)
+        np.testing.assert_array_equal(read_values(path), stored)
+        labels = read_label_map(path, CLASSES, values)
+        assert labels.dtype == np.uint8
+        np.testing.assert_array_equal(labels, [[0, 1, 2, 255], [3, 0, 1, 255]])
+        with pytest.raises(UsageError, match=r"values 500, 600, 65535, but.*label-values = \{0 = .background., 3 = "):
+            read_label_map(path, CLASSES)
+        with pytest.raises(UsageError, match=r"value 3,.*says nothing of it"):
+            read_label_map(path, CLASSES, {key: value for key, value in values.items() if key != 3})
+    meanings = {500: 1, 600: 2, 3: 0, 65535: 3}
+    read = read_scribble_map(paths[0], CLASSES, (2, 4), meanings, unlabelled=0)
+    np.testing.assert_array_equal(read, [[255, 1, 2, 255], [3, 255, 1, 0]])
+
+
+def test_colours_with_a_table(tmp_path: Path) -> None:
+    colors = np.array([[[0, 0, 0], [250, 50, 83]], [[0, 0, 255], [250, 50, 83]]], np.uint8)
+    values = value_map({"#000000": 0, "#FA3253": "one", "#0000ff": 255}, CLASSES, "label-values")
+    opaque = np.concatenate([colors, np.full((2, 2, 1), 255, np.uint8)], axis=-1)
+    for path in (save(tmp_path / "a.png", colors), save(tmp_path / "b.png", opaque)):
+        np.testing.assert_array_equal(read_label_map(path, CLASSES, values), [[0, 1], [255, 1]])
+        with pytest.raises(UsageError, match=r"values #000000, #0000ff, #fa3253, but.*\{\"#000000\" = \"\.\.\.\""):
+            read_label_map(path, CLASSES)
+    object_, ground, nothing = (stored_value(color, "") for color in ("#fa3253", "#0000ff", "#000000"))
+    read = read_scribble_map(tmp_path / "a.png", CLASSES, (2, 2), {object_: 1, ground: 0}, unlabelled=nothing)
+    np.testing.assert_array_equal(read, [[255, 1], [0, 1]])
+    opaque[0, 0, 3] = 0
+    with pytest.raises(UsageError, match="transparent pixels"):
+        read_label_map(save(tmp_path / "c.png", opaque), CLASSES, values)
+    with pytest.raises(UsageError, match="a PNG of 16 bits, RGB; a label map has"):
+        read_label_map(write_png(tmp_path / "d.png", [bytes(12)], 2, 16, 2), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.zeros((3, 4), np.float32), "1 channels of float32; a label map has one, of whole numbers"),
+        (np.zeros((2, 3, 4), np.uint8), "2 channels of uint8"),
+        (np.full((3, 4), -1, np.int16), "holds -1; labels are not negative"),
+    ],
+)
+def test_arrays_that_are_no_label_maps(tmp_path: Path, values: np.ndarray, message: str) -> None:
+    np.save(tmp_path / "a.npy", values)
+    with pytest.raises(UsageError, match=message):
+        read_label_map(tmp_path / "a.npy", CLASSES)
+
+
 def test_other_values_where_nothing_was_drawn(tmp_path: Path) -> None:
     path = save(tmp_path / "a.png", np.array([[0, 1, 2, 4, 255]], np.uint8))
     read = read_scribble_map(path, CLASSES, (1, 5), unlabelled=4)
@@ -109,7 +161,21 @@ def test_other_values_where_nothing_was_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"a": 0}, {256: 0}, {-1: 0}, {0: "four"}, {0: 4}, {0: -1}, {0: True}, {True: 0}, {0: 1.5}, {0: None}]
+    "given",
+    [
+        {},
+        {"a": 0},
+        {65536: 0},
+        {"#ff00": 0},
+        {-1: 0},
+        {0: "four"},
+        {0: 4},
+        {0: -1},
+        {0: True},
+        {True: 0},
+        {0: 1.5},
+        {0: None},
+    ],
 )
 def test_wrong_maps(given: dict[object, object]) -> None:
     with pytest.raises(UsageError, match="label-values"):

@@ -92,17 +92,20 @@ def test_check_of_contents(tmp_path: Path) -> None:
 
 
 def test_one_explanation_for_many_files(tmp_path: Path) -> None:
-    colored = np.zeros((4, 6, 3), np.uint8)
+    colored = np.zeros((4, 6, 2), np.uint8)  # grey with alpha
     samples = [sample_files(tmp_path, f"a{index:02}", colored, None) for index in range(12)]
-    samples.append(sample_files(tmp_path, "b", np.zeros((4, 6), np.uint16), None))
+    samples.append(sample_files(tmp_path, "b", np.zeros((4, 6), np.uint8), None))
+    (tmp_path / "b_label.png").write_bytes(b"no picture")
     with pytest.raises(UsageError) as caught:
         check_samples(samples, ("label",))
     message = str(caught.value)
-    assert message.startswith("13 of 13 samples have unusable files: each of 12 files is a PNG of 8 bits, RGB; ")
-    assert message.count("Colours do not say which class is meant") == 2  # once for each kind
+    assert message.startswith(
+        "13 of 13 samples have unusable files: each of 12 files is a PNG of 8 bits, grey with alpha; "
+    )
+    assert message.count("a label map has one channel") == 1
     assert "a00_label.png, a01_label.png, a02_label.png, a03_label.png, " in message
     assert f"and 2 more in {tmp_path}" in message
-    assert f"{tmp_path / 'b_label.png'} is a PNG of 16 bits, grey" in message
+    assert f"{tmp_path / 'b_label.png'} is no PNG file" in message
 
 
 def test_what_lies_there_instead_and_the_way_out(tmp_path: Path) -> None:

@@ -172,11 +172,11 @@ def test_damaged_files_of_the_other_library(tmp_path):
         read_volume(tmp_path / "a.mha")
 
 
-@pytest.mark.parametrize(("value", "found"), [(0.5, "0.5"), (-1, "-1"), (256, "256")])
+@pytest.mark.parametrize(("value", "found"), [(0.5, "0.5"), (-1, "-1"), (65536, "65536")])
 def test_labels_are_whole_numbers(tmp_path, value, found):
     values = np.zeros(SIZE, np.float32)
     values[0, 0, 0] = value
-    with pytest.raises(UsageError, match=rf"holds {found}; labels are whole numbers of 0 to 255. Is it the image\?"):
+    with pytest.raises(UsageError, match=rf"holds {found}; labels are whole numbers of 0 to 65535. Is it the image\?"):
         read_label_volume(save(tmp_path / "a.nii", values))
 
 

@@ -360,3 +360,10 @@ def test_bad_examples():
         example(label=np.zeros((40, 61), dtype=np.uint8))
     with pytest.raises(UsageError, match="2D or 3D"):
         example(image=np.zeros((40, 60), dtype=np.float32))
+
+
+def test_the_page_says_which_channel_is_shown(tmp_path):
+    sentence = "Of 5 channels the first is shown, in grey."
+    many = example(image=np.random.default_rng(0).random((5, 40, 60), dtype=np.float32))
+    assert sentence in write(tmp_path, **{**BARE, "examples": [many]}).read_text(encoding="utf-8")
+    assert "channels" not in write(tmp_path, **{**BARE, "examples": [example()]}).read_text(encoding="utf-8")

@@ -21,9 +21,11 @@ import numpy as np
 
 from regloss.dataset import Dataset, Sample
 from regloss.errors import UsageError, listed
-from regloss.io.folders import find_root, index_folder, index_label_folder, left_out
+from regloss.io.folders import find_file, find_root, index_folder, index_label_folder, left_out
+from regloss.io.foreign.cvat import read_labelmap
 from regloss.io.images import IMAGE_SUFFIXES, common_channels, read_header, read_stored
-from regloss.io.labels import read_scribble_map, value_map
+from regloss.io.labels import read_scribble_map, stored_value, value_map
+from regloss.io.palettes import color_value, written_value
 from regloss.io.reduction import check_reduce
 from regloss.io.samples import SampleFiles, check_samples, find_sample, load_sample, subset_ids, turned_note
 from regloss.io.scribbles import simulate
@@ -45,7 +47,8 @@ class FolderDataset(Dataset):
             ``test = [...]``, and any other names. An entry is an id, a pattern (``*``, ``?``, ``[...]``) of ids, or
             the name of a group. "all" is every image and exists always. Without a split, "train" is every image too.
         classes: a TOML file with an entry ``[[class]]`` holding ``name`` and, if wanted, ``color = [r, g, b]`` for
-            each class in the order of the indices; or the names; or their number. By default ``root/classes.toml``.
+            each class in the order of the indices; or a labelmap.txt; or the names; or their number. By default
+            ``root/classes.toml``.
             Colours default to the PASCAL VOC colour map.
         images: the folder of the images, relative to ``root``.
         labels: the folder of the dense labels; None reads none. A folder of the default name may be absent. A mapping
@@ -61,9 +64,11 @@ class FolderDataset(Dataset):
             `regloss.io.scribbles.simulate`), instead of reading them: for data sets without any.
         label_values: what the values of the dense labels mean, where they are no class indices, as a mapping to names
             or indices of classes, or 255 for pixels without label: ``{0: "background", 255: "object"}``. 255 goes on
-            meaning that there is no label, unless it is in it.
+            meaning that there is no label, unless it is in it. PNG files of colours have colours,
+            ``{"#ff0000": "object"}``, or the file that names them, ``"labelmap.txt"``, in ``root`` or the current
+            folder.
         scribble_values: likewise, of the scribbles.
-        unlabelled: the value of scribbles where nothing was drawn, beside 255.
+        unlabelled: the value, or colour "#rrggbb", of scribbles where nothing was drawn, beside 255.
         window: (low, high): which values of the files become 0 and 1, others are cut off. By default 0 and the largest
             that their type can hold; for images of 16 bits that suits the values found in all of them (see
             `regloss.io.windows`).
@@ -88,9 +93,9 @@ class FolderDataset(Dataset):
         grey: bool | None = None,
         reduce: int = 1,
         simulate_scribbles: bool = False,
-        label_values: Mapping[Any, Any] | None = None,
-        scribble_values: Mapping[Any, Any] | None = None,
-        unlabelled: int | None = None,
+        label_values: Mapping[Any, Any] | PathLike | None = None,
+        scribble_values: Mapping[Any, Any] | PathLike | None = None,
+        unlabelled: int | str | None = None,
         window: Sequence[float] | None = None,
         center: int | None = None,
     ) -> None:
@@ -125,10 +130,10 @@ class FolderDataset(Dataset):
         }
         self.classes, self.colors = choose_classes(self.root, classes, list((label_files or scribble_files).values()))
         self.label_values, self.scribble_values = (
-            None if given is None else value_map(given, self.classes, setting)
+            None if given is None else value_map(_table(given, self.root), self.classes, setting)
             for given, setting in ((label_values, "label-values"), (scribble_values, "scribble-values"))
         )
-        self.unlabelled = _checked_value(unlabelled)
+        self.unlabelled = None if unlabelled is None else stored_value(unlabelled, "unlabelled")
         self.subsets = choose_subsets(self.root, split, {stem: (name,) for stem, name in groups.items()})
         self._splits = split is None
         headers = {path: read_header(path) for path in image_files.values()}
@@ -210,10 +215,12 @@ class FolderDataset(Dataset):
         )
 
 
-def _checked_value(value: int | None) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 255):
-        raise UsageError(f"unlabelled = {value!r} must be a value of the scribbles' files, 0 to 255")
-    return value
+def _table(given: Mapping[Any, Any] | PathLike, root: Path) -> Mapping[Any, Any]:
+    """A value map as it is, or the colours of a labelmap.txt."""
+    if isinstance(given, Mapping):
+        return given
+    colors = read_labelmap(find_file(given, root, "table of colours"))
+    return {written_value(color_value(color)): name for color, name in colors.items()}
 
 
 def _central(sample: Sample, length: int) -> Sample:

@@ -15,6 +15,7 @@ from typing import Any
 from regloss.errors import UsageError, listed
 from regloss.io.classes import MAX_CLASSES, read_classes
 from regloss.io.folders import find_file
+from regloss.io.foreign.cvat import read_labelmap
 from regloss.io.labels import label_values as values_in
 from regloss.io.palettes import Color, class_colors
 from regloss.io.toml import read_toml
@@ -66,7 +67,12 @@ def choose_classes(
             raise UsageError(_no_classes(root, label_files))
         names, colors = read_classes(path)
     elif isinstance(classes, str | os.PathLike):
-        names, colors = read_classes(find_file(classes, root, "class file"))
+        path = find_file(classes, root, "class file")
+        if path.suffix.lower() == ".txt":
+            table = read_labelmap(path)
+            names, colors = tuple(table.values()), tuple(table)
+        else:
+            names, colors = read_classes(path)
     elif isinstance(classes, int) and not isinstance(classes, bool):
         names = ("background", *(f"class {index}" for index in range(1, classes)))[: max(classes, 0)]
         colors = class_colors(len(names))

@@ -192,7 +192,7 @@ def test_label_values_that_are_no_indices(root: Path) -> None:
         np.testing.assert_array_equal(sample.scribble, [[0, 255, 255, 255, 255, 1]] * 5)
     sample = FolderDataset(root, classes=NAMES, labels=meant, scribble_values={200: 0}, unlabelled=0).load("p2_a")
     np.testing.assert_array_equal(sample.scribble, [[255, 255, 255, 255, 255, 0]] * 5)
-    for wrong in (-1, 256, True, "0"):
+    for wrong in (-1, 65536, True, "none"):
         with pytest.raises(UsageError, match="unlabelled"):
             FolderDataset(root, classes=NAMES, unlabelled=wrong)
     with pytest.raises(UsageError, match="leave one of them out"):
@@ -417,3 +417,20 @@ class TestFolder(DatasetConformance):
     def make(self):
         split = {"train": ["0", "1", "2"], "test": ["3", "4"]}
         return regloss.create("dataset", "folder", root=self.root, split=split, classes=3)
+
+
+def test_colours_by_a_labelmap(root: Path) -> None:
+    """As CVAT names them; also the classes."""
+    (root / "labelmap.txt").write_text("background:0,0,0::\nthing:250,50,83::\n")
+    for path in (root / "labels").iterdir():
+        with Image.open(path) as picture:
+            values = np.asarray(picture)
+        Image.fromarray(np.array([(0, 0, 0), (250, 50, 83)], np.uint8)[values % 2]).save(path)
+    with pytest.raises(UsageError, match=r"label values #000000, #fa3253, but.*label-values = "):
+        FolderDataset(root, classes=NAMES, scribbles=None).load("p2_a")
+    dataset = FolderDataset(root, classes="labelmap.txt", label_values="labelmap.txt", scribbles=None)
+    assert dataset.classes == ("background", "thing")
+    assert dataset.colors[1] == (250, 50, 83)
+    np.testing.assert_array_equal(dataset.load("p2_a").label, [[0, 0, 0, 1, 1, 1]] * 5)
+    with pytest.raises(UsageError, match=r"there is no table of colours 'absent\.txt'"):
+        FolderDataset(root, classes=NAMES, label_values="absent.txt")
