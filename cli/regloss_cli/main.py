@@ -149,6 +149,19 @@ def predict(
         str | None,
         typer.Option(metavar="FORMAT", help="Write the classes' probabilities too: npy, or tiff with a page a class."),
     ] = None,
+    labels: Annotated[
+        str, typer.Option(metavar="FORMAT", help="How label maps of images are written: png, or tiff with tiles.")
+    ] = "png",
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Cut images that are larger into tiles of so many pixels. [default: 1024, if over 16 MP]"
+        ),
+    ] = None,
+    devices: Annotated[
+        int, typer.Option(min=1, help="Processes to spread images over, each with a GPU, or on the CPU.")
+    ] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what an earlier call has left undone.")] = False,
     window: Range = None,
     overwrite: Overwrite = False,
     quiet: Quiet = False,
@@ -173,6 +186,10 @@ def predict(
         changes or (),
         post_process=post_process,
         probabilities=probabilities,
+        labels=labels,
+        tile=tile,
+        devices=devices,
+        resume=resume,
         window=None if window is None else Window(*window),
         callback=_print_message,
         overwrite=overwrite,

@@ -155,15 +155,17 @@ def load(run: Path | str, changes: Sequence[str] = (), *, device: torch.device |
     return TrainedModel(model, chosen)
 
 
-def load_several(runs: Sequence[Path], changes: Sequence[str] = ()) -> list[TrainedModel]:
-    """The models of several runs, to be averaged.
+def load_several(
+    runs: Sequence[Path], changes: Sequence[str] = (), *, device: torch.device | None = None
+) -> list[TrainedModel]:
+    """The models of several runs, to be averaged; see `load`.
 
     Raises:
         UsageError: there is none, or they are of different classes or channels; and see `load`.
     """
     if not runs:
         raise UsageError("There is no run to predict with.")
-    models = [load(run, changes) for run in runs]
+    models = [load(run, changes, device=device) for run in runs]
     for run, model in zip(runs, models, strict=True):
         if (model.classes, model.channels) != (models[0].classes, models[0].channels):
             raise UsageError(

@@ -11,6 +11,9 @@
     drawing     polygons, lines and ellipses as pixels
     foreign     annotations of other programs
     folders     files by stem, roots of data sets
+    stacks      TIFF, NPY and HDF5 files whose axes have names
+    dicom       DICOM files and series
+    tiles       rectangles of large images, label maps written as they come
     toml        small files beside data, values on a command line
     samples     image, label map and scribbles that belong together: read, checked, reduced
     outputs     files that are complete or absent, folders that are new or known

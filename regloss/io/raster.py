@@ -46,7 +46,7 @@ def read_header(path: Path) -> Header:
     tiff = _tiff_with_channels(path)
     if tiff is not None:
         return Header(tiff.size, tiff.samples, tiff.bits)
-    if stacks.has_pages(path):
+    if stacks.beyond_pillow(path):
         return stacks.image_header(path)
     with _opened(path) as picture:
         channels = _channels(picture, path)
@@ -78,7 +78,7 @@ def read_pixels(path: Path) -> StoredPixels:
     tiff = _tiff_with_channels(path)
     if tiff is not None:
         return _read_channels(path, tiff)
-    if stacks.has_pages(path):
+    if stacks.beyond_pillow(path):
         return stacks.read_stack(path, dims=2)
     with _opened(path) as picture:
         _channels(picture, path)  # refuses other kinds of pixels
@@ -171,7 +171,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             yield picture
     except UsageError:
         raise
-    except (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UsageError(
+            f"{path} is too large to be decoded as a whole: save it as TIFF, NPY or HDF5. {error}"
+        ) from error
+    except (OSError, EOFError, SyntaxError, ValueError, struct.error) as error:
         raise UsageError(f"{path} cannot be read as a PNG, JPEG, TIFF, BMP or WebP image: {error}") from error
 
 

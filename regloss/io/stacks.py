@@ -33,6 +33,8 @@ STACK_SUFFIXES = (*TIFF, *NPY, *HDF5)
 """Endings of such files, in lower case."""
 
 _MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "micron": 1e-3, "nm": 1e-6, "inch": 25.4}
+_SIDES, _LONG = (256, 257), 4  # TIFF's tags of width and length, and its number for 32 bits
+_SAFE = 2**26  # pixels; Pillow warns of more than some 90 millions
 _UNNAMED = "QIR"  # letters of tifffile for axes that no metadata name
 
 
@@ -123,11 +125,11 @@ def read_stack(path: Path, dims: int) -> StoredPixels:
 
 def may_be_volume(path: Path) -> bool:
     """Whether it is worth while to look at the axes of a file: TIFFs of one page are images."""
-    return not path.name.lower().endswith(TIFF) or has_pages(path)
+    return not path.name.lower().endswith(TIFF) or beyond_pillow(path)
 
 
-def has_pages(path: Path) -> bool:
-    """Whether a file is a TIFF of several pages, or one beyond 4 GB."""
+def beyond_pillow(path: Path) -> bool:
+    """Whether a file is a TIFF of several pages, one beyond 4 GB, or of more pixels than Pillow takes for safe."""
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -138,10 +140,16 @@ def has_pages(path: Path) -> bool:
                 return False
             file.seek(struct.unpack(order + "I", head[4:])[0])
             (count,) = struct.unpack(order + "H", file.read(2))
-            file.seek(12 * count, 1)
-            return bool(struct.unpack(order + "I", file.read(4))[0])
+            entries = [struct.unpack(order + "HHI4s", file.read(12)) for _ in range(count)]
+            (following,) = struct.unpack(order + "I", file.read(4))
+            sides = [
+                struct.unpack(order + ("I" if kind == _LONG else "H2x"), value)[0]
+                for tag, kind, _, value in entries
+                if tag in _SIDES
+            ]
     except (OSError, struct.error):
         return False  # damaged, which its reader says
+    return bool(following) or bool(math.prod(sides) > _SAFE)
 
 
 def image_header(path: Path) -> Header:
@@ -184,7 +192,8 @@ def read_labels(path: Path) -> StoredLabels:
     labels = channels_first(np.asarray(stored), layout.axes)[0]
     if labels.size and labels.min() < 0:
         raise UsageError(f"{path} holds {labels.min()}; labels are not negative")
-    return labels.astype(np.uint8 if labels.dtype == np.bool_ else labels.dtype.newbyteorder("="))
+    found: StoredLabels = labels.astype(np.uint8 if labels.dtype == np.bool_ else labels.dtype.newbyteorder("="))
+    return found
 
 
 def _check_labels(path: Path, layout: Layout) -> None:
@@ -207,7 +216,8 @@ def channels_first(values: npt.NDArray[Any], axes: str, dims: int = 2) -> npt.ND
     groups = ("CS", "Z" + _UNNAMED, "Y", "X")
     order = [place for group in groups for place, axis in enumerate(axes) if axis in group]
     sizes = [math.prod(values.shape[place] for place, axis in enumerate(axes) if axis in group) for group in groups]
-    return values.transpose(order).reshape(sizes if dims == 3 else [sizes[0], *sizes[2:]])
+    found: npt.NDArray[Any] = values.transpose(order).reshape(sizes if dims == 3 else [sizes[0], *sizes[2:]])
+    return found
 
 
 def plain_values(values: npt.NDArray[Any], path: Path) -> StoredPixels:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,16 @@ class SegmentationModel(nn.Module):
         self.layer = layer
         self.inference = Inference() if inference is None else inference
         self.flips = tuple(flips)
+        self._statistics: tuple[float, float] | None = None
+
+    @contextmanager
+    def normalised_by(self, mean: float, variance: float) -> Iterator[None]:
+        """Meanwhile, ``normalize = "image"`` takes these for the image's, of which the input is a part."""
+        self._statistics = (mean, variance)
+        try:
+            yield
+        finally:
+            self._statistics = None
 
     def forward(self, image: Tensor, roi: Tensor | None = None, spacing: Sequence[float] | None = None) -> Tensor:
         """Logits (B, K, *S); those of a layer are log-probabilities.
@@ -135,9 +146,12 @@ class SegmentationModel(nn.Module):
         weight = torch.ones_like(image[:, :1]) if roi is None else roi.unsqueeze(1).to(image.dtype)
         if self.normalize == "image":
             axes = tuple(range(1, image.ndim))
-            count = weight.sum(axes, keepdim=True) * image.shape[1]
-            mean = (image * weight).sum(axes, keepdim=True) / count
-            variance = ((image - mean).square() * weight).sum(axes, keepdim=True) / count
+            if self._statistics is not None:
+                mean, variance = map(image.new_tensor, self._statistics)
+            else:
+                count = weight.sum(axes, keepdim=True) * image.shape[1]
+                mean = (image * weight).sum(axes, keepdim=True) / count
+                variance = ((image - mean).square() * weight).sum(axes, keepdim=True) / count
             image = (image - mean) / variance.sqrt().clamp(min=1e-3)  # a flat image stays flat
         elif self.normalize == "imagenet":
             mean, spread = (image.new_tensor(values).reshape(1, 3, *[1] * (image.ndim - 2)) for values in _IMAGENET)

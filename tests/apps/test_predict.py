@@ -43,7 +43,7 @@ def test_probabilities_are_written_where_they_are_wanted(trained, images, tmp_pa
     with Image.open(tmp_path / "out" / "probabilities" / "i3.tif") as picture:
         assert (picture.n_frames, picture.size, picture.mode) == (3, (28, 24), "F")
     predict_files(trained, images / "images", tmp_path / "out", overwrite=True)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["labels", "overlays"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["labels", "overlays", "prediction.json"]
     with pytest.raises(UsageError, match="npy or tiff; got 'jpg'"):
         predict_files(trained, images / "images", tmp_path / "new", probabilities="jpg")
     assert not (tmp_path / "new").exists()

@@ -13,6 +13,7 @@ import pytest
 from regloss.errors import MissingDependency, UsageError
 from regloss.io.images import read_header, read_image, read_stored
 from regloss.io.stacks import read_layout
+from regloss.io.tiles import open_parts
 from regloss.io.types import Header
 from regloss.io.volumes import is_volume, read_geometry, read_label_volume, read_volume
 from regloss.io.windows import Window
@@ -204,3 +205,14 @@ def test_dicom(tmp_path: Path) -> None:
         read_header(folder / "0.dcm")
     assert not is_volume(tmp_path)
     assert read_layout(tiff(tmp_path / "a.tif", IMAGE[0], "YX")).axes == "YX"
+
+
+def test_more_pixels_than_pillow_takes(tmp_path: Path) -> None:
+    """20,000 x 20,000, of which one corner is read."""
+    path = tmp_path / "a.tif"
+    tiles = (np.full((2000, 2000), 7, np.uint8) for _ in range(100))
+    options = {"dtype": np.uint8, "tile": (2000, 2000), "compression": "zlib", "compressionargs": {"level": 1}}
+    tifffile.imwrite(path, tiles, shape=(20000, 20000), **options)
+    assert read_header(path) == Header((20000, 20000), 1, 8)
+    with open_parts(path) as parts:
+        assert (parts.read(slice(19990, 20000), slice(0, 9)) == 7).all()
