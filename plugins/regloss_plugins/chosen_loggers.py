@@ -1,0 +1,47 @@
+"""What loggers beside TensorBoard share: whether they are asked for, and what a run's folder holds for them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "REGLOSS_LOGGERS"
+"""Environment variable that names the loggers to use, with commas between them."""
+
+KNOWN = ("wandb", "mlflow")
+
+
+def is_chosen(name: str) -> bool:
+    """Whether the user asks for the logger ``name``."""
+    return name in [word.strip() for word in os.environ.get(VARIABLE, "").split(",")]
+
+
+def configuration(folder: Path) -> dict[str, Any]:
+    """The run's settings by "section.key"."""
+    return dict(_flat(json.loads((folder / "config.json").read_text(encoding="utf-8")), ""))
+
+
+def scores(folder: Path) -> dict[str, float]:
+    """The run's scores by "subset/score", those that are one number; none before it has ended."""
+    path = folder / "scores.json"
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    found = {key.replace(".", "/"): value for key, value in _flat(content, "")}
+    return {key: value for key, value in found.items() if isinstance(value, float)}
+
+
+def pictures(folder: Path) -> list[Path]:
+    """The report's example images."""
+    return sorted((folder / "report").glob("*.png"))
+
+
+def _flat(table: dict[str, Any], before: str) -> Iterator[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
