@@ -30,7 +30,7 @@ def _run(folder: Path) -> Any:
             name=folder.name,
             dir=str(place),
             config=configuration(folder),
-            mode=os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+            mode=os.environ.get("WANDB_MODE", "offline"),
         )
     return _runs[folder]
 
