@@ -84,6 +84,34 @@ def test_its_loss_has_the_prior_beside_and_steps_lower_it(trainer):
     assert np.isfinite(trainer.validation_step(batch)["loss"])
 
 
+def test_proposals_ride_through_the_augmentation_and_are_learnt(prepared):
+    """Scribbles are hard in proposals, so wherever one is seen after the augmentation, the proposal says the same."""
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    found = get_trainer_from_args("901", "2d", 0, "nnUNetTrainerTrustRegion", device=torch.device("cpu"))
+    torch.manual_seed(0)
+    found.on_train_start()
+    assert found.proposals.store.generations() == [0]
+    assert len(found.proposals.ids) == 4  # a fifth case is for validation
+    found.on_train_epoch_start()
+    batch = next(found.dataloader_train)
+    labels, proposal = batch["target"][0].unbind(1)
+    assert [each.shape[1] for each in batch["target"]] == [2] * len(batch["target"])
+    scribbled = labels < 2
+    assert int(scribbled.sum()) > 50
+    assert float((labels == proposal)[scribbled].float().mean()) > 0.95
+    assert bool((proposal == 1).any())
+    losses = [float(found.train_step(batch)["loss"]) for _ in range(6)]
+    assert losses[-1] < losses[0]
+    assert set(found.loop.parts) == {"data", "proposal"}
+    assert found.loop.parts["data"] == 0
+    assert found.loop.parts["proposal"] > 0
+    assert np.isfinite(found.validation_step(next(found.dataloader_val))["loss"])
+    found.current_epoch = 5
+    found.on_train_epoch_start()
+    assert found.proposals.store.generations() == [0, 1]
+
+
 def test_the_prior_is_chosen_by_the_environment(monkeypatch):
     from regloss.apps.nnunet import prior_of_environment
 

@@ -1,5 +1,5 @@
-"""What nnU-Net finds by the name of the trainer."""
+"""What nnU-Net finds by the names of trainers."""
 
-from regloss.apps.nnunet import nnUNetTrainerRegloss
+from regloss.apps.nnunet import nnUNetTrainerRegloss, nnUNetTrainerTrustRegion
 
-__all__ = ["nnUNetTrainerRegloss"]
+__all__ = ["nnUNetTrainerRegloss", "nnUNetTrainerTrustRegion"]
