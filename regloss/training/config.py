@@ -219,10 +219,10 @@ class Training(_Section):
     """
 
     epochs: int = Field(ge=1, le=10**7)
-    warm_up: int = Field(default=0, ge=0, le=10**7)
     batch_size: int = Field(default=8, ge=1, le=10**6)
     optimizer: dict[str, Any] = {"name": "adam", "lr": 1e-3}
     schedule: dict[str, Any] = {"name": "constant"}
+    warm_up: int = Field(default=0, ge=0, le=10**7)
     head_lr: float = Field(default=1.0, gt=0, le=1e6)
     layer_lr: float = Field(default=1.0, gt=0, le=1e6)
     clip_gradient: float | None = Field(default=None, gt=0)
