@@ -105,8 +105,10 @@ def predict_files(
     items, three_axes, chosen = _items(images, models[0], window, say)
     if probabilities is not None:
         check_format(probabilities)
-    if three_axes and ((probabilities or "npy") != "npy" or labels != "png" or tile is not None):
-        raise UsageError("Of volumes, labels are NIfTI and probabilities npy, and nothing is cut into tiles.")
+    if three_axes and probabilities not in (None, "npy"):
+        raise UsageError(f"Probabilities of volumes are written as npy; got {probabilities!r}.")
+    if three_axes and (labels != "png" or tile is not None):
+        raise UsageError("Labels of volumes are written as NIfTI, and volumes are not cut into tiles; leave both out.")
     tilings = {item.stem: item.tiles(tile) for item in items} if not whole else {}
     tiling = Tiling.of(models, TILE if tile is None else tile) if any(tilings.values()) else None
     if tiling is not None and not tiling.exact:
