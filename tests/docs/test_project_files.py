@@ -15,11 +15,19 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def promised() -> dict[str, str]:
-    """The lower bound of every requirement, by its lower-case name, but for what checks, packs or shows the code."""
+HOSTS = ("lightning", "monai", "nnunet", "onnx", "transformers", "mlflow", "wandb")
+"""Extras for what others write, which comes with its own Python and torch: one version of each was tested."""
+
+
+def promised(*, hosts: bool = False) -> dict[str, str]:
+    """The lower bound of every requirement, by its lower-case name, but for what checks, packs or shows the code.
+
+    Of those for hosts alone, or of all others.
+    """
     extras = {name: items for name, items in PROJECT["optional-dependencies"].items() if name != "docs"}
+    chosen = [item for name, items in extras.items() if (name in HOSTS) == hosts for item in items]
     found = {}
-    for requirement in [*PROJECT["dependencies"], *(item for items in extras.values() for item in items)]:
+    for requirement in chosen if hosts else [*PROJECT["dependencies"], *chosen]:
         name, bound = re.match(r"([\w-]+)>=([\d.]+)", requirement).groups()
         if name not in ("ruff", "mypy", "build", "hatchling"):
             found[name.lower()] = bound
@@ -50,6 +58,12 @@ def test_the_tested_versions_keep_the_promise() -> None:
     for name, bound in promised().items():
         if name != "tomli":  # of Python 3.10 alone
             assert numbers(pins[name]) >= numbers(bound), name
+
+
+def test_of_hosts_the_tested_versions_are_promised() -> None:
+    pins = pinned("constraints.txt")
+    for name, bound in promised(hosts=True).items():
+        assert numbers(pins[name])[: len(numbers(bound))] == numbers(bound), f"{name}: {pins[name]} was tested"
 
 
 def test_the_citation_is_of_this_version() -> None:
