@@ -62,6 +62,7 @@ from regloss_plugins.data_terms.collision_cross_entropy import CollisionCrossEnt
 from regloss_plugins.data_terms.cross_entropy import CrossEntropy as CrossEntropy
 from regloss_plugins.data_terms.elbo import ELBO as ELBO
 from regloss_plugins.data_terms.entropy import Entropy as Entropy
+from regloss_plugins.data_terms.mumford_shah import MumfordShah as MumfordShah
 from regloss_plugins.data_terms.partial_cross_entropy import PartialCrossEntropy as PartialCrossEntropy
 from regloss_plugins.data_terms.partial_dice import PartialDice as PartialDice
 from regloss_plugins.data_terms.size_bounds import SizeBounds as SizeBounds
