@@ -148,10 +148,10 @@ def pairs(offsets: Sequence[Offset], values: Tensor) -> list[tuple[Slices, Slice
 
 def pairs_inside(roi: Tensor, offset: Offset) -> Tensor:
     """(B, *S) bool: pairs with both ends in ``roi`` (B, *S)."""
-    inside = torch.zeros_like(roi)
+    other = torch.zeros_like(roi)  # whether the pair's second end is inside
     first, second = pair_slices(offset)
-    pick(inside, first).copy_(pick(roi, first) & pick(roi, second))
-    return inside
+    pick(other, first).copy_(pick(roi, second))
+    return roi & other
 
 
 def full_roi(roi: Tensor | None, shape: tuple[int, ...], device: torch.device) -> Tensor:
