@@ -33,10 +33,10 @@ def lab(image: Tensor) -> Tensor:
 
     Source: CIE 15; IEC 61966-2-1 for sRGB.
 
-    >>> lab(torch.tensor([[[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]]]))
-    tensor([[[1.0000, 0.5324],
-             [0.5000, 0.8640],
-             [0.5000, 0.8055]]])
+    >>> (100 * lab(torch.tensor([[[1.0, 1.0], [1.0, 0.0], [1.0, 0.0]]]))).round()
+    tensor([[[100.,  53.],
+             [ 50.,  86.],
+             [ 50.,  81.]]])
     """
     check_image(image)
     if image.shape[1] != 3:

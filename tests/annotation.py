@@ -149,5 +149,5 @@ def served(root: Path, **options: Any) -> Iterator[tuple[Any, Client]]:
         yield server, Client("127.0.0.1", server.port, server.token)
     finally:
         server.stop()
-        thread.join(30)
+        thread.join(300)  # the solver may be compiling
     assert not thread.is_alive()

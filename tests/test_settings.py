@@ -84,7 +84,12 @@ def test_every_number_of_every_component_refuses_what_is_none() -> None:
                 cls = registry.load(component)
             except MissingDependency:
                 continue
-            needed: dict[str, Any] = {"in_channels": 1, "classes": 2, "regularizer": "tv", "root": "nowhere"}
+            needed: dict[str, Any] = {
+                "in_channels": 1,
+                "classes": 2,
+                "regularizer": "tv",
+                "target": "torch.nn:Identity",
+            }
             own = registry.settings(cls)
             given = {name: needed[name] for name in own if own[name].default is inspect.Parameter.empty}
             given |= getattr(cls, "example", {})

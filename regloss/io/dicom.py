@@ -5,6 +5,9 @@ Values are those that the file's rescaling gives, Hounsfield units in CT, so tha
 
 from __future__ import annotations
 
+import locale
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,17 @@ from regloss.io.types import Header, StoredPixels
 SUFFIX = ".dcm"
 
 
+@contextmanager
+def locale_kept() -> Iterator[None]:
+    """Undo that reading DICOM changes the locale of the process, and with it the encoding of text files."""
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        yield
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+
+
+@locale_kept()
 def read_header(path: Path) -> Header:
     """Size and channels of an image, without decoding it.
 
@@ -39,6 +53,7 @@ def read_header(path: Path) -> Header:
     return Header((height, width), reader.GetNumberOfComponents(), bits)
 
 
+@locale_kept()
 def read_pixels(path: Path) -> StoredPixels:
     """One image as stored, (C, H, W); 16 bits become float32, as they may be negative.
 
@@ -61,6 +76,7 @@ def has_series(folder: Path) -> bool:
     return folder.is_dir() and any(path.name.lower().endswith(SUFFIX) for path in folder.iterdir())
 
 
+@locale_kept()
 def series_reader(folder: Path) -> Any:
     """SimpleITK's reader of the one series in a folder.
 

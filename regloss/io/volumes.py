@@ -249,6 +249,7 @@ def _nifti_shape(path: Path, image: Any) -> tuple[int, ...]:
     return shape
 
 
+@dicom.locale_kept()
 def _read_series(folder: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
     """The DICOM series in a folder, in the values that its rescaling gives."""
     reader = dicom.series_reader(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import locale
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from regloss.errors import MissingDependency, UsageError
+from regloss.io.dicom import locale_kept
 from regloss.io.images import read_header, read_image, read_stored
 from regloss.io.stacks import read_layout
 from regloss.io.tiles import open_parts
@@ -188,7 +190,9 @@ def test_dicom(tmp_path: Path) -> None:
         ):  # fmt: skip
             image.SetMetaData(tag, value)
         writer.SetFileName(str(folder / f"{9 - place}.dcm"))
-        writer.Execute(image)
+        with locale_kept():
+            writer.Execute(image)
+    before = locale.setlocale(locale.LC_ALL)
     assert is_volume(folder)
     volume = read_volume(folder)
     np.testing.assert_array_equal(volume.values[0], units)
@@ -200,6 +204,7 @@ def test_dicom(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="a window says which"):
         read_image(single)
     assert read_image(single, window=Window(-1024, 3000)).max() <= 1
+    assert locale.setlocale(locale.LC_ALL) == before  # SimpleITK changes it
     (folder / "0.dcm").write_bytes(b"no")
     with pytest.raises(UsageError, match="cannot be read as DICOM"):
         read_header(folder / "0.dcm")

@@ -63,5 +63,5 @@ class ScribbleCut(AlternatingSegmenter):
         """The regularizer that is given, or a grid CRF for an image of ``shape`` pixels, of that ``spacing``."""
         if self.regularizer is None:
             relative = _IN_VOLUMES if len(shape) == 3 else 1.0
-            return GridCRF(self.smoothness * relative * image_diagonal(shape, spacing))
+            return GridCRF(float(self.smoothness) * relative * image_diagonal(shape, spacing))
         return super().prior(shape, spacing)
