@@ -253,6 +253,12 @@ def data_term(dice: Dice) -> str:
         def wanted(z: Any, y: Any, roi: Any, image: Any) -> tuple[float, float]:
             return references.entropy(z, roi)
 
+    elif name == "mumford-shah":
+        settings = {}
+
+        def wanted(z: Any, y: Any, roi: Any, image: Any) -> tuple[float, float]:
+            return references.mumford_shah(z, roi, image)
+
     elif name == "size-bounds":
         lower, upper, pixels, t, present = _bounds(dice, given)
         unit = "pixels" if pixels else "fraction"
@@ -295,7 +301,11 @@ def data_term(dice: Dice) -> str:
         size = counts.double() * (1 + sum(weights or (1,))) * (1 + given.logits.flatten(1).abs().amax(1))
         steep = settings.get("sharpness", 1.0)
         check_single(name, loss, given.logits, 10 * max(1.0, steep) * (size + 1) * max(given.inside[0].shape))
-    nothing = ~given.inside if name in ("entropy", "size-bounds", "elbo") else ~given.inside | (given.labels == IGNORE)
+    nothing = (
+        ~given.inside
+        if name in ("entropy", "size-bounds", "elbo", "mumford-shah")
+        else ~given.inside | (given.labels == IGNORE)
+    )
     if bool((gradient.movedim(1, -1)[nothing] != 0).any()):
         raise Fault(f"{name} has a gradient where nothing counts")
     return name

@@ -89,6 +89,16 @@ def entropy(logits: Array, roi: Array) -> tuple[float, float]:
     return -float((np.exp(logs) * logs).sum(0)[roi].sum()), float(roi.sum())
 
 
+def mumford_shah(logits: Array, roi: Array, image: Array) -> tuple[float, float]:
+    """Squared distances of colours to each class's mean, with its share of the pixel, in the region of interest."""
+    total = 0.0
+    for share in np.exp(log_softmax(logits))[:, roi]:
+        colors = image[:, roi]
+        mean = (share * colors).sum(1, keepdims=True) / max(share.sum(), np.finfo(float).tiny)
+        total += float((share * ((colors - mean) ** 2).sum(0)).sum())
+    return total, float(roi.sum())
+
+
 def size_bounds(
     logits: Array,
     labels: Array | None,
