@@ -50,6 +50,7 @@ from regloss.training.processes import (
     CopiedParts,
     average_gradients,
     build_fabric,
+    children_end_with_exceptions,
     end_with_parent,
     mean_over_processes,
     to_device,
@@ -103,7 +104,8 @@ def train(
                 callback(warning)
             prepare_output(folder, config, parts.dataset, lock, overwrite=overwrite)
         try:
-            scores: dict[str, Any] = fabric.launch(_launched, CopiedParts(parts), quiet, callback)  # type: ignore[arg-type]
+            with children_end_with_exceptions():
+                scores: dict[str, Any] = fabric.launch(_launched, CopiedParts(parts), quiet, callback)  # type: ignore[arg-type]
         except ProcessException as error:
             raise ReglossError(f"A training process failed. {error}") from error
         except OSError as error:
