@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from regloss.dataset import IGNORE, Sample, Slice
+from regloss.dataset import IGNORE, Dataset, Sample, Slice
 from regloss.errors import UsageError, listed
 from regloss.io.cases import Intensities, read_case, rounded_spacing, slices_across
 from regloss.io.labels import ValueMap, read_label_map, read_scribble_map
+from regloss.io.samples import find_sample, subset_ids
 from regloss.io.types import LabelMap
 from regloss.io.volumes import read_geometry
 
@@ -236,10 +237,46 @@ class Cases:
             raise UsageError("\n".join(problems))
 
 
-def subsets_of_parts(cases: Cases, subsets: Mapping[str, Sequence[str]], subset: str) -> Mapping[str, Sequence[str]]:
-    """``subsets``, and ``subset`` too, if it is one of them with an ending such as "-scribbled"."""
-    for part, ending in ENDINGS.items():
-        whole = subset.removesuffix(ending)
-        if subset not in subsets and whole != subset and whole in subsets:
-            return {**subsets, subset: cases.with_labels(subsets[whole], part)}
-    return subsets
+class CaseDataset(Dataset):
+    """A data set of cases; subclasses find them, and add what is to be checked in their layout.
+
+    Attributes:
+        root: its folder.
+        subsets: ids by the name of the subset.
+    """
+
+    root: Path
+    subsets: Mapping[str, Sequence[str]]
+    _cases: Cases
+
+    def ids(self, subset: str) -> tuple[str, ...]:
+        """Ids of a subset, sorted.
+
+        Raises:
+            UsageError: there is no such subset, or it is empty; of "-scribbled" and "-labelled" ones, files that
+                cannot be read.
+        """
+        subsets = self.subsets
+        for part, ending in ENDINGS.items():
+            whole = subset.removesuffix(ending)
+            if subset not in subsets and whole != subset and whole in subsets:
+                subsets = {**subsets, subset: self._cases.with_labels(subsets[whole], part)}
+        return subset_ids(subsets, subset, str(self.root))
+
+    def load(self, sample_id: str) -> Sample:
+        """Read one sample.
+
+        Raises:
+            UsageError: there is no such id; or its files cannot be read, do not lie on each other, or hold invalid
+                values (labels outside the classes, NaN).
+        """
+        find_sample(self._cases.places, sample_id, str(self.root))
+        return self._cases.load(sample_id)
+
+    def volume_of(self, sample_id: str) -> str:
+        """The case that a slice was cut from."""
+        return self._cases.places[sample_id][0]
+
+    def group_of(self, sample_id: str) -> str:
+        """The group of a sample, without reading it."""
+        return self._cases.cases[self.volume_of(sample_id)].group

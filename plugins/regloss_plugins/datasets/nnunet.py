@@ -19,23 +19,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regloss.dataset import IGNORE, Dataset, Sample
+from regloss.dataset import IGNORE
 from regloss.errors import UsageError, listed
 from regloss.io.cases import Intensities, cases_of, directions
 from regloss.io.classes import MAX_CLASSES
 from regloss.io.folders import find_root, index_folder
 from regloss.io.limits import LARGEST_TEXT, check_regular
 from regloss.io.palettes import class_colors
-from regloss.io.samples import find_sample, subset_ids
 from regloss.io.toml import read_text
 from regloss.io.types import PathLike
 from regloss.io.volumes import VOLUME_SUFFIXES
 from regloss.io.windows import Window
-from regloss_plugins.datasets.cases import Case, Cases, Meanings, subsets_of_parts
+from regloss_plugins.datasets.cases import Case, CaseDataset, Cases, Meanings
 from regloss_plugins.datasets.layout import choose_groups, choose_subsets
 
 
-class NnUNetDataset(Dataset):
+class NnUNetDataset(CaseDataset):
     r"""Samples from ``root``; see the top of this module for the layout.
 
     Cases of imagesTr are "train", those of imagesTs "test", if there are any. Where dataset.json has an ignore label,
@@ -109,32 +108,6 @@ class NnUNetDataset(Dataset):
         else:
             self.subsets = choose_subsets(self.root, split, self._cases.names)
         self.notes = tuple(filter(None, (directions(self._cases.geometries.items()),)))
-
-    def ids(self, subset: str) -> tuple[str, ...]:
-        """Ids of a subset, sorted.
-
-        Raises:
-            UsageError: there is no such subset, or it is empty.
-        """
-        return subset_ids(subsets_of_parts(self._cases, self.subsets, subset), subset, str(self.root))
-
-    def load(self, sample_id: str) -> Sample:
-        """Read one sample.
-
-        Raises:
-            UsageError: there is no such id; or its files cannot be read, do not lie on each other, or hold values that
-                dataset.json does not have.
-        """
-        find_sample(self._cases.places, sample_id, str(self.root))
-        return self._cases.load(sample_id)
-
-    def volume_of(self, sample_id: str) -> str:
-        """The case that a slice was cut from."""
-        return self._cases.places[sample_id][0]
-
-    def group_of(self, sample_id: str) -> str:
-        """The group of a sample, without reading it."""
-        return self._cases.cases[self.volume_of(sample_id)].group
 
     def check(self, subset: str, need: Sequence[str] = ("scribble",)) -> None:
         """Verify a subset before it is used, and report everything that is wrong with it in one message.

@@ -16,20 +16,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from regloss.dataset import Dataset, Sample
 from regloss.errors import UsageError, listed
 from regloss.io.cases import Intensities, directions
 from regloss.io.folders import find_root, index_folder, left_out
 from regloss.io.labels import value_map
-from regloss.io.samples import find_sample, subset_ids
 from regloss.io.types import PathLike
 from regloss.io.volumes import VOLUME_SUFFIXES
 from regloss.io.windows import Window
-from regloss_plugins.datasets.cases import Case, Cases, Meanings, subsets_of_parts
+from regloss_plugins.datasets.cases import Case, CaseDataset, Cases, Meanings
 from regloss_plugins.datasets.layout import choose_classes, choose_groups, choose_subsets
 
 
-class VolumesDataset(Dataset):
+class VolumesDataset(CaseDataset):
     r"""Samples from ``root``; see the top of this module for the layout.
 
     The constructor reads the folders, the small TOML files, and the headers of the images. Beside the subsets of the
@@ -124,33 +122,6 @@ class VolumesDataset(Dataset):
         self.notes = tuple(
             filter(None, (left_out(self.root / images, VOLUME_SUFFIXES), directions(self._cases.geometries.items())))
         )
-
-    def ids(self, subset: str) -> tuple[str, ...]:
-        """Ids of a subset, sorted.
-
-        Raises:
-            UsageError: there is no such subset, or it is empty; of "-scribbled" and "-labelled" ones, files that
-                cannot be read.
-        """
-        return subset_ids(subsets_of_parts(self._cases, self.subsets, subset), subset, str(self.root))
-
-    def load(self, sample_id: str) -> Sample:
-        """Read one sample.
-
-        Raises:
-            UsageError: there is no such id; or its files cannot be read, do not lie on each other, or hold invalid
-                values (labels outside the classes, NaN).
-        """
-        find_sample(self._cases.places, sample_id, str(self.root))
-        return self._cases.load(sample_id)
-
-    def volume_of(self, sample_id: str) -> str:
-        """The volume that a slice was cut from."""
-        return self._cases.places[sample_id][0]
-
-    def group_of(self, sample_id: str) -> str:
-        """The group of a sample, without reading it."""
-        return self._cases.cases[self.volume_of(sample_id)].group
 
     def check(self, subset: str, need: Sequence[str] = ("scribble",)) -> None:
         """Verify a subset before it is used, and report everything that is wrong with it in one message.
