@@ -159,11 +159,14 @@ def learning_rate_chart(steps: Sequence[Mapping[str, Any]]) -> Figure | None:
 
 
 def score_charts(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
-    """Scores in [0, 1] share a chart, the boundary density has its own, and whatever else there is shares a third."""
+    """Scores in [0, 1] share a chart, the boundary density has its own, and whatever else there is shares a third.
+
+    Energies have `prediction_energy_chart`.
+    """
     chosen: dict[str, dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]] = {}
     for key in columns(epochs):
         curve = series(epochs, "epoch", key)
-        if not key.startswith(("val-", "test-")) or not len(curve[0]):
+        if not key.startswith(("val-", "test-")) or key.endswith("-energy") or not len(curve[0]):
             continue
         if key.endswith("boundary-density"):
             chart = "boundary-density"
@@ -183,6 +186,20 @@ def score_charts(epochs: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
         _finish(axes)
         charts[chart] = figure
     return charts
+
+
+def prediction_energy_chart(epochs: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """The discrete energy of what the network predicts, on training and validation images, by epoch."""
+    curves = {key: series(epochs, "epoch", key) for key in ("train-energy", "val-energy")}
+    curves = {key: curve for key, curve in curves.items() if len(curve[0])}
+    if not curves:
+        return None
+    figure, axes = _chart("Energy of the predictions", "epoch", "energy per pixel")
+    for color, (key, (place, value)) in zip(_colors(len(curves), 0), curves.items(), strict=True):
+        axes.plot(place, value, color=color, **_stroke(len(place)), label=key.removesuffix("-energy"))
+    axes.set_ylim(bottom=0)
+    _finish(axes)
+    return figure
 
 
 def energy_chart(epochs: Sequence[Mapping[str, Any]]) -> Figure | None:

@@ -29,6 +29,7 @@ from regloss.report.charts import (
     histogram_chart,
     learning_rate_chart,
     loss_chart,
+    prediction_energy_chart,
     score_charts,
     time_chart,
     trimap_chart,
@@ -63,8 +64,9 @@ def write_report(
             under any other names.
         epochs: one row per epoch: ``epoch``, ``loss``, ``seconds`` and its parts ``train-seconds``,
             ``network-seconds`` (network inference for the proposals) and ``solver-seconds``;
-            ``proposal-energy-before`` and ``-after`` (per pixel) where proposals were renewed; and scores of any name
-            that begins with ``val-`` or ``test-``. Columns may be missing, values may be NaN or None.
+            ``proposal-energy-before`` and ``-after`` (per pixel) where proposals were renewed; ``train-energy`` and
+            ``val-energy`` of the predictions; and scores of any name that begins with ``val-`` or ``test-``. Columns
+            may be missing, values may be NaN or None.
         scores: for each subset what `regloss.metrics.scores.Scores.compute` returns.
         classes: the K class names.
         colors: one RGB triple of 0..255 for each class.
@@ -100,6 +102,7 @@ def write_report(
         picture("further-losses", further_losses_chart(steps)),
         picture("learning-rate", learning_rate_chart(steps)),
         *(picture(name, figure) for name, figure in score_charts(epochs).items()),
+        picture("energy", prediction_energy_chart(epochs)),
         picture("proposal-energy", energy_chart(epochs)),
         picture("time", time_chart(epochs)),
         picture("trimap", trimap_chart(scores)),

@@ -275,20 +275,29 @@ class Evaluation(_Section):
 
     trimap: widths in pixels. hausdorff: whether to measure how far boundaries are off (HD95, average surface distance,
     surface Dice). surface-tolerance: of the surface Dice, in mm where the spacing is known, else in pixels. energy: a
-    regularizer whose discrete energy per pixel of the predictions is reported; "" = none. examples: how many images the
-    report shows.
+    regularizer whose discrete energy per pixel of the predictions is reported; "" = none. energy-images: of so many
+    training images, evenly spaced, that energy is logged too, whenever the validation subset would be scored. examples:
+    how many images the report shows.
     """
 
     trimap: tuple[int, ...] = ()
     hausdorff: bool = False
     surface_tolerance: float = Field(default=1.0, gt=0, le=1e6)
     energy: str | dict[str, Any] | None = "grid-crf"
+    energy_images: int = Field(default=0, ge=0)
     examples: int = Field(default=6, ge=0, le=1000)
 
     @field_validator("energy")
     @classmethod
     def _none_if_empty(cls, value: str | dict[str, Any] | None) -> str | dict[str, Any] | None:
         return value or None
+
+    @field_validator("energy_images")
+    @classmethod
+    def _of_an_energy(cls, value: int, others: ValidationInfo) -> int:
+        if value and others.data.get("energy", "") is None:
+            raise ValueError("needs an energy; evaluation.energy is none")
+        return value
 
 
 class Inference(_Section):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regloss.batch import Batch
 from regloss.checks import at_least_float32
 from regloss.data_term import DataTerm
 from regloss.dataset import IGNORE, Sample
@@ -82,8 +83,7 @@ def evaluate_samples(
             if segmenter.layer is not None and segmenter.layer.solution is not None:
                 layer.update(segmenter.layer.solution, batch.pixels)
             if energy is not None:
-                hard = one_hot(labels, len(classes), at_least_float32(image).dtype)
-                energies.update(energy.bind(image, spacing=batch.spacing).energy(hard) / batch.pixels.to(image.device))
+                energies.update(_energies(energy, batch, image, labels, len(classes)))
             yield from zip(chosen, labels.to(torch.uint8).cpu().numpy(), strict=True)
 
     for found in whole_volumes(predictions()):
@@ -105,6 +105,32 @@ def evaluate_samples(
     if segmenter.layer is not None:
         result["layer"] = {**describe_layer(segmenter.layer), **layer.compute()}
     return result
+
+
+def training_energy(process: Process, segmenter: SegmentationModel, reader: SampleReader, config: Config) -> float:
+    """Mean discrete energy per pixel of what is predicted for ``evaluation.energy-images`` training images.
+
+    They are evenly spaced, shared out among the processes, and need no labels.
+    """
+    assert config.evaluation.energy is not None
+    energy: Regularizer = resolve("regularizer", config.evaluation.energy)
+    energies = MeanEnergy()
+    if process.world_size > 1:
+        energies.to(process.device)
+    ids = _evenly(list(reader.source.ids(config.data.train)), config.evaluation.energy_images)
+    samples = (reader.load(sample_id) for sample_id in ids[process.global_rank :: process.world_size])
+    for chosen in like_groups(samples, config.training.batch_size):
+        batch = whole_batch(chosen, None)
+        image = batch.image.to(process.device)
+        labels = predict(segmenter, image, batch.spacing).argmax(1)
+        energies.update(_energies(energy, batch, image, labels, len(reader.source.classes)))
+    return energies.compute()
+
+
+def _energies(energy: Regularizer, batch: Batch, image: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Discrete energy per pixel of the ``labels`` (B, *S) of whole images, (B,)."""
+    hard = one_hot(labels, classes, at_least_float32(image).dtype)
+    return energy.bind(image, spacing=batch.spacing).energy(hard) / batch.pixels.to(image.device)
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from regloss.report.advice import advice
 from regloss.training import checkpoints
 from regloss.training.config import Config, as_written
 from regloss.training.deep_supervision import coarser_loss
-from regloss.training.evaluation import evaluate_samples, examples_of, measure_training
+from regloss.training.evaluation import evaluate_samples, examples_of, measure_training, training_energy
 from regloss.training.finite import check_finite_logits, diverged
 from regloss.training.loader import EpochOrder, TrainingSet, training_batches
 from regloss.training.logs import CsvLog
@@ -279,10 +279,15 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
             clock = _spent(numbers, clock, "train-seconds")
 
             # Scores on the validation subset, and the epoch's numbers.
-            if config.data.val is not None and ((epoch + 1) % training.evaluate_every == 0):
+            evaluated = (epoch + 1) % training.evaluate_every == 0
+            if evaluated and config.evaluation.energy_images:
+                numbers["train-energy"] = training_energy(fabric, segmenter, parts.reader, config)
+            if evaluated and config.data.val is not None:
                 scores = evaluate_samples(fabric, segmenter, parts.reader, config, config.data.val)
                 numbers["val-mean-iou"] = scores["mean-iou"]
                 numbers["val-mean-foreground-dice"] = scores["mean-foreground-dice"]
+                if "energy" in scores:
+                    numbers["val-energy"] = scores["energy"]
                 for rule in RULES if "unsupervised" in scores else ():
                     numbers[f"val-foreground-iou-{rule}"] = scores["unsupervised"][rule]["foreground-iou"]
             if numbers.pop("proposal-images", 0.0) > 0:

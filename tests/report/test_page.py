@@ -66,6 +66,8 @@ def epochs(count=6):
             "solver-seconds": 2.0,
             "proposal-energy-before": 0.5 if n % 2 else float("nan"),
             "proposal-energy-after": 0.4 if n % 2 else float("nan"),
+            "train-energy": 0.3 - 0.02 * n,
+            "val-energy": 0.4 - 0.02 * n,
             "val-mean-iou": 0.1 * n if n != 5 else 0.35,
             "val-boundary-density": 3.0 - 0.1 * n,
             "test-distance": 20.0 - n,
@@ -135,6 +137,7 @@ def test_page_is_complete(full):
     assert pictures(full) == [
         "boundary-density.png",
         "confusion-test.png",
+        "energy.png",
         "example-01-one.png",
         "learning-rate.png",
         "loss.png",
@@ -228,7 +231,11 @@ def test_without_anything(tmp_path):
     ("changes", "expected"),
     [
         ({"steps": steps(1)}, ["learning-rate.png", "loss.png"]),
-        ({"epochs": epochs(1)}, ["boundary-density.png", "loss.png", "other-scores.png", "scores.png", "time.png"]),
+        (
+            {"epochs": epochs(1)},
+            ["boundary-density.png", "energy.png", "loss.png", "other-scores.png", "scores.png", "time.png"],
+        ),
+        ({"epochs": [{"epoch": 0, "val-energy": 0.5}, {"epoch": 1, "val-energy": None}]}, ["energy.png"]),
         ({"epochs": [{"epoch": 0, "loss": 1.0, "seconds": 0.0}]}, ["loss.png"]),
         ({"epochs": [{"epoch": 0, "val-mean-iou": None}]}, []),
         ({"scores": {"val/x": {"accuracy": 0.5, "mean-iou": None}}}, []),

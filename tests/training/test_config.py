@@ -131,7 +131,7 @@ def test_one_regularizer_needs_no_array(given):
         ("data.augment.flp=true", r"'data.augment.flp'. Did you mean 'flip'\? Allowed here: flip, flip-vertical"),
         (
             "evaluation.widths=[2]",
-            r"'evaluation.widths'. Allowed here: trimap, hausdorff, surface-tolerance, energy, examples",
+            r"'evaluation.widths'. Allowed here: trimap, hausdorff, surface-tolerance, energy, energy-images, examples",
         ),
         ("loss.outer-lop=1", r"'loss.outer-lop'. Did you mean 'outer-loop'\? Allowed here: data-term, regularizer"),
         ("data.rot=3", r"unknown key 'rot' for the dataset 'folder'. Did you mean 'root'\? Allowed here: .*\bcrop\b.*"),
@@ -166,6 +166,11 @@ def test_one_regularizer_needs_no_array(given):
 def test_what_is_invalid_is_named(change, expected):
     with pytest.raises(UsageError, match=r"here\.toml: .*" + expected):
         parse(table(change), "here.toml")
+
+
+def test_energies_of_training_images_need_an_energy():
+    with pytest.raises(UsageError, match=r"evaluation.energy-images: .*needs an energy.*; got 3"):
+        parse(table('evaluation.energy=""', "evaluation.energy-images=3"))
 
 
 @pytest.mark.parametrize(

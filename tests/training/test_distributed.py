@@ -16,7 +16,13 @@ from regloss.errors import ReglossError
 from regloss.training.proposals import ProposalStore
 from regloss.training.trainer import train
 
-TOGETHER = ("training.threads=1", "training.epochs=3", "data.val=test", "training.checkpoint-every=1")
+TOGETHER = (
+    "training.threads=1",
+    "training.epochs=3",
+    "training.checkpoint-every=1",
+    "data.val=test",
+    "evaluation.energy-images=5",
+)
 
 # Its gradient depends continuously on rounding; that of an unconverged implicit one jumps with the free dual variables.
 LAYER = '{regularizer = "tv", steps = 20, tolerance = 1e-12, backward = "one-step", learn = ["weight", "entropy"]}'
@@ -57,8 +63,9 @@ def test_two_processes_are_one_with_the_doubled_batch(loop, norm, layer, config,
     assert ("layer:log_weight" in weights) == bool(layer)
     parts = {"loss", "data", "proposal", "regularizer", "layer-gap", "layer-steps", "layer-weight-tv", "layer-entropy"}
     agree(rows(one, "steps"), rows(two, "steps"), parts | {"step", "epoch", "learning-rate"})
-    energies = {"proposal-energy-before", "proposal-energy-after", "val-mean-iou", "val-mean-foreground-dice"}
-    agree(rows(one, "epochs"), rows(two, "epochs"), parts | energies | {"epoch"})
+    energies = {"proposal-energy-before", "proposal-energy-after", "train-energy", "val-energy"}
+    scores = {"val-mean-iou", "val-mean-foreground-dice"}
+    agree(rows(one, "epochs"), rows(two, "epochs"), parts | energies | scores | {"epoch"})
 
     assert found["test"]["confusion"] == expected["test"]["confusion"]
     assert found["test"]["groups"] == expected["test"]["groups"]

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from regloss import TrustRegion
+from regloss.apps.evaluate import evaluate_run
 from regloss.dataset import Dataset, Sample
 from regloss.errors import BrokenPlugin, MissingForm, ReglossError, UnknownComponent, UsageError
 from regloss.hooks import hookimpl, manager
@@ -69,6 +70,18 @@ def test_what_a_training_leaves(loop, config, tmp_path, real_report):
         assert ("proposal-energy-after" in row) == ("solver-seconds" in row) == renewed
         if renewed:
             assert row["proposal-energy-after"] <= row["proposal-energy-before"]
+
+
+def test_the_energy_of_predictions_is_logged_by_epoch(config, tmp_path):
+    scores = train(config("data.val=test", "training.epochs=2", "evaluation.energy-images=100"))
+    last = rows(tmp_path / "run", "epochs")[-1]
+    of_training = evaluate_run(tmp_path / "run", "train")["energy"]  # of all of it, with the weights at the end
+    assert (last["val-energy"], last["train-energy"]) == (scores["test"]["energy"], pytest.approx(of_training))
+    assert last["train-energy"] > 0
+    train(config("training.epochs=1", "evaluation.energy-images=1", output="one"))
+    (only,) = rows(tmp_path / "one", "epochs")
+    assert "val-energy" not in only
+    assert only["train-energy"] > 0
 
 
 def test_it_learns(config, tmp_path):
