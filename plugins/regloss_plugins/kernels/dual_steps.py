@@ -12,20 +12,20 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 
+from regloss_plugins.kernels.compiling import helper
 from regloss_plugins.kernels.short_vectors import add, clip, load, mul, store, sub
 from regloss_plugins.kernels.softmax_rows import FAST
 
 
-@njit(nogil=True, forceinline=True, fastmath=FAST, error_model="numpy")
+@helper(forceinline=True, fastmath=FAST)
 def extrapolated(dual: Any, before: Any, place: int, extrapolations: Any, shape: Any) -> Any:
     """The point x of the variables from ``place`` on."""
     value = load(dual, place, shape)
     return add(value, mul(extrapolations, sub(value, load(before, place, shape))))
 
 
-@njit(nogil=True, forceinline=True, fastmath=FAST, error_model="numpy")
+@helper(forceinline=True, fastmath=FAST)
 def ascend(
     dual: Any,
     before: Any,
@@ -49,7 +49,7 @@ def ascend(
     return new, mul(sub(point, new), sub(new, value))
 
 
-@njit(nogil=True, forceinline=True, fastmath=FAST, error_model="numpy")
+@helper(forceinline=True, fastmath=FAST)
 def smooth_value(s: Any, cost: Any, log: Any, smoothing_weight: Any, entropy: bool) -> Any:
     """What one class of a pixel adds to the smooth part at s: <cost, s> + smoothing, with ``log`` = log s."""
     if not entropy:
@@ -59,7 +59,7 @@ def smooth_value(s: Any, cost: Any, log: Any, smoothing_weight: Any, entropy: bo
     return s * (np.float64(cost) + smoothing_weight * np.float64(log)) if s > 0 else 0.0
 
 
-@njit(nogil=True, forceinline=True, fastmath=FAST, error_model="numpy")
+@helper(forceinline=True, fastmath=FAST)
 def box_gap(difference: float, y: Any, radius: float) -> Any:
     """Support less <difference, y> of one variable in [-radius, radius]: a product of two numbers that are >= 0."""
     return abs(difference) * (radius - (y if difference > 0 else -y))

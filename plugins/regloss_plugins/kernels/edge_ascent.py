@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from regloss_plugins.kernels.compiling import kernel
 from regloss_plugins.kernels.dual_steps import ascend, box_gap, smooth_value
 from regloss_plugins.kernels.short_vectors import add, aligned, load, mul, prefetch, splat, store, sub, total
 from regloss_plugins.kernels.softmax_rows import FAST, softmax_rows
@@ -100,6 +100,9 @@ class EdgeAscent:
             _gather(edges.start, edges.second, self.weights, self.values, self.width, self.adjoint)
             self.before[:], self.adjoint_before[:] = self.values, self.adjoint
         self.primal = aligned(len(self.adjoint), cost.dtype)
+        self.block = np.zeros((2, classes, _BLOCK), cost.dtype)  # scores, and their softmax
+        self.line = np.ones((3, _BLOCK), cost.dtype)  # largest scores, sums of exponentials and their inverses
+        self.flow = np.zeros(self.width, cost.dtype)
         self.minimiser = np.empty_like(cost)
 
     def step(self, extrapolation: float) -> float:
@@ -113,11 +116,13 @@ class EdgeAscent:
             self.smoothing_weight,
             self.entropy,
             self.width,
+            self.block[0],
+            self.line,
             self.primal,
         )
         self.adjoint, self.adjoint_before = self.adjoint_before, self.adjoint
-        move = _move_few if self.width == self.lanes else _move_many
-        criterion: float = move(
+        few = self.width == self.lanes
+        criterion: float = (_move_few if few else _move_many)(
             self.edges.start,
             self.edges.second,
             self.weights,
@@ -131,6 +136,7 @@ class EdgeAscent:
             self.radius,
             (0,) * self.lanes,
             self.width,
+            *(() if few else (self.flow,)),
         )
         self.values, self.before = self.before, self.values
         return criterion
@@ -144,6 +150,8 @@ class EdgeAscent:
             self.entropy,
             self.width,
             self.roi,
+            self.block,
+            self.line,
             self.primal,
             self.minimiser,
         )
@@ -166,26 +174,26 @@ class EdgeAscent:
         return found
 
 
-@njit(nogil=True, cache=True)
+@kernel(_nrt=False)
 def _spread(dual: Any, order: Any, width: int, values: Any) -> None:
     """(K, E) to (E, width), sorted."""
     # A cache line of values serves several classes, if the edges come in portions that fit the cache.
     for begin in range(0, len(order), 1024):
         for k in range(len(dual)):
-            for e in range(begin, min(begin + 1024, len(order))):
+            for e in range(begin, begin + 1024 if begin + 1024 < len(order) else len(order)):
                 values[e * width + k] = dual[k, order[e]]
 
 
-@njit(nogil=True, cache=True)
+@kernel(_nrt=False)
 def _collect(values: Any, order: Any, width: int, dual: Any) -> None:
     """The other way."""
     for begin in range(0, len(order), 1024):
         for k in range(len(dual)):
-            for e in range(begin, min(begin + 1024, len(order))):
+            for e in range(begin, begin + 1024 if begin + 1024 < len(order) else len(order)):
                 dual[k, order[e]] = values[e * width + k]
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@kernel(_nrt=False, fastmath=FAST)
 def _gather(start: Any, second: Any, weights: Any, values: Any, width: int, adjoint: Any) -> None:
     """Add K^T y to ``adjoint``."""
     for i in range(len(start) - 1):
@@ -197,7 +205,7 @@ def _gather(start: Any, second: Any, weights: Any, values: Any, width: int, adjo
                 adjoint[i * width + k] -= flow
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@kernel(_nrt=False, fastmath=FAST)
 def _primal_point(
     cost: Any,
     adjoint: Any,
@@ -206,16 +214,15 @@ def _primal_point(
     smoothing_weight: Any,
     entropy: bool,
     width: int,
+    scores: Any,
+    line: Any,
     primal: Any,
 ) -> None:
-    """S at x; ``adjoint_before`` is emptied for what comes next."""
+    """S at x; ``adjoint_before`` is emptied for what comes next, ``scores`` (K, _BLOCK) and ``line`` overwritten."""
     classes, pixels = cost.shape
-    kind = cost.dtype
-    scores = np.zeros((classes, _BLOCK), kind)
-    top, total, inverse = np.empty(_BLOCK, kind), np.empty(_BLOCK, kind), np.empty(_BLOCK, kind)
-    factor = kind.type(-1) / smoothing_weight
+    factor = cost.dtype.type(-1) / smoothing_weight
     for begin in range(0, pixels, _BLOCK):
-        count = min(_BLOCK, pixels - begin)
+        count = _BLOCK if begin + _BLOCK < pixels else pixels - begin
         for k in range(classes):
             row, costs = scores[k], cost[k]
             for i in range(count):
@@ -223,7 +230,7 @@ def _primal_point(
                 ahead = adjoint[place] + extrapolation * (adjoint[place] - adjoint_before[place])
                 row[i] = (costs[begin + i] + ahead) * factor
         if entropy:
-            softmax_rows(scores, top, total, inverse)  # in the last block some of it is left from the one before
+            softmax_rows(scores, line[0], line[1], line[2])  # in the last block some of it is left from the one before
         for k in range(classes):
             row = scores[k]
             for i in range(count):
@@ -231,7 +238,7 @@ def _primal_point(
         adjoint_before[begin * width : (begin + count) * width] = 0
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@kernel(_nrt=False, fastmath=FAST)
 def _move_few(
     start: Any,
     second: Any,
@@ -267,7 +274,7 @@ def _move_few(
     return criterion
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@kernel(_nrt=False, fastmath=FAST)
 def _move_many(
     start: Any,
     second: Any,
@@ -282,18 +289,18 @@ def _move_many(
     radius: Any,
     shape: Any,
     width: int,
+    at_first: Any,
 ) -> float:
-    """The same for any ``width``, a multiple of len(shape)."""
+    """The same for any ``width``, a multiple of len(shape); ``at_first`` (width,) is overwritten."""
     last, count = len(second) - 1, len(shape)
     zero = splat(values.dtype.type(0), shape)
     extrapolations, most, least = splat(extrapolation, shape), splat(radius, shape), splat(-radius, shape)
-    at_first = np.zeros(width, values.dtype)
     criterion = 0.0
     for i in range(len(start) - 1):
         at_first[:] = 0
         products = zero
         for e in range(start[i], start[i + 1]):
-            coming = np.int64(second[min(e + _AHEAD, last)]) * width
+            coming = np.int64(second[e + _AHEAD if e + _AHEAD < last else last]) * width
             for k in range(0, width, count):
                 prefetch(primal, coming + k)
                 prefetch(adjoint, coming + k)
@@ -312,25 +319,35 @@ def _move_many(
     return criterion
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@kernel(_nrt=False, fastmath=FAST)
 def _smooth_part(
-    cost: Any, adjoint: Any, smoothing_weight: Any, entropy: bool, width: int, roi: Any, primal: Any, minimiser: Any
+    cost: Any,
+    adjoint: Any,
+    smoothing_weight: Any,
+    entropy: bool,
+    width: int,
+    roi: Any,
+    block: Any,
+    line: Any,
+    primal: Any,
+    minimiser: Any,
 ) -> float:
-    """The smooth part at s(y), which is written to ``primal`` and ``minimiser``."""
+    """The smooth part at s(y), which is written to ``primal`` and ``minimiser``; ``block`` and ``line`` are memory."""
     classes, pixels = cost.shape
-    kind = cost.dtype
-    scores, s = np.zeros((classes, _BLOCK), kind), np.zeros((classes, _BLOCK), kind)
-    top, total, inverse = np.zeros(_BLOCK, kind), np.ones(_BLOCK, kind), np.empty(_BLOCK, kind)
-    factor = kind.type(-1) / smoothing_weight
+    scores, s = block[0], block[1]
+    top, total = line[0], line[1]
+    if not entropy:
+        top[:] = 0
+    factor = cost.dtype.type(-1) / smoothing_weight
     value = 0.0
     for begin in range(0, pixels, _BLOCK):
-        count = min(_BLOCK, pixels - begin)
+        count = _BLOCK if begin + _BLOCK < pixels else pixels - begin
         for k in range(classes):
             for i in range(count):
                 scores[k, i] = (cost[k, begin + i] + adjoint[(begin + i) * width + k]) * factor
                 s[k, i] = scores[k, i]
         if entropy:
-            softmax_rows(s, top, total, inverse)
+            softmax_rows(s, top, total, line[2])
             for i in range(count):
                 top[i] += math.log(total[i])
         for k in range(classes):
@@ -342,7 +359,7 @@ def _smooth_part(
     return value
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@kernel(_nrt=False, fastmath=FAST)
 def _compare(
     start: Any, second: Any, weights: Any, values: Any, primal: Any, radius: Any, width: int
 ) -> tuple[float, float]:
@@ -353,7 +370,7 @@ def _compare(
         near = primal[i * width : (i + 1) * width]
         for e in range(start[i], start[i + 1]):
             if width > 4:
-                coming = np.int64(second[min(e + _AHEAD, last)]) * width
+                coming = np.int64(second[e + _AHEAD if e + _AHEAD < last else last]) * width
                 for k in range(0, width, 8):
                     prefetch(primal, coming + k)
             j = np.int64(second[e])

@@ -30,8 +30,8 @@ from numpy.typing import ArrayLike, NDArray
 from .arguments import as_volume, dense
 from .expansion_graph import Edges, expand_edges, grid_edges, list_edges
 from .expansion_grid import Cells, expand_cells, grid_cells
-from .expansion_start import FREE, finite_unaries
-from .push_relabel import MOST_ARCS, arc_steps, mask_type
+from .expansion_start import FREE, admissible, finite_unaries
+from .push_relabel import MOST_ARCS
 
 __all__ = ["Expansion", "expand_graph", "expand_grid"]
 
@@ -77,15 +77,10 @@ def _solve(
         raise ValueError("expected at least one allowed label for the free pixels, got none")
     if not finite_unaries(unary, fixed, roi, allowed):
         raise ValueError("expected finite unaries of all labels that a pixel may take, got infinite or NaN ones")
+    start, free = admissible(unary, labels, fixed, roi, allowed)
     if isinstance(edges, Cells):
-        step, bit, weight, arcs, _ = edges
-        # The largest arrays are NumPy's: it asks the system for huge pages, and small ones are a quarter of the time
-        # of an easy cut.
-        residual = np.empty(weight.shape)
-        found = expand_cells(unary, step, bit, weight, arcs, labels, fixed, roi, allowed, max_cycles, residual)
-        return Expansion(*found)
-    first, head, sister, weight = edges
-    return Expansion(*expand_edges(unary, first, head, sister, weight, labels, fixed, roi, allowed, max_cycles))
+        return Expansion(*expand_cells(unary, edges, start, roi, allowed, max_cycles))
+    return Expansion(*expand_edges(unary, *edges, start, free, roi, np.flatnonzero(allowed), max_cycles))
 
 
 def expand_grid(
@@ -145,12 +140,7 @@ def expand_grid(
     edges: Edges | Cells
     if 2 * neighbors <= MOST_ARCS:
         free = dense_roi & (dense_fixed == FREE).reshape(shape)
-        bit = (1 << np.arange(2 * neighbors)).astype(mask_type(2 * neighbors))
-        step = arc_steps(steps, volume)
-        arcs = np.zeros(dense_roi.size, bit.dtype)
-        weight = np.zeros((dense_roi.size, 2 * neighbors), dense_weights.dtype)
-        valid = grid_cells(steps, dense_weights, dense_roi.reshape(volume), free.reshape(volume), bit, arcs, weight)
-        edges = Cells(step, bit, weight, arcs, free.ravel())
+        edges, valid = grid_cells(steps, dense_weights, dense_roi.reshape(volume), free.reshape(volume))
     else:
         dense_unary, dense_weights = dense_unary.astype(np.float64), dense_weights.astype(np.float64)
         valid, first, head, sister, weight = grid_edges(steps, dense_weights, dense_roi.reshape(volume))

@@ -2,8 +2,8 @@
 
 Moves and energy are those of `regloss_plugins.kernels.expansion`; every cut looks at all pixels.
 
-Numba's on-disk cache looks at the file of a function but not at what it calls: after a change in ``maxflow.py``,
-``expansion_start.py`` or ``sums.py``, touch this file too.
+Numba's on-disk cache looks at the file of a function but not at what it calls: after a change in ``maxflow.py`` or
+``sums.py``, touch this file too.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,6 @@ from numba import njit
 from numpy.typing import NDArray
 
 from . import maxflow
-from .expansion_start import admissible
 from .sums import add_compensated
 
 
@@ -189,18 +188,15 @@ def expand_edges(
     head: NDArray[np.uint32],
     sister: NDArray[np.uint32],
     weight: NDArray[np.float64],
-    start: NDArray[np.int64],
-    fixed: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    free: NDArray[np.bool_],
     roi: NDArray[np.bool_],
-    allowed: NDArray[np.bool_],
+    choices: NDArray[np.int64],
     max_cycles: int,
 ) -> tuple[NDArray[np.int64], float, float, int, bool, float]:
-    """All moves; the fields of :class:`Expansion`."""
+    """All moves from an admissible start; the fields of :class:`Expansion`."""
     edges = Edges(first, head, sister, weight)
-    pixels = len(start)
-    choices = np.flatnonzero(allowed)
-    labels, free = admissible(unary, start, fixed, roi, allowed)
-
+    pixels = len(labels)
     start_energy = energy = _energy(unary, edges, labels, roi)
     if len(choices) <= 1 or not free.any():
         return labels, energy, start_energy, 0, True, energy

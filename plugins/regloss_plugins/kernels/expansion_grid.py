@@ -14,11 +14,22 @@ Numba's on-disk cache looks at the file of a function but not at what it calls: 
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from .expansion_start import admissible
-from .push_relabel import LABELLED, REACHED, Network, Scratch, min_cut, min_cut_among, new_network, new_scratch
+from .compiling import helper, kernel
+from .push_relabel import (
+    LABELLED,
+    REACHED,
+    Network,
+    Scratch,
+    arc_steps,
+    mask_type,
+    new_network,
+    new_scratch,
+    push_all,
+    start_among,
+    start_everywhere,
+)
 from .sums import add_compensated
 
 NEVER = np.int64(-1)
@@ -41,18 +52,20 @@ class History(NamedTuple):
     touched: NDArray[np.uint32]  # (N,) pixels that changed, and their neighbours, move by move
     noted: NDArray[np.int64]  # (1,) how many they are
     changes: NDArray[np.int64]  # (1,) how many moves have changed something
+    tried: NDArray[np.int64]  # (choices,) how many had at each label's last expansion; NEVER = there was none
     since: NDArray[np.int64]  # (choices,) how many were noted at each label's last expansion; NEVER = look at all
     window: NDArray[np.uint32]  # (N,) pixels about those touched, and these first
     core: NDArray[np.int64]  # (1,) how many of the window are touched
     member: NDArray[np.bool_]  # (N,) whether a pixel is in the window
 
 
-@njit(nogil=True)
-def _new_history(pixels: int, choices: int) -> History:
+def new_history(pixels: int, choices: int) -> History:
+    """Nothing has been tried."""
     return History(
         touched=np.empty(pixels, np.uint32),
         noted=np.zeros(1, np.int64),
         changes=np.zeros(1, np.int64),
+        tried=np.full(choices, NEVER),
         since=np.full(choices, NEVER),
         window=np.empty(pixels, np.uint32),
         core=np.zeros(1, np.int64),
@@ -60,48 +73,66 @@ def _new_history(pixels: int, choices: int) -> History:
     )
 
 
-@njit(nogil=True, cache=True)
 def grid_cells(
+    offsets: NDArray[np.int64], weights: NDArray[Any], roi: NDArray[np.bool_], free: NDArray[np.bool_]
+) -> tuple[Cells, bool]:
+    """The cells of a grid (Z, Y, X) from weights (n, Z, Y, X) towards the pixels at offsets (n, 3), inside ``roi``.
+
+    Returns also whether the weights are finite and >= 0.
+    """
+    arcs, shape = 2 * len(offsets), np.array(roi.shape)
+    bit = (1 << np.arange(arcs)).astype(mask_type(arcs))
+    cells = Cells(
+        arc_steps(offsets, roi.shape),
+        bit,
+        np.zeros((roi.size, arcs), weights.dtype),
+        np.zeros(roi.size, bit.dtype),
+        free.ravel(),
+    )
+    first, end = np.maximum(0, -offsets), np.minimum(shape, shape - offsets)
+    flat = weights.reshape(len(offsets), roi.size)
+    valid: bool = _fill(cells, offsets, first, end, roi.shape[1], roi.shape[2], flat, roi.ravel())
+    return cells, valid
+
+
+@kernel(_nrt=False)
+def _fill(
+    cells: Cells,
     offsets: NDArray[np.int64],
+    first: NDArray[np.int64],
+    end: NDArray[np.int64],
+    height: int,
+    width: int,
     weights: NDArray[Any],
     roi: NDArray[np.bool_],
-    free: NDArray[np.bool_],
-    bit: NDArray[Any],
-    arcs: NDArray[Any],
-    weight: NDArray[Any],
 ) -> bool:
-    """Weights (N, D) of all arcs from those (n, Z, Y, X) towards the pixels at offsets (n, 3), inside ``roi``.
-
-    Fills ``weight`` and ``arcs``, given as zeros; returns whether the weights are finite and >= 0.
-    """
-    depth, height, width = roi.shape
+    """Fill the weights and arcs of ``cells``, given as zeros; pixels from ``first`` to ``end`` (n, 3) have partners."""
+    weight, arcs, free, bit = cells.weight, cells.arcs, cells.free, cells.bit
     neighbors = len(offsets)
-    inside, movable = roi.ravel(), free.ravel()
     valid = True
     for n in range(neighbors):
-        dz, dy, dx = offsets[n]
-        step = (dz * height + dy) * width + dx
+        step = (offsets[n, 0] * height + offsets[n, 1]) * width + offsets[n, 2]
         if step == 0:
             continue  # a pixel and itself never differ
         back = 2 * neighbors - 1 - n
-        for z in range(max(0, -dz), min(depth, depth - dz)):
-            for y in range(max(0, -dy), min(height, height - dy)):
-                for x in range(max(0, -dx), min(width, width - dx)):
-                    p = (z * height + y) * width + x
+        for z in range(first[n, 0], end[n, 0]):
+            for y in range(first[n, 1], end[n, 1]):
+                row = (z * height + y) * width
+                for p in range(row + first[n, 2], row + end[n, 2]):
                     q = p + step
-                    if not (inside[p] and inside[q]):
+                    if not (roi[p] and roi[q]):
                         continue
-                    value = weights[n, z, y, x]
+                    value = weights[n, p]
                     valid &= 0.0 <= value < np.inf  # NaN fails too
                     weight[p, n] = value
                     weight[q, back] = value
-                    if movable[p] and movable[q] and value > 0.0:
+                    if free[p] and free[q] and value > 0.0:
                         arcs[p] |= bit[n]
                         arcs[q] |= bit[back]
     return valid
 
 
-@njit(nogil=True, forceinline=True)
+@kernel(_nrt=False)
 def _energy(
     unary: NDArray[Any],
     cells: Cells,
@@ -143,7 +174,7 @@ def _energy(
     return total + lost
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _border(cells: Cells, labels: NDArray[np.int32], p: Any) -> float:
     """What the neighbours add to the excess of a free pixel in the expansion of a label that none of them has."""
     label = labels[p]
@@ -160,7 +191,7 @@ def _border(cells: Cells, labels: NDArray[np.int32], p: Any) -> float:
     return total
 
 
-@njit(nogil=True)
+@helper()
 def _set_up(
     alpha: int,
     unary: NDArray[Any],
@@ -175,9 +206,9 @@ def _set_up(
     """
     excess, leaving = network.excess, network.leaving
     taking = unary[alpha]
-    network.ready[:] = False
-    leaving[:] = cells.arcs
     for p in range(len(excess)):
+        network.ready[p] = False
+        leaving[p] = cells.arcs[p]
         excess[p] = (np.float64(keeping[p]) - np.float64(taking[p])) + border[p]
     for p in range(len(excess)):
         if network.labels[p] == alpha:
@@ -193,10 +224,26 @@ def _set_up(
                         excess[q] += 0.5 * weight if cells.free[p] else weight
         elif not cells.free[p]:
             excess[p] = 0.0
-    network.entering[:] = leaving
+    for p in range(len(excess)):
+        network.entering[p] = leaving[p]
 
 
-@njit(nogil=True)
+@kernel(_nrt=False)
+def _cut(
+    alpha: int,
+    unary: NDArray[Any],
+    cells: Cells,
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+    network: Network,
+    scratch: Scratch,
+) -> int:
+    """The expansion of ``alpha``; returns the number of pixels that take it, as :func:`push_all` does."""
+    _set_up(alpha, unary, cells, keeping, border, network)
+    return push_all(network, scratch, start_everywhere(network, scratch), len(keeping) // 4)
+
+
+@helper()
 def _gain(
     alpha: int, unary: NDArray[Any], cells: Cells, keeping: NDArray[Any], network: Network, scratch: Scratch, size: int
 ) -> float:
@@ -222,7 +269,7 @@ def _gain(
     return total + lost
 
 
-@njit(nogil=True)
+@helper()
 def _take(
     alpha: int,
     unary: NDArray[Any],
@@ -261,11 +308,12 @@ def _take(
     if noted + touched > len(history.touched):
         history.since[:] = NEVER
         noted = 0
-    history.touched[noted : noted + touched] = scratch.queue[:touched]
+    for i in range(touched):
+        history.touched[noted + i] = scratch.queue[i]
     history.noted[0] = noted + touched
 
 
-@njit(nogil=True)
+@helper()
 def _find_window(alpha: int, first: int, most: int, cells: Cells, network: Network, history: History) -> int:
     """Collect the pixels touched since ``first`` and so many rings about them in ``window``, those that may take alpha.
 
@@ -304,7 +352,7 @@ def _find_window(alpha: int, first: int, most: int, cells: Cells, network: Netwo
     return size
 
 
-@njit(nogil=True)
+@helper()
 def _set_up_window(
     alpha: int,
     unary: NDArray[Any],
@@ -315,7 +363,7 @@ def _set_up_window(
     history: History,
     size: int,
 ) -> None:
-    """As :func:`_set_up`, of the window alone, as if all about it that may take ``alpha`` did."""
+    """As in :func:`_cut`, for the window alone, as if all about it that may take ``alpha`` did."""
     labels = network.labels
     for i in range(size):
         p = history.window[i]
@@ -337,7 +385,7 @@ def _set_up_window(
         network.ready[p] = False
 
 
-@njit(nogil=True)
+@helper()
 def _connected(alpha: int, cells: Cells, network: Network, scratch: Scratch, history: History, size: int) -> int:
     """Of the pixels ``region[:size]``, marked as reached, keep those that hang together with touched ones.
 
@@ -369,8 +417,8 @@ def _connected(alpha: int, cells: Cells, network: Network, scratch: Scratch, his
     return kept
 
 
-@njit(nogil=True)
-def _cut_window(
+@helper()
+def _begin_window(
     alpha: int,
     first: int,
     unary: NDArray[Any],
@@ -380,116 +428,151 @@ def _cut_window(
     network: Network,
     scratch: Scratch,
     history: History,
-) -> int:
-    """The expansion of ``alpha``, whose last one came before the pixels touched since ``first`` and could not improve.
+) -> tuple[int, int]:
+    """Set up the expansion of ``alpha``, whose last one came before the pixels touched since ``first`` and was no gain.
 
-    Returns the number of pixels that take ``alpha``, as :func:`min_cut` does, or -1 if a look at all pixels is needed.
+    Returns the size of the window, -1 if a look at all pixels is needed, and how many of its pixels have excess.
     """
     size = _find_window(alpha, first, len(keeping) // 16, cells, network, history)
     if size <= 0:
-        return size
+        return size, 0
     _set_up_window(alpha, unary, cells, keeping, border, network, history, size)
-    found = min_cut_among(network, scratch, history.window[:size])
-    found = _connected(alpha, cells, network, scratch, history, found)
+    return size, start_among(network, scratch, history.window, size)
+
+
+@helper()
+def _end_window(
+    alpha: int, cells: Cells, network: Network, scratch: Scratch, history: History, size: int, found: int
+) -> int:
+    """The number of pixels of the window's cut that take ``alpha``, -1 if a look at all pixels is needed."""
+    kept = _connected(alpha, cells, network, scratch, history, found)
     for i in range(size):
         history.member[history.window[i]] = False
-    return found
+    return kept
 
 
-@njit(nogil=True, cache=True)
+@kernel(_nrt=False)
+def _constant_start(
+    choices: NDArray[np.int64],
+    unary: NDArray[Any],
+    cells: Cells,
+    labels: NDArray[np.int32],
+    roi: NDArray[np.bool_],
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+) -> int:
+    """Give one of two labels to all free pixels; returns which of them.
+
+    From a constant labelling, one expansion of the other label reaches every labelling. Of the two ways round, the one
+    with less to push is the faster.
+    """
+    balance, chosen = 0.0, 0
+    for filling in (False, True):
+        label = choices[chosen]
+        for p in range(len(labels)):
+            if cells.free[p]:
+                if filling:
+                    labels[p] = label
+                    keeping[p] = unary[label, p]
+                else:
+                    border[p] = 0.0
+                    balance += np.float64(unary[choices[0], p]) - np.float64(unary[choices[1], p])
+            elif roi[p] and (labels[p] == label or (not filling and labels[p] == choices[1])):
+                for k in range(len(cells.step)):
+                    weight = np.float64(cells.weight[p, k])
+                    q = np.uint32(p + cells.step[k])
+                    if weight > 0.0 and cells.free[q]:
+                        if filling:
+                            border[q] -= weight
+                        else:
+                            balance += weight if labels[p] == choices[1] else -weight
+        chosen = 1 if balance > 0.0 else 0
+    return chosen
+
+
+@kernel(_nrt=False)
+def _move(
+    choices: NDArray[np.int64],
+    unary: NDArray[Any],
+    cells: Cells,
+    keeping: NDArray[Any],
+    border: NDArray[np.float64],
+    network: Network,
+    scratch: Scratch,
+    history: History,
+    max_cycles: int,
+) -> tuple[int, bool]:
+    """All moves over three labels or more; returns how many cycles were begun, and whether no move is left."""
+    # A label need not be tried again until another label's expansion has changed something, and then only about it.
+    tried, pixels = history.tried, len(keeping)
+    cycles = 0
+    while cycles < max_cycles:
+        cycles += 1
+        for i in range(len(choices)):
+            alpha = choices[i]
+            if tried[i] == history.changes[0]:
+                continue
+            size, window, count = -1, 0, 0
+            everywhere = history.since[i] == NEVER
+            while size < 0:
+                if not everywhere:
+                    window, count = _begin_window(
+                        alpha, history.since[i], unary, cells, keeping, border, network, scratch, history
+                    )
+                    everywhere = window < 0
+                if everywhere:
+                    _set_up(alpha, unary, cells, keeping, border, network)
+                    count = start_everywhere(network, scratch)
+                size = push_all(network, scratch, count, pixels // 4 if everywhere else 4 * pixels)
+                if not everywhere:
+                    size = _end_window(alpha, cells, network, scratch, history, window, size)
+                    everywhere = size < 0
+            if size > 0 and _gain(alpha, unary, cells, keeping, network, scratch, size) < 0.0:
+                _take(alpha, unary, cells, keeping, border, network, scratch, size, history)
+            tried[i] = history.changes[0]
+            history.since[i] = history.noted[0]
+        converged = True
+        for i in range(len(choices)):
+            if tried[i] != history.changes[0]:
+                converged = False
+        if converged:
+            return cycles, True
+    return cycles, False
+
+
 def expand_cells(
     unary: NDArray[Any],
-    step: NDArray[np.uint32],
-    bit: NDArray[Any],
-    weight: NDArray[Any],
-    arcs: NDArray[Any],
+    cells: Cells,
     start: NDArray[np.int64],
-    fixed: NDArray[np.int64],
     roi: NDArray[np.bool_],
     allowed: NDArray[np.bool_],
     max_cycles: int,
-    residual: NDArray[np.float64],
 ) -> tuple[NDArray[np.int64], float, float, int, bool, float]:
-    """All moves on a grid; the fields of :class:`Expansion`. ``residual`` (N, D) is memory to work in."""
-    given, free = admissible(unary, start, fixed, roi, allowed)
-    cells = Cells(step, bit, weight, arcs, free)
+    """All moves on a grid from an admissible start; the fields of :class:`Expansion`."""
     choices = np.flatnonzero(allowed)
-    labels = np.zeros(len(given), np.int32)  # outside roi nothing counts
-    for p in range(len(given)):
-        if roi[p]:
-            labels[p] = given[p]
-
-    keeping = np.empty(len(labels), unary.dtype)
-    border = np.zeros(len(labels))
+    labels = np.where(roi, start, 0).astype(np.int32)  # outside roi nothing counts
+    keeping, border = np.empty(len(labels), unary.dtype), np.zeros(len(labels))
     start_energy = energy = _energy(unary, cells, labels, roi, keeping, border, True)
-    if len(choices) <= 1 or not free.any():
-        return given, energy, start_energy, 0, True, energy
+    if len(choices) <= 1 or not cells.free.any():
+        return start, energy, start_energy, 0, True, energy
     if max_cycles <= 0:
-        return given, energy, start_energy, 0, False, -np.inf
+        return start, energy, start_energy, 0, False, -np.inf
 
+    # Memory is NumPy's: it asks the system for huge pages, and small ones are a quarter of the time of an easy cut.
+    network = new_network(cells.step, cells.bit, cells.weight, labels, cells.arcs, np.empty(cells.weight.shape))
+    scratch = new_scratch(len(labels))
     binary = len(choices) == 2
     if binary:
-        # From a constant labelling, one expansion of the other label reaches every labelling. Of the two ways round,
-        # the one with less to push is the faster.
-        balance = 0.0
-        border[:] = 0.0
-        for p in range(len(labels)):
-            if free[p]:
-                balance += np.float64(unary[choices[0], p]) - np.float64(unary[choices[1], p])
-            elif roi[p] and (labels[p] == choices[0] or labels[p] == choices[1]):
-                for k in range(len(step)):
-                    q = np.uint32(p + step[k])
-                    if weight[p, k] > 0.0 and free[q]:
-                        balance += np.float64(weight[p, k]) * (1.0 if labels[p] == choices[1] else -1.0)
-        if balance > 0.0:
-            choices = choices[::-1].copy()
-        for p in range(len(labels)):
-            if free[p]:
-                labels[p] = choices[0]
-                keeping[p] = unary[choices[0], p]
-            elif roi[p] and labels[p] == choices[0]:
-                for k in range(len(step)):
-                    q = np.uint32(p + step[k])
-                    if weight[p, k] > 0.0 and free[q]:
-                        border[q] -= np.float64(weight[p, k])
-
-    network = new_network(step, bit, weight, labels, arcs, residual)
-    scratch = new_scratch(len(labels))
-
-    # A label need not be tried again until another label's expansion has changed something, and then only about it.
-    history = _new_history(0 if binary else len(labels), len(choices))
-    tried_at = np.full(len(choices), NEVER)
-    if binary:
-        tried_at[0] = 0
-    converged = False
-    cycles = 0
-    while cycles < max_cycles and not converged:
-        cycles += 1
-        for i in range(len(choices)):
-            if tried_at[i] == history.changes[0]:
-                continue
-            size = -1
-            if history.since[i] != NEVER:
-                size = _cut_window(
-                    choices[i], history.since[i], unary, cells, keeping, border, network, scratch, history
-                )
-            if size < 0:
-                _set_up(choices[i], unary, cells, keeping, border, network)
-                size = min_cut(network, scratch)
-            if binary:
-                for j in range(size):
-                    labels[scratch.region[j]] = choices[i]
-            elif size > 0 and _gain(choices[i], unary, cells, keeping, network, scratch, size) < 0.0:
-                _take(choices[i], unary, cells, keeping, border, network, scratch, size, history)
-            tried_at[i] = history.changes[0]
-            history.since[i] = history.noted[0]
-        converged = binary or (tried_at == history.changes[0]).all()
-
-    if binary or history.changes[0] > 0:
+        other = choices[1 - _constant_start(choices, unary, cells, labels, roi, keeping, border)]
+        size = _cut(other, unary, cells, keeping, border, network, scratch)
+        labels[scratch.region[:size]] = other
+        cycles, converged, moved = 1, True, True
+    else:
+        history = new_history(len(labels), len(choices))
+        cycles, converged = _move(choices, unary, cells, keeping, border, network, scratch, history, max_cycles)
+        moved = history.changes[0] > 0
+    if moved:
         energy = _energy(unary, cells, labels, roi, keeping, border, False)
     if energy > start_energy:  # only by rounding
-        return given, start_energy, start_energy, cycles, converged, start_energy if binary else -np.inf
-    for p in range(len(labels)):
-        if roi[p]:
-            given[p] = labels[p]
-    return given, energy, start_energy, cycles, converged, energy if binary else -np.inf
+        labels, energy = start, start_energy
+    return np.where(roi, labels, start), energy, start_energy, cycles, converged, energy if binary else -np.inf

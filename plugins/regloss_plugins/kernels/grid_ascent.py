@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from regloss_plugins.kernels.compiling import helper, kernel
 from regloss_plugins.kernels.dual_steps import ascend, box_gap, extrapolated, smooth_value
 from regloss_plugins.kernels.short_vectors import (
     VECTOR,
@@ -102,12 +102,20 @@ class GridAscent:
         self.weights = self._flat(rows.weights, (len(rows.weights) + 1) * axes)
         self.steps, self.metric = self._flat(rows.steps), self._flat(rows.metric)
         self.entry, self.height = rows.entry, rows.height
-        self.isotropic, self.entropy = isotropic, entropy
+        self.entropy = entropy
         self.radius, self.smoothing_weight = cost.dtype.type(radius), cost.dtype.type(smoothing_weight)
         self.counted = np.zeros((count if roi is not None else 1, self.width))
         self.counted[:, :width] = 1 if roi is None else roi
         kept = 2 if axes < 3 else rows.height + 1
         self.ring = aligned(kept * classes * self.width + self.lanes, cost.dtype)
+        self.kept = self.ring[: kept * classes * self.width].reshape(kept, classes, self.width)
+        self.line = np.empty((3, self.width), cost.dtype)  # largest scores, sums of exponentials and their inverses
+        # How variables are projected: each by itself, both of two axes together, or any number of axes, with memory for
+        # it. One is not None, and code for the others is left out.
+        self.alone = None if isotropic else True
+        self.pairs = True if isotropic and axes == 2 else None
+        self.moved = np.empty(2 * axes * self.lanes, cost.dtype) if isotropic and axes != 2 else None
+        self.scores = np.empty(classes * self.width, cost.dtype)
         self.minimiser = np.empty((classes, count, width), cost.dtype)
 
     def _flat(self, values: Array, count: int | None = None) -> Array:
@@ -134,11 +142,15 @@ class GridAscent:
             self.height,
             self.width,
             self.radius,
-            self.isotropic,
             self.smoothing_weight,
             self.entropy,
             (0,) * self.lanes,
             self.ring,
+            self.kept,
+            self.line,
+            self.alone,
+            self.pairs,
+            self.moved,
         )
         self.values, self.before = self.before, self.values
         return criterion
@@ -154,12 +166,18 @@ class GridAscent:
             self.height,
             self.width,
             self.radius,
-            self.isotropic,
+            self.alone,
+            None if self.alone else True,
             self.smoothing_weight,
             self.entropy,
             self.counted,
             (0,) * self.lanes,
             self.minimiser,
+            self.scores,
+            self.scores.reshape(self.shape[0], self.width),
+            self.kept,
+            self.line,
+            np.empty((2, self.width)),
         )
         return found
 
@@ -171,7 +189,7 @@ class GridAscent:
         return inner.reshape(classes, axes, count, self.width)[..., :width]
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@helper(fastmath=FAST)
 def _scores(
     cost: Any,
     dual: Any,
@@ -226,7 +244,7 @@ def _scores(
                 store(out, o + x, add(load(out, o + x, shape), mul(factor, more)))
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _neighbor(row: int, axis: int, k: int, sizes: Any, height: int, width: int, slots: int) -> Any:
     """Place in the ring of class k at the next pixel in the row, or at the same in a later row.
 
@@ -238,7 +256,7 @@ def _neighbor(row: int, axis: int, k: int, sizes: Any, height: int, width: int, 
     return (slot % slots * classes + k) * width + (axis == axes - 1)
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@helper(fastmath=FAST)
 def _move(
     dual: Any,
     before: Any,
@@ -278,7 +296,7 @@ def _move(
     return np.float64(total(criterion))
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@helper(fastmath=FAST)
 def _move_pairs(
     dual: Any,
     before: Any,
@@ -323,7 +341,7 @@ def _move_pairs(
     return np.float64(total(criterion))
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@helper(fastmath=FAST)
 def _move_jointly(
     dual: Any,
     before: Any,
@@ -372,7 +390,8 @@ def _move_jointly(
     return np.float64(total(criterion))
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+# Rewrites leave out what an argument that is None makes unreachable.
+@kernel(_nrt=False, fastmath=FAST, no_rewrites=False)
 def _step(
     cost: Any,
     dual: Any,
@@ -386,41 +405,45 @@ def _step(
     height: int,
     width: int,
     radius: Any,
-    isotropic: bool,
     smoothing_weight: Any,
     entropy: bool,
     shape: Any,
     ring: Any,
+    kept: Any,
+    line: Any,
+    alone: Any,
+    pairs: Any,
+    moved: Any,
 ) -> float:
-    """``before`` is overwritten with the new dual variables, ``ring`` with the s of the last rows."""
-    classes, axes, count = sizes
-    kind = dual.dtype
-    part = classes * width
-    lag = (len(ring) - len(shape)) // part - 1
-    top, sums, inverse = np.empty(width, kind), np.empty(width, kind), np.empty(width, kind)
-    moved = np.empty(2 * axes * len(shape), kind)
-    factor = kind.type(1) / smoothing_weight
+    """``before`` is overwritten with the new dual variables, ``ring``, and ``kept`` in it, with the s of the last rows.
+
+    Of ``alone``, ``pairs`` and ``moved``, which is memory as ``line`` (3, P) is, one is not None.
+    """
+    classes, _, count = sizes
+    lag = len(kept) - 1
+    factor = dual.dtype.type(1) / smoothing_weight
     criterion = 0.0
     for row in range(count + lag):
         if row < count:
-            place = row % (lag + 1) * part
+            slot = row % len(kept)
+            place = slot * classes * width
             _scores(
                 cost, dual, before, extrapolation, weights, entry, sizes, height, width, row, factor, shape, ring, place
             )
             if entropy:
-                softmax_rows(ring[place : place + part].reshape(classes, width), top, sums, inverse)
+                softmax_rows(kept[slot], line[0], line[1], line[2])
         late = row - lag
         if late < 0:
             continue
-        if not isotropic:
+        if alone is not None:
             criterion += _move(
                 dual, before, extrapolation, steps, metric, entry, sizes, height, width, late, radius, ring, shape
             )
-        elif axes == 2:
+        if pairs is not None:
             criterion += _move_pairs(
                 dual, before, extrapolation, steps, metric, entry, sizes, width, late, radius, ring, shape
             )
-        else:
+        if moved is not None:
             criterion += _move_jointly(
                 dual,
                 before,
@@ -440,7 +463,7 @@ def _step(
     return criterion
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@helper(fastmath=FAST)
 def _smooth_part(
     costs: Any, scores: Any, s: Any, offset: Any, smoothing_weight: Any, entropy: bool, counted: Any
 ) -> float:
@@ -451,7 +474,7 @@ def _smooth_part(
     return value
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@kernel(_nrt=False, fastmath=FAST, no_rewrites=False)
 def _certify(
     cost: Any,
     dual: Any,
@@ -461,51 +484,56 @@ def _certify(
     height: int,
     width: int,
     radius: Any,
-    isotropic: bool,
+    alone: Any,
+    joint: Any,
     smoothing_weight: Any,
     entropy: bool,
     counted: Any,
     shape: Any,
     out: Any,
+    flat: Any,
+    scores: Any,
+    kept: Any,
+    line: Any,
+    sums: Any,
 ) -> tuple[float, float, float]:
+    """``flat`` (K P,) and in it ``scores`` (K, P), ``kept``, ``line`` (3, P) and ``sums`` (2, P) are overwritten."""
     classes, axes, count = sizes
-    kind, lanes = dual.dtype, len(shape)
-    lag = 1 if axes < 3 else height
-    scores = np.empty(classes * width, kind)
-    ring = np.zeros((lag + 1, classes, width), kind)
-    top, sums, inverse = np.zeros(width, kind), np.ones(width, kind), np.empty(width, kind)
-    squares, along = np.empty(width), np.empty(width)
-    factor, zero = kind.type(1) / smoothing_weight, kind.type(0)
+    lanes, lag = len(shape), len(kept) - 1
+    top, total, inverse = line[0], line[1], line[2]
+    squares, along = sums[0], sums[1]
+    factor, zero = dual.dtype.type(1) / smoothing_weight, dual.dtype.type(0)
     bound = np.float64(radius)
     smooth = support = fenchel_gap = 0.0
+    if not entropy:
+        top[:] = 0
     for row in range(count + lag):
         if row < count:
-            _scores(cost, dual, dual, zero, weights, entry, sizes, height, width, row, factor, shape, scores, 0)
-            s = ring[row % (lag + 1)]
-            s[:] = scores.reshape(classes, width)
-            if entropy:
-                softmax_rows(s, top, sums, inverse)
+            _scores(cost, dual, dual, zero, weights, entry, sizes, height, width, row, factor, shape, flat, 0)
+            s = kept[row % len(kept)]
+            for k in range(classes):
+                given, taken = scores[k], s[k]
                 for x in range(width):
-                    top[x] += math.log(sums[x])
+                    taken[x] = given[x]
+            if entropy:
+                softmax_rows(s, top, total, inverse)
+                for x in range(width):
+                    top[x] += math.log(total[x])
             for k in range(classes):
                 begin = (k * count + row) * width + lanes
+                costs, probabilities, filled = cost[begin : begin + width], s[k], out[k, row]
                 smooth += _smooth_part(
-                    cost[begin : begin + width],
-                    scores[k * width : (k + 1) * width],
-                    s[k],
-                    top,
-                    smoothing_weight,
-                    entropy,
-                    counted[row % len(counted)],
+                    costs, scores[k], probabilities, top, smoothing_weight, entropy, counted[row % len(counted)]
                 )
-                out[k, row] = s[k, : out.shape[2]]
+                for x in range(len(filled)):
+                    filled[x] = probabilities[x]
         late = row - lag
         if late < 0:
             continue
         for k in range(classes):
             squares[:] = 0
             along[:] = 0
-            here = ring[late % (lag + 1), k]
+            here = kept[late % len(kept), k]
             for axis in range(axes - 1, -1, -1):
                 begin = ((k * axes + axis) * count + late) * width + lanes
                 y = dual[begin : begin + width]
@@ -515,23 +543,23 @@ def _certify(
                 neighbor = here[1:]
                 if axis < axes - 1:
                     ahead = late + (1 if axis == axes - 2 else height)
-                    neighbor = ring[ahead % (lag + 1), k] if ahead < count else here[:0]
-                if isotropic:
+                    neighbor = kept[ahead % len(kept), k] if ahead < count else here[:0]
+                if joint is not None:
                     for x in range(len(neighbor)):
                         z = np.float64(w[x] * (neighbor[x] - here[x]))
                         squares[x] += z * z
                         along[x] += z * y[x]
-                    continue
-                length = short = 0.0
-                for x in range(len(neighbor)):
-                    z = np.float64(w[x] * (neighbor[x] - here[x]))
-                    length += abs(z)
-                    short += box_gap(z, y[x], bound)
-                support += bound * length
-                fenchel_gap += short
-            if isotropic:
+                if alone is not None:
+                    length = short = 0.0
+                    for x in range(len(neighbor)):
+                        z = np.float64(w[x] * (neighbor[x] - here[x]))
+                        length += abs(z)
+                        short += box_gap(z, y[x], bound)
+                    support += bound * length
+                    fenchel_gap += short
+            if joint is not None:
                 for x in range(width):
                     length = bound * math.sqrt(squares[x])
                     support += length
-                    fenchel_gap += max(length - along[x], 0.0)
+                    fenchel_gap += length - along[x] if length > along[x] else 0.0
     return smooth, support, fenchel_gap

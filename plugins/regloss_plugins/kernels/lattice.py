@@ -30,9 +30,9 @@ from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from regloss_plugins.kernels.compiling import helper, kernel
 from regloss_plugins.kernels.lattice_rows import WIDTHS, gather, gather_runs, scatter_runs, transpose, width_for
 
 Floats = NDArray[Any]
@@ -293,107 +293,107 @@ def _pointers(numbers: NDArray[np.int64], count: int) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(np.bincount(numbers, minlength=count))]).astype(np.int64)
 
 
-@njit(nogil=True, cache=True)
-def _sorted_into(numbers: Any, count: int) -> Any:
+def _sorted_into(numbers: Any, count: int) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Where each of 0..count - 1 begins, (count + 1,), when ``numbers`` are sorted, and the order that sorts them."""
-    pointers = np.zeros(count + 1, np.int64)
-    for number in numbers:
-        pointers[number + 1] += 1
-    for number in range(count):
-        pointers[number + 1] += pointers[number]
-    free = pointers[:-1].copy()
+    pointers = _pointers(numbers, count)
     order = np.empty(len(numbers), np.int32)
-    for i in range(len(numbers)):
-        order[free[numbers[i]]] = i
-        free[numbers[i]] += 1
+    _put_in_order(numbers, pointers[:-1].copy(), order)
     return pointers, order
 
 
-@njit(nogil=True, cache=True)
-def _rounded(features: Any, order: Any, scale: Any) -> Any:
-    """Features (N, F) times ``scale`` as integers from 0 on, in the given order, and how many each axis has."""
-    result = np.empty(features.shape, np.int64)
-    low, high = np.empty(features.shape[1], np.int64), np.empty(features.shape[1], np.int64)
-    for axis in range(features.shape[1]):
-        low[axis] = high[axis] = int(np.rint(features[order[0], axis] * scale))
-    for i in range(len(order)):
-        for axis in range(features.shape[1]):
-            value = int(np.rint(features[order[i], axis] * scale))
-            result[i, axis] = value
-            low[axis], high[axis] = min(low[axis], value), max(high[axis], value)
-    result -= low
-    return result, high - low + 1
+@kernel(_nrt=False)
+def _put_in_order(numbers: Any, free: Any, order: Any) -> None:
+    for i in range(len(numbers)):
+        number = numbers[i]
+        order[free[number]] = i
+        free[number] += 1
 
 
-@njit(nogil=True, cache=True)
-def _points(pointers: Any, members: Any, keys: Any) -> Any:
+def _rounded(features: Floats, order: NDArray[np.int32], scale: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Features (N, F) times ``scale`` as integers from 0 on, (F, N) in the given order, and how many each axis has."""
+    columns = np.ascontiguousarray(features.T)[:, order]
+    result = np.rint(np.multiply(columns, scale, dtype=np.float64)).astype(np.int64)
+    result -= result.min(1, keepdims=True)
+    return result, result.max(1) + 1
+
+
+def _points(
+    pointers: NDArray[np.int64], members: NDArray[np.int32], keys: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
     """Different keys among the members of each block: pointers (T + 1,), keys (P,), each pixel's point (N,)."""
-    blocks = len(pointers) - 1
-    most = 0
-    for block in range(blocks):
-        most = max(most, pointers[block + 1] - pointers[block])
-    size = 4
-    while size < 2 * most:
-        size *= 2
+    most = int(np.diff(pointers).max())
     # A hash table of its own for each block, small enough for the fastest memory; stamps save emptying it.
-    stamp, slot = np.full(size, -1, np.int64), np.empty(size, np.int64)
-    begin, point = np.zeros(blocks + 1, np.int64), np.empty(len(keys), np.int32)
-    found = np.empty(len(keys), np.int64)
-    total = 0
-    for block in range(blocks):
-        for index in range(pointers[block], pointers[block + 1]):
-            pixel = members[index]
-            key = keys[pixel]
-            place = (key * 0x9E3779B1 >> 15) & (size - 1)
-            while stamp[place] == block and found[slot[place]] != key:
-                place = (place + 1) & (size - 1)
-            if stamp[place] != block:
-                stamp[place], slot[place], found[total] = block, total, key
-                total += 1
-            point[pixel] = slot[place]
-        begin[block + 1] = total
+    size = max(4, 1 << (2 * most - 1).bit_length())
+    stamp, slot = np.full(size, -1), np.empty(size, np.int64)
+    begin, point, found = np.zeros(len(pointers), np.int64), np.empty(len(keys), np.int32), np.empty_like(keys)
+    total = _find_points(pointers, members, keys, stamp, slot, begin, found, point)
     return begin, found[:total].copy(), point
 
 
-@njit(nogil=True, cache=True)
-def _touched(points: Any, cells: Any, rows: Any, count: int, nodes: int) -> Any:
+@kernel(_nrt=False)
+def _find_points(
+    pointers: Any, members: Any, keys: Any, stamp: Any, slot: Any, begin: Any, found: Any, point: Any
+) -> int:
+    total, last = 0, len(stamp) - 1
+    for block in range(len(pointers) - 1):
+        for index in range(pointers[block], pointers[block + 1]):
+            pixel = members[index]
+            key = keys[pixel]
+            place = (key * 0x9E3779B1 >> 15) & last
+            while stamp[place] == block and found[slot[place]] != key:
+                place = (place + 1) & last
+            if stamp[place] != block:
+                stamp[place] = block
+                slot[place] = total
+                found[total] = key
+                total += 1
+            point[pixel] = slot[place]
+        begin[block + 1] = total
+    return total
+
+
+def _touched(
+    points: NDArray[np.int64], cells: NDArray[np.int32], rows: NDArray[np.int32], count: int, nodes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
     """Which colour nodes the points of each block touch: (T + 1,) pointers and the nodes."""
-    seen_cell = np.full(len(rows), -1, np.int64)
-    seen_node = np.full(nodes, -1, np.int64)
     blocks = len(points) - 1
-    begin = np.zeros(blocks + 1, np.int64)
-    found = np.empty(1024, np.int32)
+    seen_cell, seen_node, begin = np.full(len(rows), -1), np.full(nodes, -1), np.zeros(blocks + 1, np.int64)
+    # What is not written to costs no memory.
+    found = np.empty(min(blocks * nodes, len(cells) * rows.shape[1] * count), np.int32)
+    total = _find_touched(points, cells, rows, count, seen_cell, seen_node, begin, found)
+    return begin, found[:total].copy()
+
+
+@kernel(_nrt=False)
+def _find_touched(
+    points: Any, cells: Any, rows: Any, count: int, seen_cell: Any, seen_node: Any, begin: Any, found: Any
+) -> int:
     total = 0
-    for block in range(blocks):
+    for block in range(len(points) - 1):
         for point in range(points[block], points[block + 1]):
             cell = cells[point]
             if seen_cell[cell] == block:
                 continue
             seen_cell[cell] = block
-            for first in rows[cell]:
+            for r in range(rows.shape[1]):
+                first = rows[cell, r]
                 for node in range(first, first + count):
                     if seen_node[node] != block:
                         seen_node[node] = block
-                        if total == len(found):
-                            longer = np.empty(2 * total, np.int32)
-                            longer[:total] = found
-                            found = longer
                         found[total] = node
                         total += 1
         begin[block + 1] = total
-    return begin, found[:total].copy()
+    return total
 
 
-@njit(nogil=True, cache=True)
-def _touched_places(touched: Any, nodes: Any, place_rows: Any, count: int, places: int, total: int) -> Any:
-    """(total, places) bool: which nodes the points touch."""
-    seen = np.zeros((total, places), np.bool_)
+@kernel(_nrt=False)
+def _mark_places(touched: Any, nodes: Any, place_rows: Any, count: int, seen: Any) -> None:
+    """Set ``seen`` (nodes, places) where the points touch a node."""
     for block in range(len(touched) - 1):
         for index in range(touched[block], touched[block + 1]):
             for r in range(place_rows.shape[1]):
                 for place in range(place_rows[block, r], place_rows[block, r] + count):
                     seen[nodes[index], place] = True
-    return seen
 
 
 def _spread(seen: NDArray[np.bool_], sizes: tuple[int, ...], reach: int) -> NDArray[np.bool_]:
@@ -409,35 +409,37 @@ def _spread(seen: NDArray[np.bool_], sizes: tuple[int, ...], reach: int) -> NDAr
     return spread.reshape(seen.shape)
 
 
-@njit(nogil=True, cache=True)
-def _numbered(mask: Any) -> Any:
+def _numbered(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
     """Consecutive numbers where ``mask`` (M, places) holds, -1 elsewhere; pointers (M + 1,); and the places."""
-    numbers = np.full(mask.shape, -1, np.int32)
-    pointers = np.zeros(len(mask) + 1, np.int64)
+    numbers, pointers = np.empty(mask.shape, np.int32), np.zeros(len(mask) + 1, np.int64)
     spots = np.empty(mask.size, np.int32)
+    total = _number(mask, numbers, pointers, spots)
+    return numbers, pointers, spots[:total].copy()
+
+
+@kernel(_nrt=False)
+def _number(mask: Any, numbers: Any, pointers: Any, spots: Any) -> int:
     total = 0
     for i in range(len(mask)):
         for place in range(mask.shape[1]):
+            numbers[i, place] = -1
             if mask[i, place]:
                 numbers[i, place] = total
                 spots[total] = place
                 total += 1
         pointers[i + 1] = total
-    return numbers, pointers, spots[:total].copy()
+    return total
 
 
-@njit(nogil=True, cache=True)
-def _first_rows(numbers: Any, touched: Any, nodes: Any, place_rows: Any) -> Any:
+def _first_rows(
+    numbers: NDArray[np.int32], touched: NDArray[np.int64], nodes: NDArray[np.int32], place_rows: NDArray[np.int32]
+) -> NDArray[np.int32]:
     """The numbers of the first node of each run of places, for each node that a block touches: (touched, R)."""
-    rows = np.empty((len(nodes), place_rows.shape[1]), np.int32)
-    for block in range(len(touched) - 1):
-        for index in range(touched[block], touched[block + 1]):
-            for r in range(place_rows.shape[1]):
-                rows[index, r] = numbers[nodes[index], place_rows[block, r]]
-    return rows
+    block = np.repeat(np.arange(len(touched) - 1), np.diff(touched))
+    return numbers[nodes[:, None], place_rows[block]]
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _consecutive(pixels: Any, i: int, end: int) -> int:
     """How many pixels from ``i`` on stand one after the other, in steps that suit tiles: 64, 8 or 1."""
     if i + 64 <= end and pixels[i + 63] - pixels[i] == 63:
@@ -445,7 +447,7 @@ def _consecutive(pixels: Any, i: int, end: int) -> int:
     return 8 if i + 8 <= end and pixels[i + 7] - pixels[i] == 7 else 1
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@helper()
 def _load(values: Any, pixels: Any, begin: int, end: int, strip_rows: Any) -> None:
     """strip_rows[i - begin, k] = values[k, pixels[i]], by tiles where pixels follow each other."""
     channels = len(values)
@@ -472,7 +474,7 @@ def _load(values: Any, pixels: Any, begin: int, end: int, strip_rows: Any) -> No
         i += run
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@helper()
 def _store(strip_rows: Any, pixels: Any, begin: int, end: int, values: Any) -> None:
     """values[k, pixels[i]] = strip_rows[i - begin, k]."""
     channels = len(values)
@@ -499,7 +501,7 @@ def _store(strip_rows: Any, pixels: Any, begin: int, end: int, values: Any) -> N
         i += run
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@helper()
 def _factors(scale: Any, weights: Any, colour: Any, offsets: Any, factors: Any) -> Any:
     """``scale`` times a colour's weights on all axes but the last, run by run; returns where the last one's begin."""
     axes = weights.shape[1]
@@ -526,16 +528,13 @@ def _splat(width: int, count: int, runs: int, place_count: int, place_runs: int)
     """
     alone = max(runs, 1)
 
-    @njit(nogil=True, cache=True, error_model="numpy")
+    @kernel(_nrt=False)
     def splat(
         values: Any, pixels: Any, strips: Any, strip_blocks: Any, blocks: Any, members: Any, point: Any, points: Any,
-        scale: Any, colours: Any, cells: Any, rows: Any, offsets: Any, weights: Any, touched: Any, nodes: Any,
-        place_factors: Any, place_weights: Any, local: Any, sums: Any, strip_rows: Any, place_rows: Any, table: Any,
+        scale: Any, colours: Any, cells: Any, firsts: Any, offsets: Any, weights: Any, flat: Any, touched: Any,
+        nodes: Any, place_factors: Any, place_flat: Any, one: Any, factors: Any, local: Any, sums: Any,
+        strip_rows: Any, place_rows: Any, table: Any,
     ) -> None:  # fmt: skip
-        flat, place_flat = weights.reshape(-1), place_weights.reshape(-1)
-        firsts = rows.reshape(-1, alone)
-        one = np.ones(1, weights.dtype)
-        factors = np.empty(rows.shape[1], weights.dtype)
         for strip in range(len(strips) - 1):
             begin = strips[strip]
             _load(values, pixels, begin, strips[strip + 1], strip_rows)
@@ -583,7 +582,7 @@ def _blur_places(width: int, taps: int) -> Callable[..., None]:
     """G along one spatial axis, in place; ``held`` numbers the nodes in rows of ``table``."""
     reach = taps // 2
 
-    @njit(nogil=True, cache=True, error_model="numpy")
+    @kernel(_nrt=False)
     def blur_places(
         table: Any, held: Any, before: int, length: int, after: int, numbers: Any, line: Any
     ) -> None:  # fmt: skip
@@ -614,7 +613,7 @@ def _blur_places(width: int, taps: int) -> Callable[..., None]:
 def _blur_colours(width: int) -> Callable[..., None]:
     """G along all colour axes at once, for the nodes that are touched: ``spots`` are their places, colour by colour."""
 
-    @njit(nogil=True, cache=True, error_model="numpy")
+    @kernel(_nrt=False)
     def blur_colours(
         table: Any, held: Any, spots: Any, spot_pointers: Any, pointers: Any, neighbors: Any, numbers: Any, result: Any
     ) -> None:  # fmt: skip
@@ -637,16 +636,13 @@ def _slice(width: int, count: int, runs: int, place_count: int, place_runs: int)
     """The transpose of A; arguments as for `_splat`."""
     alone = max(runs, 1)
 
-    @njit(nogil=True, cache=True, error_model="numpy")
+    @kernel(_nrt=False)
     def slice_(
         table: Any, pixels: Any, strips: Any, strip_blocks: Any, blocks: Any, members: Any, point: Any, points: Any,
-        scale: Any, colours: Any, cells: Any, rows: Any, offsets: Any, weights: Any, touched: Any, nodes: Any,
-        place_factors: Any, place_weights: Any, local: Any, sums: Any, strip_rows: Any, place_rows: Any, values: Any,
+        scale: Any, colours: Any, cells: Any, firsts: Any, offsets: Any, weights: Any, flat: Any, touched: Any,
+        nodes: Any, place_factors: Any, place_flat: Any, one: Any, factors: Any, local: Any, sums: Any,
+        strip_rows: Any, place_rows: Any, values: Any,
     ) -> None:  # fmt: skip
-        flat, place_flat = weights.reshape(-1), place_weights.reshape(-1)
-        firsts = rows.reshape(-1, alone)
-        one = np.ones(1, weights.dtype)
-        factors = np.empty(rows.shape[1], weights.dtype)
         for strip in range(len(strips) - 1):
             begin = strips[strip]
             for block in range(strip_blocks[strip], strip_blocks[strip + 1]):
@@ -714,7 +710,7 @@ class SplineLattice:
         bound = math.prod(int(size) for size in sizes)
         _check_keys(bound, len(sizes))
         strides = np.array([math.prod(int(size) for size in sizes[axis + 1 :]) for axis in range(len(sizes))])
-        self.points, keys, self.point = _points(self.blocks, self.members, shared @ strides)
+        self.points, keys, self.point = _points(self.blocks, self.members, strides @ shared)
         different = _unique(keys, bound)
         chosen = _lookup(different, bound)(keys)
         found = _colours(np.stack(np.unravel_index(different, sizes), 1) * (colours.step / colours.shares), colours)
@@ -731,9 +727,8 @@ class SplineLattice:
         self.touched, self.touched_nodes = _touched(
             self.points, self.cells[chosen], found.rows, colours.degree + 1, self.nodes
         )
-        seen = _touched_places(
-            self.touched, self.touched_nodes, space.rows, space.weights.shape[1], self.places, self.nodes
-        )
+        seen = np.zeros((self.nodes, self.places), np.bool_)
+        _mark_places(self.touched, self.touched_nodes, space.rows, space.weights.shape[1], seen)
         held, _, spots = _numbered(_spread(seen, space.sizes, grid.reach) if self.places > 1 else seen)
         numbers, self.spot_pointers, self.spots = _numbered(seen)
         self.held, self.held_count = held.ravel(), len(spots)
@@ -778,8 +773,9 @@ class SplineLattice:
         strip_rows = np.zeros((int(np.diff(self.strips).max()), width), values.dtype)
         shared = (
             self.pixels, self.strips, self.strip_blocks, self.blocks, self.members, self.point, self.points, scale,
-            self.chosen, self.cells, self.rows, self.offsets, weights, self.touched, self.touched_nodes, place_factors,
-            place_weights, local, sums, strip_rows,
+            self.chosen, self.cells, self.rows.reshape(-1, max(runs, 1)), self.offsets, weights, weights.reshape(-1),
+            self.touched, self.touched_nodes, place_factors, place_weights.reshape(-1), np.ones(1, values.dtype),
+            np.empty(self.rows.shape[1], values.dtype), local, sums, strip_rows,
         )  # fmt: skip
         _splat(*constants)(values, *shared, self.held_rows, table)
         before = self.nodes

@@ -25,11 +25,22 @@ implementing the push-relabel method", Algorithmica 1997 (global relabelling). B
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numba.cpython.unsafe.numbers import trailing_zeros as numba_trailing_zeros
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Network", "Scratch", "min_cut", "min_cut_among", "new_network", "new_scratch", "solve_grid_cut"]
+from .compiling import helper, kernel
+
+__all__ = [
+    "Network",
+    "Scratch",
+    "min_cut",
+    "new_network",
+    "new_scratch",
+    "push_all",
+    "solve_grid_cut",
+    "start_among",
+    "start_everywhere",
+]
 
 trailing_zeros: Any = numba_trailing_zeros  # mypy does not know that numba supplies its first argument
 
@@ -83,7 +94,6 @@ def mask_type(arcs: int) -> type[np.unsignedinteger[Any]]:
     return np.uint8 if arcs <= 8 else np.uint16 if arcs <= 16 else np.uint32
 
 
-@njit(nogil=True)
 def new_network(
     step: NDArray[np.uint32],
     bit: NDArray[Any],
@@ -110,7 +120,6 @@ def new_network(
     )
 
 
-@njit(nogil=True)
 def new_scratch(nodes: int) -> Scratch:
     """Memory for :func:`min_cut` (37 bytes a node)."""
     return Scratch(
@@ -128,7 +137,7 @@ def new_scratch(nodes: int) -> Scratch:
 
 
 # The helpers each have one or two call sites; calls would cost as much as what they do.
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def prepare(network: Network, v: Any) -> None:
     """Put the residual capacities of a node in place, unless they are."""
     if network.ready[v]:
@@ -143,7 +152,7 @@ def prepare(network: Network, v: Any) -> None:
         network.residual[v, k] = weight if network.labels[np.uint32(v + network.step[k])] == label else 0.5 * weight
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def push(network: Network, v: Any, k: Any, u: Any, amount: float) -> None:
     """Move flow along arc ``k`` from ``v`` to ``u``, both prepared; excess is the caller's business."""
     back = np.uint32(len(network.step) - 1 - k)
@@ -159,7 +168,7 @@ def push(network: Network, v: Any, k: Any, u: Any, amount: float) -> None:
     network.residual[u, back] = returning + amount
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _cancel(network: Network, scratch: Scratch, count: int) -> int:
     """Push excess to neighbouring deficits, which are most of the paths of an easy problem; returns who is stuck."""
     excess = network.excess
@@ -175,7 +184,9 @@ def _cancel(network: Network, scratch: Scratch, count: int) -> int:
             if excess[u] < 0.0:
                 prepare(network, v)
                 prepare(network, u)
-                amount = min(left, network.residual[v, k], -excess[u])
+                amount = left if left < network.residual[v, k] else network.residual[v, k]
+                if -excess[u] < amount:
+                    amount = -excess[u]
                 push(network, v, k, u, amount)
                 excess[u] += amount
                 left -= amount
@@ -186,7 +197,7 @@ def _cancel(network: Network, scratch: Scratch, count: int) -> int:
     return stuck_count
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _search_near(network: Network, scratch: Scratch, count: int) -> tuple[int, int]:
     """Find all that the stuck nodes reach before deficits, unless that is much.
 
@@ -226,7 +237,7 @@ def _search_near(network: Network, scratch: Scratch, count: int) -> tuple[int, i
     return roots, size
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _search(network: Network, scratch: Scratch, count: int, everywhere: bool) -> bool:
     """Set the levels of what the stuck nodes reach, or of all nodes; returns whether it was all."""
     level, limit, seen, region, queue = scratch.level, scratch.limit, scratch.seen, scratch.region, scratch.queue
@@ -278,7 +289,7 @@ def _search(network: Network, scratch: Scratch, count: int, everywhere: bool) ->
     return everywhere
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _wave(network: Network, scratch: Scratch, height: int) -> int:
     """Discharge the nodes in the buckets from level ``height`` downwards; returns how many are stuck."""
     level, bucket, following, excess = scratch.level, scratch.bucket, scratch.following, network.excess
@@ -301,11 +312,12 @@ def _wave(network: Network, scratch: Scratch, height: int) -> int:
                 u = np.uint32(v + network.step[k])
                 level_u = level[u]
                 if level_u != level_v - 1:
-                    lowest = min(lowest, level_u)
+                    if level_u < lowest:
+                        lowest = level_u
                     continue
                 prepare(network, u)
                 capacity = network.residual[v, k]
-                amount = min(left, capacity)
+                amount = left if left < capacity else capacity
                 push(network, v, k, u, amount)
                 before = excess[u]
                 excess[u] = before + amount
@@ -320,20 +332,28 @@ def _wave(network: Network, scratch: Scratch, height: int) -> int:
             level_v = lowest + 1
         excess[v] = left
         level[v] = level_v
-        height = max(height, level_v)  # it may have pushed to nodes just below
+        if level_v > height:
+            height = level_v  # it may have pushed to nodes just below
         if left > 0.0:
             scratch.stuck[stuck_count] = v
             stuck_count += 1
     return stuck_count
 
 
-@njit(nogil=True)
+@kernel(_nrt=False)
 def min_cut(network: Network, scratch: Scratch) -> int:
     """Find the smallest source side of all minimum cuts; nodes that neither terminal reaches are at the sink.
 
     Returns the number of its nodes: they are ``scratch.region[:number]``, and have ``scratch.seen[v] == REACHED``. The
     network must be without flow (no node ready); afterwards it holds a maximum preflow.
     """
+    count = start_everywhere(network, scratch)
+    return push_all(network, scratch, count, len(network.excess) // 4)
+
+
+@helper()
+def start_everywhere(network: Network, scratch: Scratch) -> int:
+    """Forget an earlier cut, and collect the nodes with excess as those that are stuck; returns how many they are."""
     excess = network.excess
     scratch.level[:] = 0
     scratch.limit[:] = JUMP
@@ -343,29 +363,30 @@ def min_cut(network: Network, scratch: Scratch) -> int:
         if excess[v] > 0.0:
             scratch.stuck[count] = v
             count += 1
-    return _push_all(network, scratch, count, len(excess) // 4)
+    return count
 
 
-@njit(nogil=True)
-def min_cut_among(network: Network, scratch: Scratch, nodes: NDArray[np.uint32]) -> int:
-    """As :func:`min_cut`, of a network that consists of ``nodes``: no arc may lead to others, which are not looked at.
+@helper()
+def start_among(network: Network, scratch: Scratch, nodes: NDArray[np.uint32], size: int) -> int:
+    """As :func:`start_everywhere`, in a network of ``nodes[:size]``: no arc may lead to others; they are not looked at.
 
     They may be a quarter of all at most, so that no search looks everywhere.
     """
     scratch.seen[:] = UNSEEN
     count = 0
-    for v in nodes:
+    for i in range(size):
+        v = nodes[i]
         scratch.level[v] = 0
         scratch.limit[v] = JUMP
         if network.excess[v] > 0.0:
             scratch.stuck[count] = v
             count += 1
-    return _push_all(network, scratch, count, 4 * len(scratch.seen))
+    return count
 
 
-@njit(nogil=True)
-def _push_all(network: Network, scratch: Scratch, count: int, much: int) -> int:
-    """Push the excess of the ``stuck`` nodes as far as it gets, and find what it reaches then.
+@helper()
+def push_all(network: Network, scratch: Scratch, count: int, much: int) -> int:
+    """Push the excess of ``count`` nodes, those stuck, as far as it gets; returns as :func:`min_cut` does.
 
     Searches do not look everywhere unless a quarter of ``much`` nodes are stuck, or what these reach has been most.
     """
@@ -385,7 +406,8 @@ def _push_all(network: Network, scratch: Scratch, count: int, much: int) -> int:
             else:
                 scratch.following[v] = scratch.bucket[scratch.level[v]]
                 scratch.bucket[scratch.level[v]] = v
-                height = max(height, scratch.level[v])
+                if scratch.level[v] > height:
+                    height = scratch.level[v]
         count = _wave(network, scratch, height)
 
     # What is trapped somewhere need not be reached by what is left of the excess, since other excess may have passed.
@@ -408,25 +430,6 @@ def _push_all(network: Network, scratch: Scratch, count: int, much: int) -> int:
                 region[size] = u
                 size += 1
     return size
-
-
-@njit(nogil=True, cache=True)
-def _solve(
-    step: NDArray[np.uint32],
-    bit: NDArray[Any],
-    weight: NDArray[np.float64],
-    arcs: NDArray[Any],
-    terminal: NDArray[np.float64],
-) -> tuple[float, NDArray[np.bool_]]:
-    nodes = len(terminal)
-    network = new_network(step, bit, weight, np.zeros(nodes, np.int32), arcs, np.empty(weight.shape))
-    network.excess[:] = terminal
-    scratch = new_scratch(nodes)
-    min_cut(network, scratch)
-    flow = 0.0
-    for v in range(nodes):
-        flow += max(terminal[v], 0.0) - max(network.excess[v], 0.0)
-    return flow, scratch.seen == REACHED
 
 
 def solve_grid_cut(terminal: ArrayLike, offsets: ArrayLike, capacities: ArrayLike) -> tuple[float, NDArray[np.bool_]]:
@@ -477,8 +480,13 @@ def solve_grid_cut(terminal: ArrayLike, offsets: ArrayLike, capacities: ArrayLik
         raise ValueError("expected finite capacities >= 0, got negative, infinite or NaN ones")
     bit = (1 << np.arange(weight.shape[1])).astype(mask_type(weight.shape[1]))
     arcs = ((weight > 0) * bit).sum(1, dtype=bit.dtype)
-    flow, source_side = _solve(arc_steps(steps, shape), bit, weight, arcs, sources.ravel())
-    return float(flow), source_side.reshape(shape)
+    labels = np.zeros(sources.size, np.int32)
+    network = new_network(arc_steps(steps, shape), bit, weight, labels, arcs, np.empty(weight.shape))
+    network.excess[:] = sources.ravel()
+    scratch = new_scratch(sources.size)
+    min_cut(network, scratch)
+    flow = (np.maximum(sources.ravel(), 0.0) - np.maximum(network.excess, 0.0)).sum()
+    return float(flow), (scratch.seen == REACHED).reshape(shape)
 
 
 def arc_steps(offsets: NDArray[np.int64], shape: tuple[int, ...]) -> NDArray[np.uint32]:

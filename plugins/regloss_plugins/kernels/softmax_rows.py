@@ -11,8 +11,10 @@ import math
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
+
+from regloss_plugins.kernels.compiling import helper
 
 # Sums may be reordered, which lets them be vectorised; infinities and NaN keep their meaning.
 FAST = {"reassoc", "contract", "nsz"}
@@ -22,7 +24,7 @@ _TAYLOR_SINGLE = tuple(np.float32(1 / math.factorial(power)) for power in range(
 
 
 # No reassociation here: it would join the two parts of log 2, and with them go the digits.
-@njit(nogil=True, fastmath={"contract"}, cache=True)
+@helper(fastmath={"contract"})
 def _exp_double(x: Any) -> Any:
     x = max(x, -708.0)
     power = np.floor(x * 1.4426950408889634 + 0.5)
@@ -34,7 +36,7 @@ def _exp_double(x: Any) -> Any:
     return value * np.int64((np.int64(power) + np.int64(1023)) << np.int64(52)).view(np.float64)
 
 
-@njit(nogil=True, fastmath={"contract"}, cache=True)
+@helper(fastmath={"contract"})
 def _exp_single(x: Any) -> Any:
     x = max(x, np.float32(-87.0))
     power = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
@@ -62,7 +64,7 @@ def _exp(x):  # type: ignore[no-untyped-def]  # numba compares this signature wi
     return lambda x: _exp_double(x) if x > -708.0 else 0.0
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
+@helper(fastmath=FAST)
 def softmax_rows(scores: Any, top: Any, total: Any, inverse: Any) -> None:
     """Softmax over the first axis, in place.
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from numba import njit
+from .compiling import helper
 
 
-@njit(nogil=True)
+@helper()
 def add_compensated(value: float, total: float, lost: float) -> tuple[float, float]:
     """One step of Neumaier's summation: ``total`` with ``value`` added, and what rounding has lost so far.
 
-    Begin with 0 and 0; total + lost is the sum, exact but for its last bits. Source: Neumaier, "Rundungsfehleranalyse
-    einiger Verfahren zur Summation endlicher Summen", 1974.
+    Begin with 0 and 0; total + lost is the sum, exact but for its last bits. What one addition loses is found as Knuth
+    does, without a branch. Source: Neumaier, "Rundungsfehleranalyse einiger Verfahren zur Summation endlicher Summen",
+    1974; Knuth, "The art of computer programming" 2, 4.2.2.
     """
     longer = total + value
-    if abs(total) >= abs(value):
-        lost += (total - longer) + value
-    else:
-        lost += (value - longer) + total
-    return longer, lost
+    added = longer - total
+    return longer, lost + ((total - (longer - added)) + (value - added))

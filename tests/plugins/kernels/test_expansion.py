@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numba import njit
 from numpy.typing import NDArray
 
 from regloss_plugins.kernels import expansion_grid, push_relabel
@@ -348,7 +349,7 @@ def test_no_edges_and_no_free_pixels() -> None:
 def test_importing_compiles_nothing_and_the_cache_folder_is_respected(tmp_path: Path) -> None:
     code = (
         "from regloss_plugins.kernels import expansion_graph, expansion_grid, maxflow\n"
-        "moves = expansion_grid.expand_cells, expansion_graph.expand_edges, expansion_graph.grid_edges\n"
+        "moves = expansion_grid._move, expansion_grid._cut, expansion_graph.expand_edges, expansion_graph.grid_edges\n"
         "for function in (*moves, maxflow._solve, maxflow.min_cut):\n"
         "    assert not function.signatures, function\n"
         "print(expansion_graph.grid_edges.stats.cache_path)\n"
@@ -447,16 +448,28 @@ def moves(p: dict[str, Any]) -> Any:
     """Labels, cells and memory of a grid problem as the moves use them, before the first one."""
     shape = (1, *p["roi"].shape)
     steps = np.concatenate([np.zeros((len(p["offsets"]), 1), np.int64), p["offsets"]], axis=1)
-    bit = (1 << np.arange(2 * len(steps))).astype(push_relabel.mask_type(2 * len(steps)))
-    arcs, free = np.zeros(p["roi"].size, bit.dtype), (p["fixed"] < 0).ravel()
-    weight = np.zeros((p["roi"].size, len(bit)))
-    expansion_grid.grid_cells(
-        steps, p["weights"].reshape(-1, *shape), p["roi"].reshape(shape), free.reshape(shape), bit, arcs, weight
-    )
-    cells = expansion_grid.Cells(push_relabel.arc_steps(steps, shape), bit, weight, arcs, free)
-    labels = np.where(free, p["labels"].ravel(), p["fixed"].ravel()).astype(np.int32)
-    network = push_relabel.new_network(cells.step, bit, weight, labels, arcs, np.empty(weight.shape))
+    free = (p["fixed"] < 0).reshape(shape)
+    cells, _ = expansion_grid.grid_cells(steps, p["weights"].reshape(-1, *shape), p["roi"].reshape(shape), free)
+    labels = np.where(cells.free, p["labels"].ravel(), p["fixed"].ravel()).astype(np.int32)
+    memory = np.empty(cells.weight.shape)
+    network = push_relabel.new_network(cells.step, cells.bit, cells.weight, labels, cells.arcs, memory)
     return cells, network, push_relabel.new_scratch(len(labels))
+
+
+# Helpers of compiled code, for tests to call.
+@njit
+def take(alpha, unary, cells, keeping, border, network, scratch, size, history):  # type: ignore[no-untyped-def]
+    expansion_grid._take(alpha, unary, cells, keeping, border, network, scratch, size, history)
+
+
+@njit
+def cut_window(alpha, unary, cells, keeping, border, network, scratch, history):  # type: ignore[no-untyped-def]
+    """Number of pixels that take ``alpha``, found near the pixels touched; -1 if a look at all is needed."""
+    size, count = expansion_grid._begin_window(alpha, 0, unary, cells, keeping, border, network, scratch, history)
+    if size < 0:
+        return size
+    found = push_relabel.push_all(network, scratch, count, 4 * len(keeping))
+    return expansion_grid._end_window(alpha, cells, network, scratch, history, size, found)
 
 
 def test_moves_near_what_changed_are_taken_and_are_those_of_all_pixels() -> None:
@@ -470,22 +483,21 @@ def test_moves_near_what_changed_are_taken_and_are_those_of_all_pixels() -> None
         unary, size = p["unary"].reshape(4, -1), network.labels.size
         keeping, border = np.empty(size), np.zeros(size)
         expansion_grid._energy(unary, cells, network.labels, p["roi"].ravel(), keeping, border, True)
-        history = expansion_grid._new_history(size, 4)
+        history = expansion_grid.new_history(size, 4)
         # Another label is given to a small square, as a move would have done.
         square = (rng.integers(5, 50) + np.arange(3))[:, None] * 70 + rng.integers(5, 60) + np.arange(3)
         square = square.ravel()[cells.free[square.ravel()]]
         other = int(network.labels[square[0]] + 1) % 4
         scratch.seen[:], scratch.seen[square] = 0, push_relabel.REACHED
         scratch.region[: len(square)] = square
-        expansion_grid._take(other, unary, cells, keeping, border, network, scratch, len(square), history)
+        take(other, unary, cells, keeping, border, network, scratch, len(square), history)
         for alpha in range(4):
             if alpha == other:
                 continue
-            local = expansion_grid._cut_window(alpha, 0, unary, cells, keeping, border, network, scratch, history)
+            local = cut_window(alpha, unary, cells, keeping, border, network, scratch, history)
             found = sorted(scratch.region[: max(local, 0)].tolist())
             assert not history.member.any()
-            expansion_grid._set_up(alpha, unary, cells, keeping, border, network)
-            everything = push_relabel.min_cut(network, scratch)
+            everything = expansion_grid._cut(alpha, unary, cells, keeping, border, network, scratch)
             if local >= 0:
                 answered += 1
                 moved += local > 0

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numba import njit
 from numpy.typing import NDArray
 
 from regloss_plugins.kernels.maxflow import solve_min_cut
@@ -12,10 +13,11 @@ from regloss_plugins.kernels.push_relabel import (
     REACHED,
     arc_steps,
     mask_type,
-    min_cut_among,
     new_network,
     new_scratch,
+    push_all,
     solve_grid_cut,
+    start_among,
 )
 
 FOUR = [[0, 1], [1, 0]]
@@ -167,6 +169,12 @@ def test_bad_arguments_are_refused() -> None:
         solve_grid_cut(np.ones(20), [[k] for k in range(1, 18)], np.ones((17, 20)))
 
 
+@njit
+def cut_among(network, scratch, nodes):  # type: ignore[no-untyped-def]
+    count = start_among(network, scratch, nodes, len(nodes))
+    return push_all(network, scratch, count, 4 * len(scratch.seen))
+
+
 def test_a_cut_among_some_nodes_is_that_of_their_grid() -> None:
     """What other nodes hold is neither looked at nor changed."""
     shape, rows = (20, 30), 4
@@ -182,7 +190,7 @@ def test_a_cut_among_some_nodes_is_that_of_their_grid() -> None:
     network = new_network(step, bit, weight, np.zeros(600, np.int32), arcs, np.empty(weight.shape))
     network.excess[:] = terminal.ravel()
     scratch = new_scratch(600)
-    size = min_cut_among(network, scratch, np.arange(30 * rows, dtype=np.uint32))
+    size = cut_among(network, scratch, np.arange(30 * rows, dtype=np.uint32))
     _, expected = solve_grid_cut(terminal[:rows], FOUR, capacities[:, :rows])
     np.testing.assert_array_equal((scratch.seen == REACHED)[: 30 * rows].reshape(rows, 30), expected)
     assert sorted(scratch.region[:size].tolist()) == np.flatnonzero(expected.ravel()).tolist()

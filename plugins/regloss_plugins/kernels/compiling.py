@@ -1,0 +1,84 @@
+"""How kernels are compiled: decorators for functions that Python calls and for those that they call, and word of it.
+
+Numba compiles a function when it is first called with arguments of some types, and keeps the result on disk. Until
+then a call costs about a millisecond for each elementary step of the source, most of it in numba's own Python code,
+a tenth of a second for each function, and what LLVM takes. Hence the rules for kernels:
+
+- Memory comes from NumPy, outside, and results go into it; inside there is indexing and arithmetic. An array
+  expression, ``zeros``, ``any`` or ``max`` each compile functions of their own. An assignment from slice to slice takes
+  three seconds, for the message of an error that cannot occur.
+- What few calls need is a kernel of its own, so that the others need not wait for it.
+- A function is not passed through many others: each of them optimises it again.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from typing import Any
+
+from numba import njit
+from numba.core import event as events
+from numba.extending import register_jitable
+
+__all__ = ["helper", "kernel"]
+
+_logger = logging.getLogger("regloss")
+_OPTIONS = {"nogil": True, "error_model": "numpy", "no_rewrites": True, "no_cfunc_wrapper": True}
+
+
+def kernel(**options: Any) -> Any:
+    """Decorator of a compiled function that Python calls: without the interpreter's lock, and kept on disk.
+
+    Args:
+        options: numba's. ``_nrt=False`` is for functions that neither allocate nor return arrays: without counting
+            references they take two thirds of the time to compile.
+    """
+    return njit(**{**_OPTIONS, "cache": True, **options})
+
+
+def helper(**options: Any) -> Any:
+    """Decorator of a function that compiled ones call, which may not allocate; to Python it stays what it was.
+
+    Args:
+        options: numba's.
+    """
+    return register_jitable(**{**_OPTIONS, "_nrt": False, **options})
+
+
+class _Word(events.Listener):  # type: ignore[misc]
+    """Says which kernels are being compiled, each module once, and puts off the collection of garbage meanwhile.
+
+    Numba makes a hundred thousand objects, few of which are garbage; looking for it would take an eighth of the time.
+    Compilations come one at a time, and nest.
+    """
+
+    def __init__(self) -> None:
+        self.depth = 0
+        self.said: set[str] = set()
+        self.collecting = False
+
+    def on_start(self, event: events.Event) -> None:
+        dispatcher = event.data["dispatcher"]
+        module = dispatcher.py_func.__module__
+        if self.depth == 0:
+            if not module.startswith(f"{__package__}."):
+                return
+            self.collecting = gc.isenabled()
+            gc.disable()
+            if module not in self.said:
+                hint = "" if self.said else " `regloss compile` does all of it ahead."
+                self.said.add(module)
+                name, folder = module.removeprefix(f"{__package__}."), dispatcher.stats.cache_path
+                _logger.warning(f"Compiling {name}, once: it is kept in {folder}.{hint}")
+        self.depth += 1
+
+    def on_end(self, event: events.Event) -> None:
+        if self.depth == 0:
+            return
+        self.depth -= 1
+        if self.depth == 0 and self.collecting:
+            gc.enable()
+
+
+events.register("numba:compile", _Word())
