@@ -350,6 +350,23 @@ def annotate(
     annotate_folder(folder, host=host, port=port, run=run, browser=not no_browser, callback=_print_message)
 
 
+@app.command("compile")
+def compile_kernels(
+    families: Annotated[
+        list[str] | None, typer.Argument(metavar="[FAMILY]...", help="What to compile. [default: everything]")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compile the solvers' kernels ahead of their first use, in an image's build or a cluster's first job."""
+    from regloss.apps.compile_kernels import compile_kernels
+
+    total = 0.0
+    for name, seconds in compile_kernels(families or (), quiet=quiet or not sys.stderr.isatty()):
+        typer.echo(f"{name:12} {seconds:6.1f} s")
+        total += seconds
+    typer.echo(f"{'all':12} {total:6.1f} s")
+
+
 @app.command()
 def demo(
     output: Output = Path("runs/demo"),

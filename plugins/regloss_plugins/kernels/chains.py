@@ -29,13 +29,14 @@ Felzenszwalb, Huttenlocher, "Efficient belief propagation for early vision", IJC
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from regloss_plugins.kernels.arguments import as_volume, dense
+from regloss_plugins.kernels.compiling import helper, kernel
 from regloss_plugins.kernels.expansion_start import FREE
 from regloss_plugins.kernels.sums import add_compensated
 
@@ -72,7 +73,6 @@ class DualBound:
     bounds: NDArray[np.float64]
 
 
-@njit(nogil=True, cache=True)
 def _reduce(
     unary: NDArray[np.float64],
     strides: NDArray[np.int64],
@@ -95,10 +95,28 @@ def _reduce(
         Unaries (N, k) of the free pixels, 0 elsewhere; weights (N, n) of pairs of free pixels, 0 elsewhere; the share
         (N,) of a chain in each pixel; the energy of what is fixed.
     """
-    pixels, neighbors = weights.shape
-    reduced = np.zeros((pixels, len(choices)))
-    inner = np.zeros((pixels, neighbors))
+    pixels = len(weights)
+    reduced, inner = np.zeros((pixels, len(choices))), np.zeros(weights.shape)
     ahead, behind = np.zeros(pixels, np.int64), np.zeros(pixels, np.int64)
+    constant = _contract(unary, strides, weights, fixed, roi, choices, reduced, inner, ahead, behind)
+    return reduced, inner, 1.0 / np.maximum(1, np.maximum(ahead, behind)), constant
+
+
+@kernel(_nrt=False)
+def _contract(
+    unary: NDArray[np.float64],
+    strides: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    fixed: NDArray[np.int64],
+    roi: NDArray[np.bool_],
+    choices: NDArray[np.int64],
+    reduced: NDArray[np.float64],
+    inner: NDArray[np.float64],
+    ahead: NDArray[np.int64],
+    behind: NDArray[np.int64],
+) -> float:
+    """Fill the last four, given as zeros; the numbers of pairs that leave each pixel, and that come to it, are two."""
+    pixels, neighbors = weights.shape
     constant, lost = 0.0, 0.0
     for p in range(pixels):
         if not roi[p]:
@@ -131,13 +149,10 @@ def _reduce(
             elif fixed[p] != fixed[q]:
                 part += w
         constant, lost = add_compensated(part, constant, lost)
-    share = np.empty(pixels)
-    for p in range(pixels):
-        share[p] = 1.0 / max(1, ahead[p], behind[p])
-    return reduced, inner, share, constant + lost
+    return constant + lost
 
 
-@njit(nogil=True, fastmath=_RELAXED, inline="always")
+@helper(forceinline=True, fastmath=_RELAXED)
 def _send(h: NDArray[np.float64], message: NDArray[np.float64], share: float, weight: float, labels: int) -> float:
     """Replace the message that came in over an edge by the one that goes out; return what was subtracted from it."""
     least = np.inf
@@ -150,7 +165,7 @@ def _send(h: NDArray[np.float64], message: NDArray[np.float64], share: float, we
     return least
 
 
-@njit(nogil=True, fastmath=_RELAXED)
+@helper(fastmath=_RELAXED)
 def _collect(
     p: int,
     unary: NDArray[np.float64],
@@ -179,7 +194,7 @@ def _collect(
     return least
 
 
-@njit(nogil=True)
+@helper()
 def _step(
     unary: NDArray[np.float64],
     strides: NDArray[np.int64],
@@ -187,10 +202,11 @@ def _step(
     share: NDArray[np.float64],
     messages: NDArray[np.float64],
     choice: NDArray[np.int64],
+    h: NDArray[np.float64],
+    cost: NDArray[np.float64],
 ) -> float:
     """One sweep there, choosing labels on the way, and one back; returns the bound of the second."""
     pixels, labels = unary.shape
-    h, cost = np.empty(labels), np.empty(labels)
     for p in range(pixels):
         _collect(p, unary, strides, weights, messages, h)
         # The label that is best given the pixels behind, which have chosen, and the messages of those ahead.
@@ -222,7 +238,7 @@ def _step(
     return bound + lost
 
 
-@njit(nogil=True, cache=True)
+@kernel(_nrt=False)
 def _energy(
     unary: NDArray[np.float64], strides: NDArray[np.int64], weights: NDArray[np.float64], choice: NDArray[np.int64]
 ) -> float:
@@ -237,13 +253,16 @@ def _energy(
     return total + lost
 
 
-@njit(nogil=True)
+@helper()
 def _settle(
-    unary: NDArray[np.float64], strides: NDArray[np.int64], weights: NDArray[np.float64], choice: NDArray[np.int64]
+    unary: NDArray[np.float64],
+    strides: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    choice: NDArray[np.int64],
+    cost: NDArray[np.float64],
 ) -> None:
     """Let every pixel in turn take its best label given all others, there and back."""
     pixels, labels = unary.shape
-    cost = np.empty(labels)
     for index in range(2 * pixels):
         p = index if index < pixels else 2 * pixels - 1 - index
         for k in range(labels):
@@ -261,7 +280,6 @@ def _settle(
         choice[p] = best
 
 
-@njit(nogil=True, cache=True)
 def _ascend(
     unary: NDArray[np.float64],
     strides: NDArray[np.int64],
@@ -278,75 +296,109 @@ def _ascend(
     Returns:
         Start energy, energy, bound, whether it converged, and what each step proves.
     """
-    choice = labels.copy()
-    start_energy = energy = _energy(unary, strides, weights, labels)
+    start_energy = _energy(unary, strides, weights, labels)
+    memory, bounds = np.empty((2, unary.shape[1])), np.empty(max_steps)
+    energy, bound, converged, steps = _sweep(
+        unary, strides, weights, share, messages, labels, start_energy, tolerance, slack, labels.copy(), memory, bounds
+    )
+    return start_energy, energy, bound, converged, bounds[:steps]
+
+
+@kernel(_nrt=False)
+def _sweep(
+    unary: NDArray[np.float64],
+    strides: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    share: NDArray[np.float64],
+    messages: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    energy: float,
+    tolerance: float,
+    slack: float,
+    choice: NDArray[np.int64],
+    memory: NDArray[np.float64],
+    bounds: NDArray[np.float64],
+) -> tuple[float, float, bool, int]:
+    """All steps; energy, bound, whether they converged, and their number, at most that of ``bounds``."""
+    h, cost = memory[0], memory[1]
     bound = -np.inf
-    bounds = np.empty(max_steps)
     converged = False
     steps = 0
-    while steps < max_steps and not converged:
-        raised = _step(unary, strides, weights, share, messages, choice)
-        _settle(unary, strides, weights, choice)
+    while steps < len(bounds) and not converged:
+        raised = _step(unary, strides, weights, share, messages, choice, h, cost)
+        _settle(unary, strides, weights, choice, cost)
         found = _energy(unary, strides, weights, choice)
         if found < energy:
             energy = found
-            labels[:] = choice
+            for p in range(len(choice)):
+                labels[p] = choice[p]
         gain = raised - bound
         bound = max(bound, raised)  # a sweep can lower it by rounding
         bounds[steps] = raised
         steps += 1
         converged = bound >= energy - slack or gain <= tolerance * (energy - bound)
-    return start_energy, energy, bound, converged, bounds[:steps]
+    return energy, bound, converged, steps
 
 
-@njit(nogil=True)
-def _coarse_pair(
-    where: tuple[int, int, int], offset: NDArray[np.int64], offsets: NDArray[np.int64]
-) -> tuple[int, bool]:
-    """Which offset joins the blocks of a pixel and of its partner, -1 if none does; and whether from the partner's."""
-    step = ((where[0] + offset[0]) // 2 - where[0] // 2, (where[1] + offset[1]) // 2 - where[1] // 2)
-    last = (where[2] + offset[2]) // 2 - where[2] // 2
-    for i in range(len(offsets)):
-        if offsets[i, 0] == step[0] and offsets[i, 1] == step[1] and offsets[i, 2] == last:
-            return i, False
-        if offsets[i, 0] == -step[0] and offsets[i, 1] == -step[1] and offsets[i, 2] == -last:
-            return i, True
+@helper()
+def _coarse_pair(z: int, y: int, x: int, i: int, offsets: NDArray[np.int64]) -> tuple[int, bool]:
+    """Which offset joins the blocks of a pixel and of its partner by offset ``i``; -1 if none does.
+
+    And whether from the partner's to the pixel's.
+    """
+    dz, dy = (z + offsets[i, 0]) // 2 - z // 2, (y + offsets[i, 1]) // 2 - y // 2
+    dx = (x + offsets[i, 2]) // 2 - x // 2
+    for j in range(len(offsets)):
+        if offsets[j, 0] == dz and offsets[j, 1] == dy and offsets[j, 2] == dx:
+            return j, False
+        if offsets[j, 0] == -dz and offsets[j, 1] == -dy and offsets[j, 2] == -dx:
+            return j, True
     return -1, False
 
 
-@njit(nogil=True, cache=True)
 def _coarsen(
     unary: NDArray[np.float64], weights: NDArray[np.float64], offsets: NDArray[np.int64], shape: tuple[int, int, int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Unaries, weights and shares of the problem whose pixels are blocks of two along each axis."""
-    (depth, height, width), (neighbors, labels) = shape, (len(offsets), unary.shape[1])
+    blocks = math.prod((size + 1) // 2 for size in shape)
+    coarse, joined = np.zeros((blocks, unary.shape[1])), np.zeros((blocks, len(offsets)))
+    behind = np.zeros(blocks, np.int64)
+    _add_blocks(unary, weights, offsets, shape, coarse, joined, behind)
+    return coarse, joined, 1.0 / np.maximum(1, np.maximum((joined > 0.0).sum(1), behind))
+
+
+@kernel(_nrt=False)
+def _add_blocks(
+    unary: NDArray[np.float64],
+    weights: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    shape: tuple[int, int, int],
+    coarse: NDArray[np.float64],
+    joined: NDArray[np.float64],
+    behind: NDArray[np.int64],
+) -> None:
+    """Fill unaries and weights of blocks, and the number of pairs that come to each, given as zeros."""
+    depth, height, width = shape
     rows, columns = (height + 1) // 2, (width + 1) // 2
-    blocks = (depth + 1) // 2 * rows * columns
-    coarse, joined, share = np.zeros((blocks, labels)), np.zeros((blocks, neighbors)), np.empty(blocks)
     for z in range(depth):
         for y in range(height):
             for x in range(width):
                 p, block = (z * height + y) * width + x, (z // 2 * rows + y // 2) * columns + x // 2
-                for k in range(labels):
+                for k in range(unary.shape[1]):
                     coarse[block, k] += unary[p, k]
-                for i in range(neighbors):
+                for i in range(len(offsets)):
                     if weights[p, i] > 0.0:
-                        j, backwards = _coarse_pair((z, y, x), offsets[i], offsets)
+                        j, backwards = _coarse_pair(z, y, x, i, offsets)
                         if j >= 0:
                             step = (offsets[j, 0] * rows + offsets[j, 1]) * columns + offsets[j, 2]
                             joined[block - step if backwards else block, j] += weights[p, i]
-    behind = np.zeros(blocks, np.int64)
-    for i in range(neighbors):
+    for i in range(len(offsets)):
         step = (offsets[i, 0] * rows + offsets[i, 1]) * columns + offsets[i, 2]
-        for p in range(blocks):
+        for p in range(len(joined)):
             if joined[p, i] > 0.0:
                 behind[p + step] += 1
-    for p in range(blocks):
-        share[p] = 1.0 / max(1, (joined[p] > 0.0).sum(), behind[p])
-    return coarse, joined, share
 
 
-@njit(nogil=True, cache=True)
 def _refine(
     messages: NDArray[np.float64],
     joined: NDArray[np.float64],
@@ -356,37 +408,45 @@ def _refine(
     shape: tuple[int, int, int],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Messages and labels of pixels from those of their blocks; pairs inside a block take those that leave it."""
-    (depth, height, width), (neighbors, labels) = shape, messages.shape[1:]
+    finer, choice = np.zeros((len(weights), *messages.shape[1:])), np.empty(len(weights), np.int64)
+    _spread_blocks(messages, joined, found, weights, offsets, shape, finer, choice)
+    return finer, choice
+
+
+@kernel(_nrt=False)
+def _spread_blocks(
+    messages: NDArray[np.float64],
+    joined: NDArray[np.float64],
+    found: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    shape: tuple[int, int, int],
+    finer: NDArray[np.float64],
+    choice: NDArray[np.int64],
+) -> None:
+    """Fill messages, given as zeros, and labels of pixels."""
+    depth, height, width = shape
     rows, columns = (height + 1) // 2, (width + 1) // 2
-    finer, choice = np.zeros((len(weights), neighbors, labels)), np.empty(len(weights), np.int64)
     for z in range(depth):
         for y in range(height):
             for x in range(width):
                 p, block = (z * height + y) * width + x, (z // 2 * rows + y // 2) * columns + x // 2
                 choice[p] = found[block]
-                for i in range(neighbors):
+                for i in range(len(offsets)):
                     if weights[p, i] > 0.0:
-                        j, backwards = _coarse_pair((z, y, x), offsets[i], offsets)
+                        j, backwards = _coarse_pair(z, y, x, i, offsets)
                         if j < 0:
                             j = i
                         # A message that runs against its pair's direction does not exist: one orientation is stored.
                         if not backwards and joined[block, j] > 0.0:
                             scale = weights[p, i] / joined[block, j]
-                            for k in range(labels):
+                            for k in range(messages.shape[2]):
                                 finer[p, i, k] = scale * messages[block, j, k]
-    return finer, choice
 
 
-@njit(nogil=True, cache=True)
 def _spread(unary: NDArray[np.float64]) -> float:
     """Sum over pixels of the largest absolute unary: what the rounding of an energy is relative to."""
-    total = 0.0
-    for p in range(len(unary)):
-        largest = 0.0
-        for k in range(unary.shape[1]):
-            largest = max(largest, abs(unary[p, k]))
-        total += largest
-    return total
+    return float(np.abs(unary).max(1).sum())
 
 
 def _coarse_start(

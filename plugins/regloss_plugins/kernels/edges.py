@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
+from regloss_plugins.kernels.compiling import kernel
 
 
-@njit(nogil=True, cache=True)
+@kernel(_nrt=False)
 def differences(first: Any, second: Any, weights: Any, values: Any, sign: int, out: Any) -> None:
     """out[k, e] = weights[e] * (values[k, second[e]] + sign * values[k, first[e]]).
 
@@ -25,7 +25,7 @@ def differences(first: Any, second: Any, weights: Any, values: Any, sign: int, o
             result[e] = weights[e] * (row[second[e]] + sign * row[first[e]])
 
 
-@njit(nogil=True, cache=True)
+@kernel(_nrt=False)
 def scatter(first: Any, second: Any, weights: Any, flows: Any, sign: int, out: Any) -> None:
     """Add weights[e] * flows[k, e] to out[k, second[e]], and ``sign`` times it to out[k, first[e]].
 

@@ -6,8 +6,9 @@ import itertools
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from regloss_plugins.kernels.compiling import kernel
 
 
 def nearest(features: NDArray[np.float64], count: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -69,15 +70,15 @@ def nearest_in_window(
     return found, squared
 
 
-@njit(nogil=True, cache=True)
+@kernel(_nrt=False)
 def _search(features: Any, numbers: Any, start: Any, offsets: Any, found: Any, squared: Any) -> None:
     points, width = features.shape
     count = found.shape[1]
     for i in range(points):
         found[i] = -1
         squared[i] = np.inf
-        for offset in offsets:
-            j = numbers[start[i] + offset]
+        for k in range(len(offsets)):
+            j = numbers[start[i] + offsets[k]]
             if j < 0:
                 continue
             worst = squared[i, count - 1]
@@ -91,6 +92,8 @@ def _search(features: Any, numbers: Any, start: Any, offsets: Any, found: Any, s
                 continue
             place = count - 1
             while place > 0 and squared[i, place - 1] > distance:
-                squared[i, place], found[i, place] = squared[i, place - 1], found[i, place - 1]
+                squared[i, place] = squared[i, place - 1]
+                found[i, place] = found[i, place - 1]
                 place -= 1
-            squared[i, place], found[i, place] = distance, j
+            squared[i, place] = distance
+            found[i, place] = j

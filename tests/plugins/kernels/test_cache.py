@@ -1,5 +1,6 @@
-"""Compiled code where nothing can be written: neither beside the package nor in the home folder."""
+"""Where compiled code is kept, what is said while it is made, and where nothing can be written."""
 
+import gc
 import os
 import shutil
 import subprocess
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from regloss_plugins import kernels
+from regloss_plugins.kernels import compiling
 
 CODE = """
 import numpy as np, os
-from kernels.edges import differences
+from regloss_plugins.kernels.edges import differences
 
 out = np.zeros((1, 1))
 differences(np.array([0]), np.array([1]), np.array([2.0]), np.array([[1.0, 4.0]]), -1, out)
@@ -22,10 +24,13 @@ print(out[0, 0], os.environ["NUMBA_CACHE_DIR"], os.path.isdir(os.environ["NUMBA_
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
 def test_it_is_kept_for_the_process(tmp_path):
-    (tmp_path / "kernels").mkdir()
-    for name in ("__init__.py", "edges.py"):
-        shutil.copy(Path(kernels.__file__).with_name(name), tmp_path / "kernels" / name)
-    (tmp_path / "kernels" / "__pycache__").write_text("")  # a file, so that there is no such folder
+    package = Path(kernels.__file__).parent
+    copied = tmp_path / "regloss_plugins" / "kernels"
+    copied.mkdir(parents=True)
+    shutil.copy(package.parent / "__init__.py", copied.parent / "__init__.py")
+    for name in ("__init__.py", "compiling.py", "edges.py"):
+        shutil.copy(package / name, copied / name)
+    (copied / "__pycache__").write_text("")  # a file, so that there is no such folder
     nowhere = {"HOME": "/proc/self", "XDG_CACHE_HOME": "/proc/self", "PYTHONPATH": str(tmp_path)}
     environment = {key: value for key, value in os.environ.items() if key != "NUMBA_CACHE_DIR"} | nowhere
     command = [sys.executable, "-B", "-c", CODE]
@@ -37,5 +42,31 @@ def test_it_is_kept_for_the_process(tmp_path):
     assert not Path(folder).exists()
     given = {**environment, "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert done.stderr == ""
+    assert done.stderr.startswith(f"Compiling edges, once: it is kept in {tmp_path / 'kept'}")
+    assert "`regloss compile`" in done.stderr
     assert any((tmp_path / "kept").rglob("*.nbi"))
+    # It was once.
+    done = subprocess.run(command, env=given, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert (done.stdout.split()[0], done.stderr) == ("6.0", "")
+
+
+def test_garbage_is_collected_again_after_compiling():
+    @compiling.kernel(cache=False)
+    def twice(value):
+        return helped(value)
+
+    @compiling.helper()
+    def helped(value):
+        return 2 * value
+
+    helped.__module__ = twice.py_func.__module__ = "regloss_plugins.kernels.edges"
+    assert gc.isenabled()
+    assert twice(2) == 4
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        assert twice(2.5) == 5.0
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    assert helped("ab") == "abab"  # to Python it is what it was
