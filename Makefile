@@ -64,6 +64,7 @@ bench: .venv/.dev
 	$(BIN)/python tests/benchmarks/dense.py
 	$(BIN)/python tests/benchmarks/layers.py
 	$(BIN)/python tests/benchmarks/chan_vese.py
+	$(BIN)/python tests/benchmarks/first_call.py
 
 # The site, in build/site, and the notebooks of its first pages.
 docs: .venv/.docs

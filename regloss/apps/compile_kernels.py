@@ -50,7 +50,7 @@ def _dense_crf() -> None:
 
 
 def _segment() -> None:
-    scribbles = torch.full((1, _SIDE, _SIDE), -1)
+    scribbles = torch.full((1, _SIDE, _SIDE), 255)
     scribbles[:, 4:8, 4:20], scribbles[:, 16:20, 4:20] = 0, 1
     regloss.create("segmenter", "scribble-cut")(_image(), scribbles=scribbles)
 

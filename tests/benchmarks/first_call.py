@@ -62,7 +62,7 @@ work = lambda: regularizer.bind(image).energy(probabilities)
 """
 SCRIBBLES = """
 image = torch.rand(1, 3, 24, 24, generator=torch.Generator().manual_seed(0))
-scribbles = torch.full((1, 24, 24), -1)
+scribbles = torch.full((1, 24, 24), 255)
 scribbles[:, 4:8, 4:20], scribbles[:, 16:20, 4:20] = 0, 1
 segmenter = regloss.create("segmenter", "scribble-cut")
 work = lambda: segmenter(image, scribbles=scribbles)

@@ -7,6 +7,8 @@ a tenth of a second for each function, and what LLVM takes. Hence the rules for 
 - Memory comes from NumPy, outside, and results go into it; inside there is indexing and arithmetic. An array
   expression, ``zeros``, ``any`` or ``max`` each compile functions of their own. An assignment from slice to slice takes
   three seconds, for the message of an error that cannot occur.
+- A kernel takes arrays, numbers and tuples of them. Numba writes the types of arguments to disk, and a named tuple is
+  found again only as long as its class has the name and place it had: what is kept would stop a later version.
 - What few calls need is a kernel of its own, so that the others need not wait for it.
 - A function is not passed through many others: each of them optimises it again.
 """

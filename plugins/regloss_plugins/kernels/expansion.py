@@ -80,7 +80,7 @@ def _solve(
     start, free = admissible(unary, labels, fixed, roi, allowed)
     if isinstance(edges, Cells):
         return Expansion(*expand_cells(unary, edges, start, roi, allowed, max_cycles))
-    return Expansion(*expand_edges(unary, *edges, start, free, roi, np.flatnonzero(allowed), max_cycles))
+    return Expansion(*expand_edges(unary, edges, start, free, roi, np.flatnonzero(allowed), max_cycles))
 
 
 def expand_grid(
@@ -143,8 +143,7 @@ def expand_grid(
         edges, valid = grid_cells(steps, dense_weights, dense_roi.reshape(volume), free.reshape(volume))
     else:
         dense_unary, dense_weights = dense_unary.astype(np.float64), dense_weights.astype(np.float64)
-        valid, first, head, sister, weight = grid_edges(steps, dense_weights, dense_roi.reshape(volume))
-        edges = Edges(first, head, sister, weight)
+        edges, valid = grid_edges(steps, dense_weights, dense_roi.reshape(volume))
     result = _solve(dense_unary, edges, dense_labels, dense_fixed, dense_roi.ravel(), dense_allowed, max_cycles, valid)
     return replace(result, labels=result.labels.reshape(shape))
 
@@ -199,10 +198,10 @@ def expand_graph(
         raise ValueError(f"expected edges between nodes 0 .. {len(dense_labels) - 1}, got others")
     if 2 * len(dense_edges) >= 2**32 - 2:
         raise ValueError(f"expected fewer than 2^32 - 2 arcs, got {len(dense_edges)} edges")
-    valid, first, head, sister, weight = list_edges(dense_edges, dense_weights, dense_roi)
+    graph, valid = list_edges(dense_edges, dense_weights, dense_roi)
     return _solve(
         dense_unary,
-        Edges(first, head, sister, weight),
+        graph,
         dense_labels,
         dense_fixed,
         dense_roi,

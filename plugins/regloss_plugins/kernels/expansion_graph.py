@@ -6,13 +6,13 @@ Numba's on-disk cache looks at the file of a function but not at what it calls: 
 ``sums.py``, touch this file too.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from . import maxflow
+from .compiling import helper, kernel
 from .sums import add_compensated
 
 
@@ -25,95 +25,72 @@ class Edges(NamedTuple):
     weight: NDArray[np.float64]  # (A,)
 
 
-@njit(nogil=True)
 def _rows(degree: NDArray[np.int32]) -> Edges:
     """Empty rows for pixels with these numbers of arcs."""
     first = np.zeros(len(degree) + 1, np.uint32)
-    for p in range(len(degree)):
-        first[p + 1] = first[p] + degree[p]
-    arcs = first[-1]
+    first[1:] = np.cumsum(degree)
+    arcs = int(first[-1])
     return Edges(first, np.empty(arcs, np.uint32), np.empty(arcs, np.uint32), np.empty(arcs, np.float64))
 
 
-@njit(nogil=True)
-def _connect(edges: Edges, filled: NDArray[np.int32], p: int, q: int, weight: float) -> None:
-    """Add the edge pq; ``filled`` counts the arcs that each pixel already has."""
-    forth, back = edges.first[p] + filled[p], edges.first[q] + filled[q]
-    filled[p] += 1
-    filled[q] += 1
-    edges.head[forth], edges.head[back] = q, p
-    edges.sister[forth], edges.sister[back] = back, forth
-    edges.weight[forth] = edges.weight[back] = weight
+def list_edges(pairs: NDArray[np.int64], weights: NDArray[np.float64], roi: NDArray[np.bool_]) -> tuple[Edges, bool]:
+    """Edges inside ``roi`` (N,) from pairs (E, 2) with weights (E,), zeros left out.
 
-
-@njit(nogil=True, cache=True)
-def grid_edges(
-    offsets: NDArray[np.int64], weights: NDArray[np.float64], roi: NDArray[np.bool_]
-) -> tuple[bool, NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.float64]]:
-    """Edges inside ``roi`` (Z, Y, X) from weights (n, Z, Y, X) towards the pixels at offsets (n, 3), zeros left out.
-
-    Returns whether the weights are finite and >= 0, and the fields of :class:`Edges`.
+    Returns also whether the weights are finite and >= 0.
     """
-    depth, height, width = roi.shape
-    valid = True
-    degree = np.zeros(roi.size, np.int32)
+    first, second = pairs[:, 0], pairs[:, 1]
+    inside = roi[first] & roi[second]
+    valid = bool(((weights[inside] >= 0.0) & (weights[inside] < np.inf)).all())  # NaN fails too
+    kept = inside & (weights != 0.0) & (first != second)
+    first, second, weights = first[kept], second[kept], weights[kept]
+    degree = np.bincount(first, minlength=len(roi)) + np.bincount(second, minlength=len(roi))
     edges = _rows(degree)
-    for connecting in (False, True):
-        if connecting:
-            edges = _rows(degree)
-            degree[:] = 0
-        for z in range(depth):
-            for y in range(height):
-                for x in range(width):
-                    if not roi[z, y, x]:
-                        continue
-                    p = (z * height + y) * width + x
-                    for n in range(len(offsets)):
-                        qz, qy, qx = z + offsets[n, 0], y + offsets[n, 1], x + offsets[n, 2]
-                        if not (0 <= qz < depth and 0 <= qy < height and 0 <= qx < width and roi[qz, qy, qx]):
-                            continue
-                        q = (qz * height + qy) * width + qx
-                        weight = weights[n, z, y, x]
-                        valid &= 0.0 <= weight < np.inf  # NaN fails too
-                        if weight == 0.0 or p == q:
-                            continue
-                        if connecting:
-                            _connect(edges, degree, p, q, weight)
-                        else:
-                            degree[p] += 1
-                            degree[q] += 1
-    return valid, edges.first, edges.head, edges.sister, edges.weight
+    _connect(first, second, weights, edges.first[:-1].copy(), *edges[1:])
+    return edges, valid
 
 
-@njit(nogil=True, cache=True)
-def list_edges(
-    pairs: NDArray[np.int64], weights: NDArray[np.float64], roi: NDArray[np.bool_]
-) -> tuple[bool, NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.float64]]:
-    """Edges inside ``roi`` (N,) from pairs (E, 2) with weights (E,), as :func:`grid_edges`."""
-    valid = True
-    degree = np.zeros(len(roi), np.int32)
-    edges = _rows(degree)
-    for connecting in (False, True):
-        if connecting:
-            edges = _rows(degree)
-            degree[:] = 0
-        for e in range(len(pairs)):
-            p, q = pairs[e]
-            if not (roi[p] and roi[q]):
-                continue
-            weight = weights[e]
-            valid &= 0.0 <= weight < np.inf  # NaN fails too
-            if weight == 0.0 or p == q:
-                continue
-            if connecting:
-                _connect(edges, degree, p, q, weight)
-            else:
-                degree[p] += 1
-                degree[q] += 1
-    return valid, edges.first, edges.head, edges.sister, edges.weight
+def grid_edges(offsets: NDArray[np.int64], weights: NDArray[np.float64], roi: NDArray[np.bool_]) -> tuple[Edges, bool]:
+    """As :func:`list_edges`, from weights (n, Z, Y, X) towards the pixels at offsets (n, 3)."""
+    places = np.arange(roi.size).reshape(roi.shape)
+    firsts, seconds, values = [], [], []
+    for offset, value in zip(offsets, weights, strict=True):
+        near = tuple(slice(max(-step, 0), max(size - step, 0)) for step, size in zip(offset, roi.shape, strict=True))
+        far = tuple(slice(max(step, 0), max(size + step, 0)) for step, size in zip(offset, roi.shape, strict=True))
+        firsts.append(places[near].ravel())
+        seconds.append(places[far].ravel())
+        values.append(value[near].ravel())
+    # Pixel by pixel, as moves look at them.
+    first = np.concatenate(firsts)
+    order = np.argsort(first, kind="stable")
+    pairs = np.stack([first, np.concatenate(seconds)], 1)[order]
+    return list_edges(pairs, np.concatenate(values)[order], roi.ravel())
 
 
-@njit(nogil=True)
+@kernel(_nrt=False)
+def _connect(
+    first: NDArray[np.int64],
+    second: NDArray[np.int64],
+    weights: NDArray[np.float64],
+    free: NDArray[np.uint32],
+    head: NDArray[np.uint32],
+    sister: NDArray[np.uint32],
+    weight: NDArray[np.float64],
+) -> None:
+    """Put edges into rows; ``free`` (N,), the next place in each, is overwritten."""
+    for e in range(len(first)):
+        p, q = first[e], second[e]
+        forth, back = free[p], free[q]
+        free[p] += 1
+        free[q] += 1
+        head[forth] = q
+        head[back] = p
+        sister[forth] = back
+        sister[back] = forth
+        weight[forth] = weights[e]
+        weight[back] = weights[e]
+
+
+@helper()
 def _energy(unary: NDArray[np.float64], edges: Edges, labels: NDArray[np.int64], roi: NDArray[np.bool_]) -> float:
     """Energy inside ``roi``, by Neumaier's compensated summation: exact but for the last bits of the result.
 
@@ -133,7 +110,7 @@ def _energy(unary: NDArray[np.float64], edges: Edges, labels: NDArray[np.int64],
     return total + lost
 
 
-@njit(nogil=True)
+@helper()
 def _expand_one(
     alpha: int,
     unary: NDArray[np.float64],
@@ -181,58 +158,86 @@ def _expand_one(
     return changed
 
 
-@njit(nogil=True, cache=True)
+@kernel(_nrt=False)
+def _sum_up(
+    unary: NDArray[np.float64], edge_arrays: tuple[Any, ...], labels: NDArray[np.int64], roi: NDArray[np.bool_]
+) -> float:
+    return _energy(unary, Edges(*edge_arrays), labels, roi)
+
+
+@kernel(_nrt=False)
+def _move(
+    choices: NDArray[np.int64],
+    unary: NDArray[np.float64],
+    edge_arrays: tuple[Any, ...],
+    free: NDArray[np.bool_],
+    roi: NDArray[np.bool_],
+    labels: NDArray[np.int64],
+    graph_arrays: tuple[Any, ...],
+    scratch_arrays: tuple[Any, ...],
+    trial: NDArray[np.int64],
+    tried: NDArray[np.int64],
+    energy: float,
+    max_cycles: int,
+) -> tuple[float, int, bool]:
+    """All moves from ``labels``, which are overwritten; their energy, the cycles begun, and whether no move is left.
+
+    ``tried`` says of each choice how many changes there had been when it was expanded last, -1 = never.
+    """
+    edges, graph, scratch = Edges(*edge_arrays), maxflow.Graph(*graph_arrays), maxflow.Scratch(*scratch_arrays)
+    # A label need not be tried again until another label's expansion has changed something.
+    changes = 0
+    cycles = 0
+    while cycles < max_cycles:
+        cycles += 1
+        for i in range(len(choices)):
+            if tried[i] == changes:
+                continue
+            if _expand_one(choices[i], unary, edges, free, labels, graph, scratch, trial):
+                trial_energy = _energy(unary, edges, trial, roi)
+                if trial_energy < energy:
+                    energy = trial_energy
+                    for p in range(len(labels)):
+                        labels[p] = trial[p]
+                    changes += 1
+            tried[i] = changes
+        converged = True
+        for i in range(len(choices)):
+            if tried[i] != changes:
+                converged = False
+        if converged:
+            return energy, cycles, True
+    return energy, cycles, False
+
+
 def expand_edges(
     unary: NDArray[np.float64],
-    first: NDArray[np.uint32],
-    head: NDArray[np.uint32],
-    sister: NDArray[np.uint32],
-    weight: NDArray[np.float64],
-    labels: NDArray[np.int64],
+    edges: Edges,
+    start: NDArray[np.int64],
     free: NDArray[np.bool_],
     roi: NDArray[np.bool_],
     choices: NDArray[np.int64],
     max_cycles: int,
 ) -> tuple[NDArray[np.int64], float, float, int, bool, float]:
     """All moves from an admissible start; the fields of :class:`Expansion`."""
-    edges = Edges(first, head, sister, weight)
-    pixels = len(labels)
-    start_energy = energy = _energy(unary, edges, labels, roi)
+    start_energy = energy = _sum_up(unary, tuple(edges), start, roi)
     if len(choices) <= 1 or not free.any():
-        return labels, energy, start_energy, 0, True, energy
+        return start, energy, start_energy, 0, True, energy
     if max_cycles <= 0:
-        return labels, energy, start_energy, 0, False, -np.inf
+        return start, energy, start_energy, 0, False, -np.inf
 
-    graph = maxflow.Graph(first, head, sister, np.empty(len(head), np.float64), np.empty(pixels, np.float64))
-    scratch = maxflow.new_scratch(pixels)
-    trial = labels.copy()
-    # A label need not be tried again until another label's expansion has changed something.
-    changes = 0
-    tried_at = np.full(len(choices), -1, np.int64)
+    labels, tried = start.copy(), np.full(len(choices), -1)
     binary = len(choices) == 2
-    given = labels
     if binary:
-        # From the constant labelling, one expansion of the other label reaches every labelling.
-        labels = given.copy()
+        # From the constant labelling, one expansion of the other label reaches every labelling: there is one cycle.
         labels[free] = choices[0]
-        energy = _energy(unary, edges, labels, roi)
-        tried_at[0] = changes
-    converged = False
-    cycles = 0
-    while cycles < max_cycles and not converged:
-        cycles += 1
-        for i in range(len(choices)):
-            if tried_at[i] == changes:
-                continue
-            if _expand_one(choices[i], unary, edges, free, labels, graph, scratch, trial):
-                trial_energy = _energy(unary, edges, trial, roi)
-                if trial_energy < energy:
-                    energy = trial_energy
-                    labels, trial = trial, labels
-                    changes += 1
-            tried_at[i] = changes
-        converged = binary or (tried_at == changes).all()
-
+        energy = _sum_up(unary, tuple(edges), labels, roi)
+        tried[0] = 0
+        max_cycles = 1
+    graph = maxflow.Graph(*edges[:3], np.empty(len(edges.head)), np.empty(len(start)))
+    scratch = maxflow.new_scratch(len(start))
+    memory = tuple(graph), tuple(scratch), start.copy(), tried
+    energy, cycles, converged = _move(choices, unary, tuple(edges), free, roi, labels, *memory, energy, max_cycles)
     if energy > start_energy:  # only with two labels, and only by rounding: the start is a minimum too
-        labels, energy = given, start_energy
-    return labels, energy, start_energy, cycles, converged, energy if binary else -np.inf
+        labels, energy = start, start_energy
+    return labels, energy, start_energy, cycles, converged or binary, energy if binary else -np.inf

@@ -91,13 +91,13 @@ def grid_cells(
     )
     first, end = np.maximum(0, -offsets), np.minimum(shape, shape - offsets)
     flat = weights.reshape(len(offsets), roi.size)
-    valid: bool = _fill(cells, offsets, first, end, roi.shape[1], roi.shape[2], flat, roi.ravel())
+    valid: bool = _fill(tuple(cells), offsets, first, end, roi.shape[1], roi.shape[2], flat, roi.ravel())
     return cells, valid
 
 
 @kernel(_nrt=False)
 def _fill(
-    cells: Cells,
+    cell_arrays: tuple[Any, ...],
     offsets: NDArray[np.int64],
     first: NDArray[np.int64],
     end: NDArray[np.int64],
@@ -107,6 +107,7 @@ def _fill(
     roi: NDArray[np.bool_],
 ) -> bool:
     """Fill the weights and arcs of ``cells``, given as zeros; pixels from ``first`` to ``end`` (n, 3) have partners."""
+    cells = Cells(*cell_arrays)
     weight, arcs, free, bit = cells.weight, cells.arcs, cells.free, cells.bit
     neighbors = len(offsets)
     valid = True
@@ -135,7 +136,7 @@ def _fill(
 @kernel(_nrt=False)
 def _energy(
     unary: NDArray[Any],
-    cells: Cells,
+    cell_arrays: tuple[Any, ...],
     labels: NDArray[np.int32],
     roi: NDArray[np.bool_],
     keeping: NDArray[Any],
@@ -147,6 +148,7 @@ def _energy(
     Results are compared by this number, so rounding must not make a worse labelling look better. At the beginning
     ``keeping`` is filled with the unaries of the labels, and ``border``, given as zeros, too.
     """
+    cells = Cells(*cell_arrays)
     forward = len(cells.step) // 2
     free = cells.free
     total, lost = 0.0, 0.0
@@ -232,13 +234,16 @@ def _set_up(
 def _cut(
     alpha: int,
     unary: NDArray[Any],
-    cells: Cells,
+    cell_arrays: tuple[Any, ...],
     keeping: NDArray[Any],
     border: NDArray[np.float64],
-    network: Network,
-    scratch: Scratch,
+    network_arrays: tuple[Any, ...],
+    scratch_arrays: tuple[Any, ...],
 ) -> int:
     """The expansion of ``alpha``; returns the number of pixels that take it, as :func:`push_all` does."""
+    cells = Cells(*cell_arrays)
+    network = Network(*network_arrays)
+    scratch = Scratch(*scratch_arrays)
     _set_up(alpha, unary, cells, keeping, border, network)
     return push_all(network, scratch, start_everywhere(network, scratch), len(keeping) // 4)
 
@@ -455,7 +460,7 @@ def _end_window(
 def _constant_start(
     choices: NDArray[np.int64],
     unary: NDArray[Any],
-    cells: Cells,
+    cell_arrays: tuple[Any, ...],
     labels: NDArray[np.int32],
     roi: NDArray[np.bool_],
     keeping: NDArray[Any],
@@ -466,6 +471,7 @@ def _constant_start(
     From a constant labelling, one expansion of the other label reaches every labelling. Of the two ways round, the one
     with less to push is the faster.
     """
+    cells = Cells(*cell_arrays)
     balance, chosen = 0.0, 0
     for filling in (False, True):
         label = choices[chosen]
@@ -494,15 +500,19 @@ def _constant_start(
 def _move(
     choices: NDArray[np.int64],
     unary: NDArray[Any],
-    cells: Cells,
+    cell_arrays: tuple[Any, ...],
     keeping: NDArray[Any],
     border: NDArray[np.float64],
-    network: Network,
-    scratch: Scratch,
-    history: History,
+    network_arrays: tuple[Any, ...],
+    scratch_arrays: tuple[Any, ...],
+    history_arrays: tuple[Any, ...],
     max_cycles: int,
 ) -> tuple[int, bool]:
     """All moves over three labels or more; returns how many cycles were begun, and whether no move is left."""
+    cells = Cells(*cell_arrays)
+    network = Network(*network_arrays)
+    scratch = Scratch(*scratch_arrays)
+    history = History(*history_arrays)
     # A label need not be tried again until another label's expansion has changed something, and then only about it.
     tried, pixels = history.tried, len(keeping)
     cycles = 0
@@ -552,7 +562,7 @@ def expand_cells(
     choices = np.flatnonzero(allowed)
     labels = np.where(roi, start, 0).astype(np.int32)  # outside roi nothing counts
     keeping, border = np.empty(len(labels), unary.dtype), np.zeros(len(labels))
-    start_energy = energy = _energy(unary, cells, labels, roi, keeping, border, True)
+    start_energy = energy = _energy(unary, tuple(cells), labels, roi, keeping, border, True)
     if len(choices) <= 1 or not cells.free.any():
         return start, energy, start_energy, 0, True, energy
     if max_cycles <= 0:
@@ -563,16 +573,17 @@ def expand_cells(
     scratch = new_scratch(len(labels))
     binary = len(choices) == 2
     if binary:
-        other = choices[1 - _constant_start(choices, unary, cells, labels, roi, keeping, border)]
-        size = _cut(other, unary, cells, keeping, border, network, scratch)
+        other = choices[1 - _constant_start(choices, unary, tuple(cells), labels, roi, keeping, border)]
+        size = _cut(other, unary, tuple(cells), keeping, border, tuple(network), tuple(scratch))
         labels[scratch.region[:size]] = other
         cycles, converged, moved = 1, True, True
     else:
         history = new_history(len(labels), len(choices))
-        cycles, converged = _move(choices, unary, cells, keeping, border, network, scratch, history, max_cycles)
+        arrays = tuple(network), tuple(scratch), tuple(history)
+        cycles, converged = _move(choices, unary, tuple(cells), keeping, border, *arrays, max_cycles)
         moved = history.changes[0] > 0
     if moved:
-        energy = _energy(unary, cells, labels, roi, keeping, border, False)
+        energy = _energy(unary, tuple(cells), labels, roi, keeping, border, False)
     if energy > start_energy:  # only by rounding
         labels, energy = start, start_energy
     return np.where(roi, labels, start), energy, start_energy, cycles, converged, energy if binary else -np.inf

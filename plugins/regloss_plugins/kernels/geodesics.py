@@ -12,11 +12,12 @@ distance transforms for gray-scale images", Pattern Recognition Letters 1996.
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from .compiling import kernel
 
-@njit(nogil=True, cache=True)
+
+@kernel(_nrt=False)
 def path_lengths(
     values: NDArray[Any], offsets: NDArray[np.int64], squares: NDArray[Any], lengths: NDArray[Any]
 ) -> None:
@@ -52,7 +53,6 @@ def path_lengths(
                     line[x] = np.sqrt(line[x])
 
 
-@njit(nogil=True, cache=True)
 def sweep_distances(lengths: NDArray[Any], offsets: NDArray[np.int64], distance: NDArray[Any]) -> None:
     """Lower ``distance`` (Z, Y, X), in place, to the shortest paths from what it is to begin with.
 
@@ -61,12 +61,28 @@ def sweep_distances(lengths: NDArray[Any], offsets: NDArray[np.int64], distance:
         offsets: (n, 3), of two opposite ones that which leads backward: first (0, 0, -1), the others to earlier rows.
         distance: 0 at the pixels to start from, inf elsewhere; or any upper bounds.
     """
+    rows = distance.shape[0] * distance.shape[1]
+    memory = np.ones(rows, np.int64), np.zeros((2, rows), np.int64), np.empty(distance.shape[2], distance.dtype)
+    _sweep(lengths, offsets, distance, *memory)
+
+
+@kernel(_nrt=False)
+def _sweep(
+    lengths: NDArray[Any],
+    offsets: NDArray[np.int64],
+    distance: NDArray[Any],
+    changed: NDArray[np.int64],
+    seen: NDArray[np.int64],
+    before: NDArray[Any],
+) -> None:
+    """All sweeps.
+
+    ``changed`` (rows,), of ones, is the sweep in which each row changed last, ``seen`` (2, rows), of zeros, the one in
+    which it was looked at last, forward and backward; ``before`` (X,) is memory.
+    """
     depth, height, width = distance.shape
     rows = depth * height
-    changed = np.ones(rows, np.int64)  # the sweep in which each row changed last
-    seen = np.zeros((2, rows), np.int64)  # the one in which it was looked at last, forward and backward
     number = 1
-    before = np.empty(width, distance.dtype)
     going = True
     while going:
         going = False
@@ -85,7 +101,8 @@ def sweep_distances(lengths: NDArray[Any], offsets: NDArray[np.int64], distance:
                     continue
                 seen[backward, row] = number
                 line = distance[z, y]
-                before[:] = line
+                for x in range(width):
+                    before[x] = line[x]
                 for n in range(1, len(offsets)):
                     zz, yy, dx = z + sign * offsets[n, 0], y + sign * offsets[n, 1], sign * offsets[n, 2]
                     if not (0 <= zz < depth and 0 <= yy < height):
@@ -105,6 +122,9 @@ def sweep_distances(lengths: NDArray[Any], offsets: NDArray[np.int64], distance:
                     line[x] = min(line[x], line[x - 1] + step[x])
                 for x in range(width - 2, -1, -1):
                     line[x] = min(line[x], line[x + 1] + step[x + 1])
-                if (line != before).any():
+                different = False
+                for x in range(width):
+                    different |= line[x] != before[x]
+                if different:
                     changed[row] = number
                     going = True

@@ -23,13 +23,11 @@ numba need not test for negative ones, which makes the whole a third faster.
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-__all__ = ["Graph", "Scratch", "min_cut", "new_scratch", "solve_min_cut"]
+from .compiling import helper, kernel
 
-# Only compiled functions that take and return plain arrays are cached on disk: numba pickles the argument types into
-# the cache, and a named tuple's class is found again only under the module name it was first imported by.
+__all__ = ["Graph", "Scratch", "min_cut", "new_scratch", "solve_min_cut"]
 
 SOURCE, SINK = 1, -1  # the two trees; also the sign of a node's level
 ROOT = 2**32 - 1  # parent of a node that still has excess or deficit
@@ -62,7 +60,6 @@ class Scratch(NamedTuple):
     waiting: NDArray[np.uint8]  # (N,) bit 0: node is in the source tree's next front; bit 1: in the sink tree's
 
 
-@njit(nogil=True)
 def new_scratch(nodes: int) -> Scratch:
     """Memory for :func:`min_cut` on graphs with that many nodes (45 bytes a node)."""
     return Scratch(
@@ -81,13 +78,13 @@ def new_scratch(nodes: int) -> Scratch:
 
 
 # The helpers of min_cut each have one call site or are tiny; calls would cost as much as what they do.
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _row(side: int) -> int:
     """Row of ``fronts`` and ``counts``, and bit of ``waiting``, that belong to a tree."""
     return 0 if side == SOURCE else 1
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _enqueue(scratch: Scratch, side: int, v: int) -> None:
     """Put a node on the next front of a tree, once."""
     row = _row(side)
@@ -98,14 +95,14 @@ def _enqueue(scratch: Scratch, side: int, v: int) -> None:
         scratch.counts[row] += 1
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _push(scratch: Scratch, level: int, v: int) -> None:
     """Put a node on the list of a level."""
     scratch.next_node[v] = scratch.bucket[level]
     scratch.bucket[level] = v
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _adopt(graph: Graph, scratch: Scratch, side: int, lowest: int, highest: int, limit: int) -> None:
     """Find parents for the orphans of one tree, whose levels are ``lowest .. highest``.
 
@@ -196,7 +193,7 @@ def _adopt(graph: Graph, scratch: Scratch, side: int, lowest: int, highest: int,
         offer[lost[i]] = 0
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _augment(graph: Graph, scratch: Scratch, bridge: int, limits: tuple[int, int]) -> float:
     """Push what fits along the tree path through ``bridge``, an arc from the source tree to the sink tree."""
     _, head, sister, residual, excess = graph
@@ -242,7 +239,7 @@ def _augment(graph: Graph, scratch: Scratch, bridge: int, limits: tuple[int, int
     return amount
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _grow(graph: Graph, scratch: Scratch, side: int, height: int, limits: tuple[int, int]) -> float:
     """Scan a tree's nodes at level ``height``: free neighbours join above it, bridges to the other tree carry flow."""
     first, head, sister, residual, _ = graph
@@ -275,7 +272,7 @@ def _grow(graph: Graph, scratch: Scratch, side: int, height: int, limits: tuple[
     return flow
 
 
-@njit(nogil=True, forceinline=True)
+@helper(forceinline=True)
 def _cancel(graph: Graph) -> float:
     """Push flow from nodes with excess to neighbours with deficit.
 
@@ -300,7 +297,7 @@ def _cancel(graph: Graph) -> float:
     return flow
 
 
-@njit(nogil=True)
+@helper()
 def min_cut(graph: Graph, scratch: Scratch) -> float:
     """Maximum flow through a graph, which is overwritten with the residual graph.
 
@@ -338,18 +335,10 @@ def min_cut(graph: Graph, scratch: Scratch) -> float:
     return flow
 
 
-@njit(nogil=True, cache=True)
-def _solve(
-    first: NDArray[np.uint32],
-    head: NDArray[np.uint32],
-    sister: NDArray[np.uint32],
-    residual: NDArray[np.float64],
-    excess: NDArray[np.float64],
-) -> tuple[float, NDArray[np.bool_]]:
-    graph = Graph(first, head, sister, residual, excess)
-    scratch = new_scratch(len(graph.excess))
-    flow = min_cut(graph, scratch)
-    return flow, scratch.level > 0
+@kernel(_nrt=False)
+def _solve(graph_arrays: tuple[Any, ...], scratch_arrays: tuple[Any, ...]) -> float:
+    graph, scratch = Graph(*graph_arrays), Scratch(*scratch_arrays)
+    return min_cut(graph, scratch)
 
 
 def solve_min_cut(
@@ -399,5 +388,6 @@ def solve_min_cut(
         raise ValueError("expected finite capacities >= 0, got negative, infinite or NaN ones")
     if not np.isfinite(graph.excess).all():
         raise ValueError("expected finite terminal capacities, got infinite or NaN ones")
-    flow, source_side = _solve(*graph)
-    return float(flow), source_side
+    scratch = new_scratch(nodes)
+    flow: float = _solve(tuple(graph), tuple(scratch))
+    return flow, scratch.level > 0

@@ -12,18 +12,18 @@ Numba's on-disk cache looks at the file of a function but not at what it calls: 
 ``softmax_rows.py``, touch this file too.
 """
 
+import math
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from .compiling import kernel
 from .softmax_rows import FAST, exp
 
 _BLOCK = 64  # pixels
 
 
-@njit(nogil=True, fastmath=FAST, error_model="numpy", cache=True)
 def mixture_costs(
     features: NDArray[Any],
     whiten: NDArray[Any],
@@ -40,16 +40,26 @@ def mixture_costs(
         scale: (K, M), -inf for components that do not count, which are not all of a class.
         costs: overwritten.
     """
+    logs = np.empty((scale.shape[1], _BLOCK), features.dtype)
+    _fill_costs(features, whiten, shift, scale, costs, logs, np.empty((4, _BLOCK), features.dtype))
+
+
+@kernel(_nrt=False, fastmath=FAST)
+def _fill_costs(
+    features: NDArray[Any],
+    whiten: NDArray[Any],
+    shift: NDArray[Any],
+    scale: NDArray[Any],
+    costs: NDArray[Any],
+    logs: NDArray[Any],
+    lines: NDArray[Any],
+) -> None:
     channels, pixels = features.shape
     classes, components = scale.shape
     half = features.dtype.type(0.5)
-    logs = np.empty((components, _BLOCK), features.dtype)
-    distance = np.empty(_BLOCK, features.dtype)
-    row = np.empty(_BLOCK, features.dtype)
-    top = np.empty(_BLOCK, features.dtype)
-    total = np.empty(_BLOCK, features.dtype)
+    distance, row, top, total = lines[0], lines[1], lines[2], lines[3]
     for start in range(0, pixels, _BLOCK):
-        size = min(_BLOCK, pixels - start)
+        size = _BLOCK if start + _BLOCK < pixels else pixels - start
         block = features[:, start : start + size]
         for k in range(classes):
             top[:] = -np.inf
@@ -83,7 +93,6 @@ def mixture_costs(
                 out[start + p] = -top[p] - np.log(total[p])
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
 def fit_mixture(
     values: NDArray[np.float64],
     weights: NDArray[np.float64],
@@ -103,82 +112,98 @@ def fit_mixture(
         max_steps: of expectation maximisation.
     """
     pixels, channels = values.shape
-    centre = np.zeros(channels)
-    for p in range(pixels):
-        for i in range(channels):
-            centre[i] += weights[p] * values[p, i]
-    centre /= weights.sum()
+    centre = weights @ values / weights.sum()
     x = values - centre  # so that second moments lose no digits
 
-    share = np.zeros(components)
-    mean = np.zeros((components, channels))
+    share, mean = np.zeros(components), np.zeros((components, channels))
     covariance = np.zeros((components, channels, channels))
+    variance, axes = np.ones((components, channels)), np.zeros((components, channels, channels))
     members = np.zeros((components, pixels))  # weight of each pixel by component
     members[0] = weights
     widest = np.full(components, -1.0)  # sum of squares along the longest axis, where a cluster is worth halving
-    axis = np.zeros((components, channels))
+
+    def look_at(m: int) -> None:
+        _moments(x, members[m], m, share, mean, covariance)
+        _principal(covariance, m, variance, axes)
+        worth = share[m] >= 2 * least and variance[m, -1] > min_variance
+        widest[m] = share[m] * variance[m, -1] if worth else -1.0
+
     found = 1
-    _moments(x, members[0], 0, share, mean, covariance)
-    _look_at(0, share, covariance, least, min_variance, widest, axis)
+    look_at(0)
     while found < components:
         m = int(widest.argmax())
         if widest[m] < 0:
             break
-        for p in range(pixels):
-            side = 0.0
-            for i in range(channels):
-                side += (x[p, i] - mean[m, i]) * axis[m, i]
-            if members[m, p] > 0 and side > 0:
-                members[found, p] = members[m, p]
-                members[m, p] = 0.0
-        for cluster in (m, found):
-            _moments(x, members[cluster], cluster, share, mean, covariance)
-            _look_at(cluster, share, covariance, least, min_variance, widest, axis)
+        _halve(x, mean, axes, m, found, members)
+        look_at(m)
+        look_at(found)
         found += 1
 
-    variance = np.ones((components, channels))
-    axes = np.zeros((components, channels, channels))
     logs = np.empty(found)
     for step in range(max_steps + 1):
         for m in range(found):
             # What is fitted is the covariance with its small eigenvalues raised; the next step needs it in this form.
-            variance[m], axes[m] = np.linalg.eigh(covariance[m])
-            variance[m] = np.maximum(variance[m], min_variance)
+            _principal(covariance, m, variance, axes)
+        variance = np.maximum(variance, min_variance)
         if step == max_steps:
             break
-        total = share.sum()
-        for p in range(pixels):
-            top = -np.inf
-            for m in range(found):
-                logs[m] = np.log(share[m] / total)
-                for i in range(channels):
-                    row = 0.0
-                    for j in range(channels):
-                        row += axes[m, j, i] * (x[p, j] - mean[m, j])
-                    logs[m] -= (row * row / variance[m, i] + np.log(variance[m, i])) / 2
-                top = max(top, logs[m])
-            mass = 0.0
-            for m in range(found):
-                logs[m] = np.exp(logs[m] - top)
-                mass += logs[m]
-            for m in range(found):
-                members[m, p] = weights[p] * logs[m] / mass
+        _assign(x, weights, share, mean, variance, axes, logs, members)
         for m in range(found):
             _moments(x, members[m], m, share, mean, covariance)
     for m in range(found):
         covariance[m] = (axes[m] * variance[m]) @ axes[m].T
-    for m in range(found, components):
-        covariance[m] = min_variance * np.eye(channels)
+    covariance[found:] = min_variance * np.eye(channels)
     return share / share.sum(), mean + centre, covariance
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
+@kernel(_nrt=False)
+def _halve(x: Any, mean: Any, axes: Any, m: int, found: int, members: Any) -> None:
+    """Give what lies on one side of the longest axis of cluster ``m`` to the new cluster ``found``."""
+    pixels, channels = x.shape
+    for p in range(pixels):
+        side = 0.0
+        for i in range(channels):
+            side += (x[p, i] - mean[m, i]) * axes[m, i, channels - 1]
+        if members[m, p] > 0 and side > 0:
+            members[found, p] = members[m, p]
+            members[m, p] = 0.0
+
+
+@kernel(_nrt=False)
+def _assign(x: Any, weights: Any, share: Any, mean: Any, variance: Any, axes: Any, logs: Any, members: Any) -> None:
+    """Divide the weight of each pixel among ``len(logs)`` components, by their densities."""
+    pixels, channels = x.shape
+    found = len(logs)
+    total = 0.0
+    for m in range(len(share)):
+        total += share[m]
+    for p in range(pixels):
+        top = -np.inf
+        for m in range(found):
+            logs[m] = math.log(share[m] / total)
+            for i in range(channels):
+                row = 0.0
+                for j in range(channels):
+                    row += axes[m, j, i] * (x[p, j] - mean[m, j])
+                logs[m] -= (row * row / variance[m, i] + math.log(variance[m, i])) / 2
+            top = max(top, logs[m])
+        mass = 0.0
+        for m in range(found):
+            logs[m] = math.exp(logs[m] - top)
+            mass += logs[m]
+        for m in range(found):
+            members[m, p] = weights[p] * logs[m] / mass
+
+
+@kernel(_nrt=False)
 def _moments(x: Any, members: Any, m: int, share: Any, mean: Any, covariance: Any) -> None:
     """Mass, mean and covariance of component ``m``, whose pixels have the weights ``members`` (n,)."""
     pixels, channels = x.shape
     mass = 0.0
-    mean[m] = 0.0
-    covariance[m] = 0.0
+    for i in range(channels):
+        mean[m, i] = 0.0
+        for j in range(channels):
+            covariance[m, i, j] = 0.0
     for p in range(pixels):
         weight = members[p]
         if weight > 0:
@@ -193,13 +218,11 @@ def _moments(x: Any, members: Any, m: int, share: Any, mean: Any, covariance: An
             mean[m, i] /= mass
         for i in range(channels):
             for j in range(i + 1):
-                covariance[m, i, j] = covariance[m, j, i] = covariance[m, i, j] / mass - mean[m, i] * mean[m, j]
+                value = covariance[m, i, j] / mass - mean[m, i] * mean[m, j]
+                covariance[m, i, j] = value
+                covariance[m, j, i] = value
 
 
-@njit(nogil=True, error_model="numpy", cache=True)
-def _look_at(m: int, share: Any, covariance: Any, least: float, min_variance: float, widest: Any, axis: Any) -> None:
-    """How wide cluster ``m`` is, -1 where it is not worth halving, and along which axis."""
-    variance, axes = np.linalg.eigh(covariance[m])
-    worth = share[m] >= 2 * least and variance[-1] > min_variance
-    widest[m] = share[m] * variance[-1] if worth else -1.0
-    axis[m] = axes[:, -1]
+def _principal(covariance: Any, m: int, variance: Any, axes: Any) -> None:
+    """Variances of component ``m`` along its axes, rising, and the axes, one a column."""
+    variance[m], axes[m] = np.linalg.eigh(covariance[m])

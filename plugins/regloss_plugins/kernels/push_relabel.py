@@ -341,12 +341,14 @@ def _wave(network: Network, scratch: Scratch, height: int) -> int:
 
 
 @kernel(_nrt=False)
-def min_cut(network: Network, scratch: Scratch) -> int:
+def min_cut(network_arrays: tuple[Any, ...], scratch_arrays: tuple[Any, ...]) -> int:
     """Find the smallest source side of all minimum cuts; nodes that neither terminal reaches are at the sink.
 
-    Returns the number of its nodes: they are ``scratch.region[:number]``, and have ``scratch.seen[v] == REACHED``. The
-    network must be without flow (no node ready); afterwards it holds a maximum preflow.
+    Takes the arrays of a :class:`Network` and of a :class:`Scratch`. Returns the number of the nodes: they are
+    ``scratch.region[:number]``, and have ``scratch.seen[v] == REACHED``. The network must be without flow (no node
+    ready); afterwards it holds a maximum preflow.
     """
+    network, scratch = Network(*network_arrays), Scratch(*scratch_arrays)
     count = start_everywhere(network, scratch)
     return push_all(network, scratch, count, len(network.excess) // 4)
 
@@ -484,7 +486,7 @@ def solve_grid_cut(terminal: ArrayLike, offsets: ArrayLike, capacities: ArrayLik
     network = new_network(arc_steps(steps, shape), bit, weight, labels, arcs, np.empty(weight.shape))
     network.excess[:] = sources.ravel()
     scratch = new_scratch(sources.size)
-    min_cut(network, scratch)
+    min_cut(tuple(network), tuple(scratch))
     flow = (np.maximum(sources.ravel(), 0.0) - np.maximum(network.excess, 0.0)).sum()
     return float(flow), (scratch.seen == REACHED).reshape(shape)
 

@@ -16,8 +16,9 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from regloss_plugins.kernels.compiling import kernel
 
 
 class Tree(NamedTuple):
@@ -38,7 +39,8 @@ def spanning_tree(first: NDArray[np.int64], second: NDArray[np.int64], costs: ND
         inside: (N,) bool, pixels that count; edges that leave them must not be listed.
     """
     order = np.argsort(costs, kind="stable")
-    taken = _kruskal(first, second, order, len(inside))
+    taken = np.empty(len(order), np.int64)
+    taken = taken[: _kruskal(first, second, order, np.arange(len(inside)), np.ones(len(inside), np.int64), taken)]
     sequence, parents, chosen = _rooted(first[taken], second[taken], inside)
     weights = np.zeros(len(inside), dtype=costs.dtype)
     has_parent = chosen >= 0
@@ -46,14 +48,15 @@ def spanning_tree(first: NDArray[np.int64], second: NDArray[np.int64], costs: ND
     return Tree(sequence, parents, weights)
 
 
-@njit(cache=True, nogil=True)
-def _kruskal(first, second, order, pixels):  # type: ignore[no-untyped-def]
-    """Places of the edges that are taken."""
-    leader = np.arange(pixels)
-    size = np.ones(pixels, np.int64)
-    taken = np.empty(max(pixels - 1, 0), np.int64)
+@kernel(_nrt=False)
+def _kruskal(first: Any, second: Any, order: Any, leader: Any, size: Any, taken: Any) -> int:
+    """Fill in the places of the edges that are taken, and return their number.
+
+    ``leader`` (N,) are each pixel's own numbers to begin with, and ``size`` (N,) ones.
+    """
     count = 0
-    for edge in order:
+    for i in range(len(order)):
+        edge = order[i]
         a = first[edge]
         while leader[a] != a:
             leader[a] = leader[leader[a]]
@@ -70,33 +73,46 @@ def _kruskal(first, second, order, pixels):  # type: ignore[no-untyped-def]
         size[a] += size[b]
         taken[count] = edge
         count += 1
-    return taken[:count]
+    return count
 
 
-@njit(cache=True, nogil=True)
-def _rooted(first, second, inside):  # type: ignore[no-untyped-def]
+def _rooted(
+    first: NDArray[np.int64], second: NDArray[np.int64], inside: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Breadth first from the first pixel of every piece: sequence, parents, and the edge to each parent."""
     pixels = len(inside)
-    pointers = np.zeros(pixels + 1, np.int64)
-    for edge in range(len(first)):
-        pointers[first[edge] + 1] += 1
-        pointers[second[edge] + 1] += 1
-    pointers = np.cumsum(pointers)
-    place = pointers[:-1].copy()
-    neighbours = np.empty(2 * len(first), np.int64)
-    edges = np.empty(2 * len(first), np.int64)
+    degree = np.bincount(first, minlength=pixels) + np.bincount(second, minlength=pixels)
+    pointers = np.concatenate([[0], np.cumsum(degree)])
+    neighbours, edges = np.empty(2 * len(first), np.int64), np.empty(2 * len(first), np.int64)
+    sequence, parents, chosen = np.empty(pixels, np.int64), np.full(pixels, -1), np.full(pixels, -1)
+    rows = pointers, pointers[:-1].copy(), neighbours, edges
+    count = _walk(first, second, *rows, ~inside, sequence, parents, chosen)
+    return sequence[:count], parents, chosen
+
+
+@kernel(_nrt=False)
+def _walk(
+    first: Any,
+    second: Any,
+    pointers: Any,
+    place: Any,
+    neighbours: Any,
+    edges: Any,
+    seen: Any,
+    sequence: Any,
+    parents: Any,
+    chosen: Any,
+) -> int:
     for edge in range(len(first)):
         a, b = first[edge], second[edge]
-        neighbours[place[a]], edges[place[a]] = b, edge
+        neighbours[place[a]] = b
+        edges[place[a]] = edge
         place[a] += 1
-        neighbours[place[b]], edges[place[b]] = a, edge
+        neighbours[place[b]] = a
+        edges[place[b]] = edge
         place[b] += 1
-    parents = np.full(pixels, -1, np.int64)
-    chosen = np.full(pixels, -1, np.int64)
-    seen = ~inside
-    sequence = np.empty(pixels, np.int64)
     head = tail = 0
-    for root in range(pixels):
+    for root in range(len(seen)):
         if seen[root]:
             continue
         seen[root] = True
@@ -109,10 +125,11 @@ def _rooted(first, second, inside):  # type: ignore[no-untyped-def]
                 other = neighbours[number]
                 if not seen[other]:
                     seen[other] = True
-                    parents[other], chosen[other] = pixel, edges[number]
+                    parents[other] = pixel
+                    chosen[other] = edges[number]
                     sequence[tail] = other
                     tail += 1
-    return sequence[:tail], parents, chosen
+    return tail
 
 
 def filter_tree(tree: Tree, weights: NDArray[Any], values: NDArray[Any]) -> NDArray[Any]:
@@ -129,8 +146,8 @@ def filter_tree(tree: Tree, weights: NDArray[Any], values: NDArray[Any]) -> NDAr
     return np.ascontiguousarray(rows.T)
 
 
-@njit(cache=True, nogil=True)
-def _two_passes(sequence, parents, weights, rows):  # type: ignore[no-untyped-def]
+@kernel(_nrt=False)
+def _two_passes(sequence: Any, parents: Any, weights: Any, rows: Any) -> None:
     channels = rows.shape[1]
     for number in range(len(sequence) - 1, -1, -1):
         pixel = sequence[number]
@@ -139,7 +156,8 @@ def _two_passes(sequence, parents, weights, rows):  # type: ignore[no-untyped-de
             weight = weights[pixel]
             for channel in range(channels):
                 rows[parent, channel] += weight * rows[pixel, channel]
-    for pixel in sequence:
+    for number in range(len(sequence)):
+        pixel = sequence[number]
         parent = parents[pixel]
         if parent >= 0:
             weight = weights[pixel]
