@@ -55,16 +55,35 @@ def _segment() -> None:
     regloss.create("segmenter", "scribble-cut")(_image(), scribbles=scribbles)
 
 
-FAMILIES: dict[str, Callable[[], object]] = {
+def _volumes() -> None:
+    for classes in (2, 3):
+        _solve(_regularizer("grid-crf"), "alpha-expansion", classes, (6, 10, 10))
+
+
+def _tv() -> None:
+    for isotropic in (False, True):
+        _layer(_regularizer("tv", isotropic=isotropic))
+
+
+def _nltv() -> None:
+    for window in (None, 3):
+        _layer(_regularizer("nltv", neighbors=4, window=window))
+
+
+def _tree_energy() -> None:
+    _regularizer("tree-energy").bind(_image()).energy(_scores().softmax(1))
+
+
+FAMILIES: dict[str, Callable[[], None]] = {
     "two-labels": lambda: _solve(_regularizer("grid-crf"), "alpha-expansion", classes=2),
     "labels": lambda: _solve(_regularizer("grid-crf"), "alpha-expansion"),
-    "volumes": lambda: [_solve(_regularizer("grid-crf"), "alpha-expansion", k, (6, 10, 10)) for k in (2, 3)],
+    "volumes": _volumes,
     "graphs": lambda: _solve(_regularizer("nltv", neighbors=4), "alpha-expansion"),
     "dual-chains": lambda: _solve(_regularizer("grid-crf"), "dual-chains"),
     "dense-crf": _dense_crf,
-    "tv": lambda: [_layer(_regularizer("tv", isotropic=isotropic)) for isotropic in (False, True)],
-    "nltv": lambda: [_layer(_regularizer("nltv", neighbors=4, window=window)) for window in (None, 3)],
-    "tree-energy": lambda: _regularizer("tree-energy").bind(_image()).energy(_scores().softmax(1)),
+    "tv": _tv,
+    "nltv": _nltv,
+    "tree-energy": _tree_energy,
     "scribbles": _segment,
 }
 """What kernels are for, and a tiny problem that calls them."""

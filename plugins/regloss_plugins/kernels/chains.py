@@ -102,7 +102,7 @@ def _reduce(
     return reduced, inner, 1.0 / np.maximum(1, np.maximum(ahead, behind)), constant
 
 
-@kernel(_nrt=False)
+@kernel()
 def _contract(
     unary: NDArray[np.float64],
     strides: NDArray[np.int64],
@@ -238,7 +238,7 @@ def _step(
     return bound + lost
 
 
-@kernel(_nrt=False)
+@kernel()
 def _energy(
     unary: NDArray[np.float64], strides: NDArray[np.int64], weights: NDArray[np.float64], choice: NDArray[np.int64]
 ) -> float:
@@ -304,7 +304,7 @@ def _ascend(
     return start_energy, energy, bound, converged, bounds[:steps]
 
 
-@kernel(_nrt=False)
+@kernel()
 def _sweep(
     unary: NDArray[np.float64],
     strides: NDArray[np.int64],
@@ -367,7 +367,7 @@ def _coarsen(
     return coarse, joined, 1.0 / np.maximum(1, np.maximum((joined > 0.0).sum(1), behind))
 
 
-@kernel(_nrt=False)
+@kernel()
 def _add_blocks(
     unary: NDArray[np.float64],
     weights: NDArray[np.float64],
@@ -413,7 +413,7 @@ def _refine(
     return finer, choice
 
 
-@kernel(_nrt=False)
+@kernel()
 def _spread_blocks(
     messages: NDArray[np.float64],
     joined: NDArray[np.float64],

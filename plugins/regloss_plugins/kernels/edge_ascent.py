@@ -174,7 +174,7 @@ class EdgeAscent:
         return found
 
 
-@kernel(_nrt=False)
+@kernel()
 def _spread(dual: Any, order: Any, width: int, values: Any) -> None:
     """(K, E) to (E, width), sorted."""
     # A cache line of values serves several classes, if the edges come in portions that fit the cache.
@@ -184,7 +184,7 @@ def _spread(dual: Any, order: Any, width: int, values: Any) -> None:
                 values[e * width + k] = dual[k, order[e]]
 
 
-@kernel(_nrt=False)
+@kernel()
 def _collect(values: Any, order: Any, width: int, dual: Any) -> None:
     """The other way."""
     for begin in range(0, len(order), 1024):
@@ -193,7 +193,7 @@ def _collect(values: Any, order: Any, width: int, dual: Any) -> None:
                 dual[k, order[e]] = values[e * width + k]
 
 
-@kernel(_nrt=False, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _gather(start: Any, second: Any, weights: Any, values: Any, width: int, adjoint: Any) -> None:
     """Add K^T y to ``adjoint``."""
     for i in range(len(start) - 1):
@@ -205,7 +205,7 @@ def _gather(start: Any, second: Any, weights: Any, values: Any, width: int, adjo
                 adjoint[i * width + k] -= flow
 
 
-@kernel(_nrt=False, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _primal_point(
     cost: Any,
     adjoint: Any,
@@ -238,7 +238,7 @@ def _primal_point(
         adjoint_before[begin * width : (begin + count) * width] = 0
 
 
-@kernel(_nrt=False, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _move_few(
     start: Any,
     second: Any,
@@ -274,7 +274,7 @@ def _move_few(
     return criterion
 
 
-@kernel(_nrt=False, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _move_many(
     start: Any,
     second: Any,
@@ -319,7 +319,7 @@ def _move_many(
     return criterion
 
 
-@kernel(_nrt=False, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _smooth_part(
     cost: Any,
     adjoint: Any,
@@ -359,7 +359,7 @@ def _smooth_part(
     return value
 
 
-@kernel(_nrt=False, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _compare(
     start: Any, second: Any, weights: Any, values: Any, primal: Any, radius: Any, width: int
 ) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from typing import Any
 from regloss_plugins.kernels.compiling import kernel
 
 
-@kernel(_nrt=False)
+@kernel()
 def differences(first: Any, second: Any, weights: Any, values: Any, sign: int, out: Any) -> None:
     """out[k, e] = weights[e] * (values[k, second[e]] + sign * values[k, first[e]]).
 
@@ -25,7 +25,7 @@ def differences(first: Any, second: Any, weights: Any, values: Any, sign: int, o
             result[e] = weights[e] * (row[second[e]] + sign * row[first[e]])
 
 
-@kernel(_nrt=False)
+@kernel()
 def scatter(first: Any, second: Any, weights: Any, flows: Any, sign: int, out: Any) -> None:
     """Add weights[e] * flows[k, e] to out[k, second[e]], and ``sign`` times it to out[k, first[e]].
 

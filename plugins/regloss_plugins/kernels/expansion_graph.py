@@ -66,7 +66,7 @@ def grid_edges(offsets: NDArray[np.int64], weights: NDArray[np.float64], roi: ND
     return list_edges(pairs, np.concatenate(values)[order], roi.ravel())
 
 
-@kernel(_nrt=False)
+@kernel()
 def _connect(
     first: NDArray[np.int64],
     second: NDArray[np.int64],
@@ -158,14 +158,14 @@ def _expand_one(
     return changed
 
 
-@kernel(_nrt=False)
+@kernel()
 def _sum_up(
     unary: NDArray[np.float64], edge_arrays: tuple[Any, ...], labels: NDArray[np.int64], roi: NDArray[np.bool_]
 ) -> float:
     return _energy(unary, Edges(*edge_arrays), labels, roi)
 
 
-@kernel(_nrt=False)
+@kernel()
 def _move(
     choices: NDArray[np.int64],
     unary: NDArray[np.float64],

@@ -95,7 +95,7 @@ def grid_cells(
     return cells, valid
 
 
-@kernel(_nrt=False)
+@kernel()
 def _fill(
     cell_arrays: tuple[Any, ...],
     offsets: NDArray[np.int64],
@@ -133,7 +133,7 @@ def _fill(
     return valid
 
 
-@kernel(_nrt=False)
+@kernel()
 def _energy(
     unary: NDArray[Any],
     cell_arrays: tuple[Any, ...],
@@ -230,7 +230,7 @@ def _set_up(
         network.entering[p] = leaving[p]
 
 
-@kernel(_nrt=False)
+@kernel()
 def _cut(
     alpha: int,
     unary: NDArray[Any],
@@ -456,7 +456,7 @@ def _end_window(
     return kept
 
 
-@kernel(_nrt=False)
+@kernel()
 def _constant_start(
     choices: NDArray[np.int64],
     unary: NDArray[Any],
@@ -496,7 +496,7 @@ def _constant_start(
     return chosen
 
 
-@kernel(_nrt=False)
+@kernel()
 def _move(
     choices: NDArray[np.int64],
     unary: NDArray[Any],
@@ -584,6 +584,7 @@ def expand_cells(
         moved = history.changes[0] > 0
     if moved:
         energy = _energy(unary, tuple(cells), labels, roi, keeping, border, False)
+    found = np.where(roi, labels, start)
     if energy > start_energy:  # only by rounding
-        labels, energy = start, start_energy
-    return np.where(roi, labels, start), energy, start_energy, cycles, converged, energy if binary else -np.inf
+        found, energy = start, start_energy
+    return found, energy, start_energy, cycles, converged, energy if binary else -np.inf

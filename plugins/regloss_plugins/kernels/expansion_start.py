@@ -38,7 +38,7 @@ def finite_unaries(
     return all_finite or _finite_where_counted(unary, fixed, roi, allowed)
 
 
-@kernel(_nrt=False)
+@kernel()
 def _finite_where_counted(
     unary: NDArray[Any], fixed: NDArray[np.int64], roi: NDArray[np.bool_], allowed: NDArray[np.bool_]
 ) -> bool:

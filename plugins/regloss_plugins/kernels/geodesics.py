@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from .compiling import kernel
 
 
-@kernel(_nrt=False)
+@kernel()
 def path_lengths(
     values: NDArray[Any], offsets: NDArray[np.int64], squares: NDArray[Any], lengths: NDArray[Any]
 ) -> None:
@@ -66,7 +66,7 @@ def sweep_distances(lengths: NDArray[Any], offsets: NDArray[np.int64], distance:
     _sweep(lengths, offsets, distance, *memory)
 
 
-@kernel(_nrt=False)
+@kernel()
 def _sweep(
     lengths: NDArray[Any],
     offsets: NDArray[np.int64],

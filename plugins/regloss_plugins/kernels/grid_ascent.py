@@ -391,7 +391,7 @@ def _move_jointly(
 
 
 # Rewrites leave out what an argument that is None makes unreachable.
-@kernel(_nrt=False, fastmath=FAST, no_rewrites=False)
+@kernel(fastmath=FAST, no_rewrites=False)
 def _step(
     cost: Any,
     dual: Any,
@@ -474,7 +474,7 @@ def _smooth_part(
     return value
 
 
-@kernel(_nrt=False, fastmath=FAST, no_rewrites=False)
+@kernel(fastmath=FAST, no_rewrites=False)
 def _certify(
     cost: Any,
     dual: Any,

@@ -301,7 +301,7 @@ def _sorted_into(numbers: Any, count: int) -> tuple[NDArray[np.int64], NDArray[n
     return pointers, order
 
 
-@kernel(_nrt=False)
+@kernel()
 def _put_in_order(numbers: Any, free: Any, order: Any) -> None:
     for i in range(len(numbers)):
         number = numbers[i]
@@ -330,7 +330,7 @@ def _points(
     return begin, found[:total].copy(), point
 
 
-@kernel(_nrt=False)
+@kernel()
 def _find_points(
     pointers: Any, members: Any, keys: Any, stamp: Any, slot: Any, begin: Any, found: Any, point: Any
 ) -> int:
@@ -364,7 +364,7 @@ def _touched(
     return begin, found[:total].copy()
 
 
-@kernel(_nrt=False)
+@kernel()
 def _find_touched(
     points: Any, cells: Any, rows: Any, count: int, seen_cell: Any, seen_node: Any, begin: Any, found: Any
 ) -> int:
@@ -386,7 +386,7 @@ def _find_touched(
     return total
 
 
-@kernel(_nrt=False)
+@kernel()
 def _mark_places(touched: Any, nodes: Any, place_rows: Any, count: int, seen: Any) -> None:
     """Set ``seen`` (nodes, places) where the points touch a node."""
     for block in range(len(touched) - 1):
@@ -417,7 +417,7 @@ def _numbered(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], NDArray[np.in
     return numbers, pointers, spots[:total].copy()
 
 
-@kernel(_nrt=False)
+@kernel()
 def _number(mask: Any, numbers: Any, pointers: Any, spots: Any) -> int:
     total = 0
     for i in range(len(mask)):
@@ -528,7 +528,7 @@ def _splat(width: int, count: int, runs: int, place_count: int, place_runs: int)
     """
     alone = max(runs, 1)
 
-    @kernel(_nrt=False)
+    @kernel()
     def splat(
         values: Any, pixels: Any, strips: Any, strip_blocks: Any, blocks: Any, members: Any, point: Any, points: Any,
         scale: Any, colours: Any, cells: Any, firsts: Any, offsets: Any, weights: Any, flat: Any, touched: Any,
@@ -582,7 +582,7 @@ def _blur_places(width: int, taps: int) -> Callable[..., None]:
     """G along one spatial axis, in place; ``held`` numbers the nodes in rows of ``table``."""
     reach = taps // 2
 
-    @kernel(_nrt=False)
+    @kernel()
     def blur_places(
         table: Any, held: Any, before: int, length: int, after: int, numbers: Any, line: Any
     ) -> None:  # fmt: skip
@@ -613,7 +613,7 @@ def _blur_places(width: int, taps: int) -> Callable[..., None]:
 def _blur_colours(width: int) -> Callable[..., None]:
     """G along all colour axes at once, for the nodes that are touched: ``spots`` are their places, colour by colour."""
 
-    @kernel(_nrt=False)
+    @kernel()
     def blur_colours(
         table: Any, held: Any, spots: Any, spot_pointers: Any, pointers: Any, neighbors: Any, numbers: Any, result: Any
     ) -> None:  # fmt: skip
@@ -636,7 +636,7 @@ def _slice(width: int, count: int, runs: int, place_count: int, place_runs: int)
     """The transpose of A; arguments as for `_splat`."""
     alone = max(runs, 1)
 
-    @kernel(_nrt=False)
+    @kernel()
     def slice_(
         table: Any, pixels: Any, strips: Any, strip_blocks: Any, blocks: Any, members: Any, point: Any, points: Any,
         scale: Any, colours: Any, cells: Any, firsts: Any, offsets: Any, weights: Any, flat: Any, touched: Any,

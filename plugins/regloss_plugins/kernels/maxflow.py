@@ -335,7 +335,7 @@ def min_cut(graph: Graph, scratch: Scratch) -> float:
     return flow
 
 
-@kernel(_nrt=False)
+@kernel()
 def _solve(graph_arrays: tuple[Any, ...], scratch_arrays: tuple[Any, ...]) -> float:
     graph, scratch = Graph(*graph_arrays), Scratch(*scratch_arrays)
     return min_cut(graph, scratch)

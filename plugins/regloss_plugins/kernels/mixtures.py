@@ -44,7 +44,7 @@ def mixture_costs(
     _fill_costs(features, whiten, shift, scale, costs, logs, np.empty((4, _BLOCK), features.dtype))
 
 
-@kernel(_nrt=False, fastmath=FAST)
+@kernel(fastmath=FAST)
 def _fill_costs(
     features: NDArray[Any],
     whiten: NDArray[Any],
@@ -156,7 +156,7 @@ def fit_mixture(
     return share / share.sum(), mean + centre, covariance
 
 
-@kernel(_nrt=False)
+@kernel()
 def _halve(x: Any, mean: Any, axes: Any, m: int, found: int, members: Any) -> None:
     """Give what lies on one side of the longest axis of cluster ``m`` to the new cluster ``found``."""
     pixels, channels = x.shape
@@ -169,7 +169,7 @@ def _halve(x: Any, mean: Any, axes: Any, m: int, found: int, members: Any) -> No
             members[m, p] = 0.0
 
 
-@kernel(_nrt=False)
+@kernel()
 def _assign(x: Any, weights: Any, share: Any, mean: Any, variance: Any, axes: Any, logs: Any, members: Any) -> None:
     """Divide the weight of each pixel among ``len(logs)`` components, by their densities."""
     pixels, channels = x.shape
@@ -195,7 +195,7 @@ def _assign(x: Any, weights: Any, share: Any, mean: Any, variance: Any, axes: An
             members[m, p] = weights[p] * logs[m] / mass
 
 
-@kernel(_nrt=False)
+@kernel()
 def _moments(x: Any, members: Any, m: int, share: Any, mean: Any, covariance: Any) -> None:
     """Mass, mean and covariance of component ``m``, whose pixels have the weights ``members`` (n,)."""
     pixels, channels = x.shape

@@ -70,7 +70,7 @@ def nearest_in_window(
     return found, squared
 
 
-@kernel(_nrt=False)
+@kernel()
 def _search(features: Any, numbers: Any, start: Any, offsets: Any, found: Any, squared: Any) -> None:
     points, width = features.shape
     count = found.shape[1]

@@ -340,7 +340,7 @@ def _wave(network: Network, scratch: Scratch, height: int) -> int:
     return stuck_count
 
 
-@kernel(_nrt=False)
+@kernel()
 def min_cut(network_arrays: tuple[Any, ...], scratch_arrays: tuple[Any, ...]) -> int:
     """Find the smallest source side of all minimum cuts; nodes that neither terminal reaches are at the sink.
 

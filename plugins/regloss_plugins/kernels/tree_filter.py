@@ -48,7 +48,7 @@ def spanning_tree(first: NDArray[np.int64], second: NDArray[np.int64], costs: ND
     return Tree(sequence, parents, weights)
 
 
-@kernel(_nrt=False)
+@kernel()
 def _kruskal(first: Any, second: Any, order: Any, leader: Any, size: Any, taken: Any) -> int:
     """Fill in the places of the edges that are taken, and return their number.
 
@@ -90,7 +90,7 @@ def _rooted(
     return sequence[:count], parents, chosen
 
 
-@kernel(_nrt=False)
+@kernel()
 def _walk(
     first: Any,
     second: Any,
@@ -146,7 +146,7 @@ def filter_tree(tree: Tree, weights: NDArray[Any], values: NDArray[Any]) -> NDAr
     return np.ascontiguousarray(rows.T)
 
 
-@kernel(_nrt=False)
+@kernel()
 def _two_passes(sequence: Any, parents: Any, weights: Any, rows: Any) -> None:
     channels = rows.shape[1]
     for number in range(len(sequence) - 1, -1, -1):
