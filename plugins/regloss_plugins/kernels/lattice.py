@@ -435,8 +435,17 @@ def _first_rows(
     numbers: NDArray[np.int32], touched: NDArray[np.int64], nodes: NDArray[np.int32], place_rows: NDArray[np.int32]
 ) -> NDArray[np.int32]:
     """The numbers of the first node of each run of places, for each node that a block touches: (touched, R)."""
-    block = np.repeat(np.arange(len(touched) - 1), np.diff(touched))
-    return numbers[nodes[:, None], place_rows[block]]
+    rows = np.empty((len(nodes), place_rows.shape[1]), np.int32)
+    _find_rows(numbers, touched, nodes, place_rows, rows)
+    return rows
+
+
+@kernel()
+def _find_rows(numbers: Any, touched: Any, nodes: Any, place_rows: Any, rows: Any) -> None:
+    for block in range(len(touched) - 1):
+        for index in range(touched[block], touched[block + 1]):
+            for r in range(place_rows.shape[1]):
+                rows[index, r] = numbers[nodes[index], place_rows[block, r]]
 
 
 @helper(forceinline=True)
