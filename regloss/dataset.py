@@ -68,6 +68,7 @@ class Dataset(metaclass=CheckedSettings):
         channels: image channels C (1 grey, 3 RGB, others for what they are).
         window: (low, high) or (low, high, bits): which values of its files become 0 and 1; None = it follows from their
             types. A trained model keeps it for the images that it segments later. See `regloss.io.windows`.
+        spacing: in mm, to which all samples are resampled; None = they are as stored. A trained model keeps it, too.
         notes: sentences for the reader: files left out, ranges found.
     """
 
@@ -75,6 +76,7 @@ class Dataset(metaclass=CheckedSettings):
     colors: tuple[tuple[int, int, int], ...]
     channels: int
     window: Sequence[float] | None = None
+    spacing: Sequence[float] | None = None
     notes: Sequence[str] = ()
 
     @abstractmethod

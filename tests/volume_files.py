@@ -23,6 +23,30 @@ def save(path: Path, values: npt.NDArray[Any], affine: npt.NDArray[np.float64] =
     nibabel.save(nibabel.Nifti1Image(values.T, affine), path)
 
 
+def save_series(folder: Path, values: npt.NDArray[Any], spacing: tuple[float, float, float] = SPACING) -> Path:
+    """Write (*S) int16 as a DICOM series, the slices' names in the opposite order to their places."""
+    import SimpleITK
+
+    from regloss.io.dicom import locale_kept
+
+    folder.mkdir()
+    writer = SimpleITK.ImageFileWriter()
+    writer.KeepOriginalImageUIDOn()
+    for place, plane in enumerate(values):
+        image = SimpleITK.GetImageFromArray(plane)
+        image.SetSpacing((spacing[2], spacing[1]))
+        for tag, value in (
+            ("0008|0060", "CT"), ("0020|000e", "1.2.826.0.1.3680043.2.1125.1"), ("0020|0013", str(place)),
+            ("0020|0032", f"0\\0\\{spacing[0] * place:g}"), ("0020|0037", "1\\0\\0\\0\\1\\0"),
+            ("0028|1052", "0"), ("0028|1053", "1"),
+        ):  # fmt: skip
+            image.SetMetaData(tag, value)
+        writer.SetFileName(str(folder / f"{len(values) - 1 - place}.dcm"))
+        with locale_kept():
+            writer.Execute(image)
+    return folder
+
+
 def write_volumes(root: Path) -> Path:
     """Three balls of radius 6 mm; of case0 and case1 slices 1 and 4 are scribbled, one stroke a class."""
     rng = np.random.default_rng(0)

@@ -83,19 +83,26 @@ def import_(
 
 @app.command()
 def check(
-    root: Annotated[Path, typer.Argument(help="Folder of the data set: images, scribbles, labels, classes.toml.")],
+    root: Annotated[
+        Path, typer.Argument(help="Folder of the data set: images, scribbles, labels, classes.toml; or of nnU-Net.")
+    ],
     changes: Annotated[
         list[str] | None,
         typer.Option(
             "--set", metavar="KEY=VALUE", help="A setting of the data set, such as unlabelled=0; may be repeated."
         ),
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="The data set: folder, volumes or nnunet. [default: what the files look like]"),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(metavar="FILE.png", help="Draw samples as they are understood into a new file.")
     ] = None,
 ) -> None:
     """Print all that is wrong with a folder of images, scribbles and labels; exit with 1 if something is."""
-    from regloss.apps.check_data import FolderCheck, draw_samples
+    from regloss.apps.check_data import Check, FolderCheck, draw_samples
+    from regloss.apps.check_volumes import LAYOUTS, VolumesCheck, layout_of
     from regloss.io.outputs import check_new_file
     from regloss.io.toml import toml_value
 
@@ -109,7 +116,10 @@ def check(
         if not equals:
             raise UsageError(f"--set is KEY=VALUE, such as unlabelled=0; got {change!r}")
         settings[key.strip().removeprefix("data.").replace("-", "_")] = toml_value(value)
-    found = FolderCheck(root, settings)
+    chosen = layout_of(root) if layout is None else layout
+    if chosen not in LAYOUTS:
+        raise UsageError(f"--layout is one of {', '.join(LAYOUTS)}; got {chosen!r}")
+    found: Check = FolderCheck(root, settings) if chosen == "folder" else VolumesCheck(root, chosen, settings)
     for line in found.findings.lines():
         typer.echo(line)
     if picture is not None:

@@ -36,6 +36,8 @@ Range = Annotated[
         help="Values of the files that become 0 and 1. [default: by the type; of 16 bits, by the values found]",
     ),
 ]
+Devices = Annotated[int, typer.Option(min=1, help="Processes to spread images over, each with a GPU, or on the CPU.")]
+Nodes = Annotated[int, typer.Option(min=1, help="Machines to spread images over, on each of which this command runs.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")]
 
 
@@ -107,14 +109,21 @@ def evaluate(
         ),
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
 ) -> None:
     """Score a trained model on a subset of its data set."""
     from regloss.apps.evaluate import evaluate_noisy
+    from regloss.apps.several import is_first_machine
     from regloss.io.outputs import check_new_file, write_new
 
     if output is not None:
         check_new_file(output)
-    scores = evaluate_noisy(run, subset, noise or (), changes or (), callback=_print_message)
+    scores = evaluate_noisy(
+        run, subset, noise or (), changes or (), devices=devices, nodes=nodes, callback=_print_message
+    )
+    if not is_first_machine(nodes):
+        return
     if output is not None:
         import json
 
@@ -158,9 +167,8 @@ def predict(
             min=1, help="Cut images that are larger into tiles of so many pixels. [default: 1024, if over 16 MP]"
         ),
     ] = None,
-    devices: Annotated[
-        int, typer.Option(min=1, help="Processes to spread images over, each with a GPU, or on the CPU.")
-    ] = 1,
+    devices: Devices = 1,
+    nodes: Nodes = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an earlier call has left undone.")] = False,
     window: Range = None,
     overwrite: Overwrite = False,
@@ -189,6 +197,7 @@ def predict(
         labels=labels,
         tile=tile,
         devices=devices,
+        nodes=nodes,
         resume=resume,
         window=None if window is None else Window(*window),
         callback=_print_message,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -60,7 +60,7 @@ class Findings:
         root: its folder.
         facts: what it holds.
         problems: what would stop a training, or spoil it, by where it is wrong: "folders", "classes", "images",
-            "labels", "scribbles", "settings".
+            "labels", "scribbles", "settings", "files", "layout".
         notes: what is worth a look.
         classes: names of the classes; numbers where they are not known.
         colors: theirs.
@@ -94,6 +94,69 @@ class Findings:
     def count(self) -> int:
         """How many problems there are."""
         return sum(map(len, self.problems.values()))
+
+
+class LabelCounts:
+    """How many pixels of each class some files hold, and in how many.
+
+    Args:
+        part: "scribble" or "label".
+
+    Attributes:
+        files: that were counted.
+    """
+
+    def __init__(self, part: str) -> None:
+        self.part = part
+        self.files = 0
+        self._total = 0
+        self._pixels, self._within = Counter[int](), Counter[int]()
+        self._empty: list[str] = []
+        self._full: list[str] = []
+
+    def add(self, sample_id: str, labels: LabelMap) -> None:
+        """Count (*S) class indices and 255."""
+        found = np.bincount(labels.ravel(), minlength=256)
+        self.files += 1
+        self._total += labels.size
+        self._pixels.update({index: int(found[index]) for index in np.flatnonzero(found).tolist()})
+        self._within.update(np.flatnonzero(found).tolist())
+        if found[IGNORE] == labels.size:
+            self._empty.append(sample_id)
+        elif found[IGNORE] < (1 - MAX_SCRIBBLED) * labels.size:
+            self._full.append(sample_id)
+
+    def tell(self, findings: Findings, samples: int, *, known: bool) -> None:
+        """Say what there is of ``samples``, and what of it is wrong; ``known``: whether the classes have names."""
+        if not self.files:
+            return
+        names, pixels = findings.classes, self._pixels
+        drawn = [
+            f"{name} {pixels[index] / self._total:.2%} in {self._within[index]}"
+            for index, name in enumerate(names)
+            if pixels[index]
+        ]
+        nothing = f"; no label {pixels[IGNORE] / self._total:.2%}" if pixels[IGNORE] else ""
+        findings.facts.append(f"{_PARTS[self.part]}: {self.files} of {samples} images: {listed(drawn, 30)}{nothing}")
+        never = [name for index, name in enumerate(names) if not pixels[index]]
+        if never and known:
+            findings.notes.append(f"classes that occur in no {self.part}: {listed(never)}")
+        if self.part != "scribble":
+            return
+        if len([index for index in pixels if index != IGNORE]) == 1:
+            findings.add(
+                "scribbles",
+                f"all are of class {next(name for i, name in enumerate(names) if pixels[i])}; draw in two or more",
+            )
+        if self._empty:
+            findings.add("scribbles", f"{len(self._empty)} files label no pixel: {listed(self._empty)}")
+        if self._full:
+            findings.add(
+                "scribbles",
+                f"{len(self._full)} files label more than {MAX_SCRIBBLED:.0%} of their image, which is much for "
+                f"scribbles: {listed(self._full)}; where nothing was drawn, the value is 255, or unlabelled = VALUE "
+                "says which (max-scribbled = 1 if they are meant)",
+            )
 
 
 class FolderCheck:
@@ -279,10 +342,8 @@ class FolderCheck:
         headers: dict[Path, Header] = {}
         sizes: Counter[Size] = Counter()
         broken: dict[str, list[tuple[SampleFiles, str]]] = {part: [] for part in ("images", "labels", "scribbles")}
-        pixels = {part: Counter[int]() for part in _PARTS}
-        images = {part: Counter[int]() for part in _PARTS}
-        totals, counts = Counter[str](), Counter[str]()
-        flat, empty, full = [], [], []
+        counts = {part: LabelCounts(part) for part in _PARTS}
+        flat = []
         for files in self.samples.values():
             try:
                 headers[files.image] = read_header(files.image)
@@ -306,33 +367,14 @@ class FolderCheck:
                     broken[_PARTS[part]].append(
                         (files, f"{path} has {_by(labels.shape)} pixels, but its image {_by(image.shape[1:])}")
                     )
-                found = np.bincount(labels.ravel(), minlength=256)
-                counts[part] += 1
-                totals[part] += labels.size
-                pixels[part].update({index: int(found[index]) for index in np.flatnonzero(found).tolist()})
-                images[part].update(np.flatnonzero(found).tolist())
-                if part == "scribble":
-                    if found[IGNORE] == labels.size:
-                        empty.append(files.id)
-                    elif found[IGNORE] < (1 - MAX_SCRIBBLED) * labels.size:
-                        full.append(files.id)
+                counts[part].add(files.id, labels)
         self.faulty = list(dict.fromkeys(files.id for messages in broken.values() for files, _ in messages))
         for part, messages in broken.items():
             for message in grouped_list(messages):
                 self.findings.add(part, message)
         self._say_images(headers, sizes, flat)
-        for part in _PARTS:
-            if counts[part]:
-                self._say_labels(part, counts[part], totals[part], pixels[part], images[part])
-        if empty:
-            self.findings.add("scribbles", f"{len(empty)} files label no pixel: {listed(empty)}")
-        if full:
-            self.findings.add(
-                "scribbles",
-                f"{len(full)} files label more than {MAX_SCRIBBLED:.0%} of their image, which is much for scribbles: "
-                f"{listed(full)}; where nothing was drawn, the value is 255, or unlabelled = VALUE says which "
-                "(max-scribbled = 1 if they are meant)",
-            )
+        for part in counts.values():
+            part.tell(self.findings, len(self.samples), known=self.known)
 
     def _say_images(self, headers: Mapping[Path, Header], sizes: Mapping[Size, int], flat: list[str]) -> None:
         kinds = Counter((header.channels, header.bits) for header in headers.values())
@@ -361,32 +403,23 @@ class FolderCheck:
         if turned:
             self.findings.notes.append(turned)
 
-    def _say_labels(self, part: str, files: int, total: int, pixels: Counter[int], images: Counter[int]) -> None:
-        names = self.findings.classes
-        drawn = [
-            f"{name} {pixels[index] / total:.2%} in {images[index]}"
-            for index, name in enumerate(names)
-            if pixels[index]
-        ]
-        nothing = f"; no label {pixels[IGNORE] / total:.2%}" if pixels[IGNORE] else ""
-        self.findings.facts.append(
-            f"{_PARTS[part]}: {files} of {len(self.samples)} images: {listed(drawn, 30)}{nothing}"
-        )
-        never = [name for index, name in enumerate(names) if not pixels[index]]
-        if never and self.known:
-            self.findings.notes.append(f"classes that occur in no {part}: {listed(never)}")
-        if part == "scribble" and len([index for index in pixels if index != IGNORE]) == 1:
-            self.findings.add(
-                "scribbles",
-                f"all are of class {next(name for i, name in enumerate(names) if pixels[i])}; draw in two or more",
-            )
-
 
 def _by(size: tuple[int, ...]) -> str:
     return " x ".join(map(str, size))
 
 
-def draw_samples(check: FolderCheck, path: Path, rows: int = 12) -> str:
+class Check(Protocol):
+    """A look at all files of a data set, whatever its layout."""
+
+    root: Path
+    findings: Findings
+    faulty: Sequence[str]
+
+    def understood(self, sample_id: str) -> Understood:
+        """One sample, as far as it can be read."""
+
+
+def draw_samples(check: Check, path: Path, rows: int = 12) -> str:
     """Write a picture of what was understood: image, scribbles and labels of samples, those with faults first.
 
     Args:

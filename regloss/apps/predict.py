@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from regloss.apps.several import check_processes, is_first_machine, spread
 from regloss.apps.tiled import LABEL_WRITERS, LARGE, TILE, Tiling, predict_tiled, value_range
 from regloss.apps.trained_model import TrainedModel, averaged, load_several, probabilities_of
 from regloss.errors import ReglossError, UsageError, listed
-from regloss.io.cases import cases_of, read_case, rounded_spacing, slices_across, stem_of
+from regloss.io.cases import cases_of, read_case, rounded_spacing, stem_of
+from regloss.io.dicom import has_series
 from regloss.io.folders import index_folder, left_out
 from regloss.io.foreign.source import read_json
 from regloss.io.images import IMAGE_SUFFIXES, as_image, read_header, read_stored
@@ -27,7 +29,7 @@ from regloss.io.palettes import Colors
 from regloss.io.probabilities import check_format, save_probabilities
 from regloss.io.tiles import open_parts
 from regloss.io.types import FloatImage, LabelMap
-from regloss.io.volumes import VOLUME_SUFFIXES, Geometry, is_volume, write_label_volume
+from regloss.io.volumes import STORED_SUFFIXES, VOLUME_SUFFIXES, Geometry, is_volume, write_label_volume
 from regloss.io.windows import DEEP, Window, clipped_note, find_window
 from regloss.report.montage import montage
 from regloss.report.overlays import outlined
@@ -51,6 +53,7 @@ def predict_files(
     labels: str = "png",
     tile: int | None = None,
     devices: int = 1,
+    nodes: int = 1,
     resume: bool = False,
     callback: Callable[[str], object] | None = None,
     overwrite: bool = False,
@@ -79,6 +82,8 @@ def predict_files(
         tile: rows and columns of the tiles that images larger than that are cut into; None = 1024, of images of more
             than 16 megapixels (see `regloss.apps.tiled`), unless they are needed as a whole.
         devices: processes that images are spread over, each with a GPU of its own, or on the CPU.
+        nodes: machines that they are spread over, on each of which the same call is made, and which share the folders;
+            see `regloss.apps.several`.
         resume: go on with what an earlier call with the same settings has left undone.
         callback: called with sentences on what was left out of a folder, and on ranges of values; with several devices
             a function that other processes can import.
@@ -95,8 +100,7 @@ def predict_files(
     runs = (run,) if isinstance(run, Path) else tuple(run)
     models = load_several(runs, changes)
     say = callback or _silent
-    if devices < 1:
-        raise UsageError(f"Predictions are spread over 1 device or more; got {devices}.")
+    check_processes(devices, nodes)
     if labels not in LABEL_WRITERS:
         raise UsageError(f"Label maps are written as {' or '.join(LABEL_WRITERS)}; got {labels!r}.")
     whole = post_process is not None or probabilities is not None or models[0].config.inference.largest_component
@@ -128,6 +132,9 @@ def predict_files(
         tiling,
         tuple(s for s in tilings if tilings[s]),
     )
+    if not is_first_machine(nodes):  # the first one checks and prepares what all share, and says what is left
+        _launch(work, (), devices, nodes, say, quiet)
+        return len(items)
     done = work.start(overwrite=overwrite, resume=resume)
     left = [item.stem for item in items if item.stem not in done]
     if done:
@@ -140,24 +147,21 @@ def predict_files(
         else:
             first.read()
     work.prepare(clean=not resume)
-    if devices == 1:
+    if devices == nodes == 1:
         work.segment(models, [item for item in items if item.stem in left], say, quiet)
     else:
-        _launch(work, left, devices, say, quiet)
+        _launch(work, left, devices, nodes, say, quiet)
     return len(items)
 
 
-def _launch(work: _Work, stems: Sequence[str], devices: int, say: Callable[[str], object], quiet: bool) -> None:
+def _launch(
+    work: _Work, stems: Sequence[str], devices: int, nodes: int, say: Callable[[str], object], quiet: bool
+) -> None:
     """Spread what is left over processes, each with a device of its own."""
-    from lightning_fabric import Fabric
-    from torch.multiprocessing.spawn import ProcessException
-
-    fabric = Fabric(accelerator="cuda" if torch.cuda.is_available() else "cpu", devices=devices, strategy="ddp_spawn")
     try:
-        # Arguments of launch itself are searched for tensors, which frozen dataclasses do not allow.
-        fabric.launch(partial(_share, work, tuple(stems), say, quiet))
-    except ProcessException as error:
-        raise ReglossError(f"A process of the prediction failed: go on with --resume. {error}") from error
+        spread(partial(_share, work, tuple(stems), say, quiet), devices, nodes)
+    except ReglossError as error:
+        raise ReglossError(f"The prediction is not complete: go on with --resume. {error}") from error
 
 
 def _silent(message: str) -> None:
@@ -170,17 +174,13 @@ def _advance(bar: Any, task: Any, done: int, part: float) -> None:
 
 
 def _share(work: _Work, stems: Sequence[str], say: Callable[[str], object], quiet: bool, fabric: Any) -> None:
-    """What one of several processes segments: every so many-th of what is left."""
-    from torch import distributed
-
-    try:
-        models = load_several(work.runs, work.changes, device=fabric.device)
-        items, _, _ = _items(work.images, models[0], work.window, _silent)
-        mine = set(stems[fabric.global_rank :: fabric.world_size])
-        work.segment(models, [item for item in items if item.stem in mine], say, quiet or fabric.global_rank > 0)
-    finally:
-        if distributed.is_available() and distributed.is_initialized():
-            distributed.destroy_process_group()
+    """What one of several processes segments: every so many-th of what is left, as the first machine knows it."""
+    stems = fabric.broadcast(stems)
+    models = load_several(work.runs, work.changes, device=fabric.device)
+    items, _, _ = _items(work.images, models[0], work.window, _silent)
+    mine = set(stems[fabric.global_rank :: fabric.world_size])
+    work.segment(models, [item for item in items if item.stem in mine], say, quiet or fabric.global_rank > 0)
+    fabric.barrier()  # the first of the processes holds what the others connect to
 
 
 @dataclass(frozen=True)
@@ -321,16 +321,18 @@ def _items(
     A folder may hold both: a model that was trained on volumes takes those, and others take pictures if there are any.
     """
     of_volumes = model.dataset_setting("dims") is not None
-    if images.is_file():
-        volumes = {stem_of(images): images} if is_volume(images) else {}
+    if images.is_file() or has_series(images):
+        stack = of_volumes and images.name.lower().endswith(STORED_SUFFIXES)
+        volumes = {stem_of(images): images} if stack or is_volume(images) else {}
         pictures = {} if volumes else {images.stem: images}
     elif images.is_dir():
-        volumes, pictures = index_folder(images, VOLUME_SUFFIXES), index_folder(images)
+        endings = STORED_SUFFIXES if of_volumes else VOLUME_SUFFIXES
+        volumes, pictures = index_folder(images, endings, series=True), index_folder(images)
         if of_volumes or not pictures:
             pictures = {}
         else:
             volumes = {}
-        left = left_out(images, VOLUME_SUFFIXES if volumes or of_volumes else IMAGE_SUFFIXES)
+        left = left_out(images, endings if volumes or of_volumes else IMAGE_SUFFIXES, series=bool(volumes))
         if left and (volumes or pictures):
             say(left)
     else:
@@ -340,7 +342,10 @@ def _items(
     if volumes:
         intensities = model.intensities(window)
         cases = cases_of(volumes, model.channels)
-        items = [_Item(paths[0].name, stem, partial(read_case, paths, intensities)) for stem, paths in cases.items()]
+        steps = model.dataset_setting("file_spacing")
+        items = [
+            _Item(paths[0].name, stem, partial(read_case, paths, intensities, steps)) for stem, paths in cases.items()
+        ]
         return items, True, window
     if not pictures:
         one, many = ("a volume", "volumes") if of_volumes else ("an image", "images")
@@ -365,11 +370,7 @@ def _items(
 
 
 def _logits(model: TrainedModel, image: FloatImage, geometry: Geometry | None) -> Tensor:
-    if geometry is None:
-        return model.logits(image)
-    axis = model.dataset_setting("axis")
-    across = slices_across(geometry) if axis is None else axis
-    return model.volume_logits(image, across, rounded_spacing(geometry))
+    return model.logits(image) if geometry is None else model.volume_logits(image, rounded_spacing(geometry))
 
 
 def _write(

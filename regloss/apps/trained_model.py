@@ -1,33 +1,44 @@
-"""A trained model in a program of one's own: an array in, labels or probabilities out.
+"""A trained model in a program of one's own: an array or a file in, labels or probabilities out.
 
 model = regloss.load("runs/cells")
 labels = model.predict(photograph)                        # (H, W) class indices
 probabilities = model.predict_probabilities(photograph)   # (K, H, W)
+
+model = regloss.load("runs/prostate")                     # that has learnt from volumes, or from their slices
+labels = model.predict("scan.nii.gz")                     # (D, H, W), on the file's grid
+labels = model.predict(values, spacing=(3.0, 0.5, 0.5))   # (D, H, W) values as a scanner stores them, and mm
 """
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
+from regloss.checks import check_spacing
 from regloss.errors import UsageError
-from regloss.io.arrays import ImageLike, image_from_array
-from regloss.io.cases import Intensities
+from regloss.io.arrays import ImageLike, image_from_array, volume_from_array
+from regloss.io.cases import Intensities, read_case, rounded_spacing
+from regloss.io.images import as_image, read_stored
 from regloss.io.reduction import reduce_image
-from regloss.io.types import FloatImage, LabelMap
+from regloss.io.types import FloatImage, LabelMap, PathLike
+from regloss.io.volumes import is_volume
 from regloss.io.windows import Window
 from regloss.registry import get, settings
 from regloss.training.config import Config
 from regloss.training.devices import one_process
 from regloss.training.model import Model, load_model, predict
+
+Source: TypeAlias = ImageLike | PathLike | Sequence[PathLike]
+"""What is segmented: an array, a file, or the files of a volume's channels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,38 +83,61 @@ class TrainedModel:
         """What becomes of a volume's values: as in training, or by ``window``."""
         return Intensities(window or self.model.window, self.dataset_setting("percentiles", (0.5, 99.5)))
 
-    def predict(self, image: ImageLike) -> LabelMap:
+    def predict(self, image: Source, *, spacing: Sequence[float] | None = None) -> LabelMap:
         """The most likely class of every pixel.
 
         Args:
             image: (H, W) or (H, W, C), a numpy array or a tensor: uint8, uint16, or floats in [0, 1]; see
-                `regloss.io.arrays.image_from_array`.
+                `regloss.io.arrays.image_from_array`. For a model that has learnt from volumes, or from their slices,
+                a volume (D, H, W), or (C, D, H, W) with several channels, in the values that files store. Or a file
+                of either, of a volume one for each channel; see `regloss.io.images` and `regloss.io.volumes`.
+            spacing: of an array's axes, in mm; None = not known. Models that have learnt at one spacing resample by it,
+                layers heed it, and slices follow each other along the axis of the largest. Files say their own; for
+                those that do not it stands in.
 
         Returns:
-            (H, W) uint8 indices into ``classes``.
+            (H, W) or (D, H, W) uint8 indices into ``classes``, on the grid of the image.
 
         Raises:
-            UsageError: an array that is no such image.
+            UsageError: an array that is no such image, a file that cannot be read, no spacing where one is needed.
         """
-        labels = self.logits(image_from_array(image, self.channels, self.model.window)).argmax(1)[0]
+        labels = self._logits_of(image, spacing).argmax(1)[0]
         found: LabelMap = labels.to(torch.uint8).cpu().numpy()
         return found
 
-    def predict_probabilities(self, image: ImageLike) -> FloatImage:
+    def predict_probabilities(self, image: Source, *, spacing: Sequence[float] | None = None) -> FloatImage:
         """The probability of every class at every pixel.
 
         Args:
             image: as of `predict`.
+            spacing: as of `predict`.
 
         Returns:
-            (K, H, W) float32, which sum to 1 over the classes; the most likely class is ``argmax(0)``.
+            (K, H, W) or (K, D, H, W) float32, which sum to 1 over the classes; the most likely class is ``argmax(0)``.
 
         Raises:
-            UsageError: an array that is no such image.
+            UsageError: as `predict`.
         """
-        logits = self.logits(image_from_array(image, self.channels, self.model.window))
-        found: FloatImage = probabilities_of(logits)[0].cpu().numpy()
+        found: FloatImage = probabilities_of(self._logits_of(image, spacing))[0].cpu().numpy()
         return found
+
+    def _logits_of(self, image: Source, spacing: Sequence[float] | None) -> Tensor:
+        """Logits (1, K, *S) of an array or a file."""
+        of_volumes = self.dataset_setting("dims") is not None
+        if isinstance(image, np.ndarray | Tensor):
+            steps = check_spacing(spacing, 3 if of_volumes else 2)
+            if not of_volumes:
+                return self.logits(image_from_array(image, self.channels, self.model.window), steps)
+            return self.volume_logits(volume_from_array(image, self.channels, self.intensities()), steps)
+        paths = [Path(image)] if isinstance(image, str | os.PathLike) else [Path(path) for path in image]
+        if not (of_volumes or is_volume(paths[0])):
+            pixels = as_image(read_stored(paths[0]), paths[0], self.channels, self.model.window)
+            return self.logits(pixels, check_spacing(spacing, 2))
+        if len(paths) != self.channels:
+            raise UsageError(f"The model takes volumes of {self.channels} channels, a file each; got {len(paths)}.")
+        steps = self.dataset_setting("file_spacing") if spacing is None else check_spacing(spacing, 3)
+        volume, geometry = read_case(paths, self.intensities(), steps)
+        return self.volume_logits(volume, rounded_spacing(geometry))
 
     def logits(self, image: FloatImage, spacing: Sequence[float] | None = None) -> Tensor:
         """Logits (1, K, H, W), on ``device``, of an image (C, H, W) in [0, 1] with the model's channels.
@@ -118,21 +152,25 @@ class TrainedModel:
             logits = enlarged[..., : image.shape[1], : image.shape[2]]
         return logits
 
-    def volume_logits(self, volume: FloatImage, across: int, spacing: Sequence[float] | None = None) -> Tensor:
+    def volume_logits(self, volume: FloatImage, spacing: Sequence[float] | None = None) -> Tensor:
         """Logits (1, K, *S), on ``device``, of a volume (C, *S) in [0, 1]; of a model of images, slice by slice.
+
+        Slices are cut along the data set's ``axis``, or along that of the largest spacing.
 
         Args:
             volume: with the model's channels.
-            across: the axis of S along which slices follow each other; models of volumes pass over it.
-            spacing: of the axes of S, in mm, which a layer heeds; None = not known.
+            spacing: of the axes of S, in mm; None = not known.
 
         Raises:
-            UsageError: another number of channels.
+            UsageError: another number of channels; the model has learnt at one spacing, and this one is not known.
         """
         if volume.shape[0] != self.channels:
             raise UsageError(f"The model takes {self.channels} channels; the volume has {volume.shape[0]}.")
         if self.dataset_setting("dims", 2) == 3:
             return predict(self.model.segmenter, torch.from_numpy(volume).unsqueeze(0).to(self.device), spacing)
+        across = self.dataset_setting("axis")
+        if across is None:
+            across = 0 if spacing is None else int(np.argmax(spacing))
         steps = None if spacing is None else [step for axis, step in enumerate(spacing) if axis != across]
         slices = [self.logits(np.ascontiguousarray(part), steps) for part in np.moveaxis(volume, across + 1, 0)]
         return torch.stack(slices, across + 2)

@@ -1,4 +1,4 @@
-"""Images that a program already holds as arrays: the same float32 in [0, 1] as files give."""
+"""Images and volumes that a program already holds as arrays: the same float32 in [0, 1] as files give."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import numpy.typing as npt
 from torch import Tensor
 
 from regloss.errors import UsageError
+from regloss.io.cases import Intensities
 from regloss.io.images import with_channels
 from regloss.io.types import FloatImage
 from regloss.io.windows import Window, windowed
 
 ImageLike: TypeAlias = npt.NDArray[Any] | Tensor
-"""(H, W) or (H, W, C), a numpy array or a tensor."""
+"""(H, W) or (H, W, C), of a volume (D, H, W) or (C, D, H, W); a numpy array or a tensor."""
 
 _LARGEST = {np.dtype(np.bool_): 1, np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 _HALF = 32767  # what fits into 15 bits: cameras and scanners store 10 to 14 in 16
@@ -43,6 +44,34 @@ def image_from_array(array: ImageLike, channels: int, window: Window | None = No
     values = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
     image = _scaled(values, window)  # the type first: an array of objects has no useful shape
     return np.ascontiguousarray(with_channels(_channels_first(image), channels))
+
+
+def volume_from_array(array: ImageLike, channels: int, intensities: Intensities) -> FloatImage:
+    """An array as a volume with values in [0, 1], which is done with stored values as with those of files.
+
+    Args:
+        array: (D, H, W) with one channel, or (C, D, H, W), slices first: finite whole numbers or floats.
+        channels: C.
+        intensities: what becomes of values.
+
+    Returns:
+        (C, D, H, W) float32.
+
+    Raises:
+        UsageError: another shape, or values that are no finite real numbers or all alike.
+
+    >>> volume_from_array(np.arange(8).reshape(2, 2, 2), 1, Intensities(percentiles=(0, 100)))[0, 1, 1].tolist()
+    [0.8571428656578064, 1.0]
+    """
+    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    volume = values[None] if values.ndim == 3 else values
+    if volume.ndim != 4 or volume.shape[0] != channels or volume.size == 0:
+        wanted = "(D, H, W)" if channels == 1 else f"({channels}, D, H, W)"
+        raise UsageError(f"A volume for this model is {wanted}, slices first; got the shape {values.shape}.")
+    if volume.dtype.kind not in "biuf" or not np.isfinite(volume).all():
+        held = "NaN or infinity" if volume.dtype.kind == "f" else str(volume.dtype)
+        raise UsageError(f"A volume holds finite whole numbers or floats; got {held}.")
+    return np.stack([intensities(channel, Path("The volume")) for channel in volume])
 
 
 def _channels_first(image: FloatImage) -> FloatImage:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from regloss.errors import UsageError, listed
 from regloss.io.types import FloatImage
-from regloss.io.volumes import VOLUME_SUFFIXES, Geometry, percentile_window, read_volume
+from regloss.io.volumes import STORED_SUFFIXES, Geometry, percentile_window, read_volume
 from regloss.io.windows import Window, windowed
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names: CASE_0000, CASE_0001
@@ -52,15 +52,22 @@ class Intensities:
         return windowed(values, window, path)
 
 
-def read_case(paths: Sequence[Path], intensities: Intensities) -> tuple[FloatImage, Geometry]:
+def read_case(
+    paths: Sequence[Path], intensities: Intensities, spacing: Sequence[float] | None = None
+) -> tuple[FloatImage, Geometry]:
     """A volume from the files of its channels: (C, *S) float32 in [0, 1], and where it lies.
+
+    Args:
+        paths: one file for each channel.
+        intensities: what becomes of their values.
+        spacing: of files that do not state theirs; see `regloss.io.volumes.read_volume`.
 
     Raises:
         UsageError: a file cannot be read, or a channel does not lie on the first.
     """
     channels, geometry = [], None
     for path in paths:
-        stored = read_volume(path)
+        stored = read_volume(path, spacing)
         geometry = geometry or stored.geometry
         if path != paths[0]:
             geometry.check_same(stored.geometry, paths[0], path)
@@ -106,10 +113,10 @@ def cases_of(stems: Mapping[str, Path], channels: int) -> dict[str, tuple[Path, 
 
 
 def stem_of(path: Path) -> str:
-    """A volume's name without the ending, ".nii.gz" being one."""
-    ending = next((suffix for suffix in VOLUME_SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
-    if path.name.lower().endswith(".nii.gz"):
-        ending = ".nii.gz"
+    """A volume's name without the ending, ".nii.gz" being one; of a folder its name."""
+    if path.is_dir():
+        return path.name
+    ending = next((suffix for suffix in STORED_SUFFIXES if path.name.lower().endswith(suffix)), path.suffix)
     return path.name[: -len(ending)] if ending else path.name
 
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from regloss.errors import UsageError, listed
+from regloss.io.dicom import has_series
 from regloss.io.images import IMAGE_SUFFIXES
 from regloss.io.labels import LABEL_SUFFIXES
 from regloss.io.types import PathLike
 
 
-def index_folder(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+def index_folder(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, *, series: bool = False) -> dict[str, Path]:
     """Files of a folder by their stem (name without ending), in the order of the stems.
 
     Hidden files and files of other endings are left out.
@@ -20,6 +21,7 @@ def index_folder(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict
     Args:
         folder: where to look; its subfolders are not searched.
         suffixes: the endings that count, in lower case, ".png" or ".nii.gz"; files may write them in any case.
+        series: whether subfolders with DICOM files count, each as one volume of its name.
 
     Raises:
         UsageError: two files have one stem, or ``folder`` is no folder.
@@ -31,13 +33,15 @@ def index_folder(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> dict
         suffix = next((suffix for suffix in suffixes if path.name.lower().endswith(suffix)), None)
         if suffix is not None and not path.name.startswith(".") and path.is_file():
             found.setdefault(path.name[: -len(suffix)], []).append(path)
+        elif series and has_series(path):
+            found.setdefault(path.name, []).append(path)
     double = [" and ".join(path.name for path in paths) for paths in found.values() if len(paths) > 1]
     if double:
         raise UsageError(f"files of {folder} share a name, so that it is not clear which is meant: {listed(double)}")
     return {stem: found[stem][0] for stem in sorted(found)}
 
 
-def left_out(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> str:
+def left_out(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES, *, series: bool = False) -> str:
     """A sentence on what `index_folder` leaves out of a folder: subfolders and files of other endings; "" if nothing.
 
     Hidden files do not count.
@@ -48,7 +52,8 @@ def left_out(folder: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> str:
         if path.name.startswith("."):
             continue
         if path.is_dir():
-            inner.append(path.name)
+            if not (series and has_series(path)):
+                inner.append(path.name)
         elif not path.name.lower().endswith(tuple(suffixes)):
             ending = path.suffix.lower() or "no ending"
             endings[ending] = endings.get(ending, 0) + 1

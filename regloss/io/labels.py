@@ -93,7 +93,17 @@ def read_label_map(
     Raises:
         UsageError: not such a file, or a value that is neither a class nor 255, or not among ``values``.
     """
-    labels = read_values(path)
+    return class_labels(read_values(path), path, classes, values, setting=setting)
+
+
+def class_labels(
+    labels: StoredLabels, path: Path, classes: Sequence[str], values: ValueMap | None = None, *, setting: str
+) -> LabelMap:
+    """Class indices of what a file holds; see `read_label_map`.
+
+    Raises:
+        UsageError: a value that is neither a class nor 255, or not among ``values``.
+    """
     present = values_of(labels)
     if values is None:
         outside = [value for value in present if value >= len(classes) and value != IGNORE]
@@ -239,10 +249,15 @@ def read_scribble_map(
         unlabelled: the value of pixels without label, which become 255; 255 itself goes on meaning that, unless
             ``values`` has another meaning for it.
     """
+    return read_label_map(path, classes, scribble_meanings(classes, values, unlabelled), setting="scribble-values")
+
+
+def scribble_meanings(classes: Sequence[str], values: ValueMap | None, unlabelled: int | None) -> ValueMap | None:
+    """What values of scribbles mean, the one of pixels without label among them; see `read_scribble_map`."""
     if unlabelled is None:
-        return read_label_map(path, classes, values, setting="scribble-values")
+        return values
     meanings = values if values is not None else {index: index for index in range(len(classes))}
-    return read_label_map(path, classes, {**meanings, unlabelled: IGNORE}, setting="scribble-values")
+    return {**meanings, unlabelled: IGNORE}
 
 
 def label_values(paths: Iterable[Path]) -> list[int]:

@@ -1,7 +1,8 @@
 """Images and volumes in files of arrays, whose axes have names: TIFF, NPY, HDF5.
 
     TIFF    tifffile    axes and spacing by OME or ImageJ, as "CZYX"; several pages without a name are refused
-    NPY     numpy       (H, W); (C, H, W) or (H, W, C), channels being the shorter of first and last; (C, D, H, W)
+    NPY     numpy       (H, W); (C, H, W) or (H, W, C), channels being the shorter of first and last; (C, D, H, W);
+                        where a volume is expected (D, H, W)
     HDF5    h5py        "image", or the only array: (H, W); (D, H, W); (C, D, H, W); or axes by axistags, as of ilastik
 
 All become (C, H, W) or (C, D, H, W). Times are refused, where there are several.
@@ -16,6 +17,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,8 @@ _MM = {"m": 1e3, "cm": 10.0, "mm": 1.0, "µm": 1e-3, "μm": 1e-3, "um": 1e-3, "m
 _SIDES, _LONG = (256, 257), 4  # TIFF's tags of width and length, and its number for 32 bits
 _SAFE = 2**26  # pixels; Pillow warns of more than some 90 millions
 _UNNAMED = "QIR"  # letters of tifffile for axes that no metadata name
+SLICES = "Z" + _UNNAMED
+"""Axes that are slices where a volume is expected."""
 
 
 @dataclass(frozen=True)
@@ -69,14 +73,18 @@ class Layout:
         return self.extent("CS")
 
 
-def read_layout(path: Path) -> Layout:
+def read_layout(path: Path, dims: int | None = None) -> Layout:
     """Axes, shape and type, from the headers.
+
+    Args:
+        path: the file.
+        dims: 3 where a volume is expected, which says what three axes of NPY are.
 
     Raises:
         UsageError: the file is damaged, or its axes are none that an image or a volume has.
         MissingDependency: the library that reads it is not installed.
     """
-    with _opened(path) as (layout, _):
+    with _opened(path, dims) as (layout, _):
         return layout
 
 
@@ -88,7 +96,7 @@ def opened_stack(path: Path, dims: int) -> Iterator[tuple[Layout, Any]]:
         UsageError: as `read_layout`; or a volume where ``dims`` is 2.
         MissingDependency: see `read_layout`.
     """
-    with _opened(path) as (layout, source):
+    with _opened(path, dims) as (layout, source):
         if dims == 2:
             check_image(path, layout)
         yield layout, source
@@ -100,7 +108,7 @@ def check_image(path: Path, layout: Layout) -> None:
     Raises:
         UsageError: there are several slices.
     """
-    if layout.extent("Z" + _UNNAMED) > 1:
+    if layout.extent(SLICES) > 1:
         raise UsageError(
             f"{path} holds several frames (axes {layout.axes} of sizes {layout.shape}), slices or pages without a "
             "name; save the one that is meant as a file of its own, or name the axis of channels C, as OME and "
@@ -213,7 +221,7 @@ def channels_first(values: npt.NDArray[Any], axes: str, dims: int = 2) -> npt.ND
     kept = [place for place, axis in enumerate(axes) if axis in "CSZYX" + _UNNAMED]  # others have one entry
     values = values.reshape([values.shape[place] for place in kept])
     axes = "".join(axes[place] for place in kept)
-    groups = ("CS", "Z" + _UNNAMED, "Y", "X")
+    groups = ("CS", SLICES, "Y", "X")
     order = [place for group in groups for place, axis in enumerate(axes) if axis in group]
     sizes = [math.prod(values.shape[place] for place, axis in enumerate(axes) if axis in group) for group in groups]
     found: npt.NDArray[Any] = values.transpose(order).reshape(sizes if dims == 3 else [sizes[0], *sizes[2:]])
@@ -233,10 +241,10 @@ def plain_values(values: npt.NDArray[Any], path: Path) -> StoredPixels:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Layout, Any]]:
+def _opened(path: Path, dims: int | None) -> Iterator[tuple[Layout, Any]]:
     check_regular(path)
     name = path.name.lower()
-    kind = _tiff if name.endswith(TIFF) else _npy if name.endswith(NPY) else _hdf5
+    kind = _tiff if name.endswith(TIFF) else partial(_npy, dims=dims) if name.endswith(NPY) else _hdf5
     with kind(path) as (layout, array):
         wrong = [axis for axis in layout.axes if axis not in "CSZYX" + _UNNAMED and layout.extent(axis) > 1]
         if wrong or layout.axes.count("Y") != 1 or layout.axes.count("X") != 1 or math.prod(layout.shape) == 0:
@@ -310,15 +318,15 @@ def _spacing(lengths: Sequence[float]) -> tuple[float, float, float] | None:
 
 
 @contextmanager
-def _npy(path: Path) -> Iterator[tuple[Layout, Any]]:
+def _npy(path: Path, dims: int | None) -> Iterator[tuple[Layout, Any]]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UsageError(f"{path} cannot be read as NPY: {error or type(error).__name__}") from error
     if not isinstance(array, np.ndarray):
         raise UsageError(f"{path} is an archive of several arrays; save the one that is meant by numpy.save")
-    axes = {2: "YX", 4: "CZYX"}.get(array.ndim)
-    if array.ndim == 3:
+    axes = {2: "YX", 3: "ZYX" if dims == 3 else None, 4: "CZYX"}.get(array.ndim)
+    if array.ndim == 3 and dims != 3:
         axes = (
             "CYX" if array.shape[0] < min(array.shape[1:]) else "YXC" if array.shape[2] < min(array.shape[:2]) else None
         )

@@ -3,7 +3,8 @@
     NIfTI              .nii, .nii.gz               nibabel
     NRRD, MetaImage    .nrrd, .nhdr, .mha, .mhd    SimpleITK
     DICOM              a folder with one series    SimpleITK
-    TIFF, NPY, HDF5    .tif, .npy, .h5 ...         see `regloss.io.stacks`; a spacing that they do not state counts as 1
+    TIFF, NPY, HDF5    .tif, .npy, .h5 ...         see `regloss.io.stacks`; a spacing that they do not state is given,
+                                                   or counts as 1
 
 Arrays are (C, *S) with the axes of S from the slowest to the fastest of the file, (slice, row, column) as scanners
 store them; ``spacing`` and everything that is drawn follow that order. Voxels are never resampled or flipped: what is
@@ -38,7 +39,10 @@ from regloss.io.windows import Window
 NIFTI = (".nii", ".nii.gz")
 ITK = (".nrrd", ".nhdr", ".mha", ".mhd")
 VOLUME_SUFFIXES = (*NIFTI, *ITK)
-"""Endings of files of volumes, in lower case."""
+"""Endings of files that are volumes, whatever is in them, in lower case."""
+
+STORED_SUFFIXES = (*VOLUME_SUFFIXES, ".ome.tif", ".ome.tiff", *stacks.STACK_SUFFIXES)
+"""Endings of all files that may be, where volumes are expected."""
 
 _LARGEST_LABEL = 65535
 _CLOSE = 0.1  # of the smallest spacing: voxels so near to each other are the same
@@ -53,11 +57,15 @@ class Geometry:
         spacing: distance between neighbouring voxels along each of these axes, in mm.
         affine: (4, 4) float64, from indices (fastest axis first, as NIfTI has it) to mm in the axes right, anterior,
             superior.
+        measured: whether the file says its spacing, so that it can be wrong.
+        placed: whether it says place and orientation.
     """
 
     size: tuple[int, ...]
     spacing: tuple[float, ...]
     affine: npt.NDArray[np.float64]
+    measured: bool = True
+    placed: bool = True
 
     def check_same(self, other: Geometry, mine: Path, others: Path) -> None:
         """Refuse two files whose voxels do not lie on each other.
@@ -67,12 +75,17 @@ class Geometry:
         """
         if self.size != other.size:
             raise UsageError(f"{others} has the size {other.size}, {mine} {self.size} (slices first). They must agree.")
+        if not (self.measured and other.measured):
+            return
+        same_spacing = np.allclose(self.spacing, other.spacing, rtol=_CLOSE / max(self.size))
+        if same_spacing and not (self.placed and other.placed):
+            return
         # Headers round to single precision, so what counts is how far voxels are apart: a corner is farthest.
         corners = np.array(list(itertools.product(*((0, count - 1) for count in self.size[::-1]))))
         moved = corners @ (self.affine - other.affine)[:3, :3].T + (self.affine - other.affine)[:3, 3]
         apart = float(np.linalg.norm(moved, axis=1).max())
         if apart > _CLOSE * min(self.spacing):
-            if not np.allclose(self.spacing, other.spacing, rtol=_CLOSE / max(self.size)):
+            if not same_spacing:
                 found = f"the spacing {_rounded(other.spacing)} mm, {mine} {_rounded(self.spacing)} mm"
             else:
                 found = f"another place or orientation than {mine} (voxels are up to {apart:.3g} mm apart)"
@@ -102,11 +115,12 @@ def is_volume(path: Path) -> bool:
     return dicom.has_series(path)
 
 
-def read_volume(path: Path) -> StoredVolume:
+def read_volume(path: Path, spacing: Sequence[float] | None = None) -> StoredVolume:
     """One volume of three axes, as stored.
 
     Args:
         path: a file of those at the top of this module, or a folder with a DICOM series.
+        spacing: of files that do not state theirs; None = 1.
 
     Raises:
         UsageError: the file is damaged or of another kind, has four axes or none that are spatial, voxels that are
@@ -114,10 +128,12 @@ def read_volume(path: Path) -> StoredVolume:
         MissingDependency: the library that reads this format is not installed.
     """
     name = path.name.lower()
+    measured = placed = True
     if path.is_dir():
         values, affine = _read_series(path)
     elif name.endswith(stacks.STACK_SUFFIXES):
-        values, affine = _read_stack(path)
+        _, affine, measured = _stack_header(path, spacing)
+        values, placed = stacks.read_stack(path, dims=3)[0].transpose(2, 1, 0), False
     else:
         check_regular(path)
         values, affine = _read_nifti(path) if name.endswith(NIFTI) else _read_itk(path)
@@ -128,18 +144,25 @@ def read_volume(path: Path) -> StoredVolume:
             count = int((~np.isfinite(values)).sum())
             raise UsageError(f"{path} holds {count} voxels that are NaN or infinite; replace them.")
         values = values.astype(np.float32)
-    geometry = _geometry(path, values.shape, affine)
+    geometry = _geometry(path, values.shape, affine, measured=measured, placed=placed)
     return StoredVolume(np.ascontiguousarray(values.transpose(2, 1, 0))[None], geometry)
 
 
-def read_geometry(path: Path) -> Geometry:
-    """Where the voxels of a file lie, from its header alone.
+def read_geometry(path: Path, spacing: Sequence[float] | None = None) -> Geometry:
+    """Where the voxels of a file lie, from its header alone, but for DICOM.
+
+    Args:
+        path: see `read_volume`.
+        spacing: see `read_volume`.
 
     Raises:
         UsageError: as `read_volume`, as far as headers tell.
     """
-    if path.is_dir() or path.name.lower().endswith(stacks.STACK_SUFFIXES):
+    if path.is_dir():
         return read_volume(path).geometry
+    if path.name.lower().endswith(stacks.STACK_SUFFIXES):
+        shape, affine, measured = _stack_header(path, spacing)
+        return _geometry(path, shape, affine, measured=measured, placed=False)
     check_regular(path)
     shape, affine = _nifti_header(path) if path.name.lower().endswith(NIFTI) else _itk_header(path)
     return _geometry(path, shape, affine)
@@ -206,12 +229,14 @@ def write_label_volume(path: Path, labels: LabelMap, geometry: Geometry, *, dura
     replace_file(path, data, durable=durable)
 
 
-def _geometry(path: Path, shape: Sequence[int], affine: npt.NDArray[np.float64]) -> Geometry:
+def _geometry(
+    path: Path, shape: Sequence[int], affine: npt.NDArray[np.float64], *, measured: bool = True, placed: bool = True
+) -> Geometry:
     """Of a file's shape, fastest axis first."""
     lengths = np.linalg.norm(affine[:3, :3], axis=0)
     if not (np.isfinite(affine).all() and (lengths > 0).all()):
         raise UsageError(f"{path} has the spacing {_rounded(lengths)} mm; each must be positive. Repair its header.")
-    return Geometry(tuple(shape[::-1]), tuple(float(length) for length in lengths[::-1]), affine)
+    return Geometry(tuple(shape[::-1]), tuple(float(length) for length in lengths[::-1]), affine, measured, placed)
 
 
 def _nifti_header(path: Path) -> tuple[tuple[int, ...], npt.NDArray[np.float64]]:
@@ -260,13 +285,20 @@ def _read_series(folder: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64
     return values, affine
 
 
-def _read_stack(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
-    layout = stacks.read_layout(path)
+def _stack_header(path: Path, spacing: Sequence[float] | None) -> tuple[tuple[int, ...], npt.NDArray[np.float64], bool]:
+    """Shape, fastest axis first, and affine of a stack, and whether its spacing is its own."""
+    layout = stacks.read_layout(path, dims=3)
     if layout.channels != 1:
         raise UsageError(f"{path} has {layout.channels} channels; save one of them as a file of its own.")
-    known = layout.spacing is not None and np.isfinite(layout.spacing).all()
-    spacing = layout.spacing if layout.spacing is not None and known else (1.0, 1.0, 1.0)
-    return stacks.read_stack(path, dims=3)[0].transpose(2, 1, 0), np.diag([*spacing[::-1], 1.0])
+    slices, rows, columns = (layout.extent(axes) for axes in (stacks.SLICES, "Y", "X"))
+    if slices < 2:
+        raise UsageError(
+            f"{path} is a picture of {rows} x {columns} pixels, not a volume, which has several slices. The data set "
+            "folder reads pictures."
+        )
+    known = layout.spacing is not None and bool(np.isfinite(layout.spacing).all())
+    steps = layout.spacing if layout.spacing is not None and known else spacing or (1.0, 1.0, 1.0)
+    return (columns, rows, slices), np.diag([*steps[::-1], 1.0]), known
 
 
 def _read_itk(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:

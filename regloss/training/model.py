@@ -19,10 +19,11 @@ import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor, nn
 
 import regloss
-from regloss.checks import holds
+from regloss.checks import at_least_float32, holds
 from regloss.constraint import has_constraints
 from regloss.dataset import Dataset
 from regloss.errors import ReglossError, UsageError
+from regloss.io.resampling import resampled_size, resize
 from regloss.io.windows import Window
 from regloss.layer import RegularizedLayer
 from regloss.registry import create
@@ -57,6 +58,9 @@ class SegmentationModel(nn.Module):
         layer: turns the network's logits into log-probabilities, which are logits too.
         inference: how whole images are predicted; None = as they are.
         flips: axes of S along which mirror images are averaged over in inference.
+
+    Attributes:
+        spacing: at which it has learnt, in mm, where the images were resampled to that; `infer` does so, too.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class SegmentationModel(nn.Module):
         self.layer = layer
         self.inference = Inference() if inference is None else inference
         self.flips = tuple(flips)
+        self.spacing: tuple[float, ...] | None = None
         self._statistics: tuple[float, float] | None = None
 
     @contextmanager
@@ -103,9 +108,25 @@ class SegmentationModel(nn.Module):
     def infer(self, image: Tensor, spacing: Sequence[float] | None = None) -> Tensor:
         """Logits (B, K, *S) of whole images (B, C, *S), by windows and flips as ``inference`` says.
 
-        The layer sees the whole image.
-        """
+        The layer sees the whole image. Images of another spacing than the model's are resampled to that, and logits to
+        the images' grid.
 
+        Raises:
+            UsageError: the model has a spacing, and that of the images is not known.
+        """
+        if self.spacing is None or (spacing is not None and tuple(spacing) == self.spacing):
+            return self._infer(image, spacing)
+        if spacing is None:
+            learnt = " x ".join(f"{step:g}" for step in self.spacing)
+            raise UsageError(
+                f"The model has learnt from images of {learnt} mm a pixel, and the spacing of this one is not known: "
+                "give it, or a file that states it."
+            )
+        size = resampled_size(image.shape[2:], spacing, self.spacing)
+        resampled = resize(at_least_float32(image), size, "cubic").clamp(0, 1).to(image.dtype)
+        return resize(at_least_float32(self._infer(resampled, self.spacing)), image.shape[2:], "linear")
+
+    def _infer(self, image: Tensor, spacing: Sequence[float] | None) -> Tensor:
         def seen(part: Tensor) -> Tensor:
             return with_flips(lambda mirrored: self._network_logits(mirrored, None), part, self.flips)
 
@@ -312,6 +333,7 @@ def model_card(config: Config, dataset: Dataset) -> dict[str, Any]:
         "colors": [list(color) for color in dataset.colors],
         "channels": dataset.channels,
         "window": None if dataset.window is None else list(dataset.window),
+        "spacing": None if dataset.spacing is None else list(dataset.spacing),
     }
 
 
@@ -352,6 +374,7 @@ def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
     if config is not before:
         _check_learnt(build_layer(before.layer, len(described.classes)), segmenter.layer)
     segmenter.load_weights(read_weights(folder), str(folder))
+    segmenter.spacing = None if described.spacing is None else tuple(described.spacing)
     return Model(
         segmenter.eval(),
         config,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,10 @@ class ModelCard(BaseModel):
     channels: int = Field(strict=True, ge=1, le=1024)
     # Runs of earlier versions, which name none, have divided 16-bit values by the largest that there can be.
     window: tuple[_Number, _Number] | tuple[_Number, _Number, int] | None = (0, 65535, DEEP)
+
+    spacing: list[Annotated[float, Field(strict=True, gt=0, lt=math.inf)]] | None = Field(
+        default=None, min_length=2, max_length=3
+    )
 
     @field_validator("window")
     @classmethod

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from volume_files import AFFINE, SIZE, SPACING, save, volume_settings, write_volumes
+from volume_files import AFFINE, SIZE, SPACING, save, save_series, volume_settings, write_volumes
 
+import regloss
 from regloss.apps.evaluate import evaluate_run
 from regloss.apps.post_process import PostProcess
 from regloss.apps.predict import predict_files
@@ -71,6 +72,60 @@ def test_one_file_of_another_format(runs, balls, tmp_path):
     np.testing.assert_array_equal(
         labels_in(tmp_path / "a" / "labels" / "one.nii.gz"), labels_in(tmp_path / "b" / "labels" / "case1.nii.gz")
     )
+
+
+def test_stacks_and_series(runs, balls, tmp_path):
+    """A folder of NPY, TIFF and DICOM is segmented as the same volumes of NIfTI are; spacing where there is none."""
+    itk = pytest.importorskip("SimpleITK", reason="pip install 'regloss[volumes]'")
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'regloss[tiff]'")
+    (tmp_path / "scans").mkdir()
+    values = labels_in(balls / "images" / "case1.nii.gz")
+    np.save(tmp_path / "scans" / "a.npy", values)
+    tifffile.imwrite(tmp_path / "scans" / "b.tif", values, photometric="minisblack")
+    save_series(tmp_path / "scans" / "c", values)
+    run = runs / "3"
+    assert predict_files(run, tmp_path / "scans", tmp_path / "out", [f"data.file-spacing={list(SPACING)}"]) == 3
+    predict_files(run, balls / "images" / "case1.nii.gz", tmp_path / "nifti")
+    expected = labels_in(tmp_path / "nifti" / "labels" / "case1.nii.gz")
+    for name in "abc":
+        written = nibabel.load(tmp_path / "out" / "labels" / f"{name}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(written.dataobj).T, expected)
+        np.testing.assert_allclose(written.header.get_zooms(), SPACING[::-1], rtol=1e-6)
+    image = itk.ReadImage([str(tmp_path / "scans" / "c" / f"{place}.dcm") for place in range(SIZE[0])][::-1])
+    labels = itk.ReadImage(str(tmp_path / "out" / "labels" / "c.nii.gz"))
+    np.testing.assert_allclose(labels.GetOrigin(), image.GetOrigin(), atol=1e-5)
+    np.testing.assert_allclose(labels.GetDirection(), image.GetDirection(), atol=1e-6)
+    for name in ("a.npy", "c"):
+        predict_files(run, tmp_path / "scans" / name, tmp_path / name)
+        np.testing.assert_array_equal(labels_in(tmp_path / name / "labels" / f"{name[0]}.nii.gz"), expected)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_in_a_program(runs, balls, tmp_path, dims):
+    """An array, and a file, as the command segments the file."""
+    path = balls / "images" / "case1.nii.gz"
+    predict_files(runs / str(dims), path, tmp_path / "out", probabilities="npy")
+    expected = labels_in(tmp_path / "out" / "labels" / "case1.nii.gz")
+    model = regloss.load(runs / str(dims))
+    values = labels_in(path)
+    for image in (path, str(path), [path], values, torch.from_numpy(values.astype(np.float32)), values[None]):
+        spacing = None if isinstance(image, list | str) or image is path else SPACING
+        np.testing.assert_array_equal(model.predict(image, spacing=spacing), expected)
+    probabilities = model.predict_probabilities(values, spacing=SPACING)
+    np.testing.assert_allclose(probabilities, np.load(tmp_path / "out" / "probabilities" / "case1.npy"), atol=1e-6)
+    turned = model.predict(np.moveaxis(values, 0, 2), spacing=(*SPACING[1:], SPACING[0]))
+    if dims == 2:  # slices are cut across the largest spacing
+        np.testing.assert_array_equal(np.moveaxis(turned, 2, 0), expected)
+    for image, spacing, message in (
+        (values[0], None, r"A volume for this model is \(D, H, W\), slices first; got the shape \(20, 24\)"),
+        (np.stack([values] * 2), None, r"got the shape \(2, 6, 20, 24\)"),
+        (np.full(SIZE, np.nan), None, "got NaN or infinity"),
+        (values, (1.0, 1.0), "spacing must be 3"),
+        ([path, path], None, "The model takes volumes of 1 channels, a file each; got 2"),
+        (tmp_path / "none.nii.gz", None, "none.nii.gz"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            model.predict(image, spacing=spacing)
 
 
 def test_models_are_averaged(runs, balls, tmp_path):
@@ -164,3 +219,48 @@ def test_what_does_not_fit(runs, trained, images, balls, tmp_path):
 def test_a_model_of_pictures_segments_volumes_slice_by_slice(trained, balls, tmp_path):
     predict_files(trained, balls / "images" / "case0.nii.gz", tmp_path / "out")
     assert labels_in(tmp_path / "out" / "labels" / "case0.nii.gz").shape == SIZE
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_model_of_one_spacing(balls, tmp_path, dims):
+    """Volumes of several spacings are learnt together, and segmented and scored on their own grids."""
+    root = tmp_path / "mixed"
+    shutil.copytree(balls, root)
+    affine = AFFINE @ np.diag([0.5, 0.5, 1, 1])
+    affine[:2, 3] -= 0.25
+    for path in [path for key in ("case1", "case2") for path in root.glob(f"*/{key}.nii.gz")]:
+        save(path, labels_in(path).repeat(2, 1).repeat(2, 2), affine)
+    spacing = list(SPACING[-dims:])
+    run = tmp_path / "run"
+    trained = train(
+        volume_settings(root, run, dims, f"data.spacing={spacing}", "loss.outer-loop.name=gradient-descent")
+    )
+    assert load_model(run).segmenter.spacing == tuple(spacing)
+    predict_files(run, root / "images", tmp_path / "out")
+    for key in ("case0", "case1", "case2"):
+        image = nibabel.load(tmp_path / "out" / "labels" / f"{key}.nii.gz")
+        np.testing.assert_allclose(image.affine, AFFINE if key == "case0" else affine)
+        found, truth = np.asarray(image.dataobj).T, labels_in(root / "labels" / f"{key}.nii.gz")
+        assert found.shape == truth.shape
+        assert 2 * ((found == 1) & (truth == 1)).sum() / (found.sum() + truth.sum()) > 0.55
+    steps = tuple(nibabel.load(root / "images" / "case2.nii.gz").header.get_zooms()[::-1])
+    np.testing.assert_array_equal(
+        regloss.load(run).predict(labels_in(root / "images" / "case2.nii.gz"), spacing=steps), found
+    )
+    scores = evaluate_run(run, "test", ["evaluation.hausdorff=true"])
+    dice = 2 * (found & truth).sum() / (found.sum() + truth.sum())  # of case2, the last
+    assert scores["mean-foreground-dice"] == pytest.approx(dice, abs=1e-6)
+    assert abs(scores["mean-foreground-dice"] - trained["test"]["mean-foreground-dice"]) < 0.05
+
+
+def test_a_model_of_one_spacing_must_know_that_of_an_image(runs):
+    segmenter = load_model(runs / "2").segmenter
+    segmenter.spacing = (1.0, 1.0)
+    image = torch.nn.functional.interpolate(torch.rand(1, 1, 5, 6), scale_factor=4.0, mode="bilinear")
+    with pytest.raises(UsageError, match=r"learnt from images of 1 x 1 mm a pixel, and the spacing .* is not known"):
+        predict(segmenter, image)
+    expected = predict(segmenter, image, (1.0, 1.0))
+    finer = torch.nn.functional.interpolate(image, scale_factor=2.0, mode="nearest")
+    found = predict(segmenter, finer, (0.5, 0.5))
+    assert found.shape == (1, 2, 40, 48)
+    assert (found[..., ::2, ::2].argmax(1) == expected.argmax(1)).float().mean() > 0.95

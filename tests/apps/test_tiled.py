@@ -113,12 +113,16 @@ def test_16_bits_by_parts(run: Path, tmp_path: Path) -> None:
     assert (found != whole).mean() < 1e-3
 
 
-def test_what_needs_whole_images(run: Path, large: Path, tmp_path: Path) -> None:
+def test_what_needs_whole_images(run: Path, large: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
     for options, message in (
         ({"tile": 100, "probabilities": "npy"}, "need whole images"),
         ({"tile": 0}, "A tile has 1 pixel or more"),
         ({"labels": "jpg"}, "Label maps are written as png or tiff; got 'jpg'"),
         ({"devices": 0}, "1 device or more"),
+        ({"nodes": 0}, "1 machine or more"),
+        ({"nodes": 2}, "MASTER_ADDR, MASTER_PORT, NODE_RANK must be set in the environment"),
     ):
         with pytest.raises(UsageError, match=message):
             predict_files(run, large, tmp_path / "out", **options)

@@ -62,7 +62,14 @@ def train_until(table: dict[str, Any], over: bool, place: int | None, done: Simp
     multiprocessing.set_forkserver_preload(_PRELOADED)
     manager().unregister(name="regloss:tensorboard")
     page.write_report = lambda folder, **contents: folder  # its pictures take longer than all the rest
-    output, owner = table["output"], os.getpid()
+    operations = die_before(table["output"], place)
+    train(parse(table), resume=not over, overwrite=over)
+    done.put(operations)
+
+
+def die_before(output: str, place: int | None) -> list[str]:
+    """Have this process killed before its file operation ``place`` in a folder; the list of operations fills up."""
+    owner = os.getpid()
     operations: list[str] = []
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -78,8 +85,7 @@ def train_until(table: dict[str, Any], over: bool, place: int | None, done: Simp
         operations.append(f"{event} {path.removeprefix(output)}")
 
     sys.addaudithook(watch)
-    train(parse(table), resume=not over, overwrite=over)
-    done.put(operations)
+    return operations
 
 
 def _path(arguments: tuple[Any, ...], folder: int | None) -> str:

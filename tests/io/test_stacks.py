@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from volume_files import save_series
 
 from regloss.errors import MissingDependency, UsageError
-from regloss.io.dicom import locale_kept
 from regloss.io.images import read_header, read_image, read_stored
 from regloss.io.stacks import read_layout
 from regloss.io.tiles import open_parts
@@ -174,31 +174,16 @@ def test_hdf5(tmp_path: Path) -> None:
 
 def test_dicom(tmp_path: Path) -> None:
     """A series written slice by slice, out of order; Hounsfield units by its rescaling."""
-    itk = pytest.importorskip("SimpleITK")
+    pytest.importorskip("SimpleITK")
     units = VOLUME.astype(np.int16) - 1024
-    writer = itk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    folder = tmp_path / "series"
-    folder.mkdir()
-    for place in (3, 0, 4, 1, 2):
-        image = itk.GetImageFromArray(units[place])
-        image.SetSpacing((0.5, 0.25))
-        for tag, value in (
-            ("0008|0060", "CT"), ("0020|000e", "1.2.826.0.1.3680043.2.1125.1"), ("0020|0013", str(place)),
-            ("0020|0032", f"0\\0\\{2 * place}"), ("0020|0037", "1\\0\\0\\0\\1\\0"),
-            ("0028|1052", "0"), ("0028|1053", "1"),
-        ):  # fmt: skip
-            image.SetMetaData(tag, value)
-        writer.SetFileName(str(folder / f"{9 - place}.dcm"))
-        with locale_kept():
-            writer.Execute(image)
+    folder = save_series(tmp_path / "series", units, (2.0, 0.25, 0.5))
     before = locale.setlocale(locale.LC_ALL)
     assert is_volume(folder)
     volume = read_volume(folder)
     np.testing.assert_array_equal(volume.values[0], units)
     np.testing.assert_allclose(volume.geometry.spacing, (2, 0.25, 0.5))
     assert read_geometry(folder).size == (5, 6, 7)
-    single = folder / "9.dcm"
+    single = folder / "4.dcm"
     assert read_header(single) == Header((6, 7), 1, 32)
     np.testing.assert_array_equal(read_stored(single)[0], units[0])
     with pytest.raises(UsageError, match="a window says which"):

@@ -200,6 +200,20 @@ def test_geometries_that_differ(tmp_path):
             geometry().check_same(other, *names)
 
 
+def test_what_a_file_does_not_state_cannot_differ(tmp_path):
+    """Stacks state no place, and many no spacing: labels of other programs lie on them by their size alone."""
+    names = [tmp_path / "image.nii", tmp_path / "labels.npy"]
+    image = Geometry(SIZE, SPACING, affine(0.3))
+    array = Geometry(SIZE, (1.0, 1.0, 1.0), np.eye(4), measured=False, placed=False)
+    image.check_same(array, *names)
+    array.check_same(image, *names)
+    image.check_same(Geometry(SIZE, SPACING, affine(), placed=False), *names)
+    with pytest.raises(UsageError, match="has the spacing"):
+        image.check_same(Geometry(SIZE, (3.0, 0.5, 1.0), affine(), placed=False), *names)
+    with pytest.raises(UsageError, match="has the size"):
+        image.check_same(Geometry((4, 5, 7), SPACING, affine(), measured=False), *names)
+
+
 def test_windows_by_percentiles():
     values = np.r_[np.zeros(990), np.full(10, 500.0)]
     assert percentile_window(np.arange(2001)) == Window(10.0, 1990.0)

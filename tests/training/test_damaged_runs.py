@@ -28,6 +28,8 @@ MODEL = {  # key of model.json, what it becomes, what is said
     "a color too bright": ("colors", [[0, 0, 256]] * 3, r"colors\.0\.2: .*255; got 256"),
     "channels": ("channels", 10**12, "channels: .*1024; got 1000000000000"),
     "channels text": ("channels", "1", "channels: .*valid integer; got '1'"),
+    "spacing": ("spacing", [1.0, 0.0], r"spacing\.1: .*greater than 0; got 0"),
+    "spacing of four": ("spacing", [1.0] * 4, "spacing: .*at most 3"),
     "no configuration": ("config", 5, "config: .*valid dictionary"),
     "network": ("config.network.name", 3, "network.name"),
     "levels": ("config.network.levels", 60, "levels must be at most 16, not 60"),

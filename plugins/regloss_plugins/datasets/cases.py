@@ -1,11 +1,12 @@
 """Volumes as samples: whole ones, or their slices. What the data sets of volumes share, whatever their layout.
 
-A case is one patient's scan: one file a channel, and labels and scribbles on the same grid. Nothing is resampled or
-turned, so that a slice of a file is a slice of the sample, and results lie on the image.
+A case is one patient's scan: one file a channel, and labels and scribbles on the same grid. Nothing is turned, and
+nothing is resampled unless a spacing is asked for, so that a slice of a file is a slice of the sample.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,11 @@ import numpy as np
 from regloss.dataset import IGNORE, Dataset, Sample, Slice
 from regloss.errors import UsageError, listed
 from regloss.io.cases import Intensities, read_case, rounded_spacing, slices_across
-from regloss.io.labels import ValueMap, read_label_map, read_scribble_map
+from regloss.io.labels import ValueMap, class_labels, scribble_meanings
+from regloss.io.resampling import resampled_size, resize_image, resize_labels, resize_scribbles
 from regloss.io.samples import find_sample, subset_ids
 from regloss.io.types import LabelMap
-from regloss.io.volumes import read_geometry
+from regloss.io.volumes import Geometry, read_geometry, read_label_volume
 
 ENDINGS = {"scribble": "-scribbled", "label": "-labelled"}
 """Subsets of a subset, by the part that their samples have pixels of."""
@@ -68,11 +70,11 @@ class Meanings:
         Raises:
             UsageError: it cannot be read, or holds a value without a meaning.
         """
-        if part == "label" or self.source is not None:
-            values = self.labels if part == "label" else self.scribbles
-            return read_label_map(path, self.classes, values, setting=self.source or "label-values")
-        size = (0, 0)  # compared where labels meet their image
-        return read_scribble_map(path, self.classes, size, self.scribbles, self.unlabelled)
+        values = self.labels
+        if part == "scribble":
+            values = scribble_meanings(self.classes, self.scribbles, self.unlabelled)
+        stored, _ = read_label_volume(path)
+        return class_labels(stored, path, self.classes, values, setting=self.source or f"{part}-values")
 
 
 class Cases:
@@ -85,17 +87,31 @@ class Cases:
             equal ones the slowest.
         intensities: what becomes of values.
         meanings: what labels mean.
+        spacing: to which all samples are resampled, in mm for each of their axes; "median" = the median over the cases,
+            axis by axis; None = they stay as they are.
+        file_spacing: of files that do not state theirs, in mm, slices first; None = 1.
 
     Attributes:
         places: for each sample its case, and of a slice the axis and number.
-        geometries: of each case's image.
+        geometries: of each case's image, whose header can be read.
+        unreadable: what is wrong with those of the others.
+        spacing: to which samples are resampled, in numbers, or None.
 
     Raises:
-        UsageError: a setting that is none of the above, or a header that cannot be read.
+        UsageError: a setting that is none of the above, or a header that cannot be read: of slices any, of volumes all
+            (`check` and `load` say it of one).
     """
 
     def __init__(
-        self, cases: Sequence[Case], *, dims: int, axis: int | None, intensities: Intensities, meanings: Meanings
+        self,
+        cases: Sequence[Case],
+        *,
+        dims: int,
+        axis: int | None,
+        intensities: Intensities,
+        meanings: Meanings,
+        spacing: Sequence[float] | str | None = None,
+        file_spacing: Sequence[float] | None = None,
     ) -> None:
         if dims not in (2, 3):
             raise UsageError(f"dims = {dims!r} must be 3, to learn from volumes, or 2, from their slices.")
@@ -105,21 +121,54 @@ class Cases:
                 "dims = 3 nothing is cut, so leave it out."
             )
         self.cases = {case.id: case for case in cases}
-        self.intensities, self.meanings = intensities, meanings
-        self.geometries = {case.id: read_geometry(case.images[0]) for case in cases}
+        if file_spacing is not None and not _is_spacing(file_spacing, 3):
+            raise UsageError(
+                f"file-spacing = {file_spacing!r} must be 3 positive numbers, the mm between neighbouring slices, rows "
+                "and columns of files that do not say."
+            )
+        self.intensities, self.meanings, self.file_spacing = intensities, meanings, file_spacing
+        self.geometries: dict[str, Geometry] = {}
+        self.unreadable: dict[str, str] = {}
+        for case in cases:
+            try:
+                self.geometries[case.id] = read_geometry(case.images[0], file_spacing)
+            except UsageError as error:
+                self.unreadable[case.id] = str(error)
+        if self.unreadable and (dims == 2 or not self.geometries):  # nobody knows how many slices there are
+            raise UsageError("\n".join(self.unreadable.values()))
         self.places: dict[str, tuple[str, int, int] | tuple[str]] = {}
-        for key, geometry in self.geometries.items():
-            if dims == 3:
-                self.places[key] = (key,)
-                continue
-            across = slices_across(geometry) if axis is None else axis
+        self._across: dict[str, int] = {}
+        if dims == 3:
+            self.places.update({key: (key,) for key in self.cases})
+        for key, geometry in self.geometries.items() if dims == 2 else ():
+            across = self._across[key] = slices_across(geometry) if axis is None else axis
             for number in range(geometry.size[across]):
                 self.places[f"{key}-{number:03d}"] = (key, across, number)
+        self.spacing = self._common_spacing(spacing, dims)
         self._held: tuple[str, Sample] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Other processes read what they need.
         return {**self.__dict__, "_held": None}
+
+    def _common_spacing(self, given: Sequence[float] | str | None, dims: int) -> tuple[float, ...] | None:
+        """What is asked for, in numbers."""
+        if given is None:
+            return None
+        if given == "median":
+            found = np.array([self._own_spacing(key) for key in self.geometries])
+            return tuple(float(f"{step:.4g}") for step in np.median(found, axis=0))
+        if isinstance(given, str) or not _is_spacing(given, dims):
+            axes = "slices, rows and columns" if dims == 3 else "rows and columns of slices"
+            raise UsageError(
+                f'spacing = {given!r} must be "median", or {dims} positive numbers, the mm between neighbouring {axes}.'
+            )
+        return tuple(map(float, given))
+
+    def _own_spacing(self, key: str) -> tuple[float, ...]:
+        """Of a case's samples, as they are stored."""
+        steps = rounded_spacing(self.geometries[key])
+        return tuple(step for axis, step in enumerate(steps) if axis != self._across.get(key))
 
     @property
     def names(self) -> dict[str, tuple[str, ...]]:
@@ -159,8 +208,10 @@ class Cases:
         )
 
     def _read(self, case: Case) -> Sample:
+        if case.id in self.unreadable:
+            raise UsageError(self.unreadable[case.id])
         geometry = self.geometries[case.id]
-        image, _ = read_case(case.images, self.intensities)
+        image, _ = read_case(case.images, self.intensities, self.file_spacing)
         for path in (case.label, case.scribble):
             if path is not None:
                 geometry.check_same(read_geometry(path), case.images[0], path)
@@ -168,7 +219,21 @@ class Cases:
             None if path is None else self.meanings.read(path, part)
             for part, path in (("label", case.label), ("scribble", case.scribble))
         )
-        return Sample(case.id, image, label, scribble, case.group, rounded_spacing(geometry))
+        steps = rounded_spacing(geometry)
+        if self.spacing is None or self._own_spacing(case.id) == self.spacing:
+            return Sample(case.id, image, label, scribble, case.group, steps)
+        target = list(self.spacing)
+        if case.id in self._across:  # slices stay as far apart as they are
+            target.insert(self._across[case.id], steps[self._across[case.id]])
+        size = resampled_size(geometry.size, steps, target)
+        return Sample(
+            case.id,
+            resize_image(image, size),
+            None if label is None else resize_labels(label, size),
+            None if scribble is None else resize_scribbles(scribble, size),
+            case.group,
+            tuple(target),
+        )
 
     def with_labels(self, sample_ids: Iterable[str], part: str) -> tuple[str, ...]:
         """Those samples that have a labelled pixel in their scribbles ("scribble") or labels ("label")."""
@@ -218,7 +283,10 @@ class Cases:
                 problems.append(
                     f"{len(missing)} of {len(cases)} volumes have no {part} file in {folders[part]}: {listed(missing)}"
                 )
+        problems += [self.unreadable[case.id] for case in cases if case.id in self.unreadable]
         for case in cases:
+            if case.id in self.unreadable:
+                continue
             for path in (*case.images[1:], case.label, case.scribble):
                 if path is not None:
                     try:
@@ -235,6 +303,14 @@ class Cases:
                 )
         if problems:
             raise UsageError("\n".join(problems))
+
+
+def _is_spacing(given: Sequence[float], axes: int) -> bool:
+    return (
+        isinstance(given, Sequence)
+        and len(given) == axes
+        and all(isinstance(step, int | float) and 0 < step < math.inf for step in given)
+    )
 
 
 class CaseDataset(Dataset):

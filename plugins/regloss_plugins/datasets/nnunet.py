@@ -50,6 +50,7 @@ class NnUNetDataset(CaseDataset):
         window: (low, high): which values of the files become 0 and 1, in all channels. By default ``percentiles`` of
             each volume's and channel's values.
         percentiles: (low, high), in percent.
+        spacing: to which all volumes are resampled, in mm; see the data set ``volumes``.
 
     Raises:
         UsageError: a folder or file is missing; dataset.json is not valid, or disagrees with the files; a setting is
@@ -66,6 +67,7 @@ class NnUNetDataset(CaseDataset):
         group: str | None = None,
         window: Sequence[float] | None = None,
         percentiles: Sequence[float] = (0.5, 99.5),
+        spacing: Sequence[float] | str | None = None,
     ) -> None:
         self.root = find_root(root)
         card = _read_card(self.root / "dataset.json")
@@ -98,7 +100,9 @@ class NnUNetDataset(CaseDataset):
             axis=axis,
             intensities=Intensities(chosen, percentiles),
             meanings=Meanings(self.classes, values, values, source=f'"labels" of {card.path}'),
+            spacing=spacing,
         )
+        self.spacing = self._cases.spacing
         if split is None:
             subsets = {
                 subset: tuple(key for key, place in self._cases.places.items() if place[0] in parts[part])

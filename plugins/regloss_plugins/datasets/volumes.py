@@ -1,13 +1,13 @@
 """A folder of volumes with label volumes and scribbles beside them, to learn from as they are or slice by slice.
 
     root/
-      images/      a.nii.gz  b.nrrd  c.mha     one channel each
-      labels/      a.nii.gz  b.nii.gz          class indices, 255 = left out of the scores       (may be absent)
+      images/      a.nii.gz  b.nrrd  c/        one channel each; TIFF, NPY, HDF5; a folder of one DICOM series
+      labels/      a.nii.gz  b.tif             class indices, 255 = left out of the scores       (may be absent)
       scribbles/   a.nii.gz            c.mha   class indices, 255 = unlabelled                   (may be absent)
       classes.toml                             names and colours
 
 Files belong together by their name without ending, which is the volume's id. Labels and scribbles lie on the image's
-grid: size, spacing, place and orientation agree.
+grid: size, spacing, place and orientation agree, as far as both files state them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from regloss.io.cases import Intensities, directions
 from regloss.io.folders import find_root, index_folder, left_out
 from regloss.io.labels import value_map
 from regloss.io.types import PathLike
-from regloss.io.volumes import VOLUME_SUFFIXES
+from regloss.io.volumes import STORED_SUFFIXES
 from regloss.io.windows import Window
 from regloss_plugins.datasets.cases import Case, CaseDataset, Cases, Meanings
 from regloss_plugins.datasets.layout import choose_classes, choose_groups, choose_subsets
@@ -56,6 +56,11 @@ class VolumesDataset(CaseDataset):
         window: (low, high): which values of the files become 0 and 1, others are cut off, as (-160, 240) Hounsfield
             units. By default ``percentiles`` of each volume's values, as suits MR.
         percentiles: (low, high), in percent.
+        spacing: to which all volumes are resampled, in mm: of slices, rows and columns with ``dims = 3``, of rows and
+            columns with 2; "median" = the median over the volumes, axis by axis. See `regloss.io.resampling`. By
+            default nothing is resampled.
+        file_spacing: of files that do not state theirs, as NPY and most TIFF and HDF5 do not: mm between slices, rows
+            and columns; by default 1.
 
     Raises:
         UsageError: a folder or file is missing, there are no volumes, or two share a name; a header that cannot be
@@ -79,6 +84,8 @@ class VolumesDataset(CaseDataset):
         unlabelled: int | None = None,
         window: Sequence[float] | None = None,
         percentiles: Sequence[float] = (0.5, 99.5),
+        spacing: Sequence[float] | str | None = None,
+        file_spacing: Sequence[float] | None = None,
     ) -> None:
         folder: str | None
         if isinstance(labels, Mapping):
@@ -117,10 +124,20 @@ class VolumesDataset(CaseDataset):
             axis=axis,
             intensities=Intensities(chosen, percentiles),
             meanings=Meanings(self.classes, label_map, scribble_map, unlabelled),
+            spacing=spacing,
+            file_spacing=file_spacing,
         )
+        self.spacing = self._cases.spacing
         self.subsets = choose_subsets(self.root, split, self._cases.names)
         self.notes = tuple(
-            filter(None, (left_out(self.root / images, VOLUME_SUFFIXES), directions(self._cases.geometries.items())))
+            filter(
+                None,
+                (
+                    left_out(self.root / images, STORED_SUFFIXES, series=True),
+                    directions(self._cases.geometries.items()),
+                    _unmeasured(self._cases),
+                ),
+            )
         )
 
     def check(self, subset: str, need: Sequence[str] = ("scribble",)) -> None:
@@ -148,11 +165,11 @@ def _image_files(root: Path, images: str) -> dict[str, Path]:
         raise UsageError(
             f"{root} has no folder {images!r}; volumes are expected there, or name their folder by 'images'"
         )
-    files = index_folder(folder, VOLUME_SUFFIXES)
+    files = index_folder(folder, STORED_SUFFIXES, series=True)
     if not files:
         others = sorted({path.suffix or path.name for path in folder.iterdir() if not path.name.startswith(".")})
         raise UsageError(
-            f"{folder} holds no volume ({', '.join(VOLUME_SUFFIXES)}), but "
+            f"{folder} holds no volume ({', '.join(STORED_SUFFIXES)}, or folders of .dcm), but "
             f"{f'only {listed(others)}; pictures are read by the data set folder' if others else 'nothing'}"
         )
     return files
@@ -162,4 +179,15 @@ def _mates(root: Path, folder: str | None, default: str) -> dict[str, Path]:
     """Label volumes by stem. A folder may be absent only if nobody asked for it by a name of its own."""
     if folder is None or (folder == default and not (root / folder).exists()):
         return {}
-    return index_folder(root / folder, VOLUME_SUFFIXES)
+    return index_folder(root / folder, STORED_SUFFIXES)
+
+
+def _unmeasured(cases: Cases) -> str:
+    """A sentence on volumes whose spacing nothing says; "" if there are none."""
+    names = [name for name, geometry in cases.geometries.items() if not geometry.measured]
+    if not names or cases.file_spacing is not None:
+        return ""
+    return (
+        f"{len(names)} volumes do not state their spacing, which counts as 1 mm: {listed(names)}; file-spacing = "
+        "[SLICES, ROWS, COLUMNS] gives it in mm."
+    )

@@ -12,6 +12,7 @@ Source: Boykov, Veksler, Zabih, "Fast approximate energy minimization via graph 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -29,7 +30,11 @@ from regloss.numerics import widest_float
 from regloss.solver import Problem, Solution, Solver, Status, usable_cores
 from regloss_plugins.kernels.chains import bound_grid
 from regloss_plugins.kernels.expansion import Expansion, expand_graph, expand_grid
+from regloss_plugins.kernels.expansion_slabs import expand_slabs
 from regloss_plugins.kernels.potts import FreeProblem, free_problem
+
+# A cut of 26 neighbours takes up to 400 bytes a voxel.
+_LARGE, _AT_A_TIME = 2**24, 2**23
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,9 @@ class AlphaExpansion(Solver):
         workers: threads over the images of a batch; None = as many as the process may use cores.
         bound_steps: steps of dual ascent (`regloss_plugins.solvers.dual_chains`) that compute a lower bound where more
             than two labels leave none; 0 = the bound is -inf there. Each costs about as much as some moves do.
+        slab: slices of a volume whose pixels move at a time, while the others keep their labels, which bounds memory
+            and leaves no lower bound (`regloss_plugins.kernels.expansion_slabs`); None = all of them, and of volumes
+            beyond 2^24 voxels as many as have 2^23.
 
     Raises:
         UsageError: an entropy weight other than 0; ``bound_steps`` for a graph that is no regular grid.
@@ -49,12 +57,15 @@ class AlphaExpansion(Solver):
     max_cycles: int = 5
     workers: int | None = None
     bound_steps: int = 0
+    slab: int | None = None
     accepts: ClassVar[tuple[type[Form], ...]] = (GridGraph, Graph)
 
     def __post_init__(self) -> None:
         check_at_least_one(max_cycles=self.max_cycles)
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"workers must be at least 1, or None for one a core; got {self.workers}.")
+        if self.slab is not None:
+            check_at_least_one(slab=self.slab)
         if self.bound_steps < 0:
             raise UsageError(f"bound_steps must not be negative; got {self.bound_steps}.")
 
@@ -71,7 +82,11 @@ class AlphaExpansion(Solver):
         if isinstance(image.form, GridGraph):
             offsets = image.offsets
             limits = (image.fixed, image.roi, image.allowed)
-            found = expand_grid(image.unary, offsets, image.weights, image.labels, *limits, self.max_cycles)
+            slab = self._slab(image.labels.shape)
+            if slab is None:
+                found = expand_grid(image.unary, offsets, image.weights, image.labels, *limits, self.max_cycles)
+            else:
+                found = expand_slabs(image.unary, offsets, image.weights, image.labels, *limits, self.max_cycles, slab)
             if self.bound_steps == 0 or np.isfinite(found.bound):
                 return found
             dual = bound_grid(image.unary, offsets, image.weights, found.labels, *limits, self.bound_steps)
@@ -95,6 +110,16 @@ class AlphaExpansion(Solver):
             image.allowed,
             self.max_cycles,
         )
+
+    def _slab(self, shape: tuple[int, ...]) -> int | None:
+        """How many slices are expanded at a time; None = all."""
+        if len(shape) != 3:
+            return None
+        voxels = math.prod(shape)
+        slab = self.slab
+        if slab is None and voxels > _LARGE:
+            slab = max(1, _AT_A_TIME * shape[0] // voxels)
+        return None if slab is None or slab >= shape[0] else slab
 
 
 @dataclass(frozen=True)

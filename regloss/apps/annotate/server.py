@@ -203,7 +203,7 @@ class Annotation:
         assert model is not None
         image = self.images.image_for(index, model.channels, model.model.window, model.intensities())
         with self._model_lock:  # a network is used by one thread at a time
-            return model.logits(image)
+            return model.logits(image, self.images.source(index).spacing)
 
     def _drawn(self, index: int, labels: LabelMap, stroke: Stroke) -> None:
         self._request(index, labels, stroke.tab)

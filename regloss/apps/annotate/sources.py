@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from regloss.errors import UsageError
-from regloss.io.cases import slices_across
+from regloss.io.cases import rounded_spacing, slices_across
 from regloss.io.images import read_header
 from regloss.io.labels import read_scribble_map, save_label_png
 from regloss.io.palettes import Color
@@ -40,6 +40,11 @@ class Source(ABC):
     @abstractmethod
     def size(self) -> Size:
         """(H, W) of a plane."""
+
+    @property
+    @abstractmethod
+    def spacing(self) -> tuple[float, ...] | None:
+        """Of the pixels of a plane, in mm; None = not known."""
 
     @property
     @abstractmethod
@@ -88,6 +93,11 @@ class Picture(Source):
     def size(self) -> Size:
         """(H, W)."""
         return self.header.size
+
+    @property
+    def spacing(self) -> None:
+        """Not known."""
+        return None
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -139,6 +149,11 @@ class Volume(Source):
         """(H, W) of a slice."""
         height, width = (size for axis, size in enumerate(self.geometry.size) if axis != self.axis)
         return height, width
+
+    @property
+    def spacing(self) -> tuple[float, ...]:
+        """Of a slice's rows and columns."""
+        return tuple(step for axis, step in enumerate(rounded_spacing(self.geometry)) if axis != self.axis)
 
     @property
     def ids(self) -> tuple[str, ...]:

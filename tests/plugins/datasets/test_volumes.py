@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from volume_files import AFFINE, SIZE, SPACING, save, write_volumes
+from volume_files import AFFINE, SIZE, SPACING, save, save_series, write_volumes
 
 from regloss.dataset import IGNORE, Slice
 from regloss.errors import UsageError
@@ -172,9 +172,139 @@ def test_volumes_that_lie_differently_are_told(mine: Path) -> None:
     assert turned.startswith("Volumes lie in different directions, fastest axis first: RAS 2 (case0, say), LAS 1 (cas")
 
 
+def write_as(kind: str, folder: Path, values: np.ndarray) -> None:
+    """case1 of another format, in place of the NIfTI."""
+    (folder / "case1.nii.gz").unlink()
+    if kind == "ome":
+        sizes = {f"PhysicalSize{axis}": size for axis, size in zip("ZYX", SPACING, strict=True)}
+        units = {f"PhysicalSize{axis}Unit": "mm" for axis in "ZYX"}
+        tifffile = pytest.importorskip("tifffile")
+        options = {"ome": True, "metadata": {"axes": "ZYX", **sizes, **units}}
+        tifffile.imwrite(folder / "case1.ome.tif", values, photometric="minisblack", **options)
+    elif kind == "pages":
+        pytest.importorskip("tifffile").imwrite(folder / "case1.tif", values, photometric="minisblack")
+    elif kind == "npy":
+        np.save(folder / "case1.npy", values)
+    elif kind == "hdf5":
+        with pytest.importorskip("h5py").File(folder / "case1.h5", "w") as file:
+            file["image"] = values
+    else:
+        pytest.importorskip("SimpleITK")
+        save_series(folder / "case1", values)
+
+
+STATED = ("ome", "series")
+
+
+@pytest.mark.parametrize("kind", [*STATED, "pages", "npy", "hdf5"])
+def test_formats(mine: Path, kind: str) -> None:
+    """The same volume in each; labels and scribbles as NIfTI, and in those formats that hold them."""
+    expected = read(mine).load("case1")
+    write_as(kind, mine / "images", _values(mine / "images" / "case1.nii.gz"))
+    steps = None if kind in STATED else list(SPACING)
+    data = read(mine, file_spacing=steps)
+    assert data.ids("all") == ("case0", "case1", "case2")
+    assert not any("do not state" in note or "Left out" in note for note in data.notes)
+    # Where a file says where it lies, labels must lie there.
+    places = {"series": np.diag([-1.0, -1, 1, 1]) @ np.diag([*SPACING[::-1], 1])}
+    for part in ("labels", "scribbles"):
+        save(mine / part / "case1.nii.gz", _values(mine / part / "case1.nii.gz"), places.get(kind, AFFINE))
+    for part in ((), ("labels", "scribbles"))[kind != "series"]:
+        write_as(kind, mine / part, _values(mine / part / "case1.nii.gz"))
+    found = read(mine, file_spacing=steps).load("case1")
+    np.testing.assert_allclose(found.image, expected.image, atol=1e-6)
+    np.testing.assert_array_equal(found.label, expected.label)
+    np.testing.assert_array_equal(found.scribble, expected.scribble)
+    assert found.spacing == SPACING
+    sliced = read(mine, dims=2, file_spacing=steps)
+    np.testing.assert_array_equal(sliced.load("case1-004").image, found.image[:, 4])
+    if kind not in STATED:
+        (note,) = [note for note in read(mine).notes if "do not state" in note]
+        assert note.startswith("1 volumes do not state their spacing, which counts as 1 mm: case1; file-spacing = [S")
+        assert read(mine).load("case1").spacing == (1, 1, 1)
+
+
+def test_pictures_and_channels_are_no_volumes(mine: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(mine / "images" / "flat.tif", np.zeros((20, 24), np.uint8), photometric="minisblack")
+    with pytest.raises(UsageError, match=r"flat.tif is a picture of 20 x 24 pixels, not a volume"):
+        read(mine).check("all", need=())
+    (mine / "images" / "flat.tif").unlink()
+    np.save(mine / "images" / "two.npy", np.zeros((2, *SIZE), np.uint8))
+    with pytest.raises(UsageError, match=r"two.npy has 2 channels; save one of them"):
+        read(mine).check("all", need=())
+
+
+@pytest.fixture
+def mixed(mine: Path) -> Path:
+    """The same, case1 with pixels of half the width, case2 with slices of half the distance."""
+    for key, axes in (("case1", (1, 2)), ("case2", (0,))):
+        scale = np.array([0.5 if axis in axes else 1.0 for axis in range(3)])
+        affine = AFFINE @ np.diag([*scale[::-1], 1.0])
+        affine[:3, 3] += (np.diag(AFFINE)[:3] * (scale[::-1] - 1)) / 2  # the first voxel's centre moves
+        for part in ("images", "labels", "scribbles"):
+            path = mine / part / f"{key}.nii.gz"
+            if path.exists():
+                values = _values(path)
+                for axis in axes:
+                    values = values.repeat(2, axis)
+                save(path, values, affine)
+    return mine
+
+
+@pytest.mark.parametrize("spacing", [list(SPACING), "median"])
+def test_one_spacing(mixed: Path, spacing: Any) -> None:
+    apart, data = read(mixed), read(mixed, spacing=spacing)
+    assert [apart.load(key).spacing for key in ("case1", "case2")] == [(3.0, 0.5, 0.5), (1.5, 1.0, 1.0)]
+    assert apart.spacing is None
+    assert data.spacing == SPACING
+    for key in ("case0", "case1", "case2"):
+        sample, stored = data.load(key), apart.load(key)
+        assert sample.image.shape == (1, *SIZE)
+        assert sample.spacing == SPACING
+        assert 0 <= sample.image.min() <= sample.image.max() <= 1
+        assert sample.label is not None
+        assert stored.label is not None
+        # Each voxel was only repeated.
+        np.testing.assert_array_equal(
+            sample.label,
+            stored.label[tuple(slice(None, None, b // a) for a, b in zip(SIZE, stored.label.shape, strict=True))],
+        )
+        assert abs(float(sample.image.mean() - stored.image.mean())) < 1e-3
+        assert (sample.scribble is None) == (stored.scribble is None)
+    assert data.load("case1").scribble is not None
+    np.testing.assert_array_equal(data.load("case1").scribble, apart.load("case1").scribble[:, ::2, ::2])
+    np.testing.assert_array_equal(data.load("case0").image, apart.load("case0").image)
+    data.check("train", need=("label",))
+
+
+def test_slices_of_one_spacing_stay_as_far_apart(mixed: Path) -> None:
+    data, whole = read(mixed, dims=2, spacing=[1.0, 1.0]), read(mixed, spacing=[3.0, 1.0, 1.0])
+    assert data.spacing == (1.0, 1.0)
+    assert read(mixed, dims=2, spacing="median").spacing == (1.0, 1.0)
+    sample = data.load("case1-004")
+    assert sample.spacing == (1.0, 1.0)
+    assert sample.slice == Slice("case1", 0, 4, 3.0)
+    np.testing.assert_array_equal(sample.image, whole.load("case1").image[:, 4])
+    np.testing.assert_array_equal(sample.scribble, whole.load("case1").scribble[4])
+    assert len([key for key in data.ids("all") if key.startswith("case2")]) == 2 * SIZE[0]
+    assert data.load("case2-003").slice == Slice("case2", 0, 3, 1.5)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (
+            {"spacing": [1, 1]},
+            r"spacing = \[1, 1\] must be \"median\", or 3 positive numbers, the mm between .* slices,",
+        ),
+        ({"spacing": [3, 0, 1]}, r"spacing = \[3, 0, 1\] must be"),
+        ({"spacing": "mean"}, "spacing = 'mean' must be"),
+        (
+            {"spacing": [3, 1, 1], "dims": 2},
+            "or 2 positive numbers, the mm between neighbouring rows and columns of slices",
+        ),
+        ({"file_spacing": [3, 1]}, r"file-spacing = \[3, 1\] must be 3 positive numbers"),
         ({"dims": 4}, "dims = 4 must be 3"),
         ({"dims": 2, "axis": 3}, "axis = 3 says along which of the axes 0, 1, 2"),
         ({"axis": 0}, "with dims = 3 nothing is cut"),
@@ -203,5 +333,10 @@ def test_folders_without_volumes(tmp_path: Path, mine: Path) -> None:
         read(mine)
     (mine / "images" / "case0.nrrd").unlink()
     (mine / "images" / "case0.nii.gz").write_bytes(b"something")
+    data = read(mine)  # the others can be read
+    for use in (lambda: data.load("case0"), lambda: data.check("all", need=())):
+        with pytest.raises(UsageError, match="cannot be read as NIfTI"):
+            use()
+    data.load("case1")
     with pytest.raises(UsageError, match="cannot be read as NIfTI"):
-        read(mine)
+        read(mine, dims=2)

@@ -1,0 +1,101 @@
+"""Expansions slab by slab: energies fall, what is held stays, and where slabs do not matter the minimum is found."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import regloss
+from regloss.grid import neighbor_offsets
+from regloss_plugins.kernels.expansion import expand_grid
+from regloss_plugins.kernels.expansion_slabs import expand_slabs
+from regloss_plugins.solvers import alpha_expansion
+
+SHAPE = (11, 6, 7)
+
+
+def problem(seed, classes=3, strength=0.4):
+    rng = np.random.default_rng(seed)
+    offsets = np.array(neighbor_offsets(3, 26))
+    blobs = torch.nn.functional.interpolate(torch.from_numpy(rng.normal(size=(1, classes, 3, 2, 2))), SHAPE)[0].numpy()
+    return {
+        "unary": blobs + rng.normal(size=(classes, *SHAPE)),
+        "offsets": offsets,
+        "weights": strength * rng.random((len(offsets), *SHAPE)),
+        "labels": rng.integers(0, classes, SHAPE),
+        "fixed": np.where(rng.random(SHAPE) < 0.05, rng.integers(0, classes, SHAPE), -1),
+        "roi": rng.random(SHAPE) > 0.1,
+        "allowed": np.ones(classes, bool),
+    }
+
+
+def energy_of(given, labels):
+    return expand_grid(**{**given, "labels": labels, "fixed": np.where(given["roi"], labels, -1)}, max_cycles=0).energy
+
+
+@pytest.mark.parametrize("slab", [1, 2, 4, 10, 11, 20])
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("seed", range(4))
+def test_slabs(slab, classes, seed):
+    given = problem(seed, classes)
+    whole, found = expand_grid(**given, max_cycles=20), expand_slabs(**given, max_cycles=20, slab=slab)
+    assert found.converged
+    assert found.start_energy == pytest.approx(whole.start_energy, abs=1e-9)
+    assert found.energy <= found.start_energy
+    assert found.energy == pytest.approx(energy_of(given, found.labels), abs=1e-9)
+    held = given["roi"] & (given["fixed"] >= 0)
+    np.testing.assert_array_equal(found.labels[held], given["fixed"][held])
+    np.testing.assert_array_equal(found.labels[~given["roi"]], given["labels"][~given["roi"]])
+    if classes == 2:
+        assert found.energy >= whole.energy - 1e-9
+    if slab >= 4:
+        assert found.energy <= whole.energy + 0.02 * (whole.start_energy - whole.energy)
+    if slab >= len(given["labels"]):
+        assert found.energy == pytest.approx(whole.energy, abs=1e-9)
+    # No slab's expansion improves it.
+    again = expand_slabs(**{**given, "labels": found.labels}, max_cycles=20, slab=slab)
+    np.testing.assert_array_equal(again.labels, found.labels)
+
+
+def test_slices_without_pairs_between_them_are_solved_exactly():
+    given = problem(0, 2)
+    flat = given["offsets"][:, 0] == 0
+    given["offsets"], given["weights"] = given["offsets"][flat], given["weights"][flat]
+    found = expand_slabs(**given, max_cycles=5, slab=3)
+    assert found.energy == pytest.approx(expand_grid(**given, max_cycles=5).energy, abs=1e-9)
+
+
+def test_labels_that_are_not_allowed_are_replaced():
+    given = problem(1)
+    given["allowed"] = np.array([True, False, True])
+    found = expand_slabs(**given, max_cycles=5, slab=4)
+    free = given["roi"] & (given["fixed"] < 0)
+    assert set(np.unique(found.labels[free])) <= {0, 2}
+    assert found.start_energy == pytest.approx(expand_grid(**given, max_cycles=0).energy, abs=1e-9)
+
+
+def test_cycles_that_run_out_are_told():
+    found = expand_slabs(**problem(2), max_cycles=1, slab=2)
+    assert (found.cycles, found.converged) == (1, False)
+
+
+def test_the_solver_takes_large_volumes_by_slabs(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    image, unary = torch.rand(1, 1, *SHAPE, generator=generator), torch.randn(1, 2, *SHAPE, generator=generator)
+    term = regloss.GridCRF(weight=0.3).bind(image)
+    whole = regloss.solve(term, unary, "alpha-expansion")
+    by_slabs = regloss.solve(term, unary, {"name": "alpha-expansion", "slab": 4})
+    assert whole.status[0] is regloss.Status.OPTIMAL
+    assert by_slabs.status[0] is regloss.Status.CONVERGED
+    assert torch.isinf(by_slabs.bound).all()
+    assert whole.energy <= by_slabs.energy + 1e-5
+    assert by_slabs.energy <= whole.energy + 0.02 * (whole.start_energy - whole.energy)
+    monkeypatch.setattr(alpha_expansion, "_LARGE", 400)
+    monkeypatch.setattr(alpha_expansion, "_AT_A_TIME", 4 * 42)
+    automatic = regloss.solve(term, unary, "alpha-expansion")
+    assert torch.equal(automatic.labels, by_slabs.labels)
+    monkeypatch.setattr(alpha_expansion, "_LARGE", 500)
+    assert torch.equal(regloss.solve(term, unary, "alpha-expansion").labels, whole.labels)
+    with pytest.raises(regloss.UsageError, match="slab must be at least 1"):
+        regloss.AlphaExpansion(slab=0)
