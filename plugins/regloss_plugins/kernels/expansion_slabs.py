@@ -1,10 +1,11 @@
 """Alpha-expansion on volumes that are too large to be expanded as a whole: slab by slab.
 
 A slab is a number of consecutive slices, whose pixels move while all others keep their labels; the pairs between both
-count. Its expansions never raise the energy of the volume, and slabs overlap by a quarter, so that a boundary that one
-of them ends at can move in the next. They are expanded in turn until none changes, whence the result cannot be improved
-by any expansion inside of one slab. That is less than what expansions of the whole volume would say: there is no bound
-on the minimum, for two labels either.
+count, so its expansions never raise the energy of the volume. In the first pass the slices that come after a slab, which
+have no labels yet that are worth anything, are left out. Slabs overlap by a quarter, so that a boundary that one of them
+ends at can move in the next. They are expanded in turn until none changes, whence the result cannot be improved by any
+expansion inside of one slab. That is less than what expansions of the whole volume would say: there is no bound on the
+minimum, for two labels either.
 """
 
 from __future__ import annotations
@@ -51,9 +52,9 @@ def expand_slabs(
     reach = int(np.abs(offsets[:, 0]).max(initial=0))
     labels = np.array(labels, np.int64)
 
-    def expand(start: int, stop: int, cycles: int) -> bool:
-        """Expand slices from start to stop; whether a label has changed."""
-        low, high = max(0, start - reach), min(length, stop + reach)
+    def expand(start: int, stop: int, cycles: int, *, ahead: bool = True) -> bool:
+        """Expand slices from start to stop, those after it counting or not; whether a label has changed."""
+        low, high = max(0, start - reach), min(length, stop + reach * ahead)
         held = fixed[low:high].copy()
         held[: start - low], held[stop - low :] = labels[low:start], labels[stop:high]
         part = slice(low, high)
@@ -68,8 +69,13 @@ def expand_slabs(
         expand(start, min(start + slab, length), 0)  # puts fixed and allowed labels in place
     start_energy = _energy(unary, offsets, weights, labels, roi)
     slabs = [(start, min(start + slab, length)) for start in _starts(length, slab)]
+    given = labels.copy()
+    for start, stop in slabs:
+        expand(start, stop, max_cycles, ahead=False)
+    if _energy(unary, offsets, weights, labels, roi) > start_energy:
+        labels[:] = given
     waiting = [True] * len(slabs)
-    cycles = 0
+    cycles = 1
     while any(waiting) and cycles < max_cycles:
         cycles += 1
         for number, (start, stop) in enumerate(slabs):
@@ -80,8 +86,9 @@ def expand_slabs(
                 for other, (first, last) in enumerate(slabs):
                     if other != number and first - reach < stop and start < last + reach:
                         waiting[other] = True
+    converged = not any(waiting)
     energy = _energy(unary, offsets, weights, labels, roi)
-    return Expansion(labels, energy, start_energy, cycles, not any(waiting), -math.inf)
+    return Expansion(labels, energy, start_energy, cycles, converged, -math.inf)
 
 
 def _starts(length: int, slab: int) -> list[int]:

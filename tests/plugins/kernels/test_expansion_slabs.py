@@ -76,13 +76,13 @@ def test_labels_that_are_not_allowed_are_replaced():
 
 
 def test_cycles_that_run_out_are_told():
-    found = expand_slabs(**problem(2), max_cycles=1, slab=2)
-    assert (found.cycles, found.converged) == (1, False)
+    found = expand_slabs(**problem(2), max_cycles=2, slab=2)
+    assert (found.cycles, found.converged) == (2, False)
 
 
 def test_the_solver_takes_large_volumes_by_slabs(monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    image, unary = torch.rand(1, 1, *SHAPE, generator=generator), torch.randn(1, 2, *SHAPE, generator=generator)
+    image, unary = torch.rand(1, 1, *SHAPE, generator=generator), torch.from_numpy(problem(0, 2)["unary"])[None]
     term = regloss.GridCRF(weight=0.3).bind(image)
     whole = regloss.solve(term, unary, "alpha-expansion")
     by_slabs = regloss.solve(term, unary, {"name": "alpha-expansion", "slab": 4})
