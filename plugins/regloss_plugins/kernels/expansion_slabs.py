@@ -1,11 +1,11 @@
 """Alpha-expansion on volumes that are too large to be expanded as a whole: slab by slab.
 
 A slab is a number of consecutive slices, whose pixels move while all others keep their labels; the pairs between both
-count, so its expansions never raise the energy of the volume. In the first pass the slices that come after a slab, which
-have no labels yet that are worth anything, are left out. Slabs overlap by a quarter, so that a boundary that one of them
-ends at can move in the next. They are expanded in turn until none changes, whence the result cannot be improved by any
-expansion inside of one slab. That is less than what expansions of the whole volume would say: there is no bound on the
-minimum, for two labels either.
+count, so its expansions never raise the energy of the volume. In the first pass the slices that come after a slab,
+which have no labels yet that are worth anything, are left out. Slabs overlap by a quarter, so that a boundary that one
+of them ends at can move in the next. They are expanded in turn until none changes, whence the result cannot be improved
+by any expansion inside of one slab. That is less than what expansions of the whole volume would say: there is no bound
+on the minimum, for two labels either.
 """
 
 from __future__ import annotations
