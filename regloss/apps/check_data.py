@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -373,8 +373,8 @@ class FolderCheck:
             for message in grouped_list(messages):
                 self.findings.add(part, message)
         self._say_images(headers, sizes, flat)
-        for part in counts.values():
-            part.tell(self.findings, len(self.samples), known=self.known)
+        for found in counts.values():
+            found.tell(self.findings, len(self.samples), known=self.known)
 
     def _say_images(self, headers: Mapping[Path, Header], sizes: Mapping[Size, int], flat: list[str]) -> None:
         kinds = Counter((header.channels, header.bits) for header in headers.values())
@@ -413,7 +413,7 @@ class Check(Protocol):
 
     root: Path
     findings: Findings
-    faulty: Sequence[str]
+    faulty: list[str]
 
     def understood(self, sample_id: str) -> Understood:
         """One sample, as far as it can be read."""

@@ -95,10 +95,11 @@ class VolumesCheck:
         place = _telling_place(sample, axis)
 
         def cut(labels: LabelMap | None) -> LabelMap | None:
-            return None if labels is None else labels.take(place, axis)
+            return None if labels is None else np.ascontiguousarray(labels.take(place, axis))
 
         title = f"{sample_id}, slice {place} of {sample.image.shape[axis + 1]}"
-        return Understood(title, sample.image.take(place, axis + 1), cut(sample.scribble), cut(sample.label), "")
+        image = np.ascontiguousarray(sample.image.take(place, axis + 1))
+        return Understood(title, image, cut(sample.scribble), cut(sample.label), "")
 
     def _orphans(self, folders: Mapping[str, Any]) -> None:
         for part, name in folders.items():
@@ -121,8 +122,8 @@ class VolumesCheck:
                 self.faulty.append(sample_id)
                 if str(error) in said:
                     continue
-                before, found, after = str(error).partition(sample_id)
-                broken.setdefault(after if found else before, []).append(str(error))
+                before, name, after = str(error).partition(sample_id)
+                broken.setdefault(after if name else before, []).append(str(error))
                 continue
             kinds[sample.image.shape, sample.spacing or ()] += 1
             if any(channel.min() == channel.max() for channel in sample.image):
@@ -143,8 +144,8 @@ class VolumesCheck:
         self.findings.facts.append(
             f"volumes: {len(self.findings.samples)}{channels}: {listed(described, 5)} (slices first)"
         )
-        for part in counts.values():
-            part.tell(self.findings, len(self.findings.samples), known=True)
+        for found in counts.values():
+            found.tell(self.findings, len(self.findings.samples), known=True)
         if flat:
             self.findings.add(
                 "images", f"{len(flat)} volumes have one value everywhere: {listed(flat)}; is it a window?"

@@ -109,7 +109,7 @@ def _energy(
         values = np.take_along_axis(costs, np.where(inside, chosen, 0)[None], 0)[0]
         sums.append(float(values[inside].sum(dtype=np.float64)))
     for offset, weight in zip(offsets, weights, strict=True):
-        first, second = pair_slices([int(step) for step in offset])
+        first, second = pair_slices(tuple(int(step) for step in offset))
         cut = (labels[first] != labels[second]) & roi[first] & roi[second]
         sums.append(float(weight[first][cut].sum(dtype=np.float64)))
     return math.fsum(sums)
