@@ -84,7 +84,9 @@ from regloss_plugins.networks.segnet import SegNet as SegNet
 from regloss_plugins.networks.unet import UNet as UNet
 from regloss_plugins.outer_loops.adm import ADM as ADM
 from regloss_plugins.outer_loops.deep_chan_vese import DeepChanVeseTraining as DeepChanVeseTraining
+from regloss_plugins.outer_loops.dual_branch import DualBranch as DualBranch
 from regloss_plugins.outer_loops.gradient_descent import GradientDescent as GradientDescent
+from regloss_plugins.outer_loops.mean_teacher import MeanTeacher as MeanTeacher
 from regloss_plugins.outer_loops.quadratic_splitting import Splitting as Splitting
 from regloss_plugins.outer_loops.soft_self_labeling import SoftSelfLabeling as SoftSelfLabeling
 from regloss_plugins.outer_loops.trust_region import TrustRegion as TrustRegion
@@ -112,6 +114,7 @@ from regloss_plugins.segmenters.deep_chan_vese import deep_chan_vese as deep_cha
 from regloss_plugins.segmenters.graph_cut import GraphCut as GraphCut
 from regloss_plugins.segmenters.guided_filter import guided_filter as guided_filter
 from regloss_plugins.segmenters.k_means import phases_by_color as phases_by_color
+from regloss_plugins.segmenters.random_walker import RandomWalker as RandomWalker
 from regloss_plugins.segmenters.region_competition import RegionCompetition as RegionCompetition
 from regloss_plugins.segmenters.saliency import phases_by_saliency as phases_by_saliency
 from regloss_plugins.segmenters.scribble_cut import ScribbleCut as ScribbleCut

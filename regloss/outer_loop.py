@@ -7,7 +7,7 @@ pixels of the region of interest. Weights therefore do not depend on resolution,
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from regloss.batch import Batch
-from regloss.checks import check_labels, check_scores
+from regloss.checks import at_least_float32, check_labels, check_scores
 from regloss.data_term import DataTerm
 from regloss.errors import UsageError
+from regloss.regularizer import Regularizer
 from regloss.settings import CheckedSettings
 from regloss.solver import Solution
 
@@ -65,11 +66,13 @@ class OuterLoop(metaclass=CheckedSettings):
             are over the global batch.
         world_size: number of processes that ``all_reduce`` sums over.
         data_term: the data term of the objective; None for a loop that has none of its own.
+        decoders: how many decoders the network must have, all of which learn; see `propose_from`.
     """
 
     update_every: Cadence
     data_term: DataTerm | None = None
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    decoders: ClassVar[int] = 1
 
     def __init__(self, update_every: Cadence = "never") -> None:
         if update_every not in ("never", "step") and (
@@ -108,6 +111,24 @@ class OuterLoop(metaclass=CheckedSettings):
         """
 
     # ---- what might be defined
+
+    def propose_from(self, branches: Sequence[Tensor], batch: Batch) -> Proposal | None:
+        """Propose from the logits of all decoders of a network, in every step; from the first's, unless it says else.
+
+        Args:
+            branches: (B, K, *S) of each decoder, the first of which is the one that predicts.
+            batch: images and labels.
+        """
+        return self.propose(branches[0], batch)
+
+    def attach(self, network: nn.Module) -> None:
+        """Take note of the network that will be trained, once, before the first step and before `modules` is asked for.
+
+        For loops that keep a copy of it; most do nothing.
+
+        Args:
+            network: (B, C, *S) images and (B, *S) bool regions of interest (or None) to logits (B, K, *S).
+        """
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Networks that are trained beside the one that makes the logits, by name; see `DataTerm.modules`.
@@ -178,6 +199,16 @@ class OuterLoop(metaclass=CheckedSettings):
             return {}
         terms = self.data_term.loss_terms(logits, batch)
         return {f"data-{name}" if name else "data": self.mean(*term) for name, term in terms.items()}
+
+    def regularizer_loss_terms(
+        self, regularizer: Regularizer | None, weight: float, logits: Tensor, batch: Batch
+    ) -> dict[str, Tensor]:
+        """``weight`` times the mean per pixel of a relaxed regularizer, for `total_loss`; nothing if either is none."""
+        if regularizer is None or weight == 0:
+            return {}
+        probabilities = at_least_float32(logits).softmax(1)
+        energy = regularizer.bind(batch.image, batch.roi, batch.spacing).penalty(probabilities)
+        return {"regularizer": weight * self.mean(energy, batch.pixels)}
 
     def total_loss(self, **loss_terms: Tensor) -> Tensor:
         """Sum of the terms of a loss, kept for ``parts`` under their names."""

@@ -24,6 +24,8 @@ LOOPS: dict[str, dict[str, Any]] = {
     },
     "adm": {"name": "adm", "coupling": 0.1},
     "gradient-descent": {"name": "gradient-descent"},
+    "dual-branch": {"name": "dual-branch"},  # with network.auxiliary-decoder
+    "mean-teacher": {"name": "mean-teacher", "samples": 2},
 }
 
 

@@ -12,7 +12,7 @@ import regloss
 from regloss.errors import MissingDependency
 from regloss.registry import KINDS, OWN_DISTRIBUTION, components, public_targets
 
-EXTRAS = {"PyMaxflow", "GCO"}  # which may be missing here
+EXTRAS = {"PyMaxflow", "GCO", "RandomWalker"}  # which may be missing here
 
 
 def stub_names():

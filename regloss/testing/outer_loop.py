@@ -170,6 +170,14 @@ class OuterLoopConformance(Suite):
         if first.solution is not None and second.solution is not None:
             assert_at_most(second.solution.energy, first.solution.energy, self.tolerance, "the energy rose")
 
+    def test_one_decoder_is_enough_to_propose(self) -> None:
+        """`OuterLoop.propose_from` of one decoder's logits is `OuterLoop.propose`, whatever is drawn."""
+        loop, batch, logits = self.make(), self._batch(irregular_region(3, self.size)), self._logits()
+        expected, found = loop.propose(logits, batch), loop.propose_from([logits], batch)
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            assert torch.equal(found.labels, expected.labels), "one decoder's proposal is another one"
+
     def test_objective_needs_the_proposal(self) -> None:
         """Loops that propose say so when the proposal is missing; others do without."""
         if self._proposes():

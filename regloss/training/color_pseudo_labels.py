@@ -12,28 +12,25 @@ supervised instance and semantic segmentation", CVPR 2017.
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from regloss.alternation import alternate
 from regloss.dataset import IGNORE, Sample
 from regloss.errors import UsageError
+from regloss.io.types import LabelMap
 from regloss.numerics import one_hot
 from regloss.region_force import RegionForce
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Regularizer, combine
 from regloss.solver import Solver, negotiate
+from regloss.training.pseudo_labels import PseudoLabels
 
-LabelMap = npt.NDArray[np.uint8]
 
-
-class ColorPseudoLabels:
-    """Makes pseudo-labels, and keeps them compressed: each image is solved for once in a process.
+class ColorPseudoLabels(PseudoLabels):
+    """Makes pseudo-labels of the scribbles and of colours.
 
     Args:
         region_force: an object, a name or a table.
@@ -55,31 +52,15 @@ class ColorPseudoLabels:
         self.regularizer: Regularizer = combined
         self.solver: Solver = resolve("solver", solver)
         negotiate(self.regularizer, self.solver)
+        super().__init__()
         self.entropy = entropy
         self.rounds = rounds
-        self._of: frozenset[str] = frozenset()
-        self._kept: dict[str, bytes] = {}
-
-    def only_of(self, ids: Iterable[str]) -> None:
-        """Say which samples get pseudo-labels: those that are trained on."""
-        self._of = frozenset(ids)
-
-    def __call__(self, sample: Sample) -> Sample:
-        """``sample`` with its pseudo-labels (*S) as scribbles.
-
-        As it is if it is not among those that get some, or if fewer than two classes are scribbled, so that colours
-        cannot tell them apart.
-        """
-        if sample.id not in self._of or sample.scribble is None:
-            return sample
-        if sample.id not in self._kept:
-            self._kept[sample.id] = zlib.compress(self.propose(sample).tobytes(), 1)
-        flat = np.frombuffer(zlib.decompress(self._kept[sample.id]), dtype=np.uint8)
-        labels = flat.reshape(sample.scribble.shape).copy()
-        return Sample(sample.id, sample.image, sample.label, labels, sample.group)
 
     def propose(self, sample: Sample) -> LabelMap:
-        """Solve for one sample's pseudo-labels (*S)."""
+        """Solve for one sample's pseudo-labels (*S), of which every pixel has one.
+
+        Its scribbles if fewer than two classes are scribbled, so that colours cannot tell them apart.
+        """
         assert sample.scribble is not None
         scribble = sample.scribble
         present = np.unique(scribble[scribble != IGNORE])

@@ -16,7 +16,16 @@ from pathlib import Path
 from types import GenericAlias, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+    model_validator,
+)
 from torch import Tensor, nn
 
 from regloss.errors import ReglossError, UsageError
@@ -27,7 +36,9 @@ from regloss.layer import RegularizedLayer
 from regloss.outer_loop import OuterLoop
 from regloss.registry import check_settings, create, find, get, name_of, settings
 from regloss.training.color_pseudo_labels import ColorPseudoLabels
+from regloss.training.pseudo_labels import PseudoLabels
 from regloss.training.saved import shortened
+from regloss.training.segmenter_pseudo_labels import SegmenterPseudoLabels
 
 
 def _hyphens(name: str) -> str:
@@ -92,11 +103,12 @@ class Augment(_Section):
 
 
 class Proposals(_Section):
-    """Full proposals made of scribbles and colours before the training, which then learns them as if they were labels.
+    """Proposals made of scribbles and image before the training, which then learns them as if they were labels.
 
     region-force: name or table. regularizer: name, table, or several, which add up; its weight is in the region force's
     units, nats for "histogram". solver: name or table. entropy: for solvers over probabilities. rounds: how often
-    labels are solved for, and statistics fitted between.
+    labels are solved for, and statistics fitted between. segmenter: name or table of one that makes the proposals in
+    the place of all these. threshold: pixels whose class it gives less than this probability stay unlabelled.
     """
 
     region_force: str | dict[str, Any] = "histogram"
@@ -104,11 +116,29 @@ class Proposals(_Section):
     solver: str | dict[str, Any] = "alpha-expansion"
     entropy: float = Field(default=0.0, ge=0)
     rounds: int = Field(default=5, ge=1)
+    segmenter: str | dict[str, Any] | None = None
+    threshold: float = Field(default=0.0, ge=0, lt=1)
 
     @field_validator("regularizer", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return _several(value)
+
+    @field_validator("segmenter", mode="before")
+    @classmethod
+    def _none_if_empty(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @model_validator(mode="after")
+    def _by_one_of_two(self) -> Proposals:
+        fields = type(self).model_fields
+        own = [name for name in fields if name not in ("segmenter", "threshold")]
+        changed = [_hyphens(name) for name in own if getattr(self, name) != fields[name].default]
+        if self.segmenter is not None and changed:
+            raise ValueError(f"a segmenter makes proposals by itself, and {', '.join(changed)} would change nothing")
+        if self.segmenter is None and self.threshold > 0:
+            raise ValueError("threshold is of the probabilities that a segmenter gives; name one, random-walker say")
+        return self
 
 
 class Data(_ComponentSection):
@@ -117,15 +147,17 @@ class Data(_ComponentSection):
     supervision: "scribbles" trains on scribbles, "labels" on dense labels, "none" on the images alone. scribble-length:
     fraction of every stroke's length that is kept, 1 = all, 0 = a click. max-scribbled: largest fraction of an image's
     pixels that scribbles may label; more is taken for a mistake. train, val, test: names of subsets; "" does without
-    the last two. folds: cross-validation, in how many parts the training subset's groups are dealt. fold: the one that
-    is left out, from 0, and scored as ``test``. stratify: regular expression with one capturing group, searched in each
-    group's name; what it captures is spread evenly over the folds. crop: size of training crops in pixels, a number or
+    the last two. train-unlabelled: name of a subset whose images are trained on beside those of ``train``, without any
+    label, for losses that look at images and predictions. folds: cross-validation, in how many parts the training
+    subset's groups are dealt. fold: the one that is left out, from 0, and scored as ``test``. stratify: regular
+    expression with one capturing group, searched in each group's name; what it captures is spread evenly over the
+    folds. crop: size of training crops in pixels, a number or
     one per axis; absent = whole images. Smaller images are padded, and the padding lies outside the region of interest.
     crops-per-image: how many of each image an epoch has. labelled-share: fraction of the crops that hold a labelled
     pixel, of a class drawn at random among those that the image has; the others lie anywhere. normalize: what the
     network sees: the image as it is, with zero mean and unit spread ("image"), or with ImageNet's channel statistics.
     workers: loader processes. cache: keep decoded images in memory. proposals: train on segmentations made of the
-    scribbles and the image's colours instead of the scribbles; absent = no.
+    scribbles and the image instead of the scribbles; absent = no.
     """
 
     dataset: str
@@ -133,6 +165,7 @@ class Data(_ComponentSection):
     scribble_length: float = Field(default=1.0, ge=0, le=1)
     max_scribbled: float = Field(default=MAX_SCRIBBLED, gt=0, le=1)
     train: str = "train"
+    train_unlabelled: str | None = None
     val: str | None = None
     test: str | None = "test"
     folds: int | None = Field(default=None, ge=2, le=1000)
@@ -152,7 +185,7 @@ class Data(_ComponentSection):
     def _absent_if_empty(cls, value: Any) -> Any:
         return None if value == "" else value
 
-    @field_validator("val", "test")
+    @field_validator("train_unlabelled", "val", "test")
     @classmethod
     def _none_if_empty(cls, value: str | None) -> str | None:
         return value or None
@@ -477,6 +510,11 @@ def _check_components(config: Config, source: str) -> None:
                 f'data.proposals are made of scribbles, but data.supervision is "{config.data.supervision}". Leave '
                 'one of them out, or use supervision = "scribbles".'
             )
+        if config.data.train_unlabelled is not None and config.data.supervision == "none":
+            raise UsageError(
+                'data.train-unlabelled is for a training with labels, and data.supervision is "none". Name all images '
+                "in data.train."
+            )
         for number, term in enumerate(config.loss.data_term if isinstance(config.loss.data_term, list) else []):
             _check_named("data-term", {k: v for k, v in term.items() if k != "weight"}, f"[[loss.data-term]] {number}")
         for number, regularizer in enumerate(config.loss.regularizer or []):
@@ -567,7 +605,7 @@ def build_warm_up(loop: OuterLoop) -> Any:
     return create("outer-loop", "gradient-descent", data_term=loop.data_term)
 
 
-def build_proposals(proposals: Proposals | None) -> ColorPseudoLabels | None:
+def build_proposals(proposals: Proposals | None) -> PseudoLabels | None:
     """What makes the proposals of a configuration; None where there are none.
 
     Raises:
@@ -577,6 +615,8 @@ def build_proposals(proposals: Proposals | None) -> ColorPseudoLabels | None:
     if proposals is None:
         return None
     try:
+        if proposals.segmenter is not None:
+            return SegmenterPseudoLabels(proposals.segmenter, proposals.threshold)
         return ColorPseudoLabels(
             proposals.region_force, proposals.regularizer, proposals.solver, proposals.entropy, proposals.rounds
         )

@@ -8,7 +8,7 @@ from the configuration, and is not saved.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,13 +203,15 @@ class SegmentationModel(nn.Module):
             weights: by name.
             source: where they come from, for messages.
             start: whether they are only where a training starts: settings of the layer that they do not hold keep their
-                values.
+                values, and a network with a method ``start_weights`` completes its own.
 
         Raises:
             UsageError: names or shapes differ, as they do for another network.
         """
         network = {name: value for name, value in weights.items() if not name.startswith(_LAYER)}
-        load_network(self.network, network, source)
+        complete: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None
+        complete = getattr(self.network, "start_weights", None) if start else None
+        load_network(self.network, network if complete is None else complete(network), source)
         if self.layer is None:
             return
         expected = self.layer.state_dict()

@@ -11,6 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any, Literal
@@ -353,8 +354,15 @@ def propose(
     spelled: Callable[[str], str] = str,
 ) -> Proposal | None:
     """The loop's proposal; errors name the images, in words that ``spelled`` may change."""
-    try:
+    with named_images(batch, spelled):
         return loop.propose(logits, batch, warm)
+
+
+@contextmanager
+def named_images(batch: Batch, spelled: Callable[[str], str]) -> Iterator[None]:
+    """Errors of a loop that proposes name the images of ``batch``, in words that ``spelled`` may change."""
+    try:
+        yield
     except UsageError as error:
         where = f" for {', '.join(batch.ids)}" if batch.ids else ""
         raise type(error)(f"No proposal{where}: {spelled(str(error))}") from error

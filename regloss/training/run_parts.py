@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +10,14 @@ import torch
 
 from regloss.batch import Batch
 from regloss.dataset import IGNORE, Dataset, Sample
-from regloss.errors import UsageError
+from regloss.errors import UsageError, listed
 from regloss.metrics.scores import Scores
 from regloss.outer_loop import OuterLoop
 from regloss.registry import resolve
 from regloss.training import checkpoints
-from regloss.training.config import Config, build_loop, build_proposals, build_warm_up
+from regloss.training.config import Config, Data, build_loop, build_proposals, build_warm_up
 from regloss.training.folds import open_dataset
+from regloss.training.further_logits import check_decoders
 from regloss.training.loader import Prepared, TrainingSet, crop_size, whole_batch
 from regloss.training.model import SegmentationModel, build_model, predict
 from regloss.training.optimization import build_optimizer, optimizer_of
@@ -45,7 +46,7 @@ class Parts:
             together it makes no difference.
         loop: couples the segmenter with solver and losses.
         warm_up: what trains on its data term alone in the first epochs; None = nothing does.
-        ids: of the training samples.
+        ids: of the training samples, those without labels last.
         warnings: worth reading before the training.
         checkpoint: what the run goes on from, its weights in ``segmenter`` already; None at a beginning.
     """
@@ -92,6 +93,8 @@ def build(config: Config, *, resume: bool = False) -> Parts:
             )
         segmenter.load_weights(checkpoints.read_weights(Path(start_from)), start_from, start=True)
     loop = build_loop(config.loss, data.supervision)
+    check_decoders(segmenter.network, loop)
+    loop.attach(segmenter)
     warm_up = build_warm_up(loop) if config.training.warm_up > 0 else None
     optimizers = {"network": build_optimizer(config, segmenter)} | {
         name: optimizer_of(config, module.parameters()) for name, module in loop.modules().items()
@@ -108,12 +111,14 @@ def build(config: Config, *, resume: bool = False) -> Parts:
                 dataset.check(subset, need=("label",))
             except UsageError as error:
                 raise UsageError(f'{error}\nTo train without this subset, set data.{key} = "".') from error
-    ids = list(dataset.ids(data.train))
-    if proposals is not None:
-        proposals.only_of(ids)
-    reader = SampleReader(dataset, data.cache, data.scribble_length, proposals)
-    if not ids:
+    labelled = list(dataset.ids(data.train))
+    if not labelled:
         raise UsageError(f"The subset {data.train!r} of the data set is empty: there is nothing to train on.")
+    unlabelled = _unlabelled_ids(dataset, data, labelled)
+    ids = [*labelled, *unlabelled]
+    if proposals is not None:
+        proposals.only_of(labelled)
+    reader = SampleReader(dataset, data.cache, data.scribble_length, proposals, unlabelled)
     first = reader.load(ids[0])
     crop_size(data, first.image.ndim - 1)
     _check_loop(loop, first, len(dataset.classes), data.supervision)
@@ -127,6 +132,25 @@ def build(config: Config, *, resume: bool = False) -> Parts:
         _check_checkpoint(checkpoint, config, optimizers, loop, len(ids) * data.crops_per_image)
     _check_layer(segmenter, TrainingSet(reader, ids, data, config.seed)[0, 0, -1], len(dataset.classes))
     return Parts(config, dataset, reader, segmenter, optimizers, loop, warm_up, ids, warnings, checkpoint)
+
+
+def _unlabelled_ids(dataset: Dataset, data: Data, labelled: Sequence[str]) -> list[str]:
+    """Ids of the samples that are trained on without labels; none where no subset is named.
+
+    Raises:
+        UsageError: some of them are trained on with labels.
+    """
+    if data.train_unlabelled is None:
+        return []
+    dataset.check(data.train_unlabelled, need=())
+    ids = list(dataset.ids(data.train_unlabelled))
+    both = sorted(set(ids) & set(labelled))
+    if both:
+        raise UsageError(
+            f"{len(both)} images of data.train-unlabelled = {data.train_unlabelled!r} are in data.train = "
+            f"{data.train!r} too: {listed(both)}. Take them out of one of the two."
+        )
+    return ids
 
 
 def _last_checkpoint(folder: Path) -> checkpoints.Checkpoint | None:
@@ -189,7 +213,7 @@ def _rehearse(loop: OuterLoop, batch: Batch, classes: int) -> None:
     logits = torch.zeros(batch.shape[0], classes, *batch.shape[1:], requires_grad=True)
     for progress in (0.0, 1.0):
         loop.set_progress(progress)
-        proposal = None if loop.update_every == "never" else propose(loop, logits, batch)
+        proposal = None if loop.update_every == "never" else propose(loop, [logits], batch)
         loop.objective(logits, batch, proposal)
     loop.set_progress(0.0)
 

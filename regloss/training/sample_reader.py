@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from regloss.dataset import Dataset as SampleSource
 from regloss.errors import UsageError, listed
 from regloss.io.samples import MAX_SCRIBBLED
 from regloss.io.scribbles import shorten
-from regloss.training.color_pseudo_labels import ColorPseudoLabels
+from regloss.training.pseudo_labels import PseudoLabels
 
 CACHE_LIMIT = 2 * 1024**3  # bytes of decoded samples kept in memory by each process
 
@@ -22,6 +22,7 @@ class SampleReader:
     """Samples of a data set, decoded once while they fit into memory.
 
     Attributes:
+        unlabelled: ids of the samples that are read without what labels they may have.
         scribbled: fraction of the pixels that the scribbles of each sample label, of those that have been read.
         spacings: of each sample that has been read, in mm; None = not known.
     """
@@ -31,12 +32,14 @@ class SampleReader:
         source: SampleSource,
         enabled: bool = True,
         scribble_length: float = 1.0,
-        proposals: ColorPseudoLabels | None = None,
+        proposals: PseudoLabels | None = None,
+        unlabelled: Iterable[str] = (),
     ) -> None:
         self.source = source
         self.enabled = enabled
         self.scribble_length = scribble_length
         self.proposals = proposals
+        self.unlabelled = frozenset(unlabelled)
         self.scribbled: dict[str, float] = {}
         self.spacings: dict[str, tuple[float, ...] | None] = {}
         self._samples: dict[str, Sample] = {}
@@ -52,6 +55,9 @@ class SampleReader:
             return self._samples[sample_id]
         sample = self.source.load(sample_id)
         check_sample(sample, len(self.source.classes))
+        if sample_id in self.unlabelled:
+            nothing = np.full(sample.image.shape[1:], IGNORE, dtype=np.uint8)
+            sample = replace(sample, label=nothing, scribble=nothing)
         self.spacings[sample_id] = sample.spacing
         if sample.scribble is not None:
             self.scribbled[sample_id] = float((sample.scribble != IGNORE).mean())
@@ -122,7 +128,7 @@ def check_training_samples(
     seeded: set[int] = set()
     for sample_id in ids:
         labels = supervision_of(reader.load(sample_id), supervision)
-        if supervision == "none":
+        if supervision == "none" or sample_id in reader.unlabelled:
             continue  # loading has checked the image
         present = np.unique(labels[labels != IGNORE])
         seeded.update(present.tolist())

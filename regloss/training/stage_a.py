@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,21 +10,27 @@ from torch import Tensor
 
 from regloss.batch import Batch
 from regloss.outer_loop import OuterLoop, Proposal
-from regloss.training import proposal_engine
 from regloss.training.config import as_written
 from regloss.training.loader import like_groups, whole_batch
 from regloss.training.model import predict
 from regloss.training.processes import to_device
-from regloss.training.proposal_engine import ENERGIES, OfBatches, Proposals
+from regloss.training.proposal_engine import ENERGIES, OfBatches, Proposals, named_images
 from regloss.training.sample_reader import supervision_of
 
 if TYPE_CHECKING:
     from regloss.training.run_parts import Parts
 
 
-def propose(loop: OuterLoop, logits: Tensor, batch: Batch) -> Proposal | None:
-    """The loop's proposal; errors name the images, and settings as a configuration spells them."""
-    return proposal_engine.propose(loop, logits, batch, spelled=as_written)
+def propose(loop: OuterLoop, branches: Sequence[Tensor], batch: Batch) -> Proposal | None:
+    """The loop's proposal from the logits of all decoders; errors name the images, and settings as in a configuration.
+
+    Args:
+        loop: that proposes in every step.
+        branches: (B, K, *S) of each decoder, see `OuterLoop.propose_from`.
+        batch: images and labels.
+    """
+    with named_images(batch, as_written):
+        return loop.propose_from(branches, batch)
 
 
 def propose_all(proposals: Proposals, parts: Parts, epoch: int, step: int, device: torch.device) -> dict[str, float]:

@@ -37,9 +37,9 @@ from regloss.outer_loop import Proposal
 from regloss.report.advice import advice
 from regloss.training import checkpoints
 from regloss.training.config import Config, as_written
-from regloss.training.deep_supervision import coarser_loss
 from regloss.training.evaluation import evaluate_samples, examples_of, measure_training, training_energy
 from regloss.training.finite import check_finite_logits, diverged
+from regloss.training.further_logits import auxiliary_logits, further_loss
 from regloss.training.loader import EpochOrder, TrainingSet, training_batches
 from regloss.training.logs import CsvLog
 from regloss.training.model import NotFinite, describe_layer, layer_report, save_model
@@ -228,19 +228,20 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
                 elif loop.update_every == "step":
                     check_finite_logits(logits, step + 1, batch)
                     solver_began = time.perf_counter()
-                    proposal = propose(loop, logits.detach(), batch)
+                    branches = [each.detach() for each in (logits, *auxiliary_logits(segmenter.network))]
+                    proposal = propose(loop, branches, batch)
                     _spent(numbers, solver_began, "solver-seconds")
                     add_energies(numbers, proposal, batch)
                 loss = None
                 # Before the objective itself, whose terms are those that are logged.
-                coarser = coarser_loss(segmenter.network, loop, batch, proposal)
+                further = further_loss(segmenter.network, loop, batch, proposal)
                 for update in loop.updates(logits, batch, proposal, model):
                     loss = update.loss.detach() if loss is None else loss
                     for name in update.networks:
                         optimizers[name].zero_grad()
-                    if coarser is not None and "network" in update.networks:
-                        fabric.backward(update.loss + coarser)
-                        coarser = None
+                    if further is not None and "network" in update.networks:
+                        fabric.backward(update.loss + further)
+                        further = None
                     else:
                         fabric.backward(update.loss)
                     for name in update.networks:

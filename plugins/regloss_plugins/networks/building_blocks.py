@@ -56,10 +56,10 @@ def check_dims(network: str, dims: int) -> None:
         raise UsageError(f"{network}: dims must be 2 (images) or 3 (volumes), not {dims!r}")
 
 
-def check_dropout(network: str, dropout: float) -> None:
+def check_dropout(network: str, dropout: float, name: str = "dropout") -> None:
     """Raise `UsageError`, in the name of ``network``, unless ``dropout`` is a probability below 1."""
     if not 0.0 <= dropout < 1.0:
-        raise UsageError(f"{network}: dropout must lie in [0, 1), not {dropout}")
+        raise UsageError(f"{network}: {name} must lie in [0, 1), not {dropout}")
 
 
 def check_image(network: str, image: Tensor, in_channels: int, dims: int) -> None:

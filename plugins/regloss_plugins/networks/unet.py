@@ -2,7 +2,8 @@
 
 Sources: Ronneberger, Fischer and Brox, U-Net: Convolutional Networks for Biomedical Image Segmentation, MICCAI 2015;
 Cicek et al., 3D U-Net, MICCAI 2016; Oktay et al., Attention U-Net: Learning Where to Look for the Pancreas, MIDL 2018;
-poolings and convolutions by spacing: Isensee et al., nnU-Net, Nature Methods 18, 2021.
+poolings and convolutions by spacing: Isensee et al., nnU-Net, Nature Methods 18, 2021; the second decoder: Luo et al.,
+Scribble-Supervised Medical Image Segmentation via Dual-Branch Network, MICCAI 2022.
 
 Differs from the first of them in: 1. convolutions are padded, so that the logits have the size of the image; 2. the
 decoder upsamples by linear interpolation, which leaves no checkerboard in the logits as the transposed convolution can,
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -68,10 +69,15 @@ class UNet(Network):
             None = the same along all.
         deep_supervision: of how many coarser levels of the decoder the logits are learnt too, below ``levels`` - 1.
             In training mode `coarser` has them after a call.
+        auxiliary_decoder: whether there is a second decoder, of the same form, for training alone. In training mode
+            `auxiliary` has its logits after a call.
+        auxiliary_dropout: probability in [0, 1) that the second decoder does not see a feature map of the encoder.
 
     Attributes:
         coarser: logits (B, K, *S) of coarser levels, fine to coarse, interpolated to the size of the image; empty in
             evaluation mode.
+        auxiliary: logits (B, K, *S) of the second decoder; empty in evaluation mode, and where there is none.
+        decoders: how many there are.
 
     Raises:
         UsageError: a setting is not one of the allowed values.
@@ -96,11 +102,14 @@ class UNet(Network):
         dropout: float = 0.0,
         spacing: Sequence[float] | None = None,
         deep_supervision: int = 0,
+        auxiliary_decoder: bool = False,
+        auxiliary_dropout: float = 0.5,
     ) -> None:
         super().__init__()
         check_settings("unet", in_channels, classes, levels, channels, max_channels, norm)
         check_dims("unet", dims)
         check_dropout("unet", dropout)
+        check_dropout("unet", auxiliary_dropout, "auxiliary_dropout")
         if spacing is not None and (len(spacing) != dims or not all(0 < step < math.inf for step in spacing)):
             raise UsageError(f"unet: spacing must be {dims} positive numbers, one for each axis, not {list(spacing)}")
 
@@ -121,18 +130,28 @@ class UNet(Network):
             _block(before, width, norm, dims, dropout, kernel)
             for before, width, kernel in zip([in_channels, *widths[:-1]], widths, kernels, strict=True)
         )
-        # The decoder's stages are stored from fine to coarse, stage l joining level l + 1 to level l.
-        self.decoder = nn.ModuleList(
-            _DecoderStage(coarse, fine, norm, dims, attention, dropout, factors, kernel)
-            for (fine, coarse), factors, kernel in zip(
-                itertools.pairwise(widths), self.factors, kernels[:-1], strict=True
+
+        def decoder() -> nn.ModuleList:
+            """Stages from fine to coarse, stage l joining level l + 1 to level l."""
+            return nn.ModuleList(
+                _DecoderStage(coarse, fine, norm, dims, attention, dropout, factors, kernel)
+                for (fine, coarse), factors, kernel in zip(
+                    itertools.pairwise(widths), self.factors, kernels[:-1], strict=True
+                )
             )
-        )
+
+        self.decoder = decoder()
         self.classifier = CONVOLUTION[dims](widths[0], classes, kernel_size=1)
         self.coarser_classifiers = nn.ModuleList(
             CONVOLUTION[dims](width, classes, kernel_size=1) for width in widths[1 : deep_supervision + 1]
         )
         self.coarser: list[Tensor] = []
+        self.decoders = 2 if auxiliary_decoder else 1
+        if auxiliary_decoder:
+            self.auxiliary_decoder = decoder()
+            self.auxiliary_classifier = CONVOLUTION[dims](widths[0], classes, kernel_size=1)
+            self.auxiliary_dropout = _DROPOUT[dims](auxiliary_dropout)
+        self.auxiliary: list[Tensor] = []
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the logits.
@@ -156,7 +175,9 @@ class UNet(Network):
                 skips.append(features)
                 features = _POOLING[self.dims](features, self.factors[level - 1])
             features = block(features)
-        self.coarser = []
+        self.coarser, self.auxiliary = [], []
+        if self.training and self.decoders > 1:
+            self.auxiliary = [_cropped(self._auxiliary_logits(features, skips), size)]
         for level, stage in reversed(list(enumerate(self.decoder))):
             features = stage(features, skips)
             if self.training and 0 < level <= len(self.coarser_classifiers):
@@ -166,6 +187,19 @@ class UNet(Network):
                 logits = functional.interpolate(logits, scale_factor=tuple(map(float, factors)), mode=mode)
                 self.coarser.insert(0, _cropped(logits, size))
         return _cropped(self.classifier(features), size)
+
+    def start_weights(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights to start from, of a network without a second decoder too: then it begins as a copy of the first."""
+        missing = [name for name in self.state_dict() if name.startswith("auxiliary_") and name not in weights]
+        firsts = {name: name.removeprefix("auxiliary_") for name in missing}
+        return {**weights, **{name: weights[first].clone() for name, first in firsts.items() if first in weights}}
+
+    def _auxiliary_logits(self, features: Tensor, skips: Sequence[Tensor]) -> Tensor:
+        features, *seen = (self.auxiliary_dropout(each) for each in (features, *skips))
+        for stage in reversed(self.auxiliary_decoder):
+            features = stage(features, seen)
+        logits: Tensor = self.auxiliary_classifier(features)
+        return logits
 
     def _pad(self, image: Tensor) -> Tensor:
         # The coarsest level keeps two pixels along each axis: batch and instance normalisation need more than one.

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from regloss.batch import Batch
-from regloss.checks import at_least_float32
 from regloss.data_term import combine_data_terms
 from regloss.errors import UsageError
 from regloss.outer_loop import OuterLoop, Proposal, check_logits
@@ -67,8 +66,4 @@ class GradientDescent(OuterLoop):
         check_logits(logits, batch)
         loss_terms = self.data_loss_terms(logits, batch)
         factor = self.weight_schedule.at(self.progress)
-        if self.regularizer is not None and factor > 0:
-            probabilities = at_least_float32(logits).softmax(1)
-            energy = self.regularizer.bind(batch.image, batch.roi, batch.spacing).penalty(probabilities)
-            loss_terms["regularizer"] = factor * self.mean(energy, batch.pixels)
-        return self.total_loss(**loss_terms)
+        return self.total_loss(**loss_terms, **self.regularizer_loss_terms(self.regularizer, factor, logits, batch))

@@ -77,6 +77,34 @@ def test_coarser_levels_have_logits_in_training(spacing: list[float] | None) -> 
             build(levels=levels, deep_supervision=most + 1)
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_second_decoder_has_logits_in_training(dims: int) -> None:
+    image = torch.rand(2, 2, *(21, 30, 9)[:dims])
+    network = build(dims=dims, auxiliary_decoder=True, attention=True, norm="none")
+    logits = network(image)
+    (second,) = network.auxiliary
+    assert second.shape == logits.shape
+    (logits.square().sum() + second.square().sum()).backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    with torch.random.fork_rng():
+        other = network(image)
+    assert torch.equal(other, logits), "dropout of the second decoder's features reaches the first"
+    assert not torch.equal(network.auxiliary[0], second)
+    assert torch.equal(network.eval()(image), logits)
+    assert network.auxiliary == []
+    # As a copy, and without dropout, it is the first.
+    copied = build(dims=dims, auxiliary_decoder=True, auxiliary_dropout=0.0, attention=True, norm="none")
+    plain = build(dims=dims, attention=True, norm="none")
+    copied.load_state_dict(copied.start_weights(plain.state_dict()))
+    torch.testing.assert_close(copied(image), plain(image), rtol=0, atol=0)
+    torch.testing.assert_close(copied.auxiliary[0], plain(image), rtol=0, atol=0)
+    assert (copied.decoders, plain.decoders) == (2, 1)
+    own = network.state_dict()
+    assert all(torch.equal(value, own[name]) for name, value in network.start_weights(own).items())
+    with pytest.raises(UsageError, match=r"auxiliary_dropout must lie in \[0, 1\)"):
+        build(auxiliary_decoder=True, auxiliary_dropout=1.0)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dims", [2, 3])
 @pytest.mark.parametrize("attention", [False, True])

@@ -4,6 +4,9 @@
 
 t is the fraction of the training that is done and N the number of pixels. A prior that is strong from the beginning may
 hold an untrained network at one class everywhere; this one lets it learn its labels first.
+
+Other loops derive from `regloss.OuterLoop`: with `propose` if they make proposals (`propose_from` if those come of
+several decoders), with `attach` and `updates` if they keep a copy of the network or train others beside it.
 """
 
 from __future__ import annotations
