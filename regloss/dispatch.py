@@ -12,6 +12,7 @@ exact types (a subclass may compute something else) and the device type; the mod
 Tasks and what their functions are:
 
     "dual-ascent"  (operator, dual set)   `regloss.dual_problem.DualAscent`
+    "adjoint"      (operator, dual set)   a function from `regloss.implicit.AdjointProblem` to an `Adjoint`
     "edge-sums"    (operator,)            an object with gather(ends, weights, values, sign, out) and scatter(ends,
                                           weights, flows, sign, out), as `regloss.operators.EdgeDifferences` calls them
 """

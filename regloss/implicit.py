@@ -37,15 +37,40 @@ class Adjoint:
 
     Attributes:
         response: v (B, K, *S), minus the gradient with respect to the unary.
-        duals: nu, one tensor a part.
+        duals: nu, one tensor a part; None where it meets K s = b alone or there is no parameter, so that none feels it.
         steps: of conjugate gradients.
         residual: (B,) relative residual in the preconditioner's norm.
     """
 
     response: Tensor
-    duals: tuple[Tensor, ...]
+    duals: tuple[Tensor | None, ...]
     steps: int
     residual: Tensor
+
+
+@dataclass(frozen=True)
+class AdjointProblem:
+    """The linear system above for a single part without b: what fast code for its types is given.
+
+    It is the task "adjoint" of `regloss.dispatch`, a function from this to an `Adjoint`.
+
+    Attributes:
+        part: K and Y.
+        dual: y in Y.
+        log_probabilities: log s (B, K, *S); -inf where a label is not allowed.
+        entropy: > 0.
+        start: S' g (B, K, *S).
+        max_steps: largest number of steps.
+        tolerance: relative residual at which to stop.
+    """
+
+    part: SaddlePart
+    dual: Tensor
+    log_probabilities: Tensor
+    entropy: float
+    start: Tensor
+    max_steps: int
+    tolerance: float
 
 
 def softmax_response(probabilities: Tensor, entropy: float) -> Callable[[Tensor], Tensor]:
@@ -153,7 +178,8 @@ def parameter_gradients(
         total = probabilities.new_zeros(())
         for part, dual, nu in zip(form.parts, duals, adjoint.duals, strict=True):
             total = total - (part.operator.apply(adjoint.response) * dual).sum()
-            total = total - (part.residual(probabilities) * nu).sum()
+            if nu is not None:
+                total = total - (part.residual(probabilities) * nu).sum()
         # What the forms were built from belongs to the caller's graph, and this may be asked for more than once.
         return torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
 

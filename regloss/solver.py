@@ -181,11 +181,13 @@ class Pullback:
         unary: (B, K, *S).
         entropy: () tensor.
         parameters: one for each of the solver's ``parameters(form)``; None where the solution does not depend on it.
+        residual: (B,) relative residual at which the linear system was stopped; None = it was solved directly.
     """
 
     unary: Tensor
     entropy: Tensor
     parameters: tuple[Tensor | None, ...]
+    residual: Tensor | None = None
 
 
 class DifferentiableSolver(Solver):

@@ -14,9 +14,21 @@ from regloss.checks import check_choice, check_entropy
 from regloss.errors import UsageError
 from regloss.layer import RegularizedLayer, name_weights
 from regloss.regularizer import Regularizer
+from regloss.solver import Solution
 
 BACKWARD = ("implicit", "unrolled", "one-step")
 LEARNABLE = ("weight", "entropy")
+
+
+def following_gap(solution: Solution, entropy: float) -> float:
+    """Relative residual at which it is in vain to solve further for the gradient at ``solution``.
+
+    A third of the root mean square error that its probabilities may have, sqrt(gap / (2 entropy pixels)), of the best
+    image; within 1e-6 and 1e-2. 1e-6 where no gap is known.
+    """
+    pixels = solution.probabilities[0, 0].numel()
+    worst = (solution.gap.clamp(min=0) / (2 * entropy * pixels)).sqrt().min()
+    return 1e-6 if not bool(worst.isfinite()) else min(max(float(worst) / 3, 1e-6), 1e-2)
 
 
 class EntropicLayer(RegularizedLayer):
@@ -26,8 +38,10 @@ class EntropicLayer(RegularizedLayer):
         entropy: weight of the entropy, > 0, at most 1e30.
         backward: "implicit", "unrolled" or "one-step".
         learn: of "weight" and "entropy".
-        backward_steps: largest number of conjugate-gradient steps of the implicit gradient, >= 1.
-        backward_tolerance: their relative residual at which to stop, in [0, 1).
+        backward_steps: largest number of conjugate-gradient steps of the implicit gradient, >= 1; None = 60, and 300
+            with ``polish`` or a tolerance of one's own.
+        backward_tolerance: their relative residual at which to stop, in [0, 1); None = as the solution's gap is, see
+            `following_gap`.
         polish: tolerance of the solution that the implicit gradient is taken at; None = as it is found.
 
     Raises:
@@ -45,8 +59,8 @@ class EntropicLayer(RegularizedLayer):
         entropy: float,
         backward: str,
         learn: Sequence[str],
-        backward_steps: int,
-        backward_tolerance: float,
+        backward_steps: int | None,
+        backward_tolerance: float | None,
         polish: float | None,
     ) -> None:
         super().__init__()
@@ -55,7 +69,10 @@ class EntropicLayer(RegularizedLayer):
             raise TypeError("entropy is no number")  # put into words by the check of settings
         check_entropy(entropy, positive=True)
         check_choice(BACKWARD, backward=backward)
-        if backward_steps < 1 or not 0 <= backward_tolerance < 1:
+        steps = backward_steps
+        if steps is None:
+            steps = 60 if backward_tolerance is None and polish is None else 300
+        if steps < 1 or not 0 <= (backward_tolerance or 0.0) < 1:
             raise UsageError(
                 "backward_steps must be at least 1 and backward_tolerance in [0, 1); got "
                 f"{backward_steps} and {backward_tolerance}."
@@ -67,7 +84,7 @@ class EntropicLayer(RegularizedLayer):
             raise UsageError(f"learn may hold {', '.join(LEARNABLE)}; got {', '.join(map(repr, unknown))}.")
         self._entropy = float(entropy)
         self.backward = backward
-        self.backward_steps = backward_steps
+        self.backward_steps = steps
         self.backward_tolerance = backward_tolerance
 
     @abstractmethod

@@ -71,8 +71,10 @@ class RegularizedSigmoid(EntropicLayer):
         tolerance: of the solver; None = as it is set.
         backward: "implicit", "unrolled" or "one-step".
         learn: settings that become parameters, of "weight" (one for each regularizer that is solved for) and "entropy".
-        backward_steps: largest number of conjugate-gradient steps of the implicit gradient.
-        backward_tolerance: their relative residual at which to stop.
+        backward_steps: largest number of conjugate-gradient steps of the implicit gradient; None = 60, and 300 with
+            ``polish`` or a tolerance of one's own.
+        backward_tolerance: their relative residual at which to stop; None = a third of the error that the gap allows
+            the probabilities, within 1e-6 and 1e-2.
         polish: as of `RegularizedSoftmax`.
         polish_steps: likewise.
         logits: what the network gives: "classes" (B, K, *S), class 0 outside, K - 1 innermost; or "sets" (B, L, *S)
@@ -99,8 +101,8 @@ class RegularizedSigmoid(EntropicLayer):
         tolerance: float | None = None,
         backward: Literal["implicit", "unrolled", "one-step"] = "implicit",
         learn: Sequence[Literal["weight", "entropy"]] = (),
-        backward_steps: int = 300,
-        backward_tolerance: float = 1e-6,
+        backward_steps: int | None = None,
+        backward_tolerance: float | None = None,
         polish: float | None = None,
         polish_steps: int = 2000,
         logits: Literal["classes", "sets"] = "classes",

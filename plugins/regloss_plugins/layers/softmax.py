@@ -7,7 +7,8 @@ for logits o; without R this is softmax(o / entropy). Forward it is a `Solver` a
     implicit    differentiates the minimiser itself, by one linear system at the solution: no iterate is kept, so the
                 memory does not grow with the steps, and the gradient is as good as the solution. Which dual variables
                 are free decides it, and that takes a smaller gap than the probabilities do: on 64x64 pixels its
-                relative error was up to 13 % at a gap of 1e-4 per pixel. ``polish`` = 1e-8 has the solver go on to
+                relative error was up to 20 % at a gap of 1e-4 per pixel (docs/methods/softmax-layer.md has a table).
+                The linear system is solved as far as that makes sense. ``polish`` = 1e-8 has the solver go on to
                 that gap before it differentiates, for two to six times the steps, and then the error was about 1e-4
                 or less for anisotropic and nonlocal total variation, and .1 to .4 % for isotropic.
     unrolled    differentiates the ``max_steps`` steps taken from the start, which are then all taken and all kept: the
@@ -40,14 +41,16 @@ from regloss.forms import Form
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Regularizer, Sum, Term, add_forms, combine, part_kind
 from regloss.solver import DifferentiableSolver, Problem, Solution, meet_constraints, negotiate
-from regloss_plugins.layers.entropic import EntropicLayer
+from regloss_plugins.layers.entropic import EntropicLayer, following_gap
 
 
 class RegularizedSoftmax(EntropicLayer):
     """Logits and image to probabilities that minimise an energy with a regularizer.
 
     Computes in float32 at least, whatever autocast says; probabilities have the logits' type. After each call the
-    attribute ``solution`` holds what the solver reported (gap, steps, status; None after an unrolled pass).
+    attribute ``solution`` holds what the solver reported (gap, steps, status; None after an unrolled pass), and after
+    each implicit backward pass ``backward_residual`` (B,) the relative residual at which its linear system was stopped
+    (None where it was solved directly).
 
     Args:
         regularizer: a `Regularizer`, a name, a table with a name and settings, or several of them, which add up.
@@ -58,8 +61,10 @@ class RegularizedSoftmax(EntropicLayer):
         backward: "implicit", "unrolled" or "one-step".
         learn: settings that become parameters, of "weight" (one for each regularizer of a sum) and "entropy". They are
             kept as logarithms, ``log_weight`` and ``log_entropy``, and so stay positive.
-        backward_steps: largest number of conjugate-gradient steps of the implicit gradient.
-        backward_tolerance: their relative residual at which to stop.
+        backward_steps: largest number of conjugate-gradient steps of the implicit gradient; None = 60, and 300 with
+            ``polish`` or a tolerance of one's own.
+        backward_tolerance: their relative residual at which to stop; None = a third of the error that the gap allows
+            the probabilities, within 1e-6 and 1e-2.
         polish: tolerance to which the solver goes on from its solution before the implicit gradient is taken; None =
             the gradient is taken where the forward pass stopped.
         polish_steps: largest number of steps for that.
@@ -74,6 +79,8 @@ class RegularizedSoftmax(EntropicLayer):
     tensor([[[0, 0, 0]]])
     """
 
+    backward_residual: Tensor | None = None
+
     def __init__(
         self,
         regularizer: Any,
@@ -84,8 +91,8 @@ class RegularizedSoftmax(EntropicLayer):
         tolerance: float | None = None,
         backward: Literal["implicit", "unrolled", "one-step"] = "implicit",
         learn: Sequence[Literal["weight", "entropy"]] = (),
-        backward_steps: int = 300,
-        backward_tolerance: float = 1e-6,
+        backward_steps: int | None = None,
+        backward_tolerance: float | None = None,
         polish: float | None = None,
         polish_steps: int = 2000,
     ) -> None:
@@ -396,6 +403,9 @@ class _Implicit(torch.autograd.Function):
                 solution = layer.polisher.minimise(dataclasses.replace(ctx.problem, warm=solution.state))
                 log_probabilities = layer.solver.log_probabilities(ctx.problem, solution)
             solution = dataclasses.replace(solution, log_probabilities=log_probabilities)
+            tolerance = layer.backward_tolerance
+            if tolerance is None:
+                tolerance = following_gap(solution, ctx.problem.entropy)
             if not ctx.logarithms:
                 cotangent = cotangent * log_probabilities.exp()
             found = layer.solver.pullback(
@@ -403,8 +413,9 @@ class _Implicit(torch.autograd.Function):
                 solution,
                 cotangent,
                 max_steps=layer.backward_steps,
-                tolerance=layer.backward_tolerance,
+                tolerance=tolerance,
             )
+            layer.backward_residual = found.residual
         scores, entropy = -found.unary.to(ctx.dtypes[0]), found.entropy.to(ctx.dtypes[1])
         return (None, None, None, scores, entropy, *found.parameters)
 

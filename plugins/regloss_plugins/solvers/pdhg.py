@@ -31,16 +31,19 @@ gradient schemes", 2015; Pock, Chambolle, "Diagonal preconditioning for first or
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from regloss.checks import check_at_least_one, check_choice, check_not_negative
+from regloss.dispatch import find
 from regloss.dual_problem import Smoothing
 from regloss.errors import UsageError
 from regloss.forms import Form, Saddle
-from regloss.implicit import parameter_gradients, softmax_response, solve_adjoint
+from regloss.implicit import Adjoint, AdjointProblem, parameter_gradients, softmax_response, solve_adjoint
+from regloss.operators import unscaled
 from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, statuses
 from regloss_plugins.solvers.dual_ascent import (
     EntropySmooth,
@@ -182,19 +185,42 @@ class PDHG(DifferentiableSolver):
         probabilities, cotangent = log_probabilities.exp(), cotangent.to(log_probabilities)
         # S' g for g = cotangent / s, which may overflow where this does not.
         start = (cotangent - probabilities * cotangent.sum(1, keepdim=True)) / problem.entropy
-        adjoint = solve_adjoint(
-            form,
-            state.duals,
-            probabilities,
-            problem.entropy,
-            start,
-            softmax_response(probabilities, problem.entropy),
-            max_steps=max_steps,
-            tolerance=tolerance,
-        )
+        adjoint = self._merged(form, state.duals, log_probabilities, problem.entropy, start, max_steps, tolerance)
+        if adjoint is None:
+            adjoint = solve_adjoint(
+                form,
+                state.duals,
+                probabilities,
+                problem.entropy,
+                start,
+                softmax_response(probabilities, problem.entropy),
+                max_steps=max_steps,
+                tolerance=tolerance,
+            )
         entropy = -(adjoint.response * log_probabilities).sum()
         parameters = parameter_gradients(form, state.duals, probabilities, adjoint)
-        return Pullback(-adjoint.response, entropy, parameters)
+        return Pullback(-adjoint.response, entropy, parameters, adjoint.residual)
+
+    def _merged(
+        self,
+        form: Saddle,
+        duals: Sequence[Tensor],
+        log_probabilities: Tensor,
+        entropy: float,
+        start: Tensor,
+        max_steps: int,
+        tolerance: float,
+    ) -> Adjoint | None:
+        """By fast code for the form's only part; None where there is none."""
+        part = form.parts[0] if len(form.parts) == 1 else None
+        if not self.compiled or part is None or isinstance(part.shift, Tensor) or part.shift != 0:
+            return None
+        operator, _ = unscaled(part.operator)
+        solve = find("adjoint", type(operator), type(part.dual_set), device=start.device)
+        if solve is None:
+            return None
+        found: Adjoint = solve(AdjointProblem(part, duals[0], log_probabilities, entropy, start, max_steps, tolerance))
+        return found
 
     def _warm(self, warm: Any) -> tuple[Tensor, ...] | None:
         """Dual variables of an earlier run; None = start from 0."""
