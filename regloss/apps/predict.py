@@ -38,7 +38,7 @@ from regloss.training.inference import largest_components
 
 _FOLDERS = ("labels", "overlays", "probabilities")
 _SETTINGS = "prediction.json"
-_PREDICTIONS = (*_FOLDERS, _SETTINGS)  # what predict_files leaves in its folder
+_PREDICTIONS = (_SETTINGS, *_FOLDERS)  # what predict_files leaves in its folder; removed in this order
 
 
 def predict_files(
@@ -214,6 +214,8 @@ class _Work:
     def start(self, *, overwrite: bool, resume: bool) -> set[str]:
         """Check the output; gives what is done already of a prediction that goes on. Nothing is written."""
         file = self.output / _SETTINGS
+        if resume and self.output.is_dir() and all(map(finished_name, self.output.iterdir())):
+            return set()  # it was killed while it wrote the first file
         if not (resume and file.is_file()):
             check_new_folder(self.output, _PREDICTIONS, overwrite=overwrite)
             return set()
@@ -230,12 +232,14 @@ class _Work:
         """Make the output's folders."""
         if clean or not (self.output / _SETTINGS).is_file():
             make_new_folder(self.output, _PREDICTIONS)
-        for name in _FOLDERS[: 2 if self.probabilities is None else 3]:
-            (self.output / name).mkdir(exist_ok=True)
-            for path in (self.output / name).iterdir():
-                if finished_name(path) is not None:  # of a process that was killed while it wrote
-                    path.unlink()
+        # First of all, so that whatever is there after a kill can be gone on with.
         replace_file(self.output / _SETTINGS, json.dumps(self.settings(), indent=1).encode())
+        folders = [self.output / name for name in _FOLDERS[: 2 if self.probabilities is None else 3]]
+        for folder in folders:
+            folder.mkdir(exist_ok=True)
+        for path in [path for folder in (self.output, *folders) for path in folder.iterdir()]:
+            if finished_name(path) is not None:  # of a process that was killed while it wrote
+                path.unlink()
 
     def segment(
         self, models: Sequence[TrainedModel], items: Sequence[_Item], say: Callable[[str], object], quiet: bool

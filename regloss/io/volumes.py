@@ -261,11 +261,24 @@ def _nifti(path: Path) -> Iterator[Any]:
     """An image of nibabel, whose errors become sentences within."""
     nibabel = _library("nibabel", path)
     try:
-        yield nibabel.load(path)
+        image = nibabel.load(path)
+        _check_steps(path, type(image.header), nibabel.openers.ImageOpener)
+        yield image
+    except UsageError:
+        raise
     except (EOFError, OSError, ValueError, zlib.error, nibabel.filebasedimages.ImageFileError) as cause:
         raise UsageError(f"{path} cannot be read as NIfTI: {cause or type(cause).__name__}.") from cause
     except nibabel.spatialimages.HeaderDataError as cause:
         raise UsageError(f"{path} has a header that is invalid: {cause}.") from cause
+
+
+def _check_steps(path: Path, kind: Any, opener: Any) -> None:
+    """Refuse steps of 0, in a file that says by these alone where its voxels lie: nibabel turns them into 1."""
+    with opener(str(path)) as file:
+        header = kind.from_fileobj(file, check=False)
+    steps = np.abs(header["pixdim"][1:4])
+    if header["sform_code"] == 0 and not steps.all():
+        raise UsageError(f"{path} has the spacing {_rounded(steps)} mm; each must be positive. Repair its header.")
 
 
 def _nifti_shape(path: Path, image: Any) -> tuple[int, ...]:

@@ -81,7 +81,7 @@ def kills(root: Path, run: Path, images: Path, every: int) -> Iterator[Kill]:
         wrong += [f"{path.name} was written again" for path, inode in places.items() if path.stat().st_ino != inode]
         left = [str(path.relative_to(output)) for path in output.rglob(".*")]
         wrong += [f"left {', '.join(left)}"] if left else []
-        overlays = {path.stem for path in (output / "overlays").iterdir()}
+        overlays = {path.stem for path in (output / "overlays").glob("*")}
         wrong += [] if overlays == {Path(name).stem for name in expected} else ["other overlays"]
         yield Kill(place, operations[place], "; ".join(wrong))
 

@@ -126,6 +126,11 @@ def broken(tmp_path, kind):
         values = voxels(np.float32)
         values[1, 2, 3] = np.nan
         save(path, values)
+    elif kind == "steps":
+        raw = bytearray(gzip.decompress(save(path, voxels()).read_bytes()))
+        raw[80:92] = bytes(12)
+        raw[252:256] = bytes(4)  # the codes that say which of the two affines counts
+        path.write_bytes(gzip.compress(bytes(raw)))
     elif kind == "spacing":
         save(path, voxels())
         raw = bytearray(gzip.decompress(path.read_bytes()))
@@ -147,9 +152,10 @@ def broken(tmp_path, kind):
         ("not packed", "cannot be read as NIfTI"),
         ("empty", "cannot be read as NIfTI"),
         ("absent", "cannot be read as NIfTI"),
-        ("four axes", r"has 4 axes, of sizes \(6, 5, 4, 2\); a volume has three"),
+        ("four axes", r"^[^ ]*a.nii.gz has 4 axes, of sizes \(6, 5, 4, 2\); a volume has three"),
         ("two axes", "has 2 axes"),
         ("nan", "holds 1 voxels that are NaN or infinite"),
+        ("steps", r"a.nii.gz has the spacing \(0\.0, 0\.0, 0\.0\) mm; each must be positive"),
         ("spacing", r"the spacing \(0\.75, 0\.0, 3\.0\) mm; each must be positive"),
         ("colours", "voxels; integers or floats are needed"),
         ("complex", "holds complex64 voxels; integers or floats are needed"),
