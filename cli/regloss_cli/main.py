@@ -367,8 +367,11 @@ def compile_kernels(
     quiet: Quiet = False,
 ) -> None:
     """Compile the solvers' kernels ahead of their first use, in an image's build or a cluster's first job."""
+    import logging
+
     from regloss.apps.compile_kernels import compile_kernels
 
+    logging.getLogger("regloss.hints").disabled = True  # this command is the hint
     total = 0.0
     for name, seconds in compile_kernels(families or (), quiet=quiet or not sys.stderr.isatty()):
         typer.echo(f"{name:12} {seconds:6.1f} s")

@@ -23,6 +23,7 @@ def test_a_family_is_compiled_ahead(tmp_path):
     assert (family[0], total[0]) == ("graphs", "all")
     assert float(family[1]) == float(total[1]) > 0
     assert f"Compiling expansion_graph, once: it is kept in {tmp_path}" in done.stderr
+    assert "`regloss compile`" not in done.stderr
     kept = sorted(tmp_path.rglob("*.nbc"))
     assert kept
     again = run(tmp_path, *command)

@@ -11,6 +11,8 @@ a tenth of a second for each function, and what LLVM takes. Hence the rules for 
   found again only as long as its class has the name and place it had: what is kept would stop a later version.
 - What few calls need is a kernel of its own, so that the others need not wait for it.
 - A function is not passed through many others: each of them optimises it again.
+
+Numba sees that a kernel's file has changed, but not that of a helper: touch the kernel's file too.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ __all__ = ["helper", "kernel"]
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _logger = logging.getLogger("regloss")
+_hints = logging.getLogger("regloss.hints")
 # Compiling takes a third less without counted references, and without rewrites, which are for array expressions.
 _OPTIONS = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_rewrites": True, "no_cfunc_wrapper": True}
 
@@ -76,10 +79,11 @@ class _Word(events.Listener):
             self.collecting = gc.isenabled()
             gc.disable()
             if module not in self.said:
-                hint = "" if self.said else " `regloss compile` does all of it ahead."
-                self.said.add(module)
                 name, folder = module.removeprefix(f"{__package__}."), dispatcher.stats.cache_path
-                _logger.warning(f"Compiling {name}, once: it is kept in {folder}.{hint}")
+                _logger.warning(f"Compiling {name}, once: it is kept in {folder}.")
+                if not self.said:
+                    _hints.warning("`regloss compile` does all of it ahead.")
+                self.said.add(module)
         self.depth += 1
 
     def on_end(self, event: events.Event) -> None:

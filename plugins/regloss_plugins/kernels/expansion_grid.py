@@ -8,7 +8,7 @@ taking inside): if no part of it that holds such a pixel reaches the window's ri
 pixels are looked at. Moves and energy are those of `regloss_plugins.kernels.expansion`.
 
 Numba's on-disk cache looks at the file of a function but not at what it calls: after a change of code in
-``push_relabel.py``, ``expansion_start.py`` or ``sums.py``, touch this file too.
+``push_relabel.py`` or ``sums.py``, touch this file too.
 """
 
 from typing import Any, NamedTuple
