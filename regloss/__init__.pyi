@@ -77,6 +77,9 @@ from regloss_plugins.divergences.robust_kl import RobustKL as RobustKL
 from regloss_plugins.layers.dense_crf import DenseCRFLayer as DenseCRFLayer
 from regloss_plugins.layers.sigmoid import RegularizedSigmoid as RegularizedSigmoid
 from regloss_plugins.layers.softmax import RegularizedSoftmax as RegularizedSoftmax
+from regloss_plugins.networks.deeplab_largefov import DeepLabLargeFOV as DeepLabLargeFOV
+from regloss_plugins.networks.deeplab_largefov import DeepLabMScLargeFOV as DeepLabMScLargeFOV
+from regloss_plugins.networks.deeplabv2 import DeepLabV2 as DeepLabV2
 from regloss_plugins.networks.deeplabv3plus import DeepLabV3Plus as DeepLabV3Plus
 from regloss_plugins.networks.module import ModuleNetwork as ModuleNetwork
 from regloss_plugins.networks.plain_cnn import PlainCNN as PlainCNN

@@ -10,7 +10,6 @@ too few at usual batch sizes, and undefined for a batch of one.
 
 from __future__ import annotations
 
-import math
 import os
 
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from regloss.errors import UsageError
-from regloss_plugins.networks.building_blocks import Network, check_counts, check_dropout, check_flat_image, extended
+from regloss_plugins.networks.building_blocks import check_counts, check_dropout
+from regloss_plugins.networks.deeplab import DeepLab, resized
 from regloss_plugins.networks.encoders.encoder import Encoder, load_weights
 from regloss_plugins.networks.encoders.mobilenetv2 import MobileNetV2
 from regloss_plugins.networks.encoders.resnet import ResNet
@@ -26,23 +26,13 @@ from regloss_plugins.networks.encoders.resnet import ResNet
 ENCODERS = ("mobilenetv2", "resnet50", "resnet101")
 # Section 4 of the paper for stride 16, doubled for stride 8 so that the field of view stays the same in pixels.
 ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
-# On images in [0, 1]; what torchvision's encoders were trained with.
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _HEAD_CHANNELS = 256
 _LOW_LEVEL_CHANNELS = 48
 
 
-class DeepLabV3Plus(Network):
-    """DeepLabV3+ for images of any size.
-
-    Features of stride s are centred on the pixels 0, s, 2s, ..., so feature maps and image align exactly when the
-    image has ``output_stride * m + 1`` pixels along each axis (513 is such a size). Other images are padded inside to
-    the next such size by repeating their last row and column, and the logits are cropped to the size of the image.
-
-    Images of three channels are normalised inside with ImageNet's mean and standard deviation; give values in [0, 1].
-    Images of any other number of channels are taken as they are.
+class DeepLabV3Plus(DeepLab[Encoder]):
+    """DeepLabV3+; `DeepLab` says what happens to images.
 
     Args:
         in_channels: channels C of the image, at least 1.
@@ -64,8 +54,7 @@ class DeepLabV3Plus(Network):
         torch.Size([1, 21, 40, 51])
     """
 
-    mean: Tensor
-    std: Tensor
+    name = "deeplabv3plus"
 
     def __init__(
         self,
@@ -78,17 +67,13 @@ class DeepLabV3Plus(Network):
         separable: bool = False,
         dropout: float = 0.1,
     ) -> None:
-        super().__init__()
-        check_counts("deeplabv3plus", in_channels=in_channels, classes=classes)
+        check_counts(self.name, in_channels=in_channels, classes=classes)
         if encoder not in ENCODERS:
-            raise UsageError(f"deeplabv3plus: encoder must be one of {', '.join(ENCODERS)}, not {encoder!r}")
+            raise UsageError(f"{self.name}: encoder must be one of {', '.join(ENCODERS)}, not {encoder!r}")
         if output_stride not in ATROUS_RATES:
-            raise UsageError(f"deeplabv3plus: output_stride must be 16 or 8, not {output_stride!r}")
-        check_dropout("deeplabv3plus", dropout)
-
-        self.in_channels = in_channels
-        self.output_stride = output_stride
-        self.encoder = _encoder(encoder, in_channels, output_stride)
+            raise UsageError(f"{self.name}: output_stride must be 16 or 8, not {output_stride!r}")
+        check_dropout(self.name, dropout)
+        super().__init__(in_channels, _encoder(encoder, in_channels, output_stride), output_stride)
         self.pyramid = _AtrousPyramid(self.encoder.high_level_channels, ATROUS_RATES[output_stride], separable)
         self.dropout = nn.Dropout2d(dropout)
         self.low_level = _convolution(self.encoder.low_level_channels, _LOW_LEVEL_CHANNELS, kernel_size=1)
@@ -97,14 +82,6 @@ class DeepLabV3Plus(Network):
             _convolution(_HEAD_CHANNELS, _HEAD_CHANNELS, kernel_size=3, separable=separable),
         )
         self.classifier = nn.Conv2d(_HEAD_CHANNELS, classes, kernel_size=1)
-        normalised = in_channels == len(IMAGENET_MEAN)
-        self.normalizes_input = normalised  # a second normalisation before this one is refused by training
-        for name, numbers in (
-            ("mean", IMAGENET_MEAN if normalised else (0.0,)),
-            ("std", IMAGENET_STD if normalised else (1.0,)),
-        ):
-            # Not persistent: they follow from in_channels, and checkpoints need not repeat them.
-            self.register_buffer(name, torch.tensor(numbers).reshape(-1, 1, 1), persistent=False)
         if weights is not None:
             load_weights(self.encoder, weights)
 
@@ -120,34 +97,12 @@ class DeepLabV3Plus(Network):
         Raises:
             UsageError: the image has another number of dimensions or channels than the network.
         """
-        check_flat_image("deeplabv3plus", image, self.in_channels)
-        height, width = image.shape[2:]
-        image = self._pad((image - self.mean) / self.std)
-        # clone, because contiguous() takes a one-channel image for channels_last already and leaves its strides alone.
-        image = image.clone(memory_format=torch.channels_last)
-        low_level, high_level = self.encoder(image)
+        padded = self.prepared(image)
+        low_level, high_level = self.encoder(padded)
         context = self.dropout(self.pyramid(high_level))
         low_level = self.low_level(low_level)
-        joined = torch.cat([low_level, _resize(context, low_level.shape[2:])], dim=1)
-        logits = _resize(self.classifier(self.decoder(joined)), image.shape[2:])
-        return logits[:, :, :height, :width].contiguous()
-
-    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Name the groups of parameters that a trainer may give different learning rates.
-
-        Returns:
-            ``"backbone"``, the encoder, and ``"head"``, everything else; each parameter is in exactly one of them.
-        """
-        head = (self.pyramid, self.low_level, self.decoder, self.classifier)
-        return {
-            "backbone": list(self.encoder.parameters()),
-            "head": [parameter for module in head for parameter in module.parameters()],
-        }
-
-    def _pad(self, image: Tensor) -> Tensor:
-        # At least two feature positions along each axis: batch normalisation needs more than one.
-        stride = self.output_stride
-        return extended(image, [stride * max(math.ceil((size - 1) / stride), 1) + 1 for size in image.shape[2:]])
+        joined = torch.cat([low_level, resized(context, low_level.shape[2:])], dim=1)
+        return self.enlarged(self.classifier(self.decoder(joined)), padded, image)
 
 
 class _AtrousPyramid(nn.Module):
@@ -199,8 +154,3 @@ def _convolution_layers(
     convolution = nn.Conv2d(before, after, kernel_size, padding=padding, dilation=dilation, groups=groups, bias=False)
     nn.init.kaiming_normal_(convolution.weight, nonlinearity="relu")
     return convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)
-
-
-def _resize(features: Tensor, size: torch.Size) -> Tensor:
-    # The first and last feature are centred on the first and last pixel: see the class for why that is exact.
-    return functional.interpolate(features, size=size, mode="bilinear", align_corners=True)

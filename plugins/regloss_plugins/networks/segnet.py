@@ -8,14 +8,18 @@ Source: Badrinarayanan, Kendall, Cipolla, "SegNet: A Deep Convolutional Encoder-
 Segmentation", PAMI 2017.
 
 Differs from it in: 1. the numbers of levels, feature maps and convolutions and the normalisation are settings (the
-defaults are the paper's); 2. images of any size are padded inside; 3. the encoder starts from random weights.
+defaults are the paper's); 2. images of any size are padded inside; 3. under a normalisation convolutions have no bias,
+which it would subtract.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +34,11 @@ from regloss_plugins.networks.building_blocks import (
     extended,
     level_widths,
 )
+from regloss_plugins.networks.encoders.encoder import read_weights_file
 
 _VGG = (2, 2, 3, 3, 3)  # convolutions of VGG-16's levels
+_NORM = ("weight", "bias", "running_mean", "running_var")  # of a batch normalisation
+_EPSILON = 1e-5  # of torchvision's
 
 
 class SegNet(Network):
@@ -53,9 +60,12 @@ class SegNet(Network):
         convolutions: of each level in the encoder, and again in the decoder: a number, or one for each level from fine
             to coarse; None = VGG-16's, 2 in the two finest levels and 3 below.
         norm: ``"batch"``, ``"instance"``, ``"group"`` (up to 8 groups) or ``"none"``.
+        weights: local file with the weights of VGG-16, with or without batch normalisation, under torchvision's names,
+            ``.pth``, ``.pt`` or ``.safetensors``, which fill the encoder; levels, channels and convolutions are then
+            VGG-16's, the defaults. They were trained on images of ImageNet's mean and standard deviation.
 
     Raises:
-        UsageError: a setting is not one of the allowed values.
+        UsageError: a setting is not one of the allowed values, or the weights do not fit.
 
     Example:
         >>> network = SegNet(in_channels=1, classes=4, levels=2, channels=4)
@@ -73,6 +83,7 @@ class SegNet(Network):
         max_channels: int = 512,
         convolutions: int | Sequence[int] | None = None,
         norm: str = "batch",
+        weights: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
         check_settings("segnet", in_channels, classes, levels, channels, max_channels, norm)
@@ -91,6 +102,8 @@ class SegNet(Network):
             for level, (width, after, count) in enumerate(zip(widths, [0, *widths[:-1]], counts, strict=True))
         )
         self.classifier = nn.Conv2d(widths[0], classes, kernel_size=3, padding=1)
+        if weights is not None:
+            _fill(self.encoder, Path(weights))
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the logits.
@@ -132,6 +145,40 @@ def _counts(convolutions: int | Sequence[int] | None, levels: int) -> list[int]:
             f"{levels} levels, not {convolutions!r}"
         )
     return counts
+
+
+def _fill(encoder: nn.ModuleList, path: Path) -> None:
+    """Put VGG-16's weights into an encoder.
+
+    Raises:
+        UsageError: the file does not hold them, or the encoder is another network.
+    """
+    state = read_weights_file(path)
+    numbers = [int(key.split(".")[1]) for key in state if re.fullmatch(r"features\.\d+\.bias", key)]
+    given = [number for number in sorted(numbers) if state[f"features.{number}.weight"].ndim == 4]
+    layers = [layer for stage in encoder for layer in stage.children()]
+    convolutions = [(layer, behind) for layer, behind in itertools.pairwise(layers) if isinstance(layer, nn.Conv2d)]
+    shapes = [tuple(state[f"features.{number}.weight"].shape) for number in given]
+    expected = [tuple(layer.weight.shape) for layer, _ in convolutions]
+    if shapes != expected:
+        unlike = [f"{one} instead of {other}" for one, other in zip(shapes, expected, strict=False) if one != other]
+        raise UsageError(
+            f"segnet: {path} holds {len(shapes)} convolutions features.*, the encoder has {len(expected)}"
+            f"{''.join(f', the first that differs is {text}' for text in unlike[:1])}. Expected are the weights of "
+            "VGG-16 under torchvision's names, and segnet on images of three channels with its default levels, "
+            "channels and convolutions"
+        )
+    for (layer, behind), number in zip(convolutions, given, strict=True):
+        weight, bias = state[f"features.{number}.weight"], state[f"features.{number}.bias"]
+        if f"features.{number + 1}.running_mean" in state:
+            norm = {part: state[f"features.{number + 1}.{part}"] for part in _NORM}
+            mean = norm["running_mean"] - bias  # as there is no bias that it would subtract
+            if isinstance(behind, nn.BatchNorm2d):
+                behind.load_state_dict({**behind.state_dict(), **norm, "running_mean": mean})
+            elif layer.bias is not None:  # no normalisation, so its scale and shift become the convolution's
+                scale = norm["weight"] / (norm["running_var"] + _EPSILON).sqrt()
+                weight, bias = weight * scale[:, None, None, None], norm["bias"] - mean * scale
+        layer.load_state_dict({"weight": weight, **({} if layer.bias is None else {"bias": bias})})
 
 
 def _stage(widths: Sequence[int], norm: str) -> nn.Sequential:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
@@ -136,6 +139,82 @@ def test_invalid_settings(settings: dict[str, object], message: str) -> None:
 def test_images_of_another_kind(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"expected an image \(batch, 2, height, width\), not one of shape"):
         build()(torch.zeros(shape))
+
+
+PLACES = {  # of the convolutions of torchvision's vgg16 and vgg16_bn
+    "vgg16": (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28),
+    "vgg16_bn": (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40),
+}
+
+
+def vgg16(kind: str) -> tuple[nn.Sequential, dict[str, torch.Tensor]]:
+    """The convolutions of torchvision's network with strange statistics, and a state dict as in its files."""
+    torch.manual_seed(4)
+    layers: list[nn.Module] = []
+    before = 3
+    for width, count in zip((64, 128, 256, 512, 512), (2, 2, 3, 3, 3), strict=True):
+        for _ in range(count):
+            layers.append(nn.Conv2d(before, width, 3, padding=1))
+            layers += [nn.BatchNorm2d(width)] * (kind == "vgg16_bn") + [nn.ReLU()]
+            before = width
+        layers.append(nn.MaxPool2d(2))
+    network = nn.Sequential(*layers).eval()
+    for layer in network:
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.8, 1.2)
+            nn.init.normal_(layer.bias, std=0.1)
+            nn.init.normal_(layer.running_mean, std=0.1)
+            nn.init.uniform_(layer.running_var, 0.1, 0.3)
+    state = {f"features.{name}": value for name, value in network.state_dict().items()}
+    assert tuple(n for n, layer in enumerate(network) if isinstance(layer, nn.Conv2d)) == PLACES[kind]
+    return network, {**state, "classifier.0.weight": torch.zeros(3, 4)}
+
+
+@pytest.mark.parametrize(("kind", "norm"), [("vgg16", "none"), ("vgg16_bn", "batch"), ("vgg16_bn", "none")])
+def test_the_encoder_starts_as_vgg16(tmp_path: Path, kind: str, norm: str) -> None:
+    """Features behind the last pooling are those of torchvision's network; the decoder's weights are its own."""
+    theirs, state = vgg16(kind)
+    path = tmp_path / f"{kind}.safetensors"
+    save_file(state, path)
+    torch.manual_seed(0)
+    plain = SegNet(3, 2, norm=norm).eval()
+    torch.manual_seed(0)
+    network = SegNet(3, 2, norm=norm, weights=path).eval()
+    image = torch.rand(1, 3, 32, 64)
+    with torch.no_grad():
+        features = image
+        for stage in network.encoder:
+            features = functional.max_pool2d(stage(features), 2)
+        expected = theirs(image)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+    for name, value in plain.decoder.state_dict().items():
+        assert torch.equal(network.decoder.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_other_normalisations_take_the_convolutions_alone(tmp_path: Path, kind: str) -> None:
+    _, state = vgg16(kind)
+    path = tmp_path / "weights.pth"
+    torch.save(state, path)
+    network = SegNet(3, 2, norm="batch" if kind == "vgg16" else "group", weights=path)
+    convolutions = [layer for layer in network.encoder.modules() if isinstance(layer, nn.Conv2d)]
+    for layer, place in zip(convolutions, PLACES[kind], strict=True):
+        assert torch.equal(layer.weight, state[f"features.{place}.weight"])
+    for layer in network.encoder.modules():
+        if isinstance(layer, nn.BatchNorm2d | nn.GroupNorm):
+            assert bool((layer.weight == 1).all())
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(vgg16("vgg16")[1], path)
+    with pytest.raises(UsageError, match=r"holds 13 convolutions .* the encoder has 7, the first that differs"):
+        build(in_channels=3, weights=path)
+    with pytest.raises(UsageError, match=r"the first that differs is \(64, 3, 3, 3\) instead of \(64, 1, 3, 3\)\."):
+        SegNet(1, 2, weights=path)
+    torch.save({"conv1.weight": torch.zeros(64, 3, 7, 7)}, path)
+    with pytest.raises(UsageError, match="holds 0 convolutions"):
+        SegNet(3, 2, weights=path)
 
 
 class TestSegNet(NetworkConformance):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -34,11 +34,18 @@ class Encoder(nn.Module, metaclass=CheckedSettings):
     unused_keys: ClassVar[tuple[str, ...]] = ()
     first_convolution: ClassVar[str]
 
+    @staticmethod
+    def torchvision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict with the names of another library that the encoder knows, under torchvision's."""
+        return dict(state)
+
     def initialise(self) -> None:
         """Draw the convolutions' weights (He et al. 2015, by outgoing connections); norms start as the identity."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
 
 def atrous_stages(strides: Sequence[int], start: int, output_stride: int) -> Iterator[tuple[int, int, int]]:
@@ -70,8 +77,8 @@ def atrous_stages(strides: Sequence[int], start: int, output_stride: int) -> Ite
             dilation *= stride
 
 
-def load_weights(encoder: Encoder, path: str | os.PathLike[str]) -> None:
-    """Fill an encoder from a local file that holds a state dict with torchvision's names.
+def load_weights(encoder: Encoder, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Fill an encoder from a local file that holds a state dict with torchvision's names, or others that it knows.
 
     Keys of the classifier (``encoder.unused_keys``) are left out on purpose. ``num_batches_tracked`` may be missing, as
     in files written before torch 0.4.1; training with the usual momentum does not read it. Every other key must match.
@@ -80,11 +87,15 @@ def load_weights(encoder: Encoder, path: str | os.PathLike[str]) -> None:
         encoder: changed in place.
         path: a ``.pth`` or ``.pt`` file, read with ``torch.load(weights_only=True)``, or a ``.safetensors`` file.
 
+    Returns:
+        What was left out, by name.
+
     Raises:
         UsageError: the file is missing, unreadable, of another format, or does not fit the encoder.
     """
     path = Path(path)
-    given = {key: value for key, value in _read(path).items() if not key.startswith(encoder.unused_keys)}
+    state = encoder.torchvision_names(read_weights_file(path))
+    given = {key: value for key, value in state.items() if not key.startswith(encoder.unused_keys)}
     expected = encoder.state_dict()
     for key, value in expected.items():
         if key.endswith(".num_batches_tracked"):
@@ -115,9 +126,15 @@ def load_weights(encoder: Encoder, path: str | os.PathLike[str]) -> None:
             "Expected is a state dict with torchvision's names; check that weights and encoder belong together"
         )
     encoder.load_state_dict(given)
+    return {key: value for key, value in state.items() if key not in given}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_weights_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file by name.
+
+    Raises:
+        UsageError: the file is missing, unreadable, or holds something else.
+    """
     if not path.is_file():
         raise UsageError(
             f"weights file {path} does not exist (or is no file); nothing is downloaded, give a local file"

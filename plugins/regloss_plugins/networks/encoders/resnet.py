@@ -6,6 +6,8 @@ bottleneck strides in its 3x3 convolution, not in the first 1x1 one; otherwise t
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -14,6 +16,15 @@ from regloss_plugins.networks.encoders.encoder import Encoder, atrous_stages
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 _EXPANSION = 4
+# Where the weights of transformers' ResNetModel, alone or below a classifier, stand in torchvision's.
+_TRANSFORMERS = (
+    (r"(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
+    (r"(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
+    (r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.convolution\.", "layer{}.{}.downsample.0."),
+    (r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.shortcut\.normalization\.", "layer{}.{}.downsample.1."),
+    (r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.convolution\.", "layer{}.{}.conv{}."),
+    (r"(?:resnet\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.layer\.(\d+)\.normalization\.", "layer{}.{}.bn{}."),
+)
 
 
 class ResNet(Encoder):
@@ -27,7 +38,7 @@ class ResNet(Encoder):
 
     low_level_channels = 64 * _EXPANSION
     high_level_channels = 512 * _EXPANSION
-    unused_keys: ClassVar[tuple[str, ...]] = ("fc.",)
+    unused_keys: ClassVar[tuple[str, ...]] = ("fc.", "classifier.")
     first_convolution: ClassVar[str] = "conv1.weight"
 
     def __init__(self, in_channels: int, depth: int, output_stride: int) -> None:
@@ -48,11 +59,27 @@ class ResNet(Encoder):
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.initialise()
 
+    @staticmethod
+    def torchvision_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Translate the names of transformers' ResNet; timm's are torchvision's."""
+        return {_torchvision_name(key): value for key, value in state.items()}
+
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the features of stride 4 (``layer1``) and of the output stride (``layer4``)."""
         stem = self.maxpool(self.relu(self.bn1(self.conv1(image))))
         low_level = self.layer1(stem)
         return low_level, self.layer4(self.layer3(self.layer2(low_level)))
+
+
+def _torchvision_name(key: str) -> str:
+    for pattern, name in _TRANSFORMERS:
+        found = re.match(pattern, key)
+        if found:
+            stage, *rest = (int(number) for number in found.groups()) if found.groups() else (0,)
+            # Stages and convolutions of a block count from 1 with torchvision, blocks from 0.
+            numbers = (stage + 1, *rest[:1], *(number + 1 for number in rest[1:]))
+            return name.format(*numbers) + key[found.end() :]
+    return key
 
 
 class _Bottleneck(nn.Module):

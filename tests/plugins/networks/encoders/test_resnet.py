@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from regloss_plugins.networks.encoders.encoder import load_weights
@@ -121,3 +122,43 @@ def test_features_are_those_of_torchvision() -> None:
         torch.testing.assert_close(
             torch.stack(parts), torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9
         )
+
+
+def test_weights_of_transformers(tmp_path: Path) -> None:
+    """Of a checkpoint of a classifier, and of the network alone: the same features as theirs."""
+    transformers = pytest.importorskip("transformers", reason="pip install 'regloss[transformers]'")
+    torch.manual_seed(2)
+    theirs = transformers.ResNetForImageClassification(transformers.ResNetConfig()).eval()
+    randomise_norms(theirs)
+    path = tmp_path / "model.safetensors"
+    image = torch.rand(1, 3, 65, 40)
+    with torch.no_grad():
+        expected = theirs.resnet(image).last_hidden_state
+        for state in (theirs.state_dict(), theirs.resnet.state_dict()):
+            save_file({name: value.contiguous() for name, value in state.items()}, path)
+            encoder = build(output_stride=32).eval()
+            left = load_weights(encoder, path)
+            assert all(name.startswith("classifier.") for name in left)
+            _, found = encoder(image)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("resnet.embedder.embedder.convolution.weight", "conv1.weight"),
+        ("embedder.embedder.normalization.running_var", "bn1.running_var"),
+        ("resnet.encoder.stages.0.layers.0.shortcut.convolution.weight", "layer1.0.downsample.0.weight"),
+        ("encoder.stages.3.layers.0.shortcut.normalization.bias", "layer4.0.downsample.1.bias"),
+        ("resnet.encoder.stages.2.layers.22.layer.0.convolution.weight", "layer3.22.conv1.weight"),
+        (
+            "resnet.encoder.stages.1.layers.3.layer.2.normalization.num_batches_tracked",
+            "layer2.3.bn3.num_batches_tracked",
+        ),
+        ("layer2.3.bn3.weight", "layer2.3.bn3.weight"),
+        ("classifier.1.weight", "classifier.1.weight"),
+    ],
+)
+def test_names_of_transformers(theirs: str, ours: str) -> None:
+    value = torch.zeros(1)
+    assert ResNet.torchvision_names({theirs: value}) == {ours: value}
