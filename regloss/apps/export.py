@@ -104,6 +104,7 @@ def export_run(
         raise UsageError(f"The run {run} has no layer, so there are no steps to fix.")
     fixed.eval().float().requires_grad_(False)
     with torch.no_grad():
+        fixed(found[0])  # says what cannot be, which the exporter would bury in its own words
         program = torch.export.export(fixed, (found[0],), strict=False)
         run_exported = _write(program, output, format)
         expected, seconds_torch = _timed(segmenter.eval(), alike)

@@ -67,10 +67,44 @@ def test_what_is_refused(run, images, tmp_path):
     assert not (tmp_path / "model.pt2").exists()
 
 
-def test_a_layer_without_fixed_steps(run, images, tmp_path):
-    """The network alone can be had all the same."""
-    folder = run('layer={kind = "dense-crf"}')
-    with pytest.raises(UsageError, match=r"layer 'dense-crf' has no form of fixed steps"):
-        export_run(folder, images / "images", tmp_path / "model.pt2", "torch-export")
+def test_a_layer_that_stays_in_python(run, images, tmp_path):
+    """The network alone is exported, and the layer behind its logits gives what the model gives."""
+    folder = run('layer={regularizer = "nltv", max-steps = 5}')
     made = export_run(folder, images / "images", tmp_path / "model.pt2", "torch-export", changes=['layer=""'])
     assert made.to_model == made.difference < 1e-6
+    image = torch.rand(1, 1, 24, 28)
+    logits = torch.export.load(tmp_path / "model.pt2").module()(image)
+    model = regloss.load(folder, device="cpu")
+    found = model.model.segmenter.layer.log_probabilities(logits, image).softmax(1)
+    expected = model.logits(image[0].numpy()).softmax(1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_layer_without_fixed_steps(run, images, tmp_path):
+    folder = run('layer={kind = "sigmoid", regularizer = "ordered"}')
+    with pytest.raises(UsageError, match=r"layer 'sigmoid' has no form of fixed steps"):
+        export_run(folder, images / "images", tmp_path / "model.pt2", "torch-export")
+
+
+CRF = 'layer={kind = "dense-crf", weights = [3.0, 1.0], sigma-xy = [9.0, 2.0], sigma-rgb = [0.2, "inf"], max-steps = 5}'
+
+
+def test_a_dense_crf(run, images, tmp_path):
+    """Few pixels are summed exactly by the model, too."""
+    folder = run(CRF)
+    made = export_run(folder, images / "images", tmp_path / "model.pt2", "torch-export")
+    assert made.difference < 1e-6
+    assert made.to_model < 1e-5
+    assert made.pixels_changed == 0
+    large = export_run(
+        folder, images / "images", tmp_path / "large.pt2", "torch-export", steps=50, changes=["layer.scale=0.5"]
+    )
+    assert large.to_model > made.to_model
+
+
+def test_a_dense_crf_as_onnx(run, images, tmp_path):
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason=f"{name} is not installed: pip install 'regloss[onnx]'")
+    made = export_run(run(CRF), images / "images", tmp_path / "model.onnx")
+    assert made.difference < 1e-5
+    assert made.to_model < 1e-5

@@ -41,6 +41,7 @@ from regloss.layer import RegularizedLayer
 from regloss.registry import create
 from regloss.regularizer import Regularizer, Sum, Term
 from regloss.solver import Solution
+from regloss_plugins.layers.fixed_mean_field import FixedMeanField, Kernel
 from regloss_plugins.layers.softmax import RegularizedSoftmax
 
 LEARNABLE = ("weights", "sigma_xy", "sigma_rgb", "compatibility", "entropy")
@@ -128,6 +129,7 @@ class DenseCRFLayer(RegularizedLayer):
         costs = _costs(compatibility, classes)
         self.classes = classes
         self.learn = tuple(learn)
+        self._scale = scale
         self._filter = {"scale": scale, "backend": backend, "accuracy": accuracy}
         self._finite = [number for number, sigma in enumerate(sigma_rgb) if not math.isinf(sigma)]
         self._keep("log_weights", torch.tensor([float(w) for w in weights]).log(), "weights" in learn)
@@ -261,6 +263,20 @@ class DenseCRFLayer(RegularizedLayer):
                 f"A dense CRF layer for {self.classes} classes got logits {tuple(logits.shape)} (B, K, *S)."
             )
         return self._learnt_regularizer().bind(image, roi, spacing)
+
+    def unrolled(self, max_steps: int | None = None) -> FixedMeanField:
+        """As of `RegularizedLayer`: sums over all pairs of pixels, whatever the filters' backend is."""
+        self.check()
+        solver: Any = self.softmax.solver
+        costs = self._tensor("compatibility").detach()
+        numbers = zip(self.weights.tolist(), self.sigma_xy.tolist(), self.sigma_rgb.tolist(), strict=True)
+        return FixedMeanField(
+            [Kernel(weight * (costs + costs.T) / 2, sigma_xy, sigma_rgb) for weight, sigma_xy, sigma_rgb in numbers],
+            entropy=float(self.entropy.detach()),
+            scale=self._scale,
+            max_steps=solver.max_steps if max_steps is None else max_steps,
+            damped=solver.damped,
+        )
 
     def check(self) -> None:
         """Raise `UsageError` where learning has driven a weight or a width out of its range."""

@@ -279,7 +279,9 @@ class RegularizedSoftmax(EntropicLayer):
             if part.opaque:
                 raise UsageError(
                     f"{name_of(part)} computes weights or a graph from the image by compiled code, which cannot be "
-                    "exported. Those that can: tv and threshold-dynamics."
+                    "exported. Those that can: tv, threshold-dynamics, and the layer dense-crf. Export the network "
+                    "alone (--set 'layer=\"\"'), and put the layer behind its logits in Python: "
+                    "regloss.load(run).model.segmenter.layer.log_probabilities(logits, image)."
                 )
         made = RegularizedSoftmax(
             regularizer,
