@@ -25,9 +25,11 @@ from regloss.errors import MissingDependency, UsageError
 from regloss.losses.modules import RegularizerLoss
 from regloss.outer_loop import OuterLoop, Proposal
 from regloss.registry import create
-from regloss.training.proposal_engine import Proposals
+from regloss.schedule import Schedule
+from regloss.training.proposal_engine import OfBatches, Proposals
 
 try:
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 except ImportError as cause:
     raise MissingDependency(f"regloss.apps.nnunet needs nnU-Net: pip install 'regloss[nnunet]' ({cause})") from cause
@@ -36,9 +38,15 @@ VARIABLE = "REGLOSS_REGULARIZER"
 """Environment variable with the prior, ``NAME:weight=0.3,setting=value``; several with spaces between them."""
 
 DEFAULT = "grid-crf:weight=0.1"
+"""What it is for a loss, where it is not set."""
+
+DEFAULT_OF_PROPOSALS = "grid-crf:weight=1"
+"""Likewise, for proposals."""
 
 SPREADS = 5.0
 """Intensities of so many standard deviations to either side of the mean lie in [0, 1] of the prior's image."""
+
+_CUDA = torch.device("cuda")
 
 _NO_REGIONS = (
     "{} needs labels that exclude each other; this data set trains on regions. Give each label a number of its own in "
@@ -64,7 +72,7 @@ class nnUNetTrainerRegloss(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 -
             raise UsageError(_NO_REGIONS.format(type(self).__name__))
         prior = prior_of_environment()
         self.print_to_log_file(f"Prior: {prior}")
-        return LossWithPrior(super()._build_loss(), prior)
+        return LossWithPrior(super()._build_loss(), prior, relative_spacing(self.configuration_manager))
 
     def train_step(self, batch: dict[str, Any]) -> Any:
         """A step of nnU-Net, whose images the loss sees."""
@@ -78,33 +86,50 @@ class nnUNetTrainerRegloss(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 -
 
 
 class nnUNetTrainerTrustRegion(nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 - nnU-Net's way
-    """nnU-Net's trainer with the robust trust region, in 2D.
+    """nnU-Net's trainer with the robust trust region.
 
-    Every `update_every` epochs the solver proposes a segmentation of every training slice, from the prior that
-    REGLOSS_REGULARIZER names. Proposals are one more channel of nnU-Net's label maps, as those of a previous stage of
-    its cascade are, and so go through its augmentation. For other settings derive a class of your own, in a folder that
-    ``nnUNet_extTrainer`` names.
+    Every `update_every` epochs the solver proposes a segmentation of everything there is to train on, slice by slice in
+    2D and volume by volume in 3D, from the prior that REGLOSS_REGULARIZER names. Proposals are one more channel of
+    nnU-Net's label maps, as those of a previous stage of its cascade are, and so go through its augmentation. For other
+    settings derive a class of your own, in a folder that ``nnUNet_extTrainer`` names.
 
     Attributes:
         coupling, epsilon, update_every: as of `TrustRegion`; an epoch of nnU-Net is 250 steps.
+        slab: in 3D, solve for so many slices at a time, which bounds memory; None = for whole volumes.
     """
 
-    coupling: ClassVar[float] = 0.05
-    epsilon: ClassVar[float] = 0.3
+    coupling: ClassVar[float | Schedule] = 0.05
+    epsilon: ClassVar[float | Schedule] = 0.3
     update_every: ClassVar[int] = 5
+    slab: ClassVar[int | None] = None
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = _CUDA,
+    ) -> None:
+        self.going_on = bool(plans.get("continue_training"))  # nnU-Net's constructor takes it out of the plans
+        super().__init__(plans, configuration, fold, dataset_json, device)
 
     def initialize(self) -> None:
         """As nnU-Net does, and check what proposals need.
 
         Raises:
-            UsageError: a configuration in 3D; a prior that does not exist.
+            UsageError: a stage of the cascade, whose own segmentations stand where proposals would; a prior that does
+                not exist.
         """
-        if len(self.configuration_manager.patch_size) != 2:
-            raise UsageError("nnUNetTrainerTrustRegion proposes slice by slice: train the configuration 2d with it.")
+        if self.is_cascaded:
+            raise UsageError(
+                f"{type(self).__name__} keeps its proposals where a cascade has the segmentations of its previous "
+                f"stage, so it cannot train {self.configuration_name}. Train 2d, 3d_fullres or 3d_lowres with it."
+            )
         self.loop: OuterLoop = create(
             "outer-loop",
             "trust-region",
-            regularizer=prior_of_environment().regularizer,
+            regularizer=prior_of_environment(DEFAULT_OF_PROPOSALS).regularizer,
             coupling=self.coupling,
             epsilon=self.epsilon,
             update_every=self.update_every,
@@ -124,17 +149,20 @@ class nnUNetTrainerTrustRegion(nnUNetTrainer):  # type: ignore[misc]  # noqa: N8
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
         """Those of nnU-Net; the training's has proposals, the first of which are made now."""
         training, validation = super().get_tr_and_val_datasets()
-        self.slices = {
-            f"{case}/{number}": (case, number)
-            for case in training.identifiers
-            for number in range(training.load_case(case)[0].shape[1])
-        }
-        going_on = bool(self.plans_manager.plans.get("continue_training"))
+        self.flat = len(self.configuration_manager.patch_size) == 2
+        self.parts: dict[str, tuple[str, int | slice]] = {}
+        """What proposals are made of by their ids: a case, and which of its slices."""
+        for case in training.identifiers:
+            if self.flat:
+                numbers = range(training.load_case(case)[0].shape[1])
+                self.parts |= {f"{case}/{number}": (case, number) for number in numbers}
+            else:
+                self.parts[case] = case, slice(None)
         folder = Path(self.output_folder) / "proposals"
-        self.proposals = Proposals(self.loop, list(self.slices), folder, resume=going_on)
+        self.proposals = Proposals(self.loop, list(self.parts), folder, resume=self.going_on, slab=self.slab)
         self.cases = training
         self._refresh()
-        return CasesWithProposals(training, self.proposals), validation
+        return CasesWithProposals(training, self.proposals, self.flat), validation
 
     def on_train_epoch_start(self) -> None:
         """Make proposals if they are due."""
@@ -143,32 +171,46 @@ class nnUNetTrainerTrustRegion(nnUNetTrainer):  # type: ignore[misc]  # noqa: N8
         super().on_train_epoch_start()
 
     def _refresh(self) -> None:
-        if self.proposals.due(self.current_epoch):
-            numbers = self.proposals.refresh(self.current_epoch, self._whole_logits, self._whole_slices())
-            self.print_to_log_file("Proposals: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+        if not self.proposals.due(self.current_epoch):
+            return
+        network: Any = getattr(self.network, "module", self.network)
+        predictor = nnUNetPredictor(
+            use_mirroring=False,
+            perform_everything_on_device=self.device.type == "cuda",
+            device=self.device,
+            allow_tqdm=False,
+        )
+        predictor.manual_initialization(
+            network, self.plans_manager, self.configuration_manager, None, self.dataset_json, type(self).__name__, None
+        )
 
-    def _whole_slices(self) -> Iterator[Batch]:
+        def logits(batch: Batch) -> Tensor:
+            assert batch.ids is not None
+            found: Tensor = predictor.predict_sliding_window_return_logits(self._normalised(batch.ids[0])).float()
+            return (found[:, 0] if self.flat else found)[None].to(batch.image.device)
+
+        self.set_deep_supervision_enabled(False)
+        numbers = self.proposals.refresh(self.current_epoch, OfBatches(logits), self._whole())
+        self.set_deep_supervision_enabled(self.enable_deep_supervision)
+        self.print_to_log_file("Proposals: " + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items()))
+
+    def _normalised(self, sample_id: str) -> Tensor:
+        """(C, D, H, W) as nnU-Net has preprocessed it; of a slice D = 1."""
+        case, part = self.parts[sample_id]
+        chosen = slice(part, part + 1) if isinstance(part, int) else part
+        return torch.from_numpy(np.asarray(self.cases.load_case(case)[0][:, chosen])).float()
+
+    def _whole(self) -> Iterator[Batch]:
+        spacing = relative_spacing(self.configuration_manager)
         for sample_id in self.proposals.share:
-            case, number = self.slices[sample_id]
-            data, seg, _, _ = self.cases.load_case(case)
-            image = torch.from_numpy(np.asarray(data[:, number])).float()
-            labels = torch.from_numpy(np.asarray(seg[0, number])).long().clamp(min=0)  # as nnU-Net's own transforms do
+            case, part = self.parts[sample_id]
+            labels = torch.from_numpy(np.asarray(self.cases.load_case(case)[1][0, part])).long()
+            labels = labels.clamp(min=0)  # as nnU-Net's own transforms do
             if self.label_manager.ignore_label is not None:
                 labels[labels == self.label_manager.ignore_label] = IGNORE
-            yield Batch(unit_image(image)[None], labels[None], ids=[sample_id])
-
-    def _whole_logits(self, image: Tensor) -> Tensor:
-        """(1, K, H, W) of a whole slice (1, C, H, W) in [0, 1], padded to what the network can halve as it does."""
-        network: Any = getattr(self.network, "module", self.network)
-        multiples = np.prod(self.configuration_manager.pool_op_kernel_sizes, axis=0)
-        size = image.shape[2:]
-        bottom, right = (int(-length % multiple) for length, multiple in zip(size, multiples, strict=True))
-        normalised = (image.to(self.device) - 0.5) * (2 * SPREADS)
-        network.eval()
-        output = network(nn.functional.pad(normalised, (0, right, 0, bottom)))
-        network.train()
-        logits: Tensor = output[0] if isinstance(output, list | tuple) else output
-        return logits[..., : size[0], : size[1]].float().to(image.device)
+            image = unit_image(self._normalised(sample_id))
+            image = image[:, 0] if self.flat else image
+            yield Batch(image[None], labels[None], ids=[sample_id], spacing=spacing)
 
     def train_step(self, batch: dict[str, Any]) -> Any:
         """A step of nnU-Net; the loss sees images and proposals."""
@@ -189,12 +231,14 @@ class LossWithPrior(nn.Module):
     Args:
         loss: nnU-Net's.
         prior: a regularizer's.
+        spacing: of the images, see `relative_spacing`.
     """
 
-    def __init__(self, loss: nn.Module, prior: RegularizerLoss) -> None:
+    def __init__(self, loss: nn.Module, prior: RegularizerLoss, spacing: tuple[float, ...] | None = None) -> None:
         super().__init__()
         self.loss = loss
         self.prior = prior
+        self.spacing = spacing
         self.image: Tensor | None = None
 
     def forward(self, output: Any, target: Any) -> Tensor:
@@ -202,7 +246,7 @@ class LossWithPrior(nn.Module):
         logits: Tensor = output[0] if isinstance(output, list | tuple) else output
         assert self.image is not None
         own: Tensor = self.loss(output, target)
-        prior: Tensor = self.prior(logits, image=unit_image(self.image.to(logits.device)))
+        prior: Tensor = self.prior(logits, image=unit_image(self.image.to(logits.device)), spacing=self.spacing)
         return own + prior
 
 
@@ -239,12 +283,14 @@ class CasesWithProposals:
 
     Args:
         cases: nnU-Net's data set.
-        proposals: of slices, by "case/number".
+        proposals: of slices, by "case/number", or of volumes, by "case".
+        flat: whether they are of slices.
     """
 
-    def __init__(self, cases: Any, proposals: Proposals) -> None:
+    def __init__(self, cases: Any, proposals: Proposals, flat: bool) -> None:
         self.cases = cases
         self.proposals = proposals
+        self.flat = flat
         self.identifiers = cases.identifiers
 
     def __getitem__(self, identifier: str) -> tuple[Any, ...]:
@@ -253,18 +299,31 @@ class CasesWithProposals:
     def load_case(self, identifier: str) -> tuple[Any, ...]:
         """Image (C, D, H, W), labels (1, D, H, W), proposals (D, H, W) and properties of a case."""
         data, seg, _, properties = self.cases.load_case(identifier)
-        slices = [self.proposals.labels(f"{identifier}/{number}") for number in range(data.shape[1])]
-        return data, seg, np.stack(slices).astype(np.int16), properties
+        if self.flat:
+            found = np.stack([self.proposals.labels(f"{identifier}/{number}") for number in range(data.shape[1])])
+        else:
+            found = self.proposals.labels(identifier)
+        return data, seg, found.astype(np.int16), properties
 
 
-def prior_of_environment() -> RegularizerLoss:
-    """The prior that REGLOSS_REGULARIZER names, as a loss.
+def prior_of_environment(default: str = DEFAULT) -> RegularizerLoss:
+    """The prior that REGLOSS_REGULARIZER names, else ``default``, as a loss.
 
     Raises:
         UsageError: there is no such regularizer, or it has no such setting.
     """
-    parts = os.environ.get(VARIABLE, DEFAULT).split()
+    parts = os.environ.get(VARIABLE, default).split()
     return RegularizerLoss([parse_component("regularizer", part) for part in parts], validate=False)
+
+
+def relative_spacing(configuration: Any) -> tuple[float, ...] | None:
+    """Distances of neighbouring voxels along each axis, the finest being 1; None where all are the same.
+
+    So that the weight of a prior means in 3D, and for voxels of any length, what it means in pixels.
+    """
+    spacing = [float(length) for length in configuration.spacing]
+    relative = tuple(length / min(spacing) for length in spacing)
+    return None if max(relative) < 1 + 1e-6 else relative
 
 
 def unit_image(image: Tensor) -> Tensor:

@@ -1,6 +1,10 @@
 """A prior in nnU-Net's own training: found by its extension folder, planned and preprocessed by nnU-Net."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -120,3 +124,172 @@ def test_the_prior_is_chosen_by_the_environment(monkeypatch):
     monkeypatch.setenv("REGLOSS_REGULARIZER", "no-such-prior")
     with pytest.raises(UsageError, match="no-such-prior"):
         prior_of_environment()
+
+
+def trainer_of(name, configuration="2d", number="901", going_on=False):
+    """A trainer of two epochs of three steps, which keeps a checkpoint after each."""
+    from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
+
+    device = torch.device("cpu")
+    made = get_trainer_from_args(number, configuration, 0, name, continue_training=going_on, device=device)
+    made.num_epochs, made.num_iterations_per_epoch, made.num_val_iterations_per_epoch = 2, 3, 1
+    made.save_every = 1
+    torch.manual_seed(0)
+    maybe_load_checkpoint(made, going_on, False)
+    return made
+
+
+class Stopped(Exception):
+    """As if the process had been killed."""
+
+
+def test_a_stopped_training_goes_on_with_its_proposals(prepared, monkeypatch):
+    folder = prepared / "resumed"
+    folder.mkdir()
+    monkeypatch.setenv("nnUNet_results", str(folder))
+    first = trainer_of("nnUNetTrainerTrustRegion")
+    ends = first.on_epoch_end
+
+    def stop():
+        ends()
+        raise Stopped
+
+    first.on_epoch_end = stop
+    with pytest.raises(Stopped):
+        first.run_training()
+    kept = {path: path.read_bytes() for path in folder.glob("**/proposals/**/*.png")}
+    assert len(kept) == 4
+    with pytest.raises(UsageError, match="holds proposals of an earlier run"):
+        trainer_of("nnUNetTrainerTrustRegion").run_training()
+    again = trainer_of("nnUNetTrainerTrustRegion", going_on=True)
+    assert again.current_epoch == 1
+    again.run_training()
+    assert again.current_epoch == 2
+    assert again.proposals.store.generations() == [0]
+    assert {path: path.read_bytes() for path in folder.glob("**/proposals/**/*.png")} == kept
+    assert len(list(folder.rglob("checkpoint_final.pth"))) == 1
+
+
+@pytest.fixture(scope="module")
+def volumes(prepared):
+    """Four noisy balls of 12 x 40 x 40 voxels of 3 x 1 x 1 mm with scribbles, planned and preprocessed in 3D."""
+    nibabel = pytest.importorskip("nibabel")
+    raw = prepared / "raw" / "Dataset903_Balls"
+    (raw / "imagesTr").mkdir(parents=True)
+    (raw / "labelsTr").mkdir()
+    rng = np.random.default_rng(1)
+    depth, rows, columns = np.indices((12, 40, 40))
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    for number in range(5):
+        distance = 9 * (depth - 6) ** 2 + (rows - rng.integers(16, 24)) ** 2 + (columns - rng.integers(16, 24)) ** 2
+        image = np.where(distance < 120, 160.0, 60.0) + rng.normal(0, 15, distance.shape)
+        labels = np.full(distance.shape, 2, np.uint8)
+        labels[:, 2, 2:38], labels[distance < 10] = 0, 1
+        for part, values in (("images", image.astype(np.float32)), ("labels", labels)):
+            name = f"ball_{number}{'_0000' * (part == 'images')}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(np.ascontiguousarray(values.T), affine), raw / f"{part}Tr" / name)
+    description = {
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "ball": 1, "ignore": 2},
+        "numTraining": 5,
+        "file_ending": ".nii.gz",
+    }
+    (raw / "dataset.json").write_text(json.dumps(description))
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprints, plan_experiments, preprocess
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "1")
+        extract_fingerprints([903], num_processes=1)
+        plan_experiments([903])
+        preprocess([903], configurations=["3d_fullres"], num_processes=[1])
+    path = prepared / "preprocessed" / "Dataset903_Balls" / "nnUNetPlans.json"
+    plans = json.loads(path.read_text())
+    settings = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+    settings["features_per_stage"] = [4] * settings["n_stages"]
+    plans["configurations"]["3d_fullres"]["batch_size"] = 2
+    path.write_text(json.dumps(plans))
+    return prepared
+
+
+def test_volumes_with_proposals(volumes):
+    """Proposals of whole volumes, whose voxels are three times as long as they are wide."""
+    found = trainer_of("nnUNetTrainerTrustRegion", "3d_fullres", "903")
+    found.run_training()
+    assert sorted(found.proposals.ids) == sorted(found.cases.identifiers)
+    name = found.proposals.ids[0]
+    data, labels, proposal, _ = found.dataloader_train.data_loader._data.load_case(name)
+    assert proposal.shape == data.shape[1:] == labels.shape[1:]
+    scribbled = (labels[0] >= 0) & (labels[0] < 2)
+    assert float((proposal == labels[0])[scribbled].mean()) > 0.99
+    bright = np.asarray(data[0]) > 1
+    assert float((proposal[bright] == 1).mean()) > 0.7
+    assert float((proposal[~bright] == 1).mean()) < 0.1
+    assert found.loop.parts["proposal"] > 0
+
+
+def test_volumes_with_a_prior_know_their_voxels(volumes):
+    from regloss.apps.nnunet import relative_spacing
+
+    found = trainer_of("nnUNetTrainerRegloss", "3d_fullres", "903")
+    assert relative_spacing(found.configuration_manager) == (3.0, 1.0, 1.0)
+    found.run_training()
+    assert found.loss.spacing == (3.0, 1.0, 1.0)
+    assert np.isfinite(found.logger.get_value("train_losses", step=-1))
+
+
+PROCESS = """
+import sys
+import torch
+from torch import distributed
+from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as module
+from regloss.apps.nnunet import nnUNetTrainerTrustRegion
+from nnunetv2.run.run_training import get_trainer_from_args
+import nnunetv2.run.run_training as running
+
+# nnU-Net's own way to several processes is for CUDA alone; this is the same on CPUs.
+parallel = module.DDP
+module.DDP = lambda network, device_ids: parallel(network)
+
+
+class OnCPU(nnUNetTrainerTrustRegion):
+    update_every = 1
+
+    def __init__(self, plans, configuration, fold, dataset_json, device):
+        super().__init__(plans, configuration, fold, dataset_json, device)
+        self.device, self.grad_scaler = torch.device("cpu"), None
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 2, 2, 1
+
+
+distributed.init_process_group("gloo")
+running.recursive_find_trainer_class_by_name = lambda name: OnCPU
+trainer = get_trainer_from_args("901", "2d", 0, "OnCPU", device=torch.device("cpu"))
+trainer.run_training()
+weights = torch.cat([value.flatten() for value in trainer.network.parameters()])
+others = [torch.empty_like(weights) for _ in range(2)]
+distributed.all_gather(others, weights)
+assert torch.equal(*others)
+print("SHARE", distributed.get_rank(), sorted(trainer.proposals.share), trainer.proposals.store.generations())
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_proposals(prepared, tmp_path, monkeypatch):
+    (tmp_path / "process.py").write_text(PROCESS)
+    (tmp_path / "results").mkdir()
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = free.getsockname()[1]
+    settings = {**os.environ, "nnUNet_results": str(tmp_path / "results"), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    settings |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    command = [sys.executable, str(tmp_path / "process.py")]
+    running = [
+        subprocess.Popen(command, env={**settings, "RANK": str(rank)}, text=True, stdout=-1, stderr=subprocess.STDOUT)
+        for rank in range(2)
+    ]
+    printed = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [0, 0], "\n".join(printed)
+    shares = [next(line for line in text.splitlines() if line.startswith("SHARE")) for text in printed]
+    names = [line.split("[")[1].split("]")[0].split(", ") for line in shares]
+    assert [len(share) for share in names] == [2, 2]
+    assert not set(names[0]) & set(names[1])
+    assert all(line.endswith("[0, 1]") for line in shares)
