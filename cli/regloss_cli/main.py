@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,37 +99,59 @@ def train(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Output folder of a training.")],
-    subset: Annotated[str, typer.Option(help="Subset of the run's data set.")] = "test",
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Output folder of a training; several are compared.")
+    ],
+    subset: Annotated[str, typer.Option(help="Subset of the runs' data set.")] = "test",
     changes: Changes = None,
     noise: Annotated[
         list[str] | None,
         typer.Option(
             metavar="KIND:LEVEL",
-            help="Score noisy images too: gaussian:0.1 or salt-and-pepper:0.05, say; may be repeated.",
+            help="Score noisy images too: gaussian:0.1, salt:0.01, pepper:0.01 or salt-and-pepper:0.05, say; "
+            "may be repeated.",
         ),
     ] = None,
+    trimap: Annotated[
+        str | None,
+        typer.Option(metavar="WIDTHS", help="Score bands around true boundaries too: 2,4,8,16, say, in pixels."),
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the scores to this JSON file.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Write a CSV file: a row for each run, noise and band around boundaries.")
+    ] = None,
+    chart: Annotated[
+        Path | None,
+        typer.Option(help="Draw scores over the widths of bands, or over noise, a curve a run: .png, .svg or .pdf."),
+    ] = None,
     devices: Devices = 1,
     nodes: Nodes = 1,
 ) -> None:
-    """Score a trained model on a subset of its data set."""
-    from regloss.apps.evaluate import evaluate_noisy
+    """Score trained models on a subset of their data set, and compare them."""
+    import json
+
+    from regloss.apps.compare import as_csv, check_chart, compare_runs, draw_chart, parse_widths, table_of
     from regloss.apps.several import is_first_machine
     from regloss.io.outputs import check_new_file, write_new
 
-    if output is not None:
-        check_new_file(output)
-    scores = evaluate_noisy(
-        run, subset, noise or (), changes or (), devices=devices, nodes=nodes, callback=_print_message
-    )
+    widths = [] if trimap is None else parse_widths(trimap)
+    for file in filter(None, (output, table)):
+        check_new_file(file)
+    if chart is not None:
+        check_chart(chart, widths, noise or ())
+    settings = [*(changes or ()), *([f"evaluation.trimap={widths}"] if widths else ())]
+    found = compare_runs(runs, subset, noise or (), settings, devices=devices, nodes=nodes, callback=_print_message)
     if not is_first_machine(nodes):
         return
+    (first, *others) = found.values()
     if output is not None:
-        import json
-
-        write_new(output, json.dumps(scores, indent=1))
-    _print_scores(scores)
+        write_new(output, json.dumps(found if others else first, indent=1))
+    if table is not None:
+        write_new(table, as_csv(table_of(found)))
+    if chart is not None:
+        draw_chart(found, chart)
+    named = {f"{run}, {name}": of for run, scores in found.items() for name, of in scores.items()}
+    _print_scores(named if others else first, widths)
 
 
 @app.command()
@@ -402,7 +425,7 @@ def demo(
         typer.echo(line)
 
 
-def _print_scores(scores: dict[str, Any]) -> None:
+def _print_scores(scores: dict[str, Any], widths: Sequence[int] = ()) -> None:
     for subset, values in scores.items():
         numbers = [
             f"{name} {values[name]:.4f}"
@@ -415,6 +438,12 @@ def _print_scores(scores: dict[str, Any]) -> None:
                 numbers.append(f"{name} {values[f'mean-foreground-{name}']:.4g}{unit}")
         numbers += [f"{name} {value:.4g}" for name, value in values.get("layer", {}).items()]
         typer.echo(f"{subset}: " + "  ".join(numbers))
+        for width in map(str, widths):
+            band = values["trimap"][width]
+            measured = "  ".join(
+                f"{name} {band[name]:.4f}" for name in ("mean-iou", "accuracy") if band[name] is not None
+            )
+            typer.echo(f"{subset}, within {width} pixels of a boundary: {measured}")
         if values.get("confusion") is not None:
             for name, row in zip(values["iou"], values["confusion"], strict=True):
                 if not sum(row):

@@ -2,6 +2,7 @@
 
 train          a network, as a TOML file says
 evaluate       scores of a trained model, with noise too (noise)
+compare        scores of several, as a table and a chart
 predict        images segmented with a trained model
 post_process   predictions refined by a prior
 annotate       a page to draw scribbles on, and to train on them

@@ -1,7 +1,7 @@
 """Noise that is added to images when a model is evaluated: the same for an image and a seed, whatever else is computed.
 
 Levels of one kind share their random numbers: stronger noise is the same noise, stronger (gaussian), or the same pixels
-and more (salt-and-pepper), so that the scores of several levels differ by the level alone.
+and more (salt, pepper and both), so that the scores of several levels differ by the level alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from regloss.errors import UsageError
 
-KINDS = ("gaussian", "salt-and-pepper")
+KINDS = ("gaussian", "salt-and-pepper", "salt", "pepper")
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Noise:
     """Noise of one kind and level.
 
     Args:
-        kind: "gaussian", independent in every pixel and channel; or "salt-and-pepper", pixels that turn black or white
-            in all channels, either with probability 1/2.
+        kind: "gaussian", independent in every pixel and channel; "salt" or "pepper", pixels that turn white, or black,
+            in all channels; or "salt-and-pepper", either with probability 1/2.
         level: standard deviation in image units (images lie in [0, 1]), or fraction of the pixels; 0 to 1. A standard
             deviation of 25 on images in 0..255 is 25/255 = 0.098.
 
@@ -42,7 +42,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UsageError(f"Noise is {' or '.join(KINDS)}; got {self.kind!r}.")
+            raise UsageError(f"Noise is {', '.join(KINDS[:-1])} or {KINDS[-1]}; got {self.kind!r}.")
         if not 0 <= self.level <= 1:  # false for NaN too
             unit = "a standard deviation in units of [0, 1] (25/255 = 0.098, say)"
             expected = unit if self.kind == "gaussian" else "a fraction of the pixels"
@@ -61,9 +61,7 @@ class Noise:
         except ValueError:
             number = math.nan
         if not colon or math.isnan(number):
-            raise UsageError(
-                f"Noise is given as KIND:LEVEL, for example gaussian:0.1 or salt-and-pepper:0.05; got {text!r}."
-            )
+            raise UsageError(f"Noise is given as KIND:LEVEL, for example gaussian:0.1 or salt:0.01; got {text!r}.")
         return cls(kind.strip(), number)
 
     def __str__(self) -> str:
@@ -82,6 +80,7 @@ class Noise:
         if self.kind == "gaussian":
             noisy: npt.NDArray[np.float32] = image + self.level * rng.standard_normal(image.shape, dtype=np.float32)
             return noisy.clip(0, 1)
-        # Two draws for every pixel, whatever the level.
-        chosen, white = rng.random(image.shape[1:]) < self.level, rng.random(image.shape[1:]) < 0.5
-        return np.where(chosen, white.astype(np.float32), image)
+        chosen = rng.random(image.shape[1:]) < self.level  # one draw for every pixel, whatever the level
+        if self.kind == "salt-and-pepper":
+            return np.where(chosen, (rng.random(image.shape[1:]) < 0.5).astype(np.float32), image)
+        return np.where(chosen, np.float32(self.kind == "salt"), image)

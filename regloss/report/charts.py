@@ -258,6 +258,48 @@ def trimap_chart(scores: Mapping[str, Mapping[str, Any]]) -> Figure | None:
     return figure
 
 
+def comparison_chart(rows: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """Several runs: scores within bands around true boundaries by their width, and mean IoU by the level of noise.
+
+    Args:
+        rows: as of `regloss.apps.compare.table_of`: ``run``, ``noise``, ``level``, ``trimap`` (width or None) and
+            scores.
+
+    Returns:
+        The chart; None where there are neither two widths nor any noise.
+    """
+    clean = [row for row in rows if row["noise"] == "none"]
+    bands = [row for row in clean if row["trimap"] is not None]
+    whole = [row for row in rows if row["trimap"] is None]
+    panels = []  # title, name of the x axis, its column, that of the scores, rows
+    if len({row["trimap"] for row in bands}) > 1:
+        panels += [
+            (f"{name} near true boundaries", "width of the band (pixels)", "trimap", key, bands)
+            for name, key in (("Accuracy", "accuracy"), ("Mean IoU", "mean-iou"))
+        ]
+    for kind in dict.fromkeys(row["noise"] for row in whole if row["noise"] != "none"):
+        unit = "standard deviation" if kind == "gaussian" else "fraction of the pixels"
+        of_kind = [row for row in whole if row["noise"] in ("none", kind)]
+        panels.append((f"Mean IoU with {kind} noise", unit, "level", "mean-iou", of_kind))
+    if not panels:
+        return None
+    names = list(dict.fromkeys(row["run"] for row in rows))
+    figure = Figure(figsize=(4.4 * len(panels) + 1.6, 3.5), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
+    for axes, (title, x, column, key, chosen) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
+    ):
+        _dress(axes, title, x, key.replace("-", " ").replace("iou", "IoU"))
+        for number, (color, name) in enumerate(zip(_colors(len(names), 0), names, strict=True)):
+            of_run = sorted((row for row in chosen if row["run"] == name), key=lambda row: row[column])
+            place, value = series(of_run, column, key)
+            style = ("-", "--", ":")[number // (1 + len(_LINES)) % 3]  # where colours begin again
+            axes.plot(place, value, color=color, linestyle=style, marker="o", markersize=3, label=name)
+    handles, labels = axes.get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=8, labelcolor=_INK)
+    _without_formulas(legend.get_texts())
+    return figure
+
+
 def confusion_chart(subset: str, scores: Mapping[str, Any], classes: Sequence[str]) -> Figure | None:
     """True against predicted classes of a subset."""
     if "confusion" not in scores:
@@ -314,18 +356,23 @@ def histogram_chart(examples: Sequence[Example], name: str, classes: Sequence[st
 def _chart(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6.4, 3.5), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     axes = figure.add_subplot()
+    _dress(axes, title, x, y)
+    if x in ("step", "epoch"):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure, axes
+
+
+def _dress(axes: Axes, title: str, x: str, y: str) -> None:
+    """Titles and lines as all charts have them."""
     axes.set_title(title, loc="left", fontsize=11, color=_INK)
     axes.set_xlabel(x, fontsize=9, color=_INK)
     axes.set_ylabel(y, fontsize=9, color=_INK)
     axes.tick_params(labelsize=8, colors=_INK)
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)
-    if x in ("step", "epoch"):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
         spine.set_edgecolor("#9ca3af")
-    return figure, axes
 
 
 def _finish(axes: Axes) -> None:

@@ -198,7 +198,11 @@ def photometric(image: Tensor, augment: Augment, seed: list[int], spacing: tuple
         mode = "bilinear" if ndim == 2 else "trilinear"
         small = F.interpolate(image.unsqueeze(0), size, mode="area")
         image = F.interpolate(small, image.shape[1:], mode=mode, align_corners=False)[0]
-    if augment.noise:
-        spread = rng.uniform(0, augment.noise)
-        image = image + torch.from_numpy(rng.normal(0, spread, image.shape)).to(image.dtype)
-    return image.clamp(0, 1) if augment.noise else image
+    noise = augment.noise
+    if noise.gaussian[1]:
+        spread = rng.uniform(*noise.gaussian)
+        image = (image + torch.from_numpy(rng.normal(0, spread, image.shape)).to(image.dtype)).clamp(0, 1)
+    for (low, high), value in ((noise.salt, 1.0), (noise.pepper, 0.0)):
+        if high:
+            image = image.masked_fill(torch.from_numpy(rng.random(image.shape[1:]) < rng.uniform(low, high)), value)
+    return image

@@ -71,6 +71,30 @@ _Crop = Annotated[int, Field(le=2**16)]
 _Devices = Annotated[int, Field(le=1024)]
 
 
+class AugmentNoise(_Section):
+    """Noise that is added to training images: of each kind a level, drawn anew for every crop.
+
+    gaussian: standard deviations. salt, pepper: fractions of the pixels that turn white, or black, in all channels.
+    Each is the range that levels are drawn from evenly, or its upper end, the lower one being 0.
+    """
+
+    gaussian: tuple[float, float] = (0.0, 0.0)
+    salt: tuple[float, float] = (0.0, 0.0)
+    pepper: tuple[float, float] = (0.0, 0.0)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _from_zero(cls, value: Any) -> Any:
+        return (0.0, value) if isinstance(value, int | float) else value
+
+    @field_validator("*")
+    @classmethod
+    def _levels(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= value[0] <= value[1] <= 1:
+            raise ValueError("needs 0 <= smallest <= largest <= 1")
+        return value
+
+
 class Augment(_Section):
     """Geometric and photometric augmentation of training images; geometry is replayed on labels and proposals.
 
@@ -79,7 +103,7 @@ class Augment(_Section):
     spacing. brightness: largest shift of image values. contrast: largest relative change of the spread around the
     image's mean; values are clipped to [0, 1]. gamma: range of the exponent of image values. blur: largest standard
     deviation of a Gaussian, pixels. low-resolution: largest factor by which an image is reduced and enlarged again.
-    noise: largest standard deviation of Gaussian noise.
+    noise: of several kinds, or a number, the largest standard deviation of Gaussian noise.
     """
 
     flip: bool = False
@@ -92,7 +116,12 @@ class Augment(_Section):
     gamma: tuple[float, float] = (1.0, 1.0)
     blur: float = Field(default=0.0, ge=0, le=100)
     low_resolution: float = Field(default=1.0, ge=1, le=100)
-    noise: float = Field(default=0.0, ge=0, le=1)
+    noise: AugmentNoise = AugmentNoise()
+
+    @field_validator("noise", mode="before")
+    @classmethod
+    def _gaussian(cls, value: Any) -> Any:
+        return {"gaussian": value} if isinstance(value, int | float | list | tuple) else value
 
     @field_validator("scale", "gamma")
     @classmethod

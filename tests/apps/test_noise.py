@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from regloss.apps.evaluate import evaluate_noisy, evaluate_run
-from regloss.apps.noise import Noise
+from regloss.apps.noise import KINDS, Noise
 from regloss.errors import UsageError
 from regloss.io.images import read_image
 from regloss.metrics.scores import Scores
@@ -38,6 +38,17 @@ def test_salt_and_pepper_turns_whole_pixels_black_or_white():
     assert (black, white) == (pytest.approx(0.1, abs=0.01), pytest.approx(0.1, abs=0.01))
 
 
+def test_salt_is_white_and_pepper_black():
+    for kind, value in (("salt", 1), ("pepper", 0)):
+        noisy = Noise(kind, 0.2)(GREY, "a", 0)
+        assert set(np.unique(noisy)) == {0.5, value}
+        assert np.array_equal(noisy.min(0), noisy.max(0))
+        assert float((noisy[0] == value).mean()) == pytest.approx(0.2, abs=0.01)
+        few = Noise(kind, 0.05)(GREY, "a", 0) != GREY
+        assert np.array_equal(noisy[few], np.full(few.sum(), value, dtype=np.float32))
+        assert few.any()
+
+
 def test_what_it_depends_on():
     noise = Noise("gaussian", 0.1)
     first = noise(GREY, "a", 0)
@@ -52,7 +63,7 @@ def test_levels_share_their_random_numbers():
     few, many = (Noise("salt-and-pepper", level)(GREY, "a", 0) for level in (0.1, 0.3))
     touched = few != GREY
     assert np.array_equal(many[touched], few[touched])
-    for kind in ("gaussian", "salt-and-pepper"):
+    for kind in KINDS:
         assert np.array_equal(Noise(kind, 0.0)(GREY, "a", 0), GREY)
 
 
@@ -67,10 +78,11 @@ def test_values_stay_in_range():
         ("gaussian", r"KIND:LEVEL, for example gaussian:0.1 .*; got 'gaussian'"),
         ("gaussian:much", "KIND:LEVEL"),
         ("gaussian:nan", "KIND:LEVEL"),
-        ("poisson:0.1", r"Noise is gaussian or salt-and-pepper; got 'poisson'"),
+        ("poisson:0.1", r"Noise is gaussian, salt-and-pepper, salt or pepper; got 'poisson'"),
         ("gaussian:25", r"standard deviation in units of \[0, 1\] \(25/255 = 0.098, say\), from 0 to 1; got 25"),
         ("gaussian:-0.1", "from 0 to 1; got -0.1"),
         ("salt-and-pepper:1.5", "a fraction of the pixels, from 0 to 1; got 1.5"),
+        ("salt:3", "level of salt noise must be a fraction of the pixels, from 0 to 1; got 3"),
     ],
 )
 def test_invalid_noise(text, expected, trained):

@@ -1,6 +1,7 @@
 """The commands, from their arguments to what they print and leave."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -98,6 +99,26 @@ def test_evaluating_with_noise(regloss, trained, tmp_path):
     assert [line.split(": mean-iou")[0] for line in done.out.splitlines()] == names
     assert list(json.loads((tmp_path / "scores.json").read_text())) == names
     refused = regloss("evaluate", trained, "--noise", "gaussian:12")
+    assert (refused.code, refused.out) == (2, "")
+
+
+def test_comparing_runs(regloss, trained, tmp_path):
+    runs = (trained, shutil.copytree(trained, tmp_path / "copy"))
+    table, chart, scores = (tmp_path / name for name in ("bands.csv", "bands.png", "scores.json"))
+    written = ("--table", table, "--chart", chart, "--output", scores)
+    done = regloss("evaluate", *runs, "--trimap", "1,3", *written)
+    assert done.code == 0
+    first = trained.name
+    assert [line.split(": ")[0] for line in done.out.splitlines()] == [
+        f"{run}, test{band}"
+        for run in (first, "copy")
+        for band in ("", *(f", within {n} pixels of a boundary" for n in (1, 3)))
+    ]
+    assert list(json.loads(scores.read_text())) == [first, "copy"]
+    assert len(table.read_text().splitlines()) == 1 + 2 * 3
+    with Image.open(chart) as picture:
+        assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+    refused = regloss("evaluate", *runs, "--trimap", "1,3", "--chart", chart)
     assert (refused.code, refused.out) == (2, "")
 
 

@@ -300,6 +300,31 @@ def test_blur_noise_gamma_and_low_resolution(size):
         assert 0 <= noisy.min() <= noisy.max() <= 1
 
 
+@pytest.mark.parametrize("size", [(50, 60), (4, 30, 40)])
+def test_salt_and_pepper(size):
+    """Levels lie in their range; salt and pepper come after the Gaussian noise, in all channels at once."""
+    grey = torch.full((2, *size), 0.5)
+    salted = photometric(grey, Augment(noise={"salt": (0.1, 0.2)}), [0])
+    assert set(salted.unique().tolist()) == {0.5, 1.0}
+    assert torch.equal(salted[0], salted[1])
+    assert 0.08 < float((salted == 1).float().mean()) < 0.22
+    shares = [float((photometric(grey, Augment(noise={"pepper": 0.1}), [n]) == 0).float().mean()) for n in range(20)]
+    assert max(shares) <= 0.12
+    assert max(shares) - min(shares) > 0.04
+    every = Augment(noise={"gaussian": (0.05, 0.05), "salt": (0.1, 0.1), "pepper": (0.1, 0.1)})
+    noisy = photometric(grey, every, [3])
+    rest = noisy[(noisy > 0) & (noisy < 1)]
+    assert float(rest.std()) == pytest.approx(0.05, rel=0.05)
+    assert float((noisy == 0).float().mean()) == pytest.approx(0.1, abs=0.02)  # pepper covers some of the salt
+    assert float((noisy == 1).float().mean()) == pytest.approx(0.09, abs=0.02)
+
+
+def test_noise_from_a_number_is_gaussian():
+    for seed in range(3):
+        changed = [photometric(noise((9, 9)), Augment(noise=given), [seed]) for given in (0.1, {"gaussian": (0, 0.1)})]
+        assert torch.equal(*changed)
+
+
 def test_blur_is_in_mm():
     """Along an axis of six times the spacing there is next to none."""
     point = torch.zeros(1, 9, 25, 25)
