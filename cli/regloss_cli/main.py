@@ -313,6 +313,12 @@ def segment(
             help='Of deep-chan-vese: "guided" moves boundaries to edges by the guided filter.',
         ),
     ] = None,
+    snapshots: Annotated[
+        str | None,
+        typer.Option(
+            metavar="STEPS", help="Of deep-chan-vese: draw the phases after these steps, 0,60,80,100, say; 0 = start."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of k-means, and of all else that is random.")] = 0,
     window: Range = None,
     unlabelled: Annotated[
@@ -333,7 +339,7 @@ def segment(
     overwrite: Overwrite = False,
 ) -> None:
     """Segment one image from scribbles, or into phases by its colours, without a network."""
-    from regloss.apps.segment import parse_values, segment_file
+    from regloss.apps.segment import parse_steps, parse_values, segment_file
     from regloss.io.samples import MAX_SCRIBBLED
     from regloss.io.windows import Window
 
@@ -352,6 +358,7 @@ def segment(
         max_rounds=rounds,
         coupling=coupling,
         post_processing=post_processing,
+        snapshots=None if snapshots is None else parse_steps(snapshots),
         seed=seed,
         window=None if window is None else Window(*window),
         unlabelled=unlabelled,

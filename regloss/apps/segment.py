@@ -109,6 +109,7 @@ def segment_file(
     max_rounds: int | None = None,
     coupling: str | None = None,
     post_processing: str | None = None,
+    snapshots: Sequence[int] | None = None,
     seed: int = 0,
     window: Window | None = None,
     unlabelled: int | None = None,
@@ -140,6 +141,7 @@ def segment_file(
         max_rounds: how often labels are solved for.
         coupling: of the boundaries' length, for segmenters that fit networks.
         post_processing: what is done with the probabilities at the end.
+        snapshots: steps after which labels are drawn, for segmenters that fit networks.
         seed: of all that is random.
         window: which values of the image become 0 and 1; None = 0 and the largest that its type can hold, or of 16 bits
             what suits the values found (see `regloss.io.windows`), or of volumes their percentiles .5 and 99.5.
@@ -175,6 +177,7 @@ def segment_file(
         "max_rounds": max_rounds,
         "coupling": coupling,
         "post_processing": post_processing,
+        "snapshots": None if snapshots is None else tuple(snapshots),
     }
     chosen = {name: value for name, value in given.items() if value is not None}
     if unary == "uniform":
@@ -278,6 +281,18 @@ def parse_values(text: str) -> dict[str, str]:
     if not pairs or not all(equals for _, equals, _ in pairs):
         raise UsageError(f"Values are given as VALUE=CLASS,VALUE=CLASS, for example 0=0,255=1; got {text!r}.")
     return {value.strip(): meaning.strip() for value, _, meaning in pairs}
+
+
+def parse_steps(text: str) -> list[int]:
+    """Numbers of steps as a command line gives them.
+
+    >>> parse_steps("0, 10,20")
+    [0, 10, 20]
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise UsageError(f"Steps are whole numbers with commas between, for example 0,60,80,100; got {text!r}.")
+    return [int(part) for part in parts]
 
 
 def _read(path: Path) -> tuple[StoredPixels, Geometry | None]:

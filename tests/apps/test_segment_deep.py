@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from regloss import UsageError, deep_chan_vese
-from regloss.apps.segment import segment_file
+from regloss.apps.segment import parse_steps, segment_file
 from regloss_cli.main import app
 from regloss_plugins.segmenters.deep_chan_vese import DeepChanVeseSegmentation
 
@@ -95,6 +95,18 @@ def test_the_command_runs(files):
     assert (files / "out" / "labels.png").is_file()
 
 
+def test_snapshots_are_drawn(files):
+    given = ["segment", str(files / "image.png"), "--output", str(files / "out"), "--method", QUICK, "--phases", "2"]
+    result = CliRunner().invoke(app, [*given, "--snapshots", "0,20,30"])
+    assert result.exit_code == 0, result.output
+    assert f"wrote {files / 'out' / 'snapshots.png'}" in result.output
+    height, width = read(files / "out" / "snapshots.png").shape[:2]
+    assert 3 < width / height < 4.5  # three panels and the end, in a row
+    assert read(files / "out" / "snapshots.png").std() > 5
+    with pytest.raises(UsageError, match="Steps are whole numbers with commas between"):
+        parse_steps("0,ten")
+
+
 def test_named_starts_serve_the_classic_method_too(files):
     result = segment_file(files / "image.png", files / "out", method="chan-vese", start="centre")
     np.testing.assert_array_equal(result.labels, truth())
@@ -132,6 +144,8 @@ def test_file_and_library_say_the_same_of_bad_input_before_anything_is_written(f
         ({"method": "deep-chan-vese", "coupling": "adm"}, "coupling must be one of"),
         ({"method": "deep-chan-vese", "post_processing": "sharp"}, "post_processing must be one of guided"),
         ({"method": "deep-chan-vese", "start": "middle"}, "border-contrast"),
+        ({"method": "deep-chan-vese", "snapshots": (0, 999)}, "whole numbers from 0 to max_steps = 150"),
+        ({"method": "chan-vese", "snapshots": (0,)}, "knows no snapshots; methods that do: deep-chan-vese"),
         ({"method": "deep-chan-vese", "solver": "pdhg"}, "knows no solver; methods that do: chan-vese, graph-cut"),
         ({"method": "deep-chan-vese", "regularizers": ["tv"], "max_rounds": 3}, "knows no regularizer or max rounds"),
         (

@@ -28,6 +28,7 @@ depend on U, is no part of U's; 3. the start, which there is a saliency network'
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ from regloss.checks import at_least_float32
 from regloss.errors import UsageError
 from regloss.numerics import one_hot
 from regloss.outer_loop import OuterLoop, Proposal, Update, check_logits
-from regloss.registry import resolve
+from regloss.registry import resolve, settings
 from regloss.regularizer import Regularizer, combine
 from regloss_plugins.data_terms.elbo import ELBO, Latent, Phases
 from regloss_plugins.segmenters.saliency import SALIENCIES, otsu_threshold
@@ -64,8 +65,10 @@ class DeepChanVeseTraining(OuterLoop):
             images that are not RGB.
         invariance: a >= 0, factor of AuI.
         conservation: c >= 0, factor of CRI; with 0 there is no discriminator.
-        discriminator: a network from C channels to 1, an object; None = `Discriminator`.
+        discriminator: a network from C channels to one logit an image: an object, a name ("strided" or
+            "five-convolutions", the published one), or a table with such a name and settings; None = "strided".
         flip: whether augmentations mirror, along each axis with probability 1/2.
+        quarter_turns: whether they turn the last two axes, too, by none to three quarters of a turn, as published.
         jitter: largest shift of the brightness, and largest relative change of the contrast, of an augmentation's
             channels, in [0, 1).
         detach: whether a = O(U(I)) is a target that has no gradient itself.
@@ -87,8 +90,9 @@ class DeepChanVeseTraining(OuterLoop):
         data_term: Any = None,
         invariance: float = 10.0,
         conservation: float = 1.0,
-        discriminator: nn.Module | None = None,
+        discriminator: nn.Module | str | Mapping[str, Any] | None = None,
         flip: bool = True,
+        quarter_turns: bool = False,
         jitter: float = 0.2,
         detach: bool = True,
         start: str = "border-contrast",
@@ -117,11 +121,11 @@ class DeepChanVeseTraining(OuterLoop):
         if start not in SALIENCIES:
             raise UsageError(f"There is no saliency called {start!r}. Known: {', '.join(SALIENCIES)}.")
         self.invariance, self.conservation = invariance, conservation
-        self.flip, self.jitter, self.detach = flip, jitter, detach
+        self.flip, self.quarter_turns, self.jitter, self.detach = flip, quarter_turns, jitter, detach
         self.start, self.start_fraction, self.start_weight = start, start_fraction, start_weight
-        self.discriminator = discriminator
-        if discriminator is None and conservation > 0:
-            self.discriminator = Discriminator(_channels_of(elbo.encoder))
+        self.discriminator: nn.Module | None = None
+        if discriminator is not None or conservation > 0:
+            self.discriminator = _discriminator(discriminator, _channels_of(elbo.encoder))
 
     def modules(self) -> Mapping[str, nn.Module]:
         """Encoder and decoder, and the discriminator if there is one."""
@@ -150,7 +154,7 @@ class DeepChanVeseTraining(OuterLoop):
         if self.invariance > 0:
             view = self.augment(batch)
             view_logits = network(view.batch.image, view.batch.roi)
-            loss = invariance_loss(view.mirrored(u.detach() if self.detach else u), view_logits, view.batch.roi)
+            loss = invariance_loss(view.seen(u.detach() if self.detach else u), view_logits, view.batch.roi)
             loss_terms["invariance"] = self.invariance * self.mean(loss, batch.pixels)
         yield Update(self.total_loss(**loss_terms), ("network",))
 
@@ -180,19 +184,22 @@ class DeepChanVeseTraining(OuterLoop):
         return self.progress < self.start_fraction
 
     def augment(self, batch: Batch) -> View:
-        """O(I): the batch mirrored and in other colours, one drawing of the mirrors for the whole batch."""
+        """O(I): the batch mirrored, turned and in other colours, one drawing of mirrors and turns for all of it."""
         ndim = batch.image.ndim - 2
         flipped = torch.rand(ndim) < 0.5
         axes = tuple(axis for axis in range(-ndim, 0) if self.flip and bool(flipped[axis]))
-        image, roi = batch.image, batch.roi
+        turns = int(torch.randint(4, ())) if self.quarter_turns else 0
+        image, roi, spacing = batch.image, batch.roi, batch.spacing
+        if spacing is not None and turns % 2:
+            spacing = (*spacing[:-2], spacing[-1], spacing[-2])
         if self.jitter > 0:
             shape = (image.shape[0], image.shape[1], *[1] * ndim)
             shift, stretch = (self.jitter * (2 * torch.rand(shape) - 1).to(image) for _ in range(2))
             mean = image.mean(tuple(range(1, image.ndim)), keepdim=True)
             image = _masked(((image - mean) * (1 + stretch) + mean + shift).clamp(0, 1), roi)
-        return View(
-            Batch(image.flip(axes), None, None if roi is None else roi.flip(axes), batch.ids, batch.spacing), axes
-        )
+        seen = [None if values is None else _seen(values, axes, turns) for values in (image, roi)]
+        assert seen[0] is not None
+        return View(Batch(seen[0], None, seen[1], batch.ids, spacing), axes, turns)
 
     def _loss_terms_of_network(self, logits: Tensor, batch: Batch, target: Tensor | None) -> dict[str, Tensor]:
         """U's loss but for AuI; ``target`` (B, K, *S) are the phases of the saliency map, where it still counts."""
@@ -269,14 +276,19 @@ class DeepChanVeseTraining(OuterLoop):
 
 
 class View(NamedTuple):
-    """An augmented batch; ``axes``: those along which it is mirrored."""
+    """An augmented batch; ``axes``: those along which it is mirrored; ``turns``: by 90 degrees, after that."""
 
     batch: Batch
     axes: tuple[int, ...]
+    turns: int = 0
 
-    def mirrored(self, values: Tensor) -> Tensor:
-        """``values`` (B, K, *S) as the view's mirrors show them."""
-        return values.flip(self.axes)
+    def seen(self, values: Tensor) -> Tensor:
+        """``values`` (B, K, *S) as the view's mirrors and turns show them."""
+        return _seen(values, self.axes, self.turns)
+
+
+def _seen(values: Tensor, axes: tuple[int, ...], turns: int) -> Tensor:
+    return torch.rot90(values.flip(axes), turns, (-2, -1))
 
 
 class Discriminator(nn.Module):
@@ -306,6 +318,58 @@ class Discriminator(nn.Module):
         """Logits (B,) of (B, C, *S) being photographs."""
         scores: Tensor = self.score(self.features(image)).flatten(1).mean(1)
         return scores
+
+
+class FiveConvolutions(nn.Module):
+    """The published discriminator: five strided convolutions of 32 to 512 channels, and a fully connected layer.
+
+    That layer sees 4 x 4 pixels, which is what five halvings leave of the published 128 x 128; features of images of
+    another size are averaged to as many.
+
+    Args:
+        in_channels: C of the images.
+        dims: spatial axes, 2 or 3.
+
+    >>> FiveConvolutions(3)(torch.zeros(2, 3, 64, 48)).shape
+    torch.Size([2])
+    """
+
+    def __init__(self, in_channels: int, dims: int = 2) -> None:
+        super().__init__()
+        convolution: Any = {2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        pooling: Any = {2: nn.AdaptiveAvgPool2d, 3: nn.AdaptiveAvgPool3d}[dims]
+        widths = [in_channels, 32, 64, 128, 256, 512]
+        stack: list[nn.Module] = []
+        for before, after in itertools.pairwise(widths):
+            stack += [convolution(before, after, 3, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        self.features = nn.Sequential(*stack, pooling(4), nn.Flatten())
+        self.score = nn.Linear(widths[-1] * 4**dims, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits (B,) of (B, C, *S) being photographs."""
+        scores: Tensor = self.score(self.features(image)).flatten()
+        return scores
+
+
+DISCRIMINATORS: Mapping[str, type[nn.Module]] = {"strided": Discriminator, "five-convolutions": FiveConvolutions}
+
+
+def _discriminator(given: nn.Module | str | Mapping[str, Any] | None, channels: int) -> nn.Module:
+    """The network that is meant, for images of so many ``channels``."""
+    if isinstance(given, nn.Module):
+        return given
+    table = {"name": given or "strided"} if given is None or isinstance(given, str) else dict(given)
+    name = table.pop("name", None)
+    kind = DISCRIMINATORS.get(str(name))
+    if kind is None:
+        raise UsageError(f"There is no discriminator called {name!r}. Known: {', '.join(DISCRIMINATORS)}.")
+    known = [setting for setting in settings(kind) if setting != "in_channels"]
+    unknown = [setting for setting in table if setting not in known]
+    if unknown:
+        raise UsageError(
+            f"The discriminator {name} has no setting {unknown[0]!r}. Its settings are {', '.join(known)}."
+        )
+    return kind(channels, **table)
 
 
 def invariance_loss(target: Tensor, logits: Tensor, roi: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,6 +94,7 @@ class DeepChanVese:
         reconstruction: (1, C, *S), F(G(I)).
         divergences: (1, K, *S), KL to each phase.
         history: energies on the way.
+        snapshots: (1, *S) int64 labels at those steps that were asked for and taken.
         status: whether labels came to rest before the steps ran out.
         elbo: the data term, with the fitted networks.
     """
@@ -105,6 +106,7 @@ class DeepChanVese:
     reconstruction: Tensor
     divergences: Tensor
     history: tuple[FitRecord, ...]
+    snapshots: Mapping[int, Tensor]
     status: Status
     elbo: ELBO
 
@@ -129,14 +131,17 @@ class DeepChanVeseSegmentation(Segmentation):
         )
 
     def figures(self, image: Tensor) -> Mapping[str, Figure]:
-        """Start, latent maps and reconstruction; phases before and after encoding; the energy and its terms."""
-        from regloss_plugins.segmenters.deep_chan_vese_figures import energy_figure, histogram_figure, latent_figure
+        """Start, latent maps and reconstruction; phases before and after encoding; the energy; labels on the way."""
+        from regloss_plugins.segmenters import deep_chan_vese_figures as drawn
 
-        return {
-            "latent": latent_figure(image, self.result),
-            "histograms": histogram_figure(image, self.labels, self.result),
-            "convergence": energy_figure(self.result.history),
+        found = {
+            "latent": drawn.latent_figure(image, self.result),
+            "histograms": drawn.histogram_figure(image, self.labels, self.result),
+            "convergence": drawn.energy_figure(self.result.history),
         }
+        if self.result.snapshots:
+            found["snapshots"] = drawn.snapshot_figure(image, self.result)
+        return found
 
 
 @dataclass(frozen=True)
@@ -153,7 +158,7 @@ class DeepChanVeseSegmenter(Segmenter):
     """
 
     takes_scribbles = False
-    figures = ("latent", "histograms", "convergence")
+    figures = ("latent", "histograms", "convergence", "snapshots")
 
     coupling: Literal["splitting", "gradient-descent", "layer"] = "splitting"
     weight: float | None = None
@@ -162,6 +167,7 @@ class DeepChanVeseSegmenter(Segmenter):
     balance: bool = True
     encoder: Any = None
     decoder: Any = None
+    samples: int = 1
     learning_rate: float = 0.02
     level_rate: float = 0.5
     splitting: float = 10.0
@@ -169,6 +175,7 @@ class DeepChanVeseSegmenter(Segmenter):
     warm_up: int = 50
     max_steps: int = 150
     tolerance: float = 1e-3
+    snapshots: Sequence[int] = ()
     post_processing: str | None = None
 
     def __post_init__(self) -> None:
@@ -182,6 +189,7 @@ class DeepChanVeseSegmenter(Segmenter):
             self.warm_up,
             self.max_steps,
             self.tolerance,
+            self.snapshots,
         )
         if self.post_processing is not None and self.post_processing not in POST_PROCESSING:
             raise UsageError(
@@ -228,6 +236,7 @@ def deep_chan_vese(
     balance: bool = True,
     encoder: nn.Module | str | Mapping[str, Any] | None = None,
     decoder: nn.Module | str | Mapping[str, Any] | None = None,
+    samples: int = 1,
     learning_rate: float = 0.02,
     level_rate: float = 0.5,
     splitting: float = 10.0,
@@ -235,6 +244,7 @@ def deep_chan_vese(
     warm_up: int = 50,
     max_steps: int = 150,
     tolerance: float = 1e-3,
+    snapshots: Sequence[int] = (),
     seed: int = 0,
     callback: Callable[[FitRecord], object] | None = None,
 ) -> DeepChanVese:
@@ -255,6 +265,7 @@ def deep_chan_vese(
         encoder: a network (which is trained), its name or a table; None = "plain-cnn" with 5 layers of 12 channels and
             instance normalisation.
         decoder: likewise; None = the same with 2 layers.
+        samples: noises drawn in each step, see the data term "elbo".
         learning_rate: of Adam for the networks.
         level_rate: of Adam for the level sets.
         splitting: lambda / nu of the coupling "splitting": where a step of u between pixels is less than 1 / splitting,
@@ -263,6 +274,7 @@ def deep_chan_vese(
         warm_up: steps during which u stays at its start.
         max_steps: at most.
         tolerance: fraction of the pixels that may change between two records while labels count as at rest.
+        snapshots: steps after which labels are kept; 0 = the start.
         seed: of networks, noise and start.
         callback: called with each `FitRecord`.
 
@@ -284,14 +296,17 @@ def deep_chan_vese(
     cost = 0.5 * float((means[0] - means[1]).square().sum())
     weight = 0.4 * cost if weight is None else weight
     fidelity = 0.5 * cost if fidelity is None else fidelity
-    check_settings(coupling, weight, learning_rate, level_rate, splitting, bound, warm_up, max_steps, tolerance)
+    check_settings(
+        coupling, weight, learning_rate, level_rate, splitting, bound, warm_up, max_steps, tolerance, snapshots
+    )
     labels = start_labels(image, phases, start, seed)
     image = image.float()
     with torch.random.fork_rng(devices=[image.device] if image.is_cuda else []), torch.enable_grad():
         torch.manual_seed(seed)
-        elbo = _elbo(image, means, fidelity, balance, encoder, decoder)
+        elbo = _elbo(image, means, fidelity, balance, encoder, decoder, samples)
         fit = _Fit(image, labels, elbo, phases, coupling, weight, splitting, bound)
-        history, status = _descend(fit, learning_rate, level_rate, warm_up, max_steps, tolerance, callback)
+        kept = dict.fromkeys(snapshots, fit.held().detach().argmax(1))
+        history, status = _descend(fit, learning_rate, level_rate, warm_up, max_steps, tolerance, kept, callback)
     with torch.no_grad():
         latent = elbo.latent(image).mean
         logits = fit.logits()
@@ -303,6 +318,7 @@ def deep_chan_vese(
             elbo.decode(latent),
             elbo.divergences(image),
             tuple(history),
+            {step: labels for step, labels in sorted(kept.items()) if step <= history[-1].step},
             status,
             elbo,
         )
@@ -318,6 +334,7 @@ def check_settings(
     warm_up: int,
     max_steps: int,
     tolerance: float,
+    snapshots: Sequence[int] = (),
 ) -> None:
     """Raise `UsageError` for settings of `deep_chan_vese` that are invalid."""
     check_choice(COUPLINGS, coupling=coupling)
@@ -339,6 +356,10 @@ def check_settings(
         )
     if not (_is_number(tolerance) and 0 <= tolerance < 1):
         raise UsageError(f"tolerance must lie in [0, 1); got {tolerance!r}.")
+    if any(not isinstance(step, int) or isinstance(step, bool) or not 0 <= step <= max_steps for step in snapshots):
+        raise UsageError(
+            f"snapshots are taken after steps, whole numbers from 0 to max_steps = {max_steps}; got {list(snapshots)}."
+        )
 
 
 def _is_number(value: object) -> bool:
@@ -364,7 +385,9 @@ def latent_means(phases: int, mean: float | None = None) -> Tensor:
     return (5.0 if mean is None else mean) * torch.eye(phases)
 
 
-def _elbo(image: Tensor, means: Tensor, fidelity: float, balance: bool, encoder: Any, decoder: Any) -> ELBO:
+def _elbo(
+    image: Tensor, means: Tensor, fidelity: float, balance: bool, encoder: Any, decoder: Any, samples: int
+) -> ELBO:
     standard = {"name": "plain-cnn", "norm": "instance", "channels": 12, "dims": image.ndim - 2}
     elbo: ELBO = create(
         "data-term",
@@ -374,6 +397,7 @@ def _elbo(image: Tensor, means: Tensor, fidelity: float, balance: bool, encoder:
         means=means,
         fidelity=fidelity,
         balance=balance,
+        samples=samples,
         channels=image.shape[1],
     )
     for module in elbo.modules().values():
@@ -431,8 +455,10 @@ def _descend(
     warm_up: int,
     max_steps: int,
     tolerance: float,
+    snapshots: dict[int, Tensor],
     callback: Callable[[FitRecord], object] | None,
 ) -> tuple[list[FitRecord], Status]:
+    """Energies on the way, and how it ended; fills ``snapshots`` at the steps that are its keys."""
     networks = [p for module in fit.elbo.modules().values() for p in module.parameters()]
     optimizer = torch.optim.Adam(
         [{"params": networks, "lr": learning_rate}, {"params": [fit.levels], "lr": level_rate}]
@@ -448,6 +474,9 @@ def _descend(
         optimizer.step()
         with torch.no_grad():
             fit.levels.clamp_(-fit.bound, fit.bound)
+        if step in snapshots:
+            with torch.no_grad():
+                snapshots[step] = fit.logits(warm=warm).argmax(1)
         if step % _EVERY == 0 or step == max_steps:
             record, labels = _record(fit, step, warm, labels, time.process_time() - began)
             history.append(record)

@@ -39,7 +39,7 @@ def histogram_figure(image: Tensor, labels: Tensor, result: DeepChanVese) -> Fig
     """Values of the phases' pixels before encoding (the mean over the channels) and after (each latent channel)."""
     latent = result.latent[0].numpy()
     label_map = labels[0].cpu().numpy()
-    shades = ["#{:02x}{:02x}{:02x}".format(*color) for color in class_colors(result.probabilities.shape[1])]
+    shades = _shades(len(result.probabilities[0]))
     panels = [("image value", image[0].mean(0).cpu().numpy())]
     panels += [(f"latent {number}" if len(latent) > 1 else "latent", values) for number, values in enumerate(latent)]
     figure = Figure(figsize=(3.2 * len(panels), 2.8), layout="constrained")
@@ -51,7 +51,23 @@ def histogram_figure(image: Tensor, labels: Tensor, result: DeepChanVese) -> Fig
             if inside.size:
                 axes.hist(inside, bins=edges, alpha=0.6, color=shade, label=f"phase {phase}")
         axes.set_yticks([])
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.axes[0].legend(loc="upper right", frameon=False, fontsize=8)
+    return figure
+
+
+def snapshot_figure(image: Tensor, result: DeepChanVese) -> Figure:
+    """Outlines of the phases after the steps that were asked for, and at the end."""
+    panels = [(f"step {step}" if step else "start", labels) for step, labels in result.snapshots.items()]
+    panels.append((f"end, step {result.history[-1].step}", result.labels))
+    figure = Figure(figsize=(2.4 * len(panels), 2.6), layout="constrained")
+    for axes, (title, labels) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        axes.imshow(_shown(image[0].cpu().numpy()), cmap="gray")
+        for phase, shade in enumerate(_shades(len(result.probabilities[0]))):
+            inside = labels[0].cpu().numpy() == phase
+            if phase and inside.any() and not inside.all():
+                axes.contour(inside, [0.5], colors=shade, linewidths=1.5)
+        axes.set_title(title, fontsize=10, color=_INK)
+        axes.axis("off")
     return figure
 
 
@@ -66,8 +82,12 @@ def energy_figure(history: tuple[FitRecord, ...]) -> Figure:
         axes.plot(steps, [getattr(record, name) for record in history], color=color, linewidth=1.4, label=name)
     axes.set_yscale("log" if all(record.energy > 0 for record in history) else "linear")
     axes.set_title("Energy per pixel", loc="left", fontsize=11, color=_INK)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(loc="upper right", frameon=False, fontsize=8)
     return figure
+
+
+def _shades(phases: int) -> list[str]:
+    return ["#{:02x}{:02x}{:02x}".format(*color) for color in class_colors(phases)]
 
 
 def _shown(image: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -14,6 +14,7 @@ from regloss_plugins.data_terms.elbo import ELBO
 from regloss_plugins.outer_loops.deep_chan_vese import (
     DeepChanVeseTraining,
     Discriminator,
+    FiveConvolutions,
     conservation_loss,
     discriminator_loss,
     invariance_loss,
@@ -267,7 +268,8 @@ def test_views_are_mirrored_with_their_region_and_stay_images():
     for seed in range(20):
         torch.manual_seed(seed)
         view = loop.augment(batch)
-        assert torch.equal(view.batch.image, view.mirrored(batch.image))
+        assert torch.equal(view.batch.image, view.seen(batch.image))
+        assert view.turns == 0
         assert torch.equal(view.batch.roi, roi.flip(view.axes))
         seen.add(view.axes)
     assert seen == {(), (-2,), (-1,), (-2, -1)}
@@ -275,6 +277,54 @@ def test_views_are_mirrored_with_their_region_and_stay_images():
     assert still.axes == ()
     assert 0.01 < float((still.batch.image - batch.image).abs().max()) <= 1.0
     assert float(still.batch.image[~roi.unsqueeze(1).expand_as(batch.image)].abs().max()) == 0.0
+
+
+def test_views_are_turned_with_their_region_and_spacing():
+    image = torch.rand(2, 3, 6, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    roi = torch.zeros(2, 6, 8, dtype=torch.bool)
+    roi[:, :4, :5] = True
+    batch = Batch(image * roi.unsqueeze(1), None, roi, spacing=(1.0, 2.0))
+    loop = DeepChanVeseTraining(None, elbo(), jitter=0.0, flip=False, quarter_turns=True)
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        view = loop.augment(batch)
+        for axes_of_shape, values in ((view.batch.image, batch.image), (view.batch.roi, roi)):
+            expected = np.rot90(values.numpy(), view.turns, (-2, -1))
+            assert np.array_equal(axes_of_shape.numpy(), expected)
+        assert torch.equal(view.seen(batch.image), view.batch.image)
+        assert view.batch.spacing == ((2.0, 1.0) if view.turns % 2 else (1.0, 2.0))
+        seen.add(view.turns)
+    assert seen == {0, 1, 2, 3}
+
+
+def test_a_network_that_knows_no_direction_is_invariant_under_turns():
+    """Seeing pixel by pixel, it finds in the turned image what it found in the image, turned: AuI is the entropy."""
+    network, batch = example((6, 8))
+    loop = DeepChanVeseTraining(
+        TotalVariation(0.0), elbo(), jitter=0.0, conservation=0.0, start_fraction=0.0, quarter_turns=True
+    )
+    probabilities = network(batch.image).softmax(1)
+    entropy = 10 * float(-(probabilities * probabilities.log()).sum(1).mean().detach())
+    for seed in range(4):
+        torch.manual_seed(seed)
+        next(iter(loop.updates(network(batch.image), batch, None, lambda image, roi: network(image))))
+        assert loop.parts["invariance"] == pytest.approx(entropy, rel=1e-9)
+
+
+def test_discriminators_have_names():
+    named = [
+        DeepChanVeseTraining(None, elbo(), discriminator=given).discriminator
+        for given in ("five-convolutions", {"name": "strided", "layers": 2}, None)
+    ]
+    assert [type(network) for network in named] == [FiveConvolutions, Discriminator, Discriminator]
+    widths = [layer.out_channels for layer in named[0].features if isinstance(layer, nn.Conv2d)]
+    assert widths == [32, 64, 128, 256, 512]
+    assert sum(isinstance(layer, nn.Conv2d) for layer in named[1].features) == 2
+    # Of 128 x 128 pixels the last layer sees each of the 4 x 4 that are left.
+    image = torch.rand(1, 3, 128, 128)
+    assert torch.equal(named[0](image), named[0].score(named[0].features[:10](image).flatten(1)).flatten())
+    assert named[0](torch.rand(3, 3, 40, 72)).shape == (3,)
 
 
 def test_one_phase_everywhere_does_not_pass_for_a_photograph():
@@ -311,6 +361,8 @@ def test_one_phase_everywhere_does_not_pass_for_a_photograph():
         ({"start_fraction": 1.0}, "start_fraction must be"),
         ({"start_weight": -0.1}, "start_weight must be"),
         ({"start": "nothing"}, "no saliency called 'nothing'"),
+        ({"discriminator": "five"}, "no discriminator called 'five'. Known: strided, five-convolutions"),
+        ({"discriminator": {"name": "strided", "width": 3}}, "no setting 'width'. Its settings are channels, layers"),
         ({"data_term": "cross-entropy"}, 'needs the data term "elbo"'),
     ],
 )

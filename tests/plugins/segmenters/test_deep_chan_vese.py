@@ -106,6 +106,28 @@ def test_the_same_seed_gives_the_same_and_no_global_state_changes():
     assert torch.equal(image, given)
 
 
+def test_snapshots_are_the_labels_after_so_many_steps():
+    image, _ = blobs()
+    full = deep_chan_vese(image, 3, snapshots=(40, 0, 30), tolerance=0.0, **QUICK)
+    assert list(full.snapshots) == [0, 30, 40]
+    held = deep_chan_vese(image, 3, tolerance=0.0, **QUICK)
+    assert torch.equal(full.labels, held.labels)  # looking changes nothing
+    assert torch.equal(full.snapshots[0], full.start)
+    assert torch.equal(full.snapshots[30], full.start)  # until now they were held
+    shorter = deep_chan_vese(image, 3, tolerance=0.0, **{**QUICK, "max_steps": 40})
+    assert torch.equal(full.snapshots[40], shorter.labels)
+    stopped = deep_chan_vese(image, 3, snapshots=(0, 60), tolerance=0.9, **{**QUICK, "warm_up": 5})
+    assert list(stopped.snapshots) == [0]  # it ended before step 60
+
+
+def test_noises_are_averaged():
+    image, _ = blobs()
+    found = {samples: deep_chan_vese(image, 3, samples=samples, **QUICK) for samples in (0, 1, 3)}
+    assert {samples: of.elbo.samples for samples, of in found.items()} == {0: 0, 1: 1, 3: 3}
+    energies = [of.history[0].reconstruction for of in found.values()]
+    assert len(set(energies)) == 3
+
+
 def test_levels_stay_bounded():
     """KL is linear in u: without the bound they would run to infinity."""
     image, _ = blobs()
@@ -164,6 +186,8 @@ BAD_START = torch.zeros(1, 16, 16, dtype=torch.int64)
         ({"max_steps": 0}, "max_steps"),
         ({"max_steps": 10, "warm_up": 10}, "warm_up"),
         ({"tolerance": 1.0}, "tolerance"),
+        ({"samples": -1}, "samples"),
+        ({"snapshots": (0, 200)}, "snapshots are taken after steps, whole numbers from 0 to max_steps = 150"),
     ],
 )
 def test_bad_input_is_refused(changes, message):
