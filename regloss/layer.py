@@ -115,11 +115,14 @@ def _scalars_of(name: str, value: Tensor) -> dict[str, float]:
     return {f"{name}-{number}": entry for number, entry in enumerate(value.flatten().tolist())}
 
 
-def name_weights(regularizers: Sequence[Regularizer], weights: Tensor) -> dict[str, float]:
-    """``weights`` (regularizers,) by "weight-tv", say; two of one kind are told apart by their place, "weight-tv-0"."""
+def name_weights(regularizers: Sequence[Regularizer], weights: Tensor, setting: str = "weight") -> dict[str, float]:
+    """``weights`` (regularizers,) by "weight-tv", say; two of one kind are told apart by their place, "weight-tv-0".
+
+    So for values of another ``setting``.
+    """
     names = [name_of(part) for part in regularizers]
     names = [name if names.count(name) == 1 else f"{name}-{place}" for place, name in enumerate(names)]
-    return {f"weight-{name}": weight for name, weight in zip(names, weights.tolist(), strict=True)}
+    return {f"{setting}-{name}": weight for name, weight in zip(names, weights.tolist(), strict=True)}
 
 
 def attach(network: nn.Module, layer: RegularizedLayer) -> RegularizedNetwork:

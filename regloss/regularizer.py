@@ -204,6 +204,9 @@ class Regularizer(metaclass=CheckedSettings):
         """
         return False
 
+    learnable: ClassVar[Sequence[str]] = ()
+    """Settings that may be tensors of one positive number, by which the functions of its forms are differentiable."""
+
     example: ClassVar[Mapping[str, Any]] = {}
     """Settings for examples with two classes, where the defaults alone do not make a regularizer."""
 

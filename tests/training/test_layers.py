@@ -32,7 +32,7 @@ VOLUME = '{name = "volume", volumes = [0.7, 0.1, 0.2], unit = "fraction"}'
 LAYERS = {
     "tv": '{regularizer = {name = "tv", weight = 0.2}, steps = 10, learn = ["weight", "entropy"]}',
     "nltv": '{regularizer = {name = "nltv", neighbors = 4}, solver = "pdhg", steps = 10, learn = ["weight"]}',
-    "threshold-dynamics": '{regularizer = "threshold-dynamics", solver = "dca", steps = 10, learn = ["weight"]}',
+    "threshold-dynamics": '{regularizer = "threshold-dynamics", solver = "dca", learn = ["weight", "sigma"]}',
     "volume": f'{{regularizer = {VOLUME}, solver = {{name = "dca"}}}}',
     "volume by pdhg": f"{{regularizer = {VOLUME}, steps = 30}}",
     "tv and volume": f'{{regularizer = ["tv", {VOLUME}], steps = 30, learn = ["entropy"]}}',
@@ -94,6 +94,8 @@ def test_a_layer_is_trained_saved_and_applied(name, layered, images, tmp_path):
         if "log_weight" in values:
             weights = values["log_weight"].exp().tolist()
             tables = [{**table, "weight": w} for table, w in zip(own["regularizer"], weights, strict=True)]
+            if "log_sigma" in values:
+                tables[0]["sigma"] = float(values["log_sigma"].exp())
             layer.regularizer = regloss.regularizer.combine(tables)
         with torch.no_grad():
             by_hand = layer.eval()(model.segmenter.network(image), image)
@@ -284,7 +286,8 @@ def test_label_costs_of_another_number_of_classes(layered, tmp_path):
 
 @pytest.mark.parametrize(("name", "columns"), [
     ("tv", {"layer-gap", "layer-steps", "layer-weight-tv", "layer-entropy"}),
-    ("threshold-dynamics", {"layer-steps", "layer-weight-threshold-dynamics"}),  # dca has no bound, so no gap
+    # dca has no bound, so no gap
+    ("threshold-dynamics", {"layer-steps", "layer-weight-threshold-dynamics", "layer-sigma-threshold-dynamics"}),
     ("volume by pdhg", {"layer-gap", "layer-steps", "layer-violation"}),
     ("unrolled", set()),
 ])  # fmt: skip

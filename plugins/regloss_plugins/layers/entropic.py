@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from regloss.checks import check_choice, check_entropy
 from regloss.errors import UsageError
 from regloss.layer import RegularizedLayer, name_weights
+from regloss.registry import name_of
 from regloss.regularizer import Regularizer
 from regloss.solver import Solution
 
@@ -37,7 +38,7 @@ class EntropicLayer(RegularizedLayer):
     Args:
         entropy: weight of the entropy, > 0, at most 1e30.
         backward: "implicit", "unrolled" or "one-step".
-        learn: of "weight" and "entropy".
+        learn: of "weight", "entropy" and the regularizers' own, see `check_learnable`.
         backward_steps: largest number of conjugate-gradient steps of the implicit gradient, >= 1; None = 60, and 300
             with ``polish`` or a tolerance of one's own.
         backward_tolerance: their relative residual at which to stop, in [0, 1); None = as the solution's gap is, see
@@ -79,17 +80,25 @@ class EntropicLayer(RegularizedLayer):
             )
         if polish is not None and backward != "implicit":
             raise UsageError(f'polish belongs to backward = "implicit"; got backward = {backward!r}. Leave it out.')
-        unknown = [name for name in learn if name not in LEARNABLE]
-        if unknown:
-            raise UsageError(f"learn may hold {', '.join(LEARNABLE)}; got {', '.join(map(repr, unknown))}.")
         self._entropy = float(entropy)
         self.backward = backward
         self.backward_steps = steps
         self.backward_tolerance = backward_tolerance
 
+    def check_learnable(self, learn: Sequence[str], regularizers: Sequence[Regularizer]) -> None:
+        """Raise `UsageError` unless ``learn`` holds "weight", "entropy", and what ``regularizers`` have to learn."""
+        allowed = dict.fromkeys([*LEARNABLE, *(name for part in regularizers for name in part.learnable)])
+        unknown = [name for name in learn if name not in allowed]
+        if unknown:
+            of = ", ".join(map(name_of, regularizers)) or "no regularizer"
+            raise UsageError(f"With {of} learn may hold {', '.join(allowed)}; got {', '.join(map(repr, unknown))}.")
+
     @abstractmethod
     def logarithms(self) -> Mapping[str, nn.Parameter | None]:
-        """Logarithms of "weight" (regularizers,) and "entropy" (), in this order; None where they are not learnt."""
+        """Logarithms of "weight" (regularizers,) and "entropy" (), in this order; None where they are not learnt.
+
+        Then those of the regularizers' own settings that are learnt, one number for each regularizer that has it.
+        """
 
     @abstractmethod
     def weighted(self) -> Sequence[Regularizer]:
@@ -111,12 +120,20 @@ class EntropicLayer(RegularizedLayer):
         return scores.new_tensor(self._entropy) if logarithm is None else logarithm.exp()
 
     def learnable_parameters(self) -> dict[str, nn.Parameter]:
-        """Logarithms of weights and entropy, by "weight" and "entropy"."""
+        """Logarithms of weights, entropy and settings of the regularizers, by "weight", "entropy" and their names."""
         return {name: value for name, value in self.logarithms().items() if value is not None}
 
     def scalars(self) -> dict[str, dict[str, float]]:
-        """Weights, by "weight-" and the regularizer's name, and the entropy."""
-        return {
+        """Weights, by "weight-" and the regularizer's name, the entropy, and likewise settings that are learnt."""
+        found = {
             "weight": name_weights(self.weighted(), self.weight),
             "entropy": {"entropy": self.entropy.item()},
         }
+        for name, logarithm in self.logarithms().items():
+            if name not in LEARNABLE and logarithm is not None:
+                owners = [name in part.learnable for part in self.weighted()]
+                values = torch.zeros(len(owners))
+                values[torch.tensor(owners)] = logarithm.detach().float().exp().cpu()
+                named = name_weights(self.weighted(), values, name.replace("_", "-"))
+                found[name] = {key: value for (key, value), own in zip(named.items(), owners, strict=True) if own}
+        return found

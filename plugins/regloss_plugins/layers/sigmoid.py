@@ -70,7 +70,8 @@ class RegularizedSigmoid(EntropicLayer):
         max_steps: of the solver; None = as it is set.
         tolerance: of the solver; None = as it is set.
         backward: "implicit", "unrolled" or "one-step".
-        learn: settings that become parameters, of "weight" (one for each regularizer that is solved for) and "entropy".
+        learn: settings that become parameters, of "weight" (one for each regularizer that is solved for), "entropy",
+            and what can be learnt of these regularizers, as of `RegularizedSoftmax`.
         backward_steps: largest number of conjugate-gradient steps of the implicit gradient; None = 60, and 300 with
             ``polish`` or a tolerance of one's own.
         backward_tolerance: their relative residual at which to stop; None = a third of the error that the gap allows
@@ -100,7 +101,7 @@ class RegularizedSigmoid(EntropicLayer):
         max_steps: int | None = None,
         tolerance: float | None = None,
         backward: Literal["implicit", "unrolled", "one-step"] = "implicit",
-        learn: Sequence[Literal["weight", "entropy"]] = (),
+        learn: Sequence[str] = (),
         backward_steps: int | None = None,
         backward_tolerance: float | None = None,
         polish: float | None = None,
@@ -117,6 +118,7 @@ class RegularizedSigmoid(EntropicLayer):
         self.orders = [part for part in parts if part.channels == "sets"]
         solved = [part for part in parts if self._is_solved(part)]
         self.projections = [part for part in parts if part.channels != "sets" and not self._is_solved(part)]
+        self.check_learnable(learn, solved)
         for part in self.orders:
             if Projection not in part.forms:
                 raise UsageError(f"A regularized sigmoid can only project onto sets, and {name_of(part)} does not.")
@@ -172,7 +174,9 @@ class RegularizedSigmoid(EntropicLayer):
 
     def logarithms(self) -> dict[str, nn.Parameter | None]:
         """As of `EntropicLayer`."""
-        return {"weight": self.log_weight, "entropy": self.log_entropy}
+        if self.softmax is not None:
+            return self.softmax.logarithms()
+        return {"weight": None, "entropy": self.temperature}
 
     def weighted(self) -> list[Regularizer]:
         """All of them, also those that are not solved for, whose weights are not learnt."""

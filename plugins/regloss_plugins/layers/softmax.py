@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -41,7 +41,7 @@ from regloss.forms import Form
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Regularizer, Sum, Term, add_forms, combine, part_kind
 from regloss.solver import DifferentiableSolver, Problem, Solution, meet_constraints, negotiate
-from regloss_plugins.layers.entropic import EntropicLayer, following_gap
+from regloss_plugins.layers.entropic import LEARNABLE, EntropicLayer, following_gap
 
 
 class RegularizedSoftmax(EntropicLayer):
@@ -59,8 +59,10 @@ class RegularizedSoftmax(EntropicLayer):
         max_steps: of the solver; None = as the solver is set.
         tolerance: of the solver; None = as the solver is set.
         backward: "implicit", "unrolled" or "one-step".
-        learn: settings that become parameters, of "weight" (one for each regularizer of a sum) and "entropy". They are
-            kept as logarithms, ``log_weight`` and ``log_entropy``, and so stay positive.
+        learn: settings that become parameters, of "weight" (one for each regularizer of a sum), "entropy", and the
+            regularizers' own that can be learnt: "sigma" of threshold-dynamics, "sigma_xy" and "sigma_rgb" of nltv and
+            dense-crf. They are kept as logarithms, ``log_weight``, ``log_entropy``, ``log_sigma`` ..., and so stay
+            positive.
         backward_steps: largest number of conjugate-gradient steps of the implicit gradient; None = 60, and 300 with
             ``polish`` or a tolerance of one's own.
         backward_tolerance: their relative residual at which to stop; None = a third of the error that the gap allows
@@ -90,7 +92,7 @@ class RegularizedSoftmax(EntropicLayer):
         max_steps: int | None = None,
         tolerance: float | None = None,
         backward: Literal["implicit", "unrolled", "one-step"] = "implicit",
-        learn: Sequence[Literal["weight", "entropy"]] = (),
+        learn: Sequence[str] = (),
         backward_steps: int | None = None,
         backward_tolerance: float | None = None,
         polish: float | None = None,
@@ -101,6 +103,7 @@ class RegularizedSoftmax(EntropicLayer):
         if chosen is None:
             raise UsageError("A regularized softmax needs a regularizer; without one use torch.softmax.")
         self.regularizer: Regularizer = chosen
+        self.check_learnable(learn, self._parts(chosen))
         self.solver = _with_settings(resolve("solver", solver), max_steps, tolerance)
         self.form = negotiate(chosen, self.solver)
         # A tolerance or a number of steps that is invalid is refused by the solver itself, now.
@@ -115,6 +118,13 @@ class RegularizedSoftmax(EntropicLayer):
             if min(weights) <= 0:
                 raise UsageError(f"A weight that is learnt must start above 0; got {weights}.")
             self.log_weight = nn.Parameter(torch.tensor(weights).log())
+        # Settings of the regularizers' own, in the order of their names.
+        self.learnt_settings = sorted({*learn} - {*LEARNABLE})
+        for name in self.learnt_settings:
+            values = [float(getattr(part, name)) for part in self._owners(name)]
+            if not all(0 < value < math.inf for value in values):
+                raise UsageError(f"{name} must start finite and above 0 to be learnt; got {values}.")
+            self.register_parameter(f"log_{name}", nn.Parameter(torch.tensor(values).log()))
 
     @property
     def weight(self) -> Tensor:
@@ -125,7 +135,8 @@ class RegularizedSoftmax(EntropicLayer):
 
     def logarithms(self) -> dict[str, nn.Parameter | None]:
         """As of `EntropicLayer`."""
-        return {"weight": self.log_weight, "entropy": self.log_entropy}
+        own = {name: self.get_parameter(f"log_{name}") for name in self.learnt_settings}
+        return {"weight": self.log_weight, "entropy": self.log_entropy, **own}
 
     def weighted(self) -> list[Regularizer]:
         """The regularizer, or the parts of a sum."""
@@ -267,7 +278,7 @@ class RegularizedSoftmax(EntropicLayer):
 
     def unrolled(self, max_steps: int | None = None) -> RegularizedSoftmax:
         """As of `RegularizedLayer`; of priors that are computed by tensor operations alone."""
-        regularizer = self.regularizer
+        regularizer = self._current(detached=True)
         if self.log_weight is not None:
             pairs = zip(self._parts(regularizer), self.weight.tolist(), strict=True)
             parts = [dataclasses.replace(part, weight=weight) for part, weight in pairs]  # type: ignore[type-var]
@@ -294,6 +305,25 @@ class RegularizedSoftmax(EntropicLayer):
     def _parts(self, regularizer: Regularizer) -> list[Regularizer]:
         return list(regularizer.parts) if isinstance(regularizer, Sum) else [regularizer]
 
+    def _owners(self, name: str) -> list[Regularizer]:
+        """Those of the parts that have the setting ``name`` to be learnt."""
+        return [part for part in self._parts(self.regularizer) if name in part.learnable]
+
+    def _current(self, *, detached: bool = False) -> Regularizer:
+        """The regularizer with its learnt settings as they stand now: tensors, or numbers if ``detached``."""
+        if not self.learnt_settings:
+            return self.regularizer
+        parts = self._parts(self.regularizer)
+        for name in self.learnt_settings:
+            logarithms = self.get_parameter(f"log_{name}")
+            learnt: Iterator[Any] = iter(logarithms.detach().exp().tolist() if detached else logarithms.exp())
+            parts = [
+                dataclasses.replace(part, **{name: next(learnt)}) if name in part.learnable else part  # type: ignore[type-var]
+                for part in parts
+            ]
+        joined = isinstance(self.regularizer, Sum)
+        return dataclasses.replace(self.regularizer, parts=parts) if joined else parts[0]  # type: ignore[type-var]
+
     def bind(
         self, image: Tensor | Term, roi: Tensor | None = None, spacing: Sequence[float] | None = None
     ) -> BoundRegularizers:
@@ -308,16 +338,22 @@ class RegularizedSoftmax(EntropicLayer):
                 raise UsageError(
                     "A bound term has its region of interest and its spacing already: give roi and spacing to bind()."
                 )
+            if self.learnt_settings:
+                raise UsageError(
+                    f"To learn {' and '.join(self.learnt_settings)}, give the image: a bound term has the settings "
+                    "that it was bound with."
+                )
             if self.log_weight is not None and (len(self.log_weight) > 1 or image.regularizer.weight <= 0):
                 raise UsageError("To learn the weights of a sum, give the image: each part is bound by itself then.")
             # The weight that the term was bound with gives way to the learnt one.
             return BoundRegularizers(
                 (image,), 1 / (image.regularizer.weight or 1.0), negotiate(image.regularizer, self.solver)
             )
+        regularizer = self._current()
         if self.log_weight is None:
-            return BoundRegularizers((self.regularizer.bind(image, roi, spacing),), 1.0, self.form)
+            return BoundRegularizers((regularizer.bind(image, roi, spacing),), 1.0, self.form)
         total = self.regularizer.weight if isinstance(self.regularizer, Sum) else 1.0
-        parts = [dataclasses.replace(part, weight=1.0) for part in self._parts(self.regularizer)]  # type: ignore[type-var]
+        parts = [dataclasses.replace(part, weight=1.0) for part in self._parts(regularizer)]  # type: ignore[type-var]
         return BoundRegularizers(tuple(part.bind(image, roi, spacing) for part in parts), total, self.form)
 
     def _conditioned(self, bound: BoundRegularizers, scores: Tensor) -> list[Term]:

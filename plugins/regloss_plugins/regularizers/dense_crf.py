@@ -32,6 +32,7 @@ segmentation", ECCV 2018 (as a loss).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -90,6 +91,7 @@ class DenseCRF(Regularizer):
     relaxation: Literal["bilinear", "quadratic", "normalized-quadratic"] = "bilinear"
     compatibility: Tensor | None = None
     unit: Unit = "pixel"
+    learnable: ClassVar[Sequence[str]] = ("sigma_xy", "sigma_rgb")
     opaque: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

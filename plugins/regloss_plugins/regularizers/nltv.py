@@ -31,6 +31,7 @@ import json
 import math
 import os
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -65,15 +66,17 @@ class NonlocalTV(Regularizer):
         weights: "bilateral", "rbf", "zmp" or "cosine".
         window: look for neighbours at most so many pixels away along each axis, >= 1; None = everywhere. Both
             searches are exact.
-        sigma_xy: bandwidth of places, > 0, in ``unit``; inf = they do not matter.
+        sigma_xy: bandwidth of places, > 0, in ``unit``; inf = they do not matter. Like ``sigma_rgb`` it may be a tensor
+            of one element, to be learnt, with the weights "bilateral" and "rbf": neighbours are those of the bandwidths
+            as they stand, and weights have a gradient.
         sigma_rgb: unit of differences of image values, 0 < sigma_rgb <= 2.
         near: "bilateral" only: weight of the purely spatial part, >= 0.
         sigma_near: "bilateral" only: its bandwidth, > 0, in ``unit``.
         patch: radius of the patches whose values are compared, in pixels, >= 0; 0 = the pixel alone. A patch's squared
             difference is the mean over its pixels, summed over channels; beyond the border it repeats the border.
         cache: folder to keep the graphs in, one file for each image, named by a hash of the image and of all settings
-            that the graph depends on; None or "" = compute it at each binding. Runs that are loaded keep them inside
-            of their own folder, or where ``--set`` says.
+            that the graph depends on; None or "" = compute it at each binding, as learnt bandwidths need it. Runs that
+            are loaded keep them inside of their own folder, or where ``--set`` says.
         unit: of sigma_xy and sigma_near: "pixel", or "mm", for images whose spacing is known. Window and patch are in
             pixels.
 
@@ -96,29 +99,40 @@ class NonlocalTV(Regularizer):
     neighbors: int = 10
     weights: Literal["bilateral", "rbf", "zmp", "cosine"] = "bilateral"
     window: int | None = None
-    sigma_xy: float = 40.0
-    sigma_rgb: float = 13 / 255
+    sigma_xy: float | Tensor = 40.0
+    sigma_rgb: float | Tensor = 13 / 255
     near: float = 0.5
     sigma_near: float = 3.0
     patch: int = 0
     cache: str | None = None
     unit: Unit = "pixel"
     opaque: ClassVar[bool] = True
+    learnable: ClassVar[Sequence[str]] = ("sigma_xy", "sigma_rgb")
 
     def __post_init__(self) -> None:
         check_at_least_one(neighbors=self.neighbors)
         check_choice(WEIGHTS, weights=self.weights)
         if self.window is not None and self.window < 1:
             raise UsageError(f"window must be at least 1 pixel, or None to look everywhere; got {self.window}.")
-        if not 0 < self.sigma_rgb <= 2:
+        sigma_xy, sigma_rgb = _number(self.sigma_xy), _number(self.sigma_rgb)
+        if not 0 < sigma_rgb <= 2:
             raise UsageError(
-                f"sigma_rgb must lie in (0, 2], in units of image values in [0, 1]; got {self.sigma_rgb}. "
+                f"sigma_rgb must lie in (0, 2], in units of image values in [0, 1]; got {sigma_rgb}. "
                 "A bandwidth given for bytes is divided by 255."
             )
-        if not self.sigma_xy > 0 or not self.sigma_near > 0:
+        if not sigma_xy > 0 or not self.sigma_near > 0:
             raise UsageError(
                 "sigma_xy and sigma_near must be positive; got "
-                f"{self.sigma_xy} and {self.sigma_near}. To ignore places use sigma_xy = inf, near = 0."
+                f"{sigma_xy} and {self.sigma_near}. To ignore places use sigma_xy = inf, near = 0."
+            )
+        if self._learns and self.weights not in ("bilateral", "rbf"):
+            raise UsageError(
+                f'Bandwidths are learnt with the weights "bilateral" or "rbf"; {self.weights!r} are no smooth function '
+                "of them."
+            )
+        if self._learns and self.cache:
+            raise UsageError(
+                "Graphs of bandwidths that are learnt change with every step, so they cannot be kept. Leave cache out."
             )
         grid.check_unit(self.unit, "nltv")
         check_not_negative(near=self.near)
@@ -130,6 +144,10 @@ class NonlocalTV(Regularizer):
         """A saddle form, and a graph."""
         return {Saddle: NonlocalTerm.saddle, Graph: NonlocalTerm.graph}
 
+    @property
+    def _learns(self) -> bool:
+        return isinstance(self.sigma_xy, Tensor) or isinstance(self.sigma_rgb, Tensor)
+
     def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
         """Compute the graph of every image, or read it from the cache."""
         values = image.to("cpu", torch.float64).numpy()
@@ -139,14 +157,39 @@ class NonlocalTV(Regularizer):
         for number in range(len(values)):
             region = np.ones(values.shape[2:], dtype=np.bool_) if inside is None else inside[number]
             graphs.append(self._graph(values[number], region, steps))
-        edges, weights = _padded(graphs)
-        return NonlocalTerm(
-            self,
-            torch.from_numpy(edges).to(image.device),
-            torch.from_numpy(weights).to(image),
-            (image.shape[0], *image.shape[2:]),
-            roi,
-        )
+        pairs, numbers = _padded(graphs)
+        edges, weights = torch.from_numpy(pairs).to(image.device), torch.from_numpy(numbers).to(image)
+        if self._learns:
+            outside = None if inside is None else ~inside
+            weights = self._learnt_weights(values, outside, steps, edges, weights)
+        return NonlocalTerm(self, edges, weights, (image.shape[0], *image.shape[2:]), roi)
+
+    def _learnt_weights(
+        self,
+        images: NDArray[np.float64],  # (B, C, *S)
+        outside: NDArray[np.bool_] | None,  # (B, *S)
+        steps: tuple[float, ...],
+        edges: Tensor,
+        weights: Tensor,
+    ) -> Tensor:
+        """``weights`` (B, E) as a function of the bandwidths: the same numbers, with a gradient."""
+        ends = edges.cpu().numpy()
+        size = images.shape[2:]
+        positions = np.indices(size).reshape(len(size), -1).T * np.asarray(steps)  # (pixels, axes)
+        apart = np.square(positions[ends[..., 0]] - positions[ends[..., 1]]).sum(-1)
+        unlike = np.empty(ends.shape[:2])
+        for number, image in enumerate(images):
+            seen = image if outside is None else _filled(image, outside[number], self.patch)
+            features = _patches(seen, self.patch).reshape(len(positions), -1)
+            unlike[number] = np.square(features[ends[number, :, 0]] - features[ends[number, :, 1]]).sum(-1)
+        squares = torch.from_numpy(np.stack([apart, unlike])).to(weights)
+        sigma_xy, sigma_rgb = (torch.as_tensor(sigma).to(weights) for sigma in (self.sigma_xy, self.sigma_rgb))
+        found = torch.exp(-squares[0] / (2 * sigma_xy.square()) - squares[1] / (2 * sigma_rgb.square()))
+        if self.weights == "bilateral":
+            found = found + self.near * torch.exp(-squares[0] / (2 * self.sigma_near**2))
+        # An edge that both ends choose counts twice, and padding not at all.
+        times = torch.where(found.detach() > 0, weights / found.detach(), torch.zeros_like(weights))
+        return times * found
 
     def _graph(self, image: NDArray[np.float64], region: NDArray[np.bool_], steps: tuple[float, ...]) -> Edges:
         if not self.cache:
@@ -169,7 +212,7 @@ class NonlocalTV(Regularizer):
     def _key(self, steps: tuple[float, ...]) -> dict[str, Any]:
         """Everything but the image that the graph depends on; ``version`` is raised when the code changes it."""
         names = ("neighbors", "weights", "window", "sigma_xy", "sigma_rgb", "near", "sigma_near", "patch")
-        key = {"version": 1, **{name: getattr(self, name) for name in names}}
+        key: dict[str, Any] = {"version": 1, **{name: getattr(self, name) for name in names}}
         return key if set(steps) == {1.0} else {**key, "steps": steps}
 
     def _compute(self, image: NDArray[np.float64], region: NDArray[np.bool_], steps: tuple[float, ...]) -> Edges:
@@ -180,18 +223,14 @@ class NonlocalTV(Regularizer):
                 f"nltv cannot give each pixel {self.neighbors} neighbours in an image, or a region of interest, of "
                 f"{len(places)} pixels. Lower neighbors to at most {len(places) - 1}."
             )
-        if self.patch > 0 and not region.all():
-            from scipy.ndimage import distance_transform_edt
-
-            # What lies outside must not be seen: patches that reach there meet the nearest pixel inside.
-            nearest_inside = distance_transform_edt(~region, return_distances=False, return_indices=True)
-            image = image[(slice(None), *nearest_inside)]
+        image = _filled(image, ~region, self.patch)
         values = _patches(image, self.patch)[tuple(places.T)]  # (N, features)
         searched = values
         if self.weights == "cosine":
             searched = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
         positions = places * np.asarray(steps)
-        features = np.concatenate([searched / self.sigma_rgb, positions / self.sigma_xy], axis=1)
+        sigmas = _number(self.sigma_rgb), _number(self.sigma_xy)
+        features = np.concatenate([searched / sigmas[0], positions / sigmas[1]], axis=1)
         if self.window is None:
             chosen, squared = nearest(features, self.neighbors)
         else:
@@ -287,6 +326,21 @@ class NonlocalTerm(Term):
         weights = self.weights.new_zeros(batch * len(edges))
         weights = weights.index_add(0, image * len(edges) + place, 2 * self.weight * self.weights.flatten()[used])
         return Graph(edges, weights.reshape(batch, len(edges)))
+
+
+def _number(value: float | Tensor) -> float:
+    return float(value.detach()) if isinstance(value, Tensor) else value
+
+
+def _filled(image: NDArray[np.float64], outside: NDArray[np.bool_], radius: int) -> NDArray[np.float64]:
+    """``image`` (C, *S) as patches may see it: what lies ``outside`` (*S) is that of the nearest pixel inside."""
+    if radius == 0 or not outside.any():
+        return image
+    from scipy.ndimage import distance_transform_edt
+
+    nearest_inside = distance_transform_edt(outside, return_distances=False, return_indices=True)
+    filled: NDArray[np.float64] = image[(slice(None), *nearest_inside)]
+    return filled
 
 
 def _patches(image: NDArray[np.float64], radius: int) -> NDArray[np.float64]:

@@ -30,8 +30,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
@@ -90,6 +91,7 @@ class ThresholdDynamics(Regularizer):
     edge_scale: float = 10.0
     perimeter: bool = False
     unit: Unit = "pixel"
+    learnable: ClassVar[Sequence[str]] = ("sigma",)
 
     def __post_init__(self) -> None:
         sigma = _number(self.sigma)

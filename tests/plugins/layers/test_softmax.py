@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from regloss import (
     DCA,
     PDHG,
     AlphaExpansion,
+    DenseCRF,
     MissingForm,
     NonlocalTV,
     RegularizedSoftmax,
@@ -471,6 +474,75 @@ def test_settings_are_learnt_and_stored() -> None:
     assert not list(RegularizedSoftmax("tv").parameters())
 
 
+HEAT = ThresholdDynamics(0.6, sigma=1.1)  # at 1 the kernel gets one pixel longer
+GRAPH = NonlocalTV(0.3, neighbors=3, sigma_xy=4.0, sigma_rgb=0.3, sigma_near=2.0)
+BANDWIDTHS = {
+    "heat": (HEAT, ["sigma"], "dca"),
+    "perimeter": (ThresholdDynamics(0.6, sigma=1.3, perimeter=True), ["sigma"], "dca"),
+    "sum": (Sum([HEAT, TotalVariation(0.2), ThresholdDynamics(0.2, sigma=1.9)]), ["sigma"], "dca"),
+    "graph": (GRAPH, ["sigma_rgb", "sigma_xy"], "pdhg"),
+    "rbf of patches": (replace(GRAPH, weights="rbf", patch=1), ["sigma_rgb", "sigma_xy"], "pdhg"),
+    "graph and tv": (Sum([GRAPH, TotalVariation(0.1)]), ["sigma_rgb"], "pdhg"),
+    "dense": (DenseCRF(0.5, sigma_xy=2.0, sigma_rgb=0.4, backend="exact"), ["sigma_rgb", "sigma_xy"], "dca"),
+}
+
+
+@pytest.mark.parametrize("backward", ["implicit", "unrolled"])
+@pytest.mark.parametrize("name", BANDWIDTHS)
+@pytest.mark.parametrize("weight", [(), ("weight",)], ids=["", "weight"])
+def test_bandwidths_are_learnt(name: str, weight: Any, backward: Any) -> None:
+    """Their gradients are the slopes of the layer, at the solution or through the steps."""
+    regularizer, learn, kind = BANDWIDTHS[name]
+    parts = regularizer.parts if isinstance(regularizer, Sum) else [regularizer]
+    steps, inner = (300, PDHG(300, 1e-14)) if backward == "implicit" else (3, PDHG(4, 0.0))
+    solver = (
+        DCA(steps, tolerance=0.0, convex=inner)
+        if kind == "dca"
+        else replace(EXACT, max_steps=20000 if backward == "implicit" else 8)
+    )
+    layer = RegularizedSoftmax(
+        regularizer, solver, 1.0, backward=backward, learn=[*weight, *learn], tolerance=0.0, **EXACTLY
+    ).double()
+    image, logits, g = image_of(2, 3, 6, 7), random(2, 3, 6, 7, seed=40), random(2, 3, 6, 7, seed=41)
+    (layer(logits, image) * g).sum().backward()
+    step = 1e-5
+    for setting in learn:
+        parameter = layer.learnable_parameters()[setting]
+        values = [float(getattr(part, setting)) for part in parts if hasattr(part, setting)]
+        assert parameter.exp().tolist() == pytest.approx(values)
+        assert parameter.grad is not None
+        for place, slope in enumerate(parameter.grad.tolist()):
+            assert abs(slope) > 1e-6
+            found = []
+            for moved in (step, -2 * step, step):
+                with torch.no_grad():
+                    parameter[place] += moved
+                    found.append(float((layer(logits, image) * g).sum()))
+            assert slope == pytest.approx((found[0] - found[1]) / (2 * step), rel=1e-4, abs=1e-7)
+
+
+def test_a_learnt_bandwidth_is_told_stored_and_exported() -> None:
+    layer = RegularizedSoftmax([HEAT, "tv", ThresholdDynamics()], "dca", 1.0, learn=("sigma",))
+    assert list(layer.learnable_parameters()) == ["sigma"]
+    names = {"sigma-threshold-dynamics-0": 1.1, "sigma-threshold-dynamics-2": 2.0}
+    assert layer.scalars()["sigma"] == pytest.approx(names)
+    single = RegularizedSoftmax(HEAT, "dca", 1.0, max_steps=5, learn=("weight", "sigma"))
+    with torch.no_grad():
+        single.learnable_parameters()["sigma"] += 0.3
+    assert single.scalars()["sigma"] == {"sigma-threshold-dynamics": pytest.approx(1.1 * math.exp(0.3), rel=1e-5)}
+    image, logits = image_of(1, 1, 6, 7).float(), random(1, 2, 6, 7, seed=42).float()
+    by_hand = RegularizedSoftmax(ThresholdDynamics(0.6, sigma=1.1 * math.exp(0.3)), "dca", 1.0, max_steps=5)
+    torch.testing.assert_close(single(logits, image), by_hand(logits, image))
+    fixed = single.unrolled(5)
+    assert not list(fixed.parameters())
+    torch.testing.assert_close(fixed(logits, image), by_hand.unrolled(5)(logits, image))
+    other = RegularizedSoftmax(HEAT, "dca", 1.0, max_steps=5, learn=("weight", "sigma"))
+    other.load_state_dict(single.state_dict())
+    assert torch.equal(other(logits, image), single(logits, image))
+    with pytest.raises(UsageError, match="To learn sigma, give the image"):
+        single(logits, HEAT.bind(image))
+
+
 def test_it_tells_what_is_learnt() -> None:
     layer = RegularizedSoftmax([{"name": "tv", "weight": 2.0}, "nltv"], entropy=0.25, learn=("entropy",))
     assert layer.learnable_parameters() == {"entropy": layer.log_entropy}
@@ -560,7 +632,9 @@ def test_adjoint_reports_its_residual() -> None:
     [
         ({"entropy": 0.0}, "entropy"),
         ({"backward": "exact"}, "implicit"),
-        ({"learn": ("sigma",)}, "sigma"),
+        ({"learn": ("sigma",)}, "With tv learn may hold weight, entropy; got 'sigma'"),
+        ({"regularizer": "nltv", "learn": ("near",)}, "With nltv learn may hold weight, entropy, sigma_xy, sigma_rgb"),
+        ({"regularizer": NonlocalTV(sigma_xy=math.inf), "learn": ("sigma_xy",)}, "must start finite and above 0"),
         ({"backward_steps": 0}, "backward_steps"),
         ({"polish": -1.0}, "tolerance"),
         ({"polish": 1e-7, "polish_steps": 0}, "max_steps"),
