@@ -40,7 +40,8 @@ def folder(variant: str, method: str, seed: int) -> Path:
     return RUNS / (f"{method}-{seed}" if variant == "full" else f"{variant}-{method}-{seed}")
 
 
-def train(variant: str, methods: list[str], seeds: list[int]) -> None:
+def train(variant: str, methods: Sequence[str], seeds: Sequence[int], further: Sequence[str] = ()) -> None:
+    """Train what is not there yet; ``further`` settings are those of every method but the start."""
     for seed in seeds:
         for method in ("start", *methods):
             output = folder(variant, method, seed)
@@ -48,7 +49,7 @@ def train(variant: str, methods: list[str], seeds: list[int]) -> None:
                 continue
             changes = [f"seed={seed}", f"output={output}", *VARIANTS[variant]]
             if method != "start":
-                changes.append(f"training.start-from={folder(variant, 'start', seed)}")
+                changes += [f"training.start-from={folder(variant, 'start', seed)}", *further]
             command = [sys.executable, "-m", "regloss_cli.main", "train", str(HERE / f"acdc-{method}.toml"), "--quiet"]
             command += ["--resume"] if output.exists() else []
             for change in changes:

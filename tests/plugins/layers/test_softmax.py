@@ -494,12 +494,10 @@ def test_bandwidths_are_learnt(name: str, weight: Any, backward: Any) -> None:
     """Their gradients are the slopes of the layer, at the solution or through the steps."""
     regularizer, learn, kind = BANDWIDTHS[name]
     parts = regularizer.parts if isinstance(regularizer, Sum) else [regularizer]
-    steps, inner = (300, PDHG(300, 1e-14)) if backward == "implicit" else (3, PDHG(4, 0.0))
-    solver = (
-        DCA(steps, tolerance=0.0, convex=inner)
-        if kind == "dca"
-        else replace(EXACT, max_steps=20000 if backward == "implicit" else 8)
-    )
+    if kind == "dca":  # unrolled or not, a nested convex problem is differentiated at its solution
+        solver: Any = DCA(300 if backward == "implicit" else 3, tolerance=0.0, convex=PDHG(2000, 1e-14))
+    else:
+        solver = replace(EXACT, max_steps=20000 if backward == "implicit" else 8)
     layer = RegularizedSoftmax(
         regularizer, solver, 1.0, backward=backward, learn=[*weight, *learn], tolerance=0.0, **EXACTLY
     ).double()
