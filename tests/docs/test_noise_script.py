@@ -1,0 +1,34 @@
+"""The noise experiment: what it trains with is a valid configuration, and its levels are those of 1 to 25 of 255."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+from experiment_scripts import EXPERIMENTS, script_module
+
+from regloss.apps.noise import Noise
+from regloss.training.config import build_layer, read
+
+
+@pytest.fixture(scope="module")
+def script() -> Iterator[ModuleType]:
+    with script_module("noise") as module:
+        yield module
+
+
+def test_what_it_trains_with_is_valid(script: ModuleType) -> None:
+    for noise in script.TRAINED.values():
+        for layer in script.LAYERS.values():
+            changes = [
+                f"data.augment.noise={noise}",
+                *([] if layer is None else [f"layer={script.layers.toml(layer)}"]),
+            ]
+            config = read(EXPERIMENTS / "layers-wbc2.toml", changes)
+            assert (build_layer(config.layer, 3) is None) == (layer is None)
+    assert read(EXPERIMENTS / "layers-wbc2.toml", [f"data.augment.noise={noise}"]).data.augment.noise.salt == (0, 0.01)
+
+
+def test_levels_are_grey_levels(script: ModuleType) -> None:
+    assert [round(255 * Noise.parse(level).level) for level in script.LEVELS] == list(range(1, 26))
