@@ -34,6 +34,7 @@ from regloss_plugins.networks.building_blocks import (
     halved_axes,
     level_widths,
 )
+from regloss_plugins.networks.regularized_relu import smooth_relus
 
 _POOLING = {2: functional.max_pool2d, 3: functional.max_pool3d}
 _DROPOUT: dict[int, type[nn.Dropout2d] | type[nn.Dropout3d]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
@@ -67,6 +68,9 @@ class UNet(Network):
         dropout: probability in [0, 1) that a feature map between the two convolutions of a level is dropped.
         spacing: distance of neighbouring pixels along each of the ``dims`` axes, in any unit, of the images to come;
             None = the same along all.
+        smoothing: weight of total variation within every ReLU (`regularized_relu`), in units of the features, which the
+            normalisation gives unit spread; 0 = plain ReLUs.
+        smoothing_steps: of the dual ascent within each of them, at least 1.
         deep_supervision: of how many coarser levels of the decoder the logits are learnt too, below ``levels`` - 1.
             In training mode `coarser` has them after a call.
         auxiliary_decoder: whether there is a second decoder, of the same form, for training alone. In training mode
@@ -101,6 +105,8 @@ class UNet(Network):
         attention: bool = False,
         dropout: float = 0.0,
         spacing: Sequence[float] | None = None,
+        smoothing: float = 0.0,
+        smoothing_steps: int = 3,
         deep_supervision: int = 0,
         auxiliary_decoder: bool = False,
         auxiliary_dropout: float = 0.5,
@@ -152,6 +158,10 @@ class UNet(Network):
             self.auxiliary_classifier = CONVOLUTION[dims](widths[0], classes, kernel_size=1)
             self.auxiliary_dropout = _DROPOUT[dims](auxiliary_dropout)
         self.auxiliary: list[Tensor] = []
+        if smoothing < 0:
+            raise UsageError(f"unet: smoothing must be at least 0, not {smoothing}")
+        if smoothing > 0:
+            smooth_relus(self, smoothing, smoothing_steps)
 
     def forward(self, image: Tensor) -> Tensor:
         """Compute the logits.
