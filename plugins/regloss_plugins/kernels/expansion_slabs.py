@@ -74,6 +74,7 @@ def expand_slabs(
         expand(start, stop, max_cycles, ahead=False)
     if _energy(unary, offsets, weights, labels, roi) > start_energy:
         labels[:] = given
+    del given
     waiting = [True] * len(slabs)
     cycles = 1
     while any(waiting) and cycles < max_cycles:

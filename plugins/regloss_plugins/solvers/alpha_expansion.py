@@ -33,8 +33,9 @@ from regloss_plugins.kernels.expansion import Expansion, expand_graph, expand_gr
 from regloss_plugins.kernels.expansion_slabs import expand_slabs
 from regloss_plugins.kernels.potts import FreeProblem, free_problem
 
-# A cut of 26 neighbours takes up to 400 bytes a voxel.
-_LARGE, _AT_A_TIME = 2**24, 2**23
+# What is cut takes some 280 bytes a voxel with 26 neighbours, and what stays, the neighbours' weights and four classes'
+# costs among it, some 250: 512 x 512 x 200 voxels are to fit into 16 GB.
+_LARGE, _AT_A_TIME = 2**24, 2**22
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class AlphaExpansion(Solver):
             than two labels leave none; 0 = the bound is -inf there. Each costs about as much as some moves do.
         slab: slices of a volume whose pixels move at a time, while the others keep their labels, which bounds memory
             and leaves no lower bound (`regloss_plugins.kernels.expansion_slabs`); None = all of them, and of volumes
-            beyond 2^24 voxels as many as have 2^23.
+            beyond 2^24 voxels as many as have 2^22.
 
     Raises:
         UsageError: an entropy weight other than 0; ``bound_steps`` for a graph that is no regular grid.
