@@ -33,8 +33,8 @@ from regloss_plugins.kernels.expansion import Expansion, expand_graph, expand_gr
 from regloss_plugins.kernels.expansion_slabs import expand_slabs
 from regloss_plugins.kernels.potts import FreeProblem, free_problem
 
-# What is cut takes some 280 bytes a voxel with 26 neighbours, and what stays, the neighbours' weights and four classes'
-# costs among it, some 250: 512 x 512 x 200 voxels are to fit into 16 GB.
+# With 26 neighbours and four classes 260 bytes a voxel stay, and what is cut takes some 280 more: volumes of
+# 512 x 512 x 200 voxels are to fit into 16 GB.
 _LARGE, _AT_A_TIME = 2**24, 2**22
 
 
