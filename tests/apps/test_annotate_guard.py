@@ -239,6 +239,7 @@ def test_settings_that_name_components_or_paths(client):
         {"costs": "/etc/passwd"},
         {"weight": 1e300},
         {"weight": "nan"},
+        {"place": -1},
         {"star": "yes please"},
         {"method": "graph-cut"},
         {"shaped": -1},

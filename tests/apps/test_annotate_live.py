@@ -80,6 +80,38 @@ def test_large_images_are_reduced(monkeypatch):
     assert (np.kron(answer.labels, np.ones((3, 3), np.uint8)) == labels).mean() > 0.97
 
 
+@pytest.mark.parametrize(("size", "factor"), [(200, 2), (201, 3), (301, 4)])
+def test_previews_of_large_images_are_reduced(monkeypatch, size, factor):
+    """The answer is what it is without, at the image's size, and starts from the preview's labels."""
+    image, labels, scribbles = scene(size, classes=3)
+    expected = stages(image, scribbles, 3)[-1]
+    monkeypatch.setattr(live, "_PREVIEW_SHOWN", 10_000)
+    monkeypatch.setattr(live, "_PREVIEW", 2_000)
+    preview, answer, bounded = stages(image, scribbles, 3)
+    assert (preview.state, preview.factor) == ("preview", factor)
+    assert preview.labels.shape == (-(-size // factor),) * 2
+    enlarged = np.kron(preview.labels, np.ones((factor, factor), np.uint8))[:size, :size]
+    assert (enlarged == labels).mean() > 0.97
+    assert (answer.factor, bounded.factor) == (1, 1)
+    assert (bounded.labels == expected.labels).mean() > 0.999
+
+
+def test_without_place_things_of_one_color_are_found_anywhere():
+    """A second square of the object's colour, far from the stroke, by a background stroke."""
+    labels = np.zeros((120, 120), np.uint8)
+    labels[10:30, 10:30] = labels[90:110, 90:110] = 1
+    grey = 0.3 + 0.09 * labels + np.random.default_rng(0).normal(0, 0.03, labels.shape)
+    image = np.repeat(grey[None].astype(np.float32), 3, axis=0)
+    scribbles = np.full_like(labels, 255)
+    scribbles[18:22, 12:28] = 1
+    scribbles[2, 5:115] = scribbles[70, 80:118] = 0
+    everywhere = stages(image, scribbles, 2, place=0.0)[-1].labels
+    near = stages(image, scribbles, 2)[-1].labels
+    assert (everywhere == labels).mean() > 0.99
+    assert near[12:28, 12:28].all()
+    assert not near[90:110, 90:110].any()
+
+
 def test_classes_without_scribbles_are_not_answered():
     image, _, scribbles = scene(60)
     assert stages(image, scribbles, 5)[-1].labels.max() == 1

@@ -5,7 +5,8 @@
 Costs are those of `regloss segment`, of a trained network (-log of its probabilities), or none; R is a grid CRF. As
 what is exact takes longer than a hand waits, an answer comes in stages, each replacing the one before:
 
-    preview    the problem on a reduced image, and on the image itself only in a band about the boundaries found there
+    preview    the problem on a reduced image, and on the image itself, or on half of a large one, only in a band about
+               the boundaries found there
     answer     the whole problem, from the labels of the preview: the minimum where there are two classes
     bound      with more classes, how far the answer can be from the minimum
 
@@ -48,6 +49,7 @@ LARGEST = 2**20
 
 _PREVIEWED = 2**15  # pixels above which there is a preview
 _PREVIEW = 2**15  # pixels of the reduced image at most
+_PREVIEW_SHOWN = 2**18  # pixels of the preview at most: of more, costs and cuts take longer than a hand waits
 _PREVIEW_CYCLES = 1  # of alpha-expansion; a second one hardly changes anything, and takes as long
 _CONSTRAINED = 2**14  # pixels at which constraints are solved
 _BAND = 1  # reduced pixels beyond those on both sides of a boundary
@@ -67,6 +69,7 @@ class AnswerSettings(BaseModel):
     Attributes:
         costs: "colors" of the scribbles, the "network" of a run, or "seeds": nothing but the scribbles.
         weight: of R, for each pixel of the image's diagonal.
+        place: weight of the distance to a class's strokes, beside their colours; 0 = colours alone.
         shaped: the class that the following are about.
         star: it is star-shaped. convex: it is convex.
         least: fraction of the image that it covers at least. most: at most.
@@ -76,6 +79,7 @@ class AnswerSettings(BaseModel):
 
     costs: Literal["colors", "network", "seeds"] = "colors"
     weight: float = Field(default_factory=lambda: float(default_model().smoothness), ge=0, le=1e4)
+    place: float = Field(default_factory=lambda: float(default_model().place), ge=0, le=1e4)
     shaped: int = Field(default=1, ge=0, lt=IGNORE)
     star: bool = False
     convex: bool = False
@@ -174,7 +178,8 @@ class LiveImage:
             return None
         level = self._level(_factor(self._image, LARGEST))
         if level.pixels > _PREVIEWED:
-            return Answer(_plain(self._preview(scribbles, classes, settings, level)), level.factor, False, "preview")
+            shown = self._level(self._shown(level.factor))
+            return Answer(_plain(self._preview(scribbles, classes, settings, shown)), shown.factor, False, "preview")
         problem = self._problem(level, scribbles, classes, settings)
         return _answer(problem.solve("alpha-expansion"), level.factor, final=problem.choices <= 2)
 
@@ -187,7 +192,7 @@ class LiveImage:
             scribbles: as above.
             classes: as above.
             settings: as above.
-            start: labels of the first stage, where there was one.
+            start: labels of the first stage, where there was one, at its size.
         """
         if settings.constrained:
             yield self._constrained(scribbles, classes, settings)
@@ -195,6 +200,9 @@ class LiveImage:
         level = self._level(_factor(self._image, LARGEST))
         problem = self._problem(level, scribbles, classes, settings)
         warm = None if start is None else torch.from_numpy(start.astype(np.int64)).unsqueeze(0)
+        if warm is not None and warm.shape != problem.fixed.shape:
+            height, width = level.image.shape[2:]
+            warm = _enlarged(warm, self._shown(level.factor) // level.factor)[:, :height, :width]
         if level.pixels > _PREVIEWED:
             found = problem.solve("alpha-expansion", warm=warm)
             yield _answer(found, level.factor, final=problem.choices <= 2)
@@ -211,6 +219,10 @@ class LiveImage:
         return answer
 
     # ---- without constraints
+
+    def _shown(self, factor: int) -> int:
+        """The factor of previews of an image that is solved at 1/factor."""
+        return _factor(self._image, _PREVIEW_SHOWN, multiple_of=factor)
 
     def _preview(self, scribbles: LabelMap, classes: int, settings: AnswerSettings, level: _Level) -> Tensor:
         """Labels (1, h, w) at the size of ``level``, from a smaller one and a band about its boundaries."""
@@ -256,11 +268,11 @@ class LiveImage:
             return none, none
         if settings.costs == "network":
             return self._network_costs(level, classes), none
-        segmenter, given = default_model(), torch.where(seeds < 0, IGNORE, seeds)
+        segmenter, given = replace(default_model(), place=settings.place), torch.where(seeds < 0, IGNORE, seeds)
         if outside is not None:
             return segmenter.color_costs(level.features, given, classes, outside.band), outside.place
         colors = segmenter.color_costs(level.features, given, classes)
-        return colors, segmenter.place_costs(given, colors)
+        return colors, none if settings.place == 0 else segmenter.place_costs(given, colors)
 
     def _network_costs(self, level: _Level, classes: int) -> Tensor:
         with self._lock:

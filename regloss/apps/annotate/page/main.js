@@ -171,11 +171,17 @@ function weightOf(slider) {
   return set.settings.weight * 10 ** (slider / 10);
 }
 
+// The default in the middle, twice as much or half two steps away, and none at the left end.
+function placeOf(slider) {
+  return slider === 0 ? 0 : set.settings.place * 2 ** ((slider - 10) / 2);
+}
+
 function readSettings() {
   const sized = byId("sized").checked;
   return {
     costs: byId("costs").value,
     weight: weightOf(Number(byId("weight").value)),
+    place: placeOf(Number(byId("place").value)),
     shaped: Number(byId("shaped").value || 1),
     star: byId("star").checked,
     convex: byId("convex").checked,
@@ -188,6 +194,8 @@ let asking;
 function changeSettings() {
   byId("share").hidden = !byId("sized").checked;
   byId("weight-text").textContent = weightOf(Number(byId("weight").value)).toPrecision(2);
+  byId("place-text").textContent = placeOf(Number(byId("place").value)).toPrecision(2);
+  byId("place").disabled = byId("costs").value !== "colors";
   answers.settings = readSettings();
   clearTimeout(asking);
   asking = setTimeout(() => answers.ask(), 80);
@@ -620,7 +628,7 @@ byId("order").addEventListener("change", () => {
   paintProgress();
 });
 for (const id of ["brightness", "contrast"]) byId(id).addEventListener("input", paintPicture);
-for (const id of ["costs", "weight", "shaped", "star", "convex", "sized", "least", "most"]) {
+for (const id of ["costs", "weight", "place", "shaped", "star", "convex", "sized", "least", "most"]) {
   byId(id).addEventListener("input", changeSettings);
 }
 byId("classes").addEventListener("keydown", (event) => {
