@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,6 +48,22 @@ class Batch:
         object.__setattr__(self, "spacing", check_spacing(self.spacing, self.image.ndim - 2))
         if self.ids is not None and len(self.ids) != self.image.shape[0]:
             raise UsageError(f"A batch of {self.image.shape[0]} images needs as many ids; got {len(self.ids)}.")
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on ``device``; what has been checked is not looked at again, which would wait for the device."""
+        return self._with_tensors(lambda values: values.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory, as a `torch.utils.data.DataLoader` asks for it."""
+        return self._with_tensors(Tensor.pin_memory)
+
+    def _with_tensors(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        made = copy.copy(self)
+        for name in ("image", "labels", "roi"):
+            values = getattr(self, name)
+            if values is not None:
+                object.__setattr__(made, name, change(values))
+        return made
 
     @property
     def shape(self) -> tuple[int, ...]:

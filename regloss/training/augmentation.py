@@ -72,7 +72,6 @@ def sample_geometry(
     """
     rng = np.random.default_rng(seed)
     ndim = len(source)
-    size = source if crop is None else crop
     flips = [False] * ndim
     flips[-1] = augment.flip and bool(rng.random() < 0.5)
     flips[-2] = augment.flip_vertical and bool(rng.random() < 0.5)
@@ -82,20 +81,27 @@ def sample_geometry(
         flips[-3] = bool(rng.random() < 0.5)
     scale = math.exp(rng.uniform(math.log(augment.scale[0]), math.log(augment.scale[1])))
     angle = math.radians(rng.uniform(-augment.rotate, augment.rotate))
+    turns = int(rng.integers(4)) if augment.quarter_turns else 0
+    step = np.ones(ndim) if spacing is None else np.array(spacing)
+    one, other = [axis for axis in range(ndim) if ndim == 2 or axis != int(np.argmax(step))]
+    cosine, sine = math.cos(angle), math.sin(angle)
+    for _ in range(turns):  # exactly: whole numbers stay whole
+        cosine, sine = -sine, cosine
     matrix = np.eye(ndim)
-    if angle != 0:
-        step = np.ones(ndim) if spacing is None else np.array(spacing)
-        one, other = [axis for axis in range(ndim) if ndim == 2 or axis != int(np.argmax(step))]
-        matrix[one, one] = matrix[other, other] = math.cos(angle)
-        matrix[one, other] = -math.sin(angle) * step[other] / step[one]
-        matrix[other, one] = math.sin(angle) * step[one] / step[other]
+    matrix[one, one] = matrix[other, other] = cosine
+    matrix[one, other] = -sine * step[other] / step[one]
+    matrix[other, one] = sine * step[one] / step[other]
     matrix = matrix @ np.diag([-1.0 if flip else 1.0 for flip in flips]) / scale
-    on_grid = scale == 1 and angle == 0
+    on_grid = scale == 1 and angle == 0 and (turns % 2 == 0 or step[one] == step[other])
+    lying = list(range(ndim))  # the axis of the output that lies along each axis of the source
+    if turns % 2:
+        lying[one], lying[other] = other, one
+    size = tuple(source[axis] for axis in lying) if crop is None else crop
     shift = []
     centre_out = (np.array(size) - 1) / 2
     for axis in range(ndim):
         # The crop covers `extent` source pixels; its place is uniform where it fits, centred where it does not.
-        extent = size[axis] / scale
+        extent = size[lying[axis]] / scale
         free = source[axis] - extent
         low, high = 0.0, free
         if holds is not None:

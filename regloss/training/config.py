@@ -99,16 +99,18 @@ class Augment(_Section):
     """Geometric and photometric augmentation of training images; geometry is replayed on labels and proposals.
 
     flip: mirror left to right with probability 1/2. flip-vertical: likewise. flip-depth: likewise the first axis of a
-    volume. scale: range of the magnification. rotate: largest rotation, degrees, of a volume in the plane of its finest
-    spacing. brightness: largest shift of image values. contrast: largest relative change of the spread around the
-    image's mean; values are clipped to [0, 1]. gamma: range of the exponent of image values. blur: largest standard
-    deviation of a Gaussian, pixels. low-resolution: largest factor by which an image is reduced and enlarged again.
+    volume. quarter-turns: turn by 0, 90, 180 or 270 degrees, each with probability 1/4. scale: range of the
+    magnification. rotate: largest rotation, degrees. Volumes turn in the plane of their finest spacing. brightness:
+    largest shift of image values. contrast: largest relative change of the spread around the image's mean; values are
+    clipped to [0, 1]. gamma: range of the exponent of image values. blur: largest standard deviation of a Gaussian,
+    pixels. low-resolution: largest factor by which an image is reduced and enlarged again.
     noise: of several kinds, or a number, the largest standard deviation of Gaussian noise.
     """
 
     flip: bool = False
     flip_vertical: bool = False
     flip_depth: bool = False
+    quarter_turns: bool = False
     scale: tuple[float, float] = (1.0, 1.0)
     rotate: float = Field(default=0.0, ge=0, le=180)
     brightness: float = Field(default=0.0, ge=0, le=1)
@@ -277,7 +279,9 @@ class Training(_Section):
     (poly) and warmup (fraction of the training). head-lr: factor of the learning rate for the parameters that the
     network calls its head. layer-lr: likewise, for what [layer] learns. start-from: run folder, or .safetensors or
     .pth file, whose weights the network starts with. checkpoint-every: optimizer steps between checkpoints; absent = at
-    the end of every epoch.
+    the end of every epoch. log-every: steps between two rows of the log; absent = every step on a CPU, at least one of
+    20 elsewhere. compile: the network by `torch.compile`. channels-last: its weights, and so what it computes, in the
+    order of memory that convolutions on tensor cores want.
     """
 
     epochs: int = Field(ge=1, le=10**7)
@@ -297,7 +301,9 @@ class Training(_Section):
     threads: int | None = Field(default=None, ge=1, le=1024)
     checkpoint_every: int | None = Field(default=None, ge=1)
     evaluate_every: int = Field(default=1, ge=1)
-    log_every: int = Field(default=1, ge=1)
+    log_every: int | None = Field(default=None, ge=1)
+    compile: bool = False
+    channels_last: bool = False
 
     @field_validator("warm_up")
     @classmethod

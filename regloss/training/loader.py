@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from regloss.batch import Batch
 from regloss.dataset import IGNORE, Sample
@@ -194,45 +194,63 @@ class EpochOrder:
             yield [(epoch, int(place), generation) for place in order[start : start + self.batch_size]]
 
 
-def training_batches(
-    training_set: TrainingSet, order: EpochOrder, epoch: int, generation: int, first_step: int, workers: int
-) -> Iterator[tuple[Batch, Tensor | None]]:
-    """An epoch's remaining batches, with their proposals.
+class TrainingLoader:
+    """The batches of every epoch, with their proposals, read by processes that live as long as the loader.
 
-    Raises:
-        ReglossError: a loader process was killed; and whatever reading a sample raises, in whichever process it does.
+    Args:
+        training_set: the crops.
+        order: which of them make a batch.
+        workers: processes that read; 0 = this one does.
+        pinned: put batches into page-locked memory, from which copies to a GPU overlap with its work.
     """
-    loader: DataLoader[Any] = DataLoader(
-        _Attempts(training_set),
-        batch_sampler=list(order.batches(epoch, generation, first_step)),
-        num_workers=workers,
-        collate_fn=_collated,
-        # The default start method copies threads' locks, numba's and OpenMP's among them, in an unknown state.
-        multiprocessing_context="forkserver" if workers else None,
-        worker_init_fn=_loads if workers else None,
-        # A loader draws a base seed from torch's global generator; with its own, that generator's state does not depend
-        # on how often a run was resumed.
-        generator=torch.Generator().manual_seed(0),
-    )
-    batches = iter(loader)
-    while True:
-        try:
-            found = next(batches, None)
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            # torch tells of a dead worker only once the fork server has reaped it; until then the connection is just
-            # broken. What reading a sample raises comes as an item, so nothing else breaks one.
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise ReglossError(
-                "A process that loads images was killed, by the system for want of memory, say "
-                f"({str(error) or type(error).__name__}). Lower "
-                "data.workers if it was, and go on with --resume."
-            ) from error
-        if found is None:
-            return
-        if isinstance(found, Exception):
-            raise found
-        yield found
+
+    def __init__(self, training_set: TrainingSet, order: EpochOrder, workers: int, *, pinned: bool = False) -> None:
+        self.order = order
+        self._keys: list[list[tuple[int, int, int]]] = []  # of the current epoch, in place: the loader reads it
+        self._loader: DataLoader[Any] = DataLoader(
+            _Attempts(training_set),
+            batch_sampler=self._keys,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pinned,
+            collate_fn=_collated,
+            # The default start method copies threads' locks, numba's and OpenMP's among them, in an unknown state.
+            multiprocessing_context="forkserver" if workers else None,
+            worker_init_fn=_loads if workers else None,
+            # A loader draws a base seed from torch's global generator; with its own, that generator's state does not
+            # depend on how often a run was resumed.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def batches(self, epoch: int, generation: int, first_step: int = 0) -> Iterator[tuple[Batch, Tensor | None]]:
+        """An epoch's remaining batches, and proposals (B, *S) of a generation (-1 = none).
+
+        Raises:
+            ReglossError: a loader process was killed; and whatever reading a sample raises, in whichever process it
+                does.
+        """
+        self._keys[:] = self.order.batches(epoch, generation, first_step)
+        batches: Iterator[Any] | None = None
+        while True:
+            try:
+                if batches is None:
+                    batches = iter(self._loader)
+                found = next(batches, None)
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # torch tells of a dead worker only once the fork server has reaped it; until then the connection is
+                # just broken. What reading a sample raises comes as an item, so nothing else breaks one.
+                if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                raise ReglossError(
+                    "A process that loads images was killed, by the system for want of memory, say "
+                    f"({str(error) or type(error).__name__}). Lower "
+                    "data.workers if it was, and go on with --resume."
+                ) from error
+            if found is None:
+                return
+            if isinstance(found, Exception):
+                raise found
+            yield found
 
 
 class _Attempts(Dataset[Any]):
@@ -256,6 +274,8 @@ def _collated(items: Sequence[Prepared] | Exception) -> tuple[Batch, Tensor | No
 def _loads(worker: int) -> None:
     """What a loader process begins with."""
     end_with_parent()
+    info = get_worker_info()
+    info.dataset.training_set.reader.sharers = info.num_workers
 
 
 def like_groups(samples: Iterable[Sample], largest: int) -> Iterator[list[Sample]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from regloss.io.outputs import replacing, writing
 
 
 class CsvLog:
-    """Rows of numbers in a CSV file; a new column may appear at any time.
+    """Rows of numbers in a CSV file; a new column may appear at any time. The file alone holds them, not memory.
 
     Args:
         path: the file; rows already in it are kept.
@@ -24,43 +25,54 @@ class CsvLog:
 
     def __init__(self, path: Path, key: str | None = None) -> None:
         self.path = path
-        self.rows: list[dict[str, float]] = []
+        self.key = key
         self.columns: list[str] = []
-        if path.is_file():
-            # A last line without its end was cut short by a kill: its numbers may be, too.
-            try:
-                lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-                for number, row in enumerate(csv.DictReader(lines), 2):
-                    self.rows.append(_numbers(row, key, number))
-                    self._add_columns(self.rows[-1])
-            except (ValueError, csv.Error) as cause:
-                raise UsageError(f"The log {path} is damaged: {cause}. Repair it, or remove what is wrong.") from cause
+        for row in self._read():
+            self._add_columns(row)
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """All rows, read from the file."""
+        return list(self._read())
 
     def add(self, row: Mapping[str, float]) -> None:
         """Append ``row``; missing columns stay empty."""
-        self.rows.append(dict(row))
         if self._add_columns(row):
-            self._rewrite()
+            self._rewrite(chain(self._read(), [row]))
             return
         with writing(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns).writerow(row)
 
     def keep(self, wanted: Callable[[Mapping[str, float]], bool]) -> None:
         """Drop the rows for which ``wanted`` is False."""
-        self.rows = [row for row in self.rows if wanted(row)]
-        self._rewrite()
+        self._rewrite(filter(wanted, self._read()))
 
     def _add_columns(self, row: Mapping[str, float]) -> bool:
         new = [key for key in row if key not in self.columns]
         self.columns += new
         return bool(new)
 
-    def _rewrite(self) -> None:
+    def _read(self) -> Iterator[dict[str, float]]:
+        if not self.path.is_file():
+            return
+        try:
+            with self.path.open(newline="", encoding="utf-8") as file:
+                for number, row in enumerate(csv.DictReader(_complete(file)), 2):
+                    yield _numbers(row, self.key, number)
+        except (ValueError, csv.Error) as cause:
+            raise UsageError(f"The log {self.path} is damaged: {cause}. Repair it, or remove what is wrong.") from cause
+
+    def _rewrite(self, rows: Iterable[Mapping[str, float]]) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(self.path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
-            writer.writerows(self.rows)
+            writer.writerows(rows)
+
+
+def _complete(lines: Iterable[str]) -> Iterator[str]:
+    """A last line without its end was cut short by a kill: its numbers may be, too."""
+    return (line for line in lines if line.endswith("\n"))
 
 
 def _numbers(row: Mapping[str | None, Any], key: str | None, number: int) -> dict[str, float]:

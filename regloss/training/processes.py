@@ -17,7 +17,6 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-from regloss.batch import Batch
 from regloss.errors import UsageError
 from regloss.training.config import Config
 
@@ -123,16 +122,3 @@ def mean_over_processes(fabric: Fabric, values: dict[str, float]) -> dict[str, f
     tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=fabric.device)
     means = fabric.all_reduce(tensor, reduce_op="mean")
     return dict(zip(values, means.tolist(), strict=True))  # type: ignore[union-attr]
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on ``device``."""
-    if batch.image.device == device:
-        return batch
-    return Batch(
-        batch.image.to(device, non_blocking=True),
-        None if batch.labels is None else batch.labels.to(device, non_blocking=True),
-        None if batch.roi is None else batch.roi.to(device, non_blocking=True),
-        batch.ids,
-        batch.spacing,
-    )

@@ -15,7 +15,7 @@ from regloss.io.samples import MAX_SCRIBBLED
 from regloss.io.scribbles import shorten
 from regloss.training.pseudo_labels import PseudoLabels
 
-CACHE_LIMIT = 2 * 1024**3  # bytes of decoded samples kept in memory by each process
+CACHE_LIMIT = 2 * 1024**3  # bytes of decoded samples kept in memory by a process, or by all that load them together
 
 
 class SampleReader:
@@ -25,6 +25,7 @@ class SampleReader:
         unlabelled: ids of the samples that are read without what labels they may have.
         scribbled: fraction of the pixels that the scribbles of each sample label, of those that have been read.
         spacings: of each sample that has been read, in mm; None = not known.
+        sharers: processes that share the memory for decoded samples.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class SampleReader:
         self.unlabelled = frozenset(unlabelled)
         self.scribbled: dict[str, float] = {}
         self.spacings: dict[str, tuple[float, ...] | None] = {}
+        self.sharers = 1
         self._samples: dict[str, Sample] = {}
         self._bytes = 0
 
@@ -66,7 +68,7 @@ class SampleReader:
         if self.proposals is not None:
             sample = self.proposals(sample)
         size = sum(a.nbytes for a in (sample.image, sample.label, sample.scribble) if a is not None)
-        if self.enabled and self._bytes + size <= CACHE_LIMIT:
+        if self.enabled and self._bytes + size <= CACHE_LIMIT // self.sharers:
             self._samples[sample_id] = sample
             self._bytes += size
         return sample

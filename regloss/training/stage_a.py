@@ -13,7 +13,6 @@ from regloss.outer_loop import OuterLoop, Proposal
 from regloss.training.config import as_written
 from regloss.training.loader import like_groups, whole_batch
 from regloss.training.model import predict
-from regloss.training.processes import to_device
 from regloss.training.proposal_engine import ENERGIES, OfBatches, Proposals, named_images
 from regloss.training.sample_reader import supervision_of
 
@@ -44,7 +43,7 @@ def _whole_batches(proposals: Proposals, parts: Parts, device: torch.device) -> 
     samples = (parts.reader.load(sample_id) for sample_id in proposals.share)
     for chosen in like_groups(samples, config.training.batch_size):
         labels = [supervision_of(sample, config.data.supervision) for sample in chosen]
-        yield to_device(whole_batch(chosen, labels), device)
+        yield whole_batch(chosen, labels).to(device)
 
 
 def add_energies(numbers: dict[str, float], proposal: Proposal | None, batch: Batch) -> None:

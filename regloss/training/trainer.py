@@ -20,7 +20,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from lightning_fabric import Fabric
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessException
 
+from regloss.checks import without_value_checks
 from regloss.errors import FailedWrite, ReglossError
 from regloss.hooks import manager
 from regloss.metrics.foreground import RULES
@@ -40,7 +41,7 @@ from regloss.training.config import Config, as_written
 from regloss.training.evaluation import evaluate_samples, examples_of, measure_training, training_energy
 from regloss.training.finite import check_finite_logits, diverged
 from regloss.training.further_logits import auxiliary_logits, further_loss
-from regloss.training.loader import EpochOrder, TrainingSet, training_batches
+from regloss.training.loader import EpochOrder, TrainingLoader, TrainingSet
 from regloss.training.logs import CsvLog
 from regloss.training.model import NotFinite, describe_layer, layer_report, save_model
 from regloss.training.optimization import learning_rate_factor
@@ -53,7 +54,6 @@ from regloss.training.processes import (
     children_end_with_exceptions,
     end_with_parent,
     mean_over_processes,
-    to_device,
 )
 from regloss.training.progress import progress_bar
 from regloss.training.proposal_engine import ENERGIES, Proposals, finite_energies
@@ -61,6 +61,9 @@ from regloss.training.run_parts import Parts, build
 from regloss.training.stage_a import add_energies, propose, propose_all
 
 Callback = Callable[[str], None]
+
+
+_LOG_EVERY = 20  # steps, on devices that compute while this process goes on
 
 
 def _silent(message: str) -> None:
@@ -142,13 +145,18 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
     store = None if proposals is None else proposals.store
     training_set = TrainingSet(parts.reader, parts.ids, config.data, config.seed, store)
     order = EpochOrder(len(training_set), training.batch_size, config.seed, fabric.global_rank, fabric.world_size)
+    loader = TrainingLoader(training_set, order, config.data.workers, pinned=fabric.device.type == "cuda")
     total_steps = training.epochs * order.steps
+    # A row waits for the device.
+    log_every = training.log_every or (1 if fabric.device.type == "cpu" else min(_LOG_EVERY, order.steps))
     if fabric.world_size > 1:
         for each in filter(None, (coupled, parts.warm_up)):
             each.all_reduce = lambda value: fabric.all_reduce(value, reduce_op="sum")  # type: ignore[assignment, return-value]
             each.world_size = fabric.world_size
 
     main = fabric.is_global_zero
+    if training.compile:
+        parts.segmenter.network.compile()
     model, optimizer = fabric.setup(parts.segmenter, parts.optimizers["network"])
     # Networks that the loop trains beside this one.
     modules = {name: fabric.to_device(module) for name, module in coupled.modules().items()}
@@ -177,6 +185,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
         )
         steps_log.keep(lambda row: row["step"] <= step)
         epochs_log.keep(lambda row: row["epoch"] < epoch)
+        of_epoch = [row for row in steps_log.rows if row["epoch"] == epoch]
     if proposals is not None:
         proposals.restore(generation, generation_epoch)
     hooks = manager().hook
@@ -205,11 +214,10 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
             clock = _spent(numbers, clock, "seconds")
             first_step = step - epoch * order.steps
             use_generation = -1 if proposals is None else proposals.generation
-            for batch, stored in training_batches(
-                training_set, order, epoch, use_generation, first_step, config.data.workers
-            ):
-                batch = to_device(batch, fabric.device)
+            for batch, stored in loader.batches(epoch, use_generation, first_step):
+                batch = batch.to(fabric.device)
                 progress = step / total_steps
+                logged = (step + 1) % log_every == 0 or step + 1 == total_steps
                 loop.set_progress(progress)
                 factor = learning_rate_factor(training.schedule, progress)
                 for name, each in optimizers.items():
@@ -217,44 +225,44 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
                         group["lr"] = rate * factor
                 # All randomness of a step (dropout) follows from the step's number, so a resumed run repeats it.
                 torch.manual_seed(_step_seed(config.seed, fabric.global_rank, step))
-                model.train()
-                try:
-                    logits = model(batch.image, batch.roi, batch.spacing)
-                except NotFinite as error:
-                    raise diverged("The network's output became NaN or infinite", step + 1, batch) from error
-                proposal = None
-                if stored is not None:
-                    proposal = Proposal(stored.to(fabric.device))
-                elif loop.update_every == "step":
-                    check_finite_logits(logits, step + 1, batch)
-                    solver_began = time.perf_counter()
-                    branches = [each.detach() for each in (logits, *auxiliary_logits(segmenter.network))]
-                    proposal = propose(loop, branches, batch)
-                    _spent(numbers, solver_began, "solver-seconds")
-                    add_energies(numbers, proposal, batch)
-                loss = None
-                # Before the objective itself, whose terms are those that are logged.
-                further = further_loss(segmenter.network, loop, batch, proposal)
-                for update in loop.updates(logits, batch, proposal, model):
-                    loss = update.loss.detach() if loss is None else loss
-                    for name in update.networks:
-                        optimizers[name].zero_grad()
-                    if further is not None and "network" in update.networks:
-                        fabric.backward(update.loss + further)
-                        further = None
-                    else:
-                        fabric.backward(update.loss)
-                    for name in update.networks:
-                        if name != "network":
-                            average_gradients(fabric, modules[name])
-                        if training.clip_gradient is not None:
-                            of = modules.get(name, model)
-                            fabric.clip_gradients(of, optimizers[name], max_norm=training.clip_gradient)
-                        optimizers[name].step()
+                with _value_checks(fabric.device, logged or loop.update_every == "step"):
+                    model.train()
+                    try:
+                        logits = model(batch.image, batch.roi, batch.spacing)
+                    except NotFinite as error:
+                        raise diverged("The network's output became NaN or infinite", step + 1, batch) from error
+                    proposal = None
+                    if stored is not None:
+                        proposal = Proposal(stored.to(fabric.device))
+                    elif loop.update_every == "step":
+                        check_finite_logits(logits, step + 1, batch)
+                        solver_began = time.perf_counter()
+                        branches = [each.detach() for each in (logits, *auxiliary_logits(segmenter.network))]
+                        proposal = propose(loop, branches, batch)
+                        _spent(numbers, solver_began, "solver-seconds")
+                        add_energies(numbers, proposal, batch)
+                    loss = None
+                    # Before the objective itself, whose terms are those that are logged.
+                    further = further_loss(segmenter.network, loop, batch, proposal)
+                    for update in loop.updates(logits, batch, proposal, model):
+                        loss = update.loss.detach() if loss is None else loss
+                        for name in update.networks:
+                            optimizers[name].zero_grad()
+                        if further is not None and "network" in update.networks:
+                            fabric.backward(update.loss + further)
+                            further = None
+                        else:
+                            fabric.backward(update.loss)
+                        for name in update.networks:
+                            if name != "network":
+                                average_gradients(fabric, modules[name])
+                            if training.clip_gradient is not None:
+                                of = modules.get(name, model)
+                                fabric.clip_gradients(of, optimizers[name], max_norm=training.clip_gradient)
+                            optimizers[name].step()
                 assert loss is not None
                 step += 1
 
-                logged = step % training.log_every == 0 or step == total_steps
                 saved = training.checkpoint_every is not None and step % training.checkpoint_every == 0
                 last = step % order.steps == 0
                 if logged or saved or last:  # what has diverged is never saved
@@ -269,7 +277,8 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
                 if logged:
                     if main:
                         row = {"learning-rate": optimizer.param_groups[0]["lr"], **values}
-                        steps_log.add({"step": step, "epoch": epoch, **row})
+                        of_epoch.append({"step": step, "epoch": epoch, **row})
+                        steps_log.add(of_epoch[-1])
                         hooks.regloss_step(step=step, epoch=epoch, values=row, folder=folder)
                     advance(step, values)
                 if saved and not last:
@@ -296,7 +305,6 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
                 numbers |= finite_energies(means)
             if main:
                 _spent(numbers, clock, "seconds")
-                of_epoch = [row for row in steps_log.rows if row["epoch"] == epoch]
                 averaged = [name for row in of_epoch for name in row if name.startswith("layer-")]
                 for name in ("loss", *loop.parts, *loop.metrics, *dict.fromkeys(averaged)):
                     values_of_epoch = [row[name] for row in of_epoch if name in row]
@@ -304,7 +312,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
                         numbers[name] = sum(values_of_epoch) / len(values_of_epoch)
                 epochs_log.add(numbers)
                 hooks.regloss_epoch(epoch=epoch, values=numbers, folder=folder)
-            epoch, numbers = epoch + 1, {}
+            epoch, numbers, of_epoch = epoch + 1, {}, []
             save()
             fabric.barrier()
 
@@ -358,6 +366,11 @@ def _finish(fabric: Fabric, parts: Parts, proposals: Proposals | None, callback:
     if to_try:
         callback("What to try:\n" + "\n".join(f"- {each}" for each in to_try))
     return scores
+
+
+def _value_checks(device: torch.device, waits: bool) -> AbstractContextManager[None]:
+    """Looking at values waits for the device, unless the step ``waits`` anyway; batches were checked before."""
+    return nullcontext() if device.type == "cpu" or waits else without_value_checks()
 
 
 def _spent(numbers: dict[str, float], began: float, name: str) -> float:

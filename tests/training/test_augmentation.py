@@ -13,7 +13,8 @@ from regloss.training.config import Augment
 
 OUTSIDE = 255
 FLIPS = Augment(flip=True, flip_vertical=True)
-EVERYTHING = Augment(flip=True, flip_vertical=True, scale=(0.6, 1.7), rotate=35.0)
+TURNS = Augment(flip=True, quarter_turns=True)
+EVERYTHING = Augment(flip=True, flip_vertical=True, quarter_turns=True, scale=(0.6, 1.7), rotate=35.0)
 SIZES = [((17, 22), None), ((17, 22), (12, 12)), ((17, 22), (30, 25)), ((17, 22), (40, 9)), ((5, 12, 14), (4, 9, 20))]
 
 
@@ -61,7 +62,7 @@ def test_images_and_labels_are_read_as_scipy_reads_them(source, crop, seed):
         )
 
 
-@pytest.mark.parametrize("augment", [Augment(), FLIPS])
+@pytest.mark.parametrize("augment", [Augment(), FLIPS, TURNS])
 @pytest.mark.parametrize(("source", "crop"), SIZES)
 def test_without_interpolation_image_labels_and_proposals_agree_exactly(source, crop, augment):
     """Label values are written into the image and found again beside them, bit for bit."""
@@ -103,6 +104,41 @@ def test_a_flip_mirrors():
         assert torch.equal(applied.image(image), image.flip([axis + 1 for axis in axes]) if axes else image)
         found.add(axes)
     assert found == {(), (0,), (1,), (0, 1)}
+
+
+def test_quarter_turns_are_exact_and_equally_likely():
+    """Whole images keep all their pixels; the four turns come as often."""
+    for source in ((17, 22), (5, 12, 14)):
+        labels = codes(source)
+        found = [0] * 4
+        for seed in range(400):
+            applied = AppliedGeometry(sample_geometry(source, None, Augment(quarter_turns=True), [seed]), source)
+            read = applied.labels(labels, OUTSIDE)
+            turns = [torch.rot90(labels, k, (-2, -1)) for k in range(4)]
+            found[next(k for k, turn in enumerate(turns) if turn.shape == read.shape and torch.equal(read, turn))] += 1
+        assert min(found) > 70
+
+
+@pytest.mark.parametrize("crop", [(8, 8), (10, 6)])
+def test_crops_of_quarter_turns_lie_anywhere_inside(crop):
+    source = (17, 22)
+    seen = torch.zeros(source)
+    for seed in range(300):
+        geometry = sample_geometry(source, crop, Augment(quarter_turns=True), [seed])
+        assert AppliedGeometry(geometry, source).inside.all()
+        assert geometry.size == crop
+        rows, columns = positions(geometry).astype(int)
+        seen[rows, columns] += 1
+    assert seen.any(0).all()
+    assert seen.any(1).all()
+
+
+def test_a_quarter_turn_of_unequal_spacings_is_one_in_mm():
+    spacing = (10.0, 1.0, 2.0)
+    for seed in range(8):
+        geometry = sample_geometry((3, 21, 21), None, Augment(quarter_turns=True), [seed], spacing=spacing)
+        moved = np.diag(spacing) @ np.array(geometry.matrix) @ np.diag([1 / step for step in spacing])
+        np.testing.assert_allclose(moved @ moved.T, np.eye(3), atol=1e-12)
 
 
 def test_flips_are_as_likely_as_not():

@@ -21,7 +21,7 @@ from regloss.errors import FailedWrite, ReglossError, UsageError
 from regloss.hooks import manager
 from regloss.registry import create
 from regloss.training.config import parse
-from regloss.training.loader import EpochOrder, TrainingSet, training_batches
+from regloss.training.loader import EpochOrder, TrainingLoader, TrainingSet
 from regloss.training.output_lock import LOCK, OutputLock, check_idle
 from regloss.training.proposals import ProposalStore
 from regloss.training.sample_reader import SampleReader
@@ -119,7 +119,6 @@ def test_nothing_is_left_of_a_killed_command(kill, devices, images, tmp_path):
     config.write_text(small_data.toml(table))
     training = subprocess.Popen([sys.executable, "-m", "regloss_cli.main", "train", str(config), "--quiet"])
     try:
-        # Loader processes come and go with the epochs.
         wait_until(lambda: logged_steps(tmp_path / "run") > 1 and len(descendants(training.pid)) >= 3 * devices)
         started = descendants(training.pid)
         training.send_signal(kill)
@@ -136,7 +135,7 @@ def batches(images, tmp_path, workers, generation=-1):
     source = create("dataset", "folder", **parsed.data.component_settings())
     store = ProposalStore(tmp_path / "none")
     made = TrainingSet(SampleReader(source), source.ids("train"), parsed.data, 0, store)
-    return training_batches(made, EpochOrder(6, 1, 0), 0, generation, 0, workers)
+    return TrainingLoader(made, EpochOrder(6, 1, 0), workers).batches(0, generation)
 
 
 def idle(pid):

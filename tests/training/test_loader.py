@@ -1,5 +1,6 @@
 """From samples to batches: checks, the order of samples over processes, crops and what they carry."""
 
+import os
 import pickle
 from dataclasses import replace
 from itertools import chain
@@ -7,17 +8,18 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import get_worker_info
 
 from regloss.dataset import Dataset, Sample
 from regloss.errors import UsageError
 from regloss.training.config import Data
 from regloss.training.loader import (
     EpochOrder,
+    TrainingLoader,
     TrainingSet,
     collate,
     crop_size,
     like_groups,
-    training_batches,
     whole_batch,
 )
 from regloss.training.proposals import ProposalStore
@@ -155,6 +157,11 @@ def test_the_cache_is_bounded(monkeypatch):
     for name in ("a", "bb", "a", "bb"):
         cache.load(name)
     assert source.loaded == ["a", "bb", "bb"]
+    source.loaded.clear()
+    half = SampleReader(source)
+    half.sharers = 2
+    half.load("a"), half.load("a")
+    assert source.loaded == ["a", "a"]
 
 
 def test_loader_processes_are_not_sent_the_cache():
@@ -318,16 +325,38 @@ def test_loader_processes_give_the_batches_that_one_process_gives(images, tmp_pa
     made = training_set(images, tmp_path)
     order = EpochOrder(len(made), 3, seed=3)
     state = torch.get_rng_state()
-    alone, helped = (
-        list(training_batches(made, order, epoch=1, generation=0, first_step=1, workers=workers)) for workers in (0, 2)
-    )
+    alone, helped = (TrainingLoader(made, order, workers) for workers in (0, 2))
+    found = [
+        [*loader.batches(1, generation=0, first_step=1), *loader.batches(2, generation=0)] for loader in (alone, helped)
+    ]
     assert torch.equal(torch.get_rng_state(), state)
-    assert len(alone) == len(helped) == order.steps - 1
+    alone, helped = found
+    assert len(alone) == len(helped) == 2 * order.steps - 1
     for (one, proposal), (other, same) in zip(alone, helped, strict=True):
         assert one.ids == other.ids
         for name in ("image", "labels", "roi"):
             assert torch.equal(getattr(one, name), getattr(other, name)), name
         assert torch.equal(proposal, same)
+
+
+class Told(InMemory):
+    """Says in a sample's name which process loads it, the how manieth there, and how many share the memory."""
+
+    def load(self, sample_id):
+        one = super().load(sample_id)
+        sharers = get_worker_info().dataset.training_set.reader.sharers
+        return replace(one, id=f"{os.getpid()} {len(self.loaded)} {sharers}")
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
+def test_loader_processes_live_through_all_epochs_and_keep_what_they_decode():
+    source = Told(*map(sample, "abcd"))
+    made = TrainingSet(SampleReader(source), source.ids("train"), Data(dataset="folder"), 0)
+    loader = TrainingLoader(made, EpochOrder(4, 1, seed=0), 2)
+    told = [one.ids[0].split() for epoch in range(8) for one, _ in loader.batches(epoch, -1)]
+    assert len({process for process, _, _ in told[:4]}) == len({process for process, _, _ in told}) == 2
+    assert max(int(loads) for _, loads, _ in told) <= 4
+    assert {sharers for _, _, sharers in told} == {"2"}
 
 
 def test_a_share_of_the_crops_holds_a_labelled_pixel_of_every_class_alike():

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import os
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,9 +15,11 @@ import small_data
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from regloss import TrustRegion
 from regloss.apps.evaluate import evaluate_run
+from regloss.checks import values_are_checked, without_value_checks
 from regloss.dataset import Dataset, Sample
 from regloss.errors import BrokenPlugin, MissingForm, ReglossError, UnknownComponent, UsageError
 from regloss.hooks import hookimpl, manager
@@ -24,7 +28,7 @@ from regloss.training.config import parse
 from regloss.training.optimization import build_optimizer, learning_rate_factor
 from regloss.training.proposals import ProposalStore
 from regloss.training.run_parts import build
-from regloss.training.trainer import train
+from regloss.training.trainer import _value_checks, train
 
 STEPS_AN_EPOCH = 3  # six images, two a batch
 
@@ -146,6 +150,71 @@ def test_schedules_reach_the_loop(config, registered):
 def test_logging_less_often(config, tmp_path):
     train(config("training.epochs=3", "training.log-every=4"))
     assert [row["step"] for row in rows(tmp_path / "run", "steps")] == [4, 8, 9]
+
+
+def test_logging_as_often_as_the_device_allows(config, tmp_path, monkeypatch):
+    """Where a row waits for the device there is at least one an epoch; on a CPU, one a step."""
+    train(config("training.epochs=2"))
+    assert len(rows(tmp_path / "run", "steps")) == 2 * STEPS_AN_EPOCH
+    assert isinstance(_value_checks(torch.device("cpu"), waits=False), nullcontext)
+    assert isinstance(_value_checks(torch.device("cuda"), waits=True), nullcontext)
+    with _value_checks(torch.device("cuda"), waits=False):
+        assert not values_are_checked()
+
+
+@pytest.mark.parametrize("loop", ["trust-region", "adm", "gradient-descent"])
+def test_values_that_are_not_looked_at_change_nothing(loop, config, tmp_path, monkeypatch):
+    train(config("training.epochs=2", loop=loop))
+    expected = load_file(tmp_path / "run/model.safetensors")
+    monkeypatch.setattr("regloss.training.trainer._value_checks", lambda device, waits: without_value_checks())
+    train(config("training.epochs=2", loop=loop), overwrite=True)
+    found = load_file(tmp_path / "run/model.safetensors")
+    assert all(torch.equal(found[name], weights) for name, weights in expected.items())
+
+
+@pytest.mark.parametrize("loop", ["trust-region", "adm", "gradient-descent"])
+def test_channels_last_gives_the_same_network(loop, config, tmp_path):
+    """But for rounding, of which several steps make more."""
+    changes = ("training.epochs=1", "training.batch-size=6", "training.precision='64-true'")
+    train(config(*changes, loop=loop))
+    expected = load_file(tmp_path / "run/model.safetensors")
+    train(config(*changes, "training.channels-last=true", loop=loop), overwrite=True)
+    found = load_file(tmp_path / "run/model.safetensors")
+    for name, weights in expected.items():
+        assert torch.allclose(found[name], weights, rtol=1e-6, atol=1e-9), name
+
+
+def test_the_network_is_channels_last_if_asked(config):
+    for asked in (False, True):
+        parts = build(config(f"training.channels-last={str(asked).lower()}"))
+        kernels = [each.weight for each in parts.segmenter.modules() if isinstance(each, nn.Conv2d)]
+        large = [each for each in kernels if min(each.shape[1], max(each.shape[2:])) > 1]
+        assert large
+        assert all(each.is_contiguous(memory_format=torch.channels_last) == asked for each in large)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own, of its compiler
+def test_a_compiled_network_learns_the_same(config, tmp_path):
+    """And its files are those of any other."""
+    changes = ("training.epochs=1", "training.batch-size=6", "training.precision='64-true'")
+    train(config(*changes))
+    expected = load_file(tmp_path / "run/model.safetensors")
+    train(config(*changes, "training.compile=true"), overwrite=True)
+    found = load_file(tmp_path / "run/model.safetensors")
+    assert set(found) == set(expected)
+    for name, weights in expected.items():
+        assert torch.allclose(found[name], weights, rtol=1e-6, atol=1e-9), name
+
+
+def test_a_network_that_cannot_be_compiled_is_said_before_anything_is_written(config, tmp_path, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found.")
+
+    monkeypatch.setattr(nn.Module, "compile", lambda self: setattr(self, "_compiled_call_impl", partial(fail, self)))
+    with pytest.raises(UsageError, match=r"^training.compile: .* No working C\+\+ .*compile = false\.$"):
+        train(config("training.compile=true"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluating_less_often_and_not_at_all(config, tmp_path):
