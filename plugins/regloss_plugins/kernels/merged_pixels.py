@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from regloss_plugins.kernels.compiling import helper, kernel
 
 Array = NDArray[Any]
 
@@ -72,7 +73,8 @@ class Rows:
         count, kind = len(rims) * (axes - 1), dual.dtype
         rows = Rows(np.empty((count, axes + 1), np.int32), np.empty((count, axes + 1), kind), np.empty(count, kind))
         turns = np.empty((count, axes), kind)
-        _fill(rims, dual, force, weights, labels, strides, radius, rows.ends, rows.entries, rows.curvature, turns)
+        filled = rows.ends, rows.entries, rows.curvature, turns, np.empty(axes)
+        _fill(rims, dual, force, weights, labels, strides, radius, *filled)
         return rows, turns
 
 
@@ -107,22 +109,21 @@ class MergedPixels:
     def __init__(self, first: Array, second: Array, free: Array, log_probabilities: Array, epsilon: float) -> None:
         classes, pixels = log_probabilities.shape
         self.labels = np.empty((pixels, classes), np.int32)
-        self.count = _merge(first, second, free, self.labels)
+        self.count = _merge(first, second, free, self.labels, np.empty(pixels, np.int32))
         self.cells, kept = _cells(self.labels)
         self.members = self.labels[kept]  # (M, K) components of each cell
-        self.low, self.total = np.full(self.count, np.inf), np.zeros(self.count)
-        _weigh(self.labels, log_probabilities, epsilon, self.low, self.total)
-        inverse = np.exp(self.low) / self.total
+        low, self.total = np.full(self.count, np.inf), np.zeros(self.count)
+        self.shares = np.empty(log_probabilities.shape)  # epsilon q
+        _weigh(self.labels, log_probabilities, epsilon, low, self.total, self.shares)
+        inverse = np.exp(low) / self.total
         self.inverse = np.where(inverse < _LEAST, 0.0, inverse)
-        self.log_probabilities = log_probabilities
-        self.epsilon = epsilon
 
     def respond(self, start: Array, rows: Rows, max_steps: int, tolerance: float) -> Response:
         """Solve for ``start`` (K, N), the response without a prior."""
-        load = np.zeros(self.count)
-        _load(self.labels, self.log_probabilities, self.epsilon, start, self.low, load)
-        load /= self.total
+        load = np.bincount(self.labels.T.ravel(), (self.shares * start).ravel(), self.count) / self.total
         nu = np.zeros_like(rows.curvature)
+        over_cells, over_rows = np.zeros((3, len(self.members))), np.zeros((3, len(nu)), nu.dtype)
+        squares = rows.curvature + (rows.entries.astype(np.float64) ** 2 * self.inverse[rows.ends]).sum(1)
         steps, residual = _conjugate_gradients(
             self.members,
             self.inverse,
@@ -131,13 +132,18 @@ class MergedPixels:
             rows.entries,
             rows.curvature,
             nu,
+            _reciprocals(self.inverse[self.members].sum(1), 0.0),
+            _reciprocals(squares, _LEAST).astype(nu.dtype),
+            np.empty_like(load),
+            over_cells,
+            over_rows,
             max_steps,
             tolerance,
         )
-        return Response(_values(load, self.labels), nu, steps, residual)
+        return Response(load.take(self.labels.T), nu, steps, residual)
 
 
-@njit(nogil=True, cache=True)
+@helper()
 def _root(parent: Any, x: int) -> int:
     while parent[x] != x:
         parent[x] = parent[parent[x]]
@@ -145,11 +151,13 @@ def _root(parent: Any, x: int) -> int:
     return x
 
 
-@njit(nogil=True, cache=True)
-def _merge(first: Any, second: Any, free: Any, labels: Any) -> int:
-    """Number the components of each class in ``labels`` (N, K), through all classes; returns how many there are."""
+@kernel()
+def _merge(first: Any, second: Any, free: Any, labels: Any, parent: Any) -> int:
+    """Number the components of each class in ``labels`` (N, K), through all classes; returns how many there are.
+
+    ``parent`` (N,) is memory.
+    """
     pixels, classes = labels.shape
-    parent = np.empty(pixels, np.int32)
     count = 0
     for k in range(classes):
         for x in range(pixels):
@@ -172,15 +180,18 @@ def _merge(first: Any, second: Any, free: Any, labels: Any) -> int:
     return count
 
 
-@njit(nogil=True, cache=True)
-def _cells(labels: Any) -> Any:
+def _cells(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """The cell (N,) of each pixel, and a pixel of each cell (M,)."""
-    pixels, classes = labels.shape
-    size = 2
-    while size < 2 * pixels:
-        size *= 2
-    table = np.full(size, -1, np.int32)  # of cells, open addressing
+    pixels = len(labels)
+    table = np.full(max(2, 1 << (2 * pixels - 1).bit_length()), -1, np.int32)  # of cells, open addressing
     cells, kept = np.empty(pixels, np.int32), np.empty(pixels, np.int64)
+    count = _number(labels, table, cells, kept)
+    return cells, kept[:count].copy()
+
+
+@kernel()
+def _number(labels: Any, table: Any, cells: Any, kept: Any) -> int:
+    (pixels, classes), size = labels.shape, len(table)
     count = 0
     for x in range(pixels):
         code = np.uint64(14695981039346656037)
@@ -190,7 +201,8 @@ def _cells(labels: Any) -> Any:
         while True:
             cell = table[place]
             if cell < 0:
-                table[place] = cells[x] = count
+                table[place] = count
+                cells[x] = count
                 kept[count] = x
                 count += 1
                 break
@@ -201,33 +213,32 @@ def _cells(labels: Any) -> Any:
                 cells[x] = cell
                 break
             place = (place + 1) & (size - 1)
-    return cells, kept[:count].copy()
+    return count
 
 
-@njit(nogil=True, cache=True)
-def _weigh(labels: Any, log_s: Any, epsilon: float, low: Any, total: Any) -> None:
-    """Least log s of each component, finite, and the sum of epsilon q."""
+@helper(forceinline=True)
+def _finite(log_s: Any) -> float:
+    value = np.float64(log_s)
+    return value if value > -1e300 else -1e300
+
+
+@kernel()
+def _weigh(labels: Any, log_s: Any, epsilon: float, low: Any, total: Any, shares: Any) -> None:
+    """Least log s of each component, finite; epsilon q (K, N), and its sum over each component."""
     pixels, classes = labels.shape
     for k in range(classes):
         for x in range(pixels):
-            c = labels[x, k]
-            low[c] = min(low[c], max(np.float64(log_s[k, x]), -1e300))
+            value = _finite(log_s[k, x])
+            if value < low[labels[x, k]]:
+                low[labels[x, k]] = value
         for x in range(pixels):
             c = labels[x, k]
-            total[c] += epsilon * math.exp(low[c] - max(np.float64(log_s[k, x]), -1e300))
+            share = epsilon * math.exp(low[c] - _finite(log_s[k, x]))
+            shares[k, x] = share
+            total[c] += share
 
 
-@njit(nogil=True, cache=True)
-def _load(labels: Any, log_s: Any, epsilon: float, start: Any, low: Any, load: Any) -> None:
-    """Sum of epsilon q r over each component."""
-    pixels, classes = labels.shape
-    for k in range(classes):
-        for x in range(pixels):
-            c = labels[x, k]
-            load[c] += epsilon * start[k, x] * math.exp(low[c] - max(np.float64(log_s[k, x]), -1e300))
-
-
-@njit(nogil=True, cache=True)
+@kernel()
 def _fill(
     rims: Any,
     dual: Any,
@@ -240,22 +251,23 @@ def _fill(
     entries: Any,
     curvature: Any,
     turns: Any,
+    away: Any,
 ) -> None:
-    """See `Rows.of_rims`."""
+    """See `Rows.of_rims`; ``away`` (axes,) is memory."""
     (axes, pixels), row = weights.shape, 0
-    away = np.empty(axes)
-    for place in rims:
+    for i in range(len(rims)):
+        place = rims[i]
         k, x = place // pixels, place % pixels
         length, strength = 0.0, 0.0
         for axis in range(axes):
             away[axis] = dual[k, axis, x] if weights[axis, x] > 0 else 0.0
-            length += away[axis] ** 2
-            strength += np.float64(force[k, axis, x]) ** 2
+            length += away[axis] * away[axis]
+            strength += np.float64(force[k, axis, x]) * np.float64(force[k, axis, x])
         # The reflection that takes the last axis to n, or to -n, takes the others to what is orthogonal to it.
         away[axes - 1] += math.copysign(math.sqrt(length), away[axes - 1])
         square = 0.0
         for axis in range(axes):
-            square += away[axis] ** 2
+            square += away[axis] * away[axis]
         for other in range(axes - 1):
             total = 0.0
             for axis in range(axes):
@@ -264,39 +276,22 @@ def _fill(
                 entries[row, axis + 1] = turn * weights[axis, x]
                 total += turn * weights[axis, x]
                 # Where there is no next pixel the entry is 0, whatever its place.
-                ends[row, axis + 1] = labels[min(x + strides[axis], pixels - 1), k]
-            ends[row, 0], entries[row, 0] = labels[x, k], -total
+                following = x + strides[axis]
+                ends[row, axis + 1] = labels[following if following < pixels else pixels - 1, k]
+            ends[row, 0] = labels[x, k]
+            entries[row, 0] = -total
             curvature[row] = math.sqrt(strength) / radius
             row += 1
 
 
-@njit(nogil=True, cache=True)
-def _values(of_components: Any, labels: Any) -> Any:
-    """Pixel by pixel, (K, N)."""
-    pixels, classes = labels.shape
-    values = np.empty((classes, pixels))
-    for k in range(classes):
-        for x in range(pixels):
-            values[k, x] = of_components[labels[x, k]]
-    return values
+def _reciprocals(values: Array, least: float) -> Array:
+    """1 / value, 0 where it is no more than ``least``."""
+    kept = values > least
+    found: Array = np.where(kept, 1 / np.where(kept, values, 1), 0)
+    return found
 
 
-@njit(nogil=True, cache=True)
-def _diagonal(members: Any, inverse: Any, ends: Any, entries: Any, curvature: Any, of_mu: Any, of_nu: Any) -> None:
-    """Reciprocals of the matrix's diagonal."""
-    for i in range(len(members)):
-        total = 0.0
-        for k in range(members.shape[1]):
-            total += inverse[members[i, k]]
-        of_mu[i] = 1 / total if total > 0 else 0.0
-    for i in range(len(ends)):
-        total = np.float64(curvature[i])
-        for j in range(ends.shape[1]):
-            total += np.float64(entries[i, j]) ** 2 * inverse[ends[i, j]]
-        of_nu[i] = 1 / total if total > _LEAST else 0.0
-
-
-@njit(nogil=True, cache=True)
+@kernel()
 def _conjugate_gradients(
     members: Any,
     inverse: Any,
@@ -305,23 +300,26 @@ def _conjugate_gradients(
     entries: Any,
     curvature: Any,
     nu: Any,
+    of_mu: Any,
+    of_nu: Any,
+    moved: Any,
+    over_cells: Any,
+    over_rows: Any,
     max_steps: int,
     tolerance: float,
-) -> Any:
+) -> tuple[int, float]:
     """``load`` becomes v, component by component; ``nu``, which is 0, becomes nu.
 
-    Of mu itself nothing is kept: v follows along with each step.
+    Of mu itself nothing is kept: v follows along with each step. ``of_mu`` (M,) and ``of_nu`` (R,) are reciprocals of
+    the matrix's diagonal; ``moved``, like ``load``, ``over_cells`` (3, M) and ``over_rows`` (3, R), zeros, are memory.
 
     Returns:
         steps, and the relative residual.
     """
     cells, rows = len(members), len(ends)
     classes, width = members.shape[1], ends.shape[1]
-    moved = np.empty_like(load)
-    residual, image, direction, of_mu = np.empty(cells), np.empty(cells), np.zeros(cells), np.empty(cells)
-    residual_nu, image_nu = np.empty_like(nu), np.empty_like(nu)
-    direction_nu, of_nu = np.zeros_like(nu), np.empty_like(nu)
-    _diagonal(members, inverse, ends, entries, curvature, of_mu, of_nu)
+    residual, image, direction = over_cells[0], over_cells[1], over_cells[2]
+    residual_nu, image_nu, direction_nu = over_rows[0], over_rows[1], over_rows[2]
     power = 0.0
     for i in range(cells):
         total = 0.0
@@ -372,7 +370,7 @@ def _conjugate_gradients(
         for i in range(rows):
             nu[i] += along * direction_nu[i]
             residual_nu[i] -= along * image_nu[i]
-            power += of_nu[i] * np.float64(residual_nu[i]) ** 2
+            power += of_nu[i] * (np.float64(residual_nu[i]) * np.float64(residual_nu[i]))
         beta = power / before
         steps += 1
-    return steps, math.sqrt(max(power, 0.0) / first) if first > 0 else 0.0
+    return steps, math.sqrt(power / first) if first > 0 and power > 0 else 0.0
