@@ -274,7 +274,7 @@ def _collated(items: Sequence[Prepared] | Exception) -> tuple[Batch, Tensor | No
 def _loads(worker: int) -> None:
     """What a loader process begins with."""
     end_with_parent()
-    info = get_worker_info()
+    info: Any = get_worker_info()
     info.dataset.training_set.reader.sharers = info.num_workers
 
 
