@@ -12,7 +12,11 @@ exact types (a subclass may compute something else) and the device type; the mod
 Tasks and what their functions are:
 
     "dual-ascent"  (operator, dual set)   `regloss.dual_problem.DualAscent`
+    "dual-steps"   (operator, dual set)   see `regloss.dual_problem.DualSteps`
     "adjoint"      (operator, dual set)   a function from `regloss.implicit.AdjointProblem` to an `Adjoint`
+    "gaussian-sums" ()                    a function from features (N, F) and values (N, K) to their sums (N, K), see
+                                          `regloss_plugins.filters.gaussian`, or to None where the reference is to do it
+    "gated-windows" ()                    see `regloss_plugins.bindings.gated_windows`
     "edge-sums"    (operator,)            an object with gather(ends, weights, values, sign, out) and scatter(ends,
                                           weights, flows, sign, out), as `regloss.operators.EdgeDifferences` calls them
 """

@@ -104,6 +104,20 @@ DualIterations = Sequence[DualIteration]
 DualAscent = Callable[[DualProblem], DualIterations]
 
 
+class DualSteps(Protocol):
+    """The iteration on a whole batch, momentum and restarts included, on a device that it never waits for.
+
+    It is the task "dual-steps": a function from a `DualProblem` and the largest extrapolation (0 = projected gradient
+    steps) to this, or to None where the reference is to take the steps.
+    """
+
+    def advance(self, steps: int) -> Tensor:
+        """Take so many steps, as `DualIteration.step` does; gives y of dual shape, which later calls may overwrite."""
+
+    def keep(self, images: Tensor) -> None:
+        """Go on with the images (M,) alone."""
+
+
 class ArrayKernel(Protocol):
     """A `DualIteration` over arrays, which need not have the tensors' shapes, only their order."""
 

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-HOSTS = ("lightning", "monai", "nnunet", "onnx", "transformers", "mlflow", "wandb")
-"""Extras for what others write, which comes with its own Python and torch: one version of each was tested."""
+HOSTS = ("lightning", "monai", "nnunet", "onnx", "transformers", "mlflow", "wandb", "triton")
+"""Extras for what others write, or which come with their own Python and torch: one version of each was tested."""
 
 
 def promised(*, hosts: bool = False) -> dict[str, str]:

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 from regloss.checks import at_least_float32, check_choice, check_finite, check_roi
+from regloss.dispatch import find
 from regloss.errors import UsageError
 from regloss_plugins.kernels.lattice import LatticeTooLarge, SplineLattice, Splines
 from regloss_plugins.kernels.lattice_matrices import LatticeMatrices, filters_on
@@ -113,7 +114,8 @@ class ExactFilter(GaussianFilter):
     """The sum itself over tiles of pixel pairs, each weight computed once for both its directions; on any device.
 
     Weights come from products of feature vectors. Where float32 would lose them (bandwidths far below the image's
-    range), the products are computed in float64.
+    range), the products are computed in float64. Float32 values on a CUDA device are filtered by one pass of a kernel
+    (`regloss_plugins.kernels.gaussian_sums_triton`) that takes differences of features and stores no weights.
 
     Args:
         features: (B, F, *S), already over their bandwidths, float32 or float64.
@@ -125,7 +127,7 @@ class ExactFilter(GaussianFilter):
         flat = features.flatten(2)
         everywhere = torch.arange(flat.shape[2], device=features.device)
         inside = [everywhere if roi is None else mask.flatten().nonzero().squeeze(1) for mask in _masks(roi, flat)]
-        self._images = [(chosen, _augmented(f[:, chosen].T)) for f, chosen in zip(flat, inside, strict=True)]
+        self._images = [(chosen, f[:, chosen].T.contiguous()) for f, chosen in zip(flat, inside, strict=True)]
         self._tile = _TILE["cuda" if features.is_cuda else "cpu"]
 
     def select(self, images: Tensor) -> ExactFilter:
@@ -139,12 +141,15 @@ class ExactFilter(GaussianFilter):
         """One image after the other."""
         result = torch.zeros_like(values)
         flat, into = values.flatten(2), result.view(*values.shape[:2], -1)
-        for image, (chosen, (left, right)) in enumerate(self._images):
-            kept = flat[image][:, chosen].T.contiguous()  # (N, K)
-            into[image][:, chosen] = self._product(left.to(values.device), right.to(values.device), kept).T
+        fast = find("gaussian-sums", device=values.device)
+        for image, (chosen, features) in enumerate(self._images):
+            kept, features = flat[image][:, chosen].T.contiguous(), features.to(values.device)  # (N, K), (N, F)
+            sums = None if fast is None else fast(features, kept)
+            into[image][:, chosen] = (self._product(features, kept) if sums is None else sums).T
         return result
 
-    def _product(self, left: Tensor, right: Tensor, values: Tensor) -> Tensor:
+    def _product(self, features: Tensor, values: Tensor) -> Tensor:
+        left, right = _augmented(features)
         result = torch.zeros_like(values)
         starts = range(0, len(values), self._tile)
         for begin in starts:

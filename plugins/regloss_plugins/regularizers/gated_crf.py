@@ -11,7 +11,8 @@ does not listen (its label is known); without masks, g = 1.
 For probabilities there are the relaxations of `regloss.potts`, equal to R on one-hot input, but for the logarithmic
 ones. Offsets are gone through one after the other, forward and backward, and weights are computed when they are needed:
 beside a few arrays of the size of the probabilities nothing is stored, where neighbourhoods unfolded into an array take
-(2 radius + 1)^2 times as much. The graph forms, for solvers, do store a weight for each pair.
+(2 radius + 1)^2 times as much. On CUDA devices one kernel gives value and gradient of the bilinear relaxation, in
+float32 (`regloss_plugins.kernels.gated_windows_triton`). The graph forms, for solvers, do store a weight for each pair.
 
 Source: Obukhov, Georgoulis, Dai, Van Gool, "Gated CRF loss for weakly supervised semantic image segmentation", 2019,
 whose loss is the mean over gated ordered pairs instead of this sum; its widths are the defaults.
@@ -30,6 +31,7 @@ from torch.autograd.function import once_differentiable
 
 from regloss import grid
 from regloss.checks import check_choice
+from regloss.dispatch import find
 from regloss.errors import UsageError
 from regloss.forms import Graph, GridGraph
 from regloss.grid import Unit
@@ -127,6 +129,23 @@ class _GatedTerm(Term):
         result: Tensor = _Windows.apply(probabilities, self)  # type: ignore[no-untyped-call]
         return result
 
+    def sums(self, probabilities: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Weighted sums (B, K, *S) and degrees (B, *S) over each pixel's window, by fast code; None = there is none."""
+        settings = self.settings
+        fast = find("gated-windows", device=probabilities.device) if settings.relaxation == "bilinear" else None
+        if fast is None or not self.offsets:
+            return None
+        found: tuple[Tensor, Tensor] | None = fast(
+            probabilities.detach(),
+            self.image.to(probabilities.device),
+            (self.roi, settings.source, settings.destination),
+            self.offsets,
+            self.steps,
+            settings.sigma_xy,
+            settings.sigma_rgb,
+        )
+        return found and (settings.weight * found[0], settings.weight * found[1])
+
     def pairs(self) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...], Tensor]]:
         """For each offset: where its pairs begin and end, and their weights (B, ...)."""
         region = None if self.roi is None else self.roi.to(self.image.device)
@@ -167,8 +186,14 @@ class _Windows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, probabilities: Tensor, term: _GatedTerm) -> Tensor:
+        ctx.term, ctx.by_kernel = term, False
+        sums = term.sums(probabilities)
+        if sums is not None:
+            # Pairs are counted from both ends, and the sums are minus the gradient.
+            (weighted, degrees), ctx.by_kernel = sums, True
+            ctx.save_for_backward(weighted)
+            return (degrees - (weighted * probabilities).sum(1)).flatten(1).sum(1) / 2
         ctx.save_for_backward(probabilities)
-        ctx.term = term
         energy = probabilities.new_zeros(probabilities.shape[0])
         for first, second, weights in term.pairs():
             p, q = grid.pick(probabilities, first), grid.pick(probabilities, second)
@@ -180,6 +205,8 @@ class _Windows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (probabilities,) = ctx.saved_tensors
+        if ctx.by_kernel:
+            return -probabilities * gradient.reshape(-1, *[1] * (probabilities.ndim - 1)), None
         relaxation = ctx.term.settings.relaxation
         total = torch.zeros_like(probabilities)
         for first, second, weights in ctx.term.pairs():

@@ -6,8 +6,9 @@ with h(s) = <s, log s> on the simplex (what layers and solvers need) or h(s) = |
 formulas of the steps stand in `regloss_plugins.solvers.pdhg`.
 
 `TensorRun` is the reference: it takes any saddle form on any device, and autograd can follow it. `CompiledRun` leaves
-the steps to fast code for the operator and the dual set of the form's only part (`regloss.dispatch`), image by image;
-both give the same but for rounding.
+the steps to fast code for the operator and the dual set of the form's only part (`regloss.dispatch`), image by image,
+and `DeviceRun` to code that takes the whole batch through many steps without waiting for its device; all give the same
+but for rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from torch import Tensor
 from regloss.checks import values_are_checked
 from regloss.constraint import Constraints
 from regloss.dispatch import find
-from regloss.dual_problem import DualIteration, DualProblem, DualResult, Smoothing, dual_steps
+from regloss.dual_problem import DualIteration, DualProblem, DualResult, DualSteps, Smoothing, dual_steps
 from regloss.errors import UsageError
 from regloss.forms import Composite
 from regloss.grid import spread
@@ -258,7 +259,9 @@ def ascend(
     """
     batch, device = smooth.cost.shape[0], smooth.cost.device
     start = None if warm is None else starting_duals(form, smooth, warm)
-    run: Run | None = None if constraints is not None else CompiledRun.of(solver, form, smooth, start)
+    run: Run | None = None
+    if constraints is None:
+        run = CompiledRun.of(solver, form, smooth, start) or DeviceRun.of(solver, form, smooth, start)
     if run is None:
         run = TensorRun(solver, form, smooth, starting_duals(form, smooth, None) if start is None else start)
     energy = torch.empty(batch, dtype=widest_float(device), device=device)
@@ -460,6 +463,72 @@ class _Moving:
         return self.certified
 
 
+def _fast_code(
+    task: str, solver: PDHG, form: Composite, smooth: Smooth, start: Sequence[Tensor] | None
+) -> tuple[Any, DualProblem] | None:
+    """The code for a task on the form's only part, and what it is given; None where there is none or it may not run."""
+    cost, part = smooth.cost, form.parts[0] if len(form.parts) == 1 else None
+    if not solver.compiled or solver.method == "lazy" or part is None:
+        return None
+    if isinstance(part.shift, Tensor) or part.shift != 0:
+        return None
+    if torch.is_grad_enabled() and any(value.requires_grad for value in (cost, *part.parameters)):
+        return None
+    operator, factor = unscaled(part.operator)
+    code = find(task, type(operator), type(part.dual_set), device=cost.device)
+    if code is None:
+        return None
+    problem = DualProblem(
+        operator=operator,
+        dual_set=part.dual_set,
+        cost=smooth.binding_cost(),
+        smoothing=smooth.smoothing,
+        weight=float(smooth.weight),
+        steps=solver.steps,
+        start=None if start is None else start[0],
+        roi=smooth.roi,
+        factor=factor,
+    )
+    return code, problem
+
+
+class DeviceRun:
+    """By code for a device, the whole batch at once; the rest is `TensorRun`'s."""
+
+    def __init__(self, tensors: TensorRun, steps: DualSteps) -> None:
+        self.tensors, self.steps = tensors, steps
+
+    @staticmethod
+    def of(solver: PDHG, form: Composite, smooth: Smooth, start: Sequence[Tensor] | None) -> DeviceRun | None:
+        """None as for `CompiledRun`, and where the code leaves the problem to the reference."""
+        found = _fast_code("dual-steps", solver, form, smooth, start)
+        if found is None:
+            return None
+        code, problem = found
+        steps = code(problem, solver.momentum if solver.method == "accelerated" else 0.0)
+        if steps is None:
+            return None
+        tensors = TensorRun(solver, form, smooth, starting_duals(form, smooth, None) if start is None else start)
+        return DeviceRun(tensors, steps)
+
+    def advance(self, steps: int) -> None:
+        """See `Run`."""
+        self.tensors.duals = [self.steps.advance(steps)]
+
+    def certify(self) -> Certificate:
+        """See `Run`."""
+        return self.tensors.certify()
+
+    def results(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """See `Run`."""
+        return self.tensors.results(images)
+
+    def keep(self, alive: Tensor) -> None:
+        """See `Run`."""
+        self.tensors.keep(alive)
+        self.steps.keep(alive)
+
+
 class CompiledRun:
     """By compiled code, in as many threads as torch uses, each image in one of them."""
 
@@ -469,28 +538,10 @@ class CompiledRun:
     @staticmethod
     def of(solver: PDHG, form: Composite, smooth: Smooth, start: Sequence[Tensor] | None) -> CompiledRun | None:
         """None where the settings do not allow it, there is no fast code for the form, or autograd is to follow."""
-        cost, part = smooth.cost, form.parts[0] if len(form.parts) == 1 else None
-        if not solver.compiled or solver.method == "lazy" or part is None:
+        found = _fast_code("dual-ascent", solver, form, smooth, start)
+        if found is None:
             return None
-        if isinstance(part.shift, Tensor) or part.shift != 0:
-            return None
-        if torch.is_grad_enabled() and any(value.requires_grad for value in (cost, *part.parameters)):
-            return None
-        operator, factor = unscaled(part.operator)
-        ascent = find("dual-ascent", type(operator), type(part.dual_set), device=cost.device)
-        if ascent is None:
-            return None
-        problem = DualProblem(
-            operator=operator,
-            dual_set=part.dual_set,
-            cost=smooth.binding_cost(),
-            smoothing=smooth.smoothing,
-            weight=float(smooth.weight),
-            steps=solver.steps,
-            start=None if start is None else start[0],
-            roi=smooth.roi,
-            factor=factor,
-        )
+        ascent, problem = found
         return CompiledRun(ascent(problem), solver)
 
     def advance(self, steps: int) -> None:
