@@ -17,8 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from regloss.grid import pair_slices
-
 from .expansion import Expansion, expand_grid
 
 _OVERLAP = 0.25
@@ -110,7 +108,8 @@ def _energy(
         values = np.take_along_axis(costs, np.where(inside, chosen, 0)[None], 0)[0]
         sums.append(float(values[inside].sum(dtype=np.float64)))
     for offset, weight in zip(offsets, weights, strict=True):
-        first, second = pair_slices(tuple(int(step) for step in offset))
+        first = tuple(slice(max(-step, 0), max(size - step, 0)) for step, size in zip(offset, roi.shape, strict=True))
+        second = tuple(slice(max(step, 0), max(size + step, 0)) for step, size in zip(offset, roi.shape, strict=True))
         cut = (labels[first] != labels[second]) & roi[first] & roi[second]
         sums.append(float(weight[first][cut].sum(dtype=np.float64)))
     return math.fsum(sums)

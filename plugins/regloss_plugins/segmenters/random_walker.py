@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -29,14 +30,6 @@ from regloss.dataset import IGNORE
 from regloss.errors import MissingDependency, UsageError
 from regloss.segmenter import Segmentation, Segmenter, Task
 from regloss.solver import Status
-
-try:
-    from skimage.segmentation import random_walker
-except ImportError as cause:
-    raise MissingDependency(
-        "The segmenter 'random-walker' needs the package scikit-image, which is not installed. Install it with "
-        "pip install 'regloss[random-walker]'."
-    ) from cause
 
 
 @dataclass(frozen=True)
@@ -50,6 +43,7 @@ class RandomWalker(Segmenter):
         tolerance: relative residual at which conjugate gradients end, > 0.
 
     Raises:
+        MissingDependency: scikit-image is not installed.
         UsageError: a setting outside its range.
 
     A step in the image holds walks back:
@@ -67,6 +61,11 @@ class RandomWalker(Segmenter):
     tolerance: float = 1e-3
 
     def __post_init__(self) -> None:
+        if find_spec("skimage") is None:
+            raise MissingDependency(
+                "The segmenter 'random-walker' needs the package scikit-image, which is not installed. Install it with "
+                "pip install 'regloss[random-walker]'."
+            )
         check_not_negative(beta=self.beta)
         check_choice(("auto", "direct", "cg"), method=self.method)
         if not 0 < self.tolerance < math.inf:
@@ -100,6 +99,8 @@ class RandomWalker(Segmenter):
         self, image: NDArray[np.float64], seeds: NDArray[np.int32], classes: int, spacing: Sequence[float], mode: str
     ) -> NDArray[np.float64]:
         """(classes, *S) that sum to 1, of ``seeds`` (*S) in 1 to ``classes``, 0 where free."""
+        from skimage.segmentation import random_walker  # slow to import, with much of scipy
+
         given: NDArray[np.float64]
         given = (seeds == np.arange(1, classes + 1).reshape(-1, *[1] * seeds.ndim)).astype(np.float64)
         if not (seeds == 0).any():

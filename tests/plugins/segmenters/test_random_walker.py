@@ -133,8 +133,7 @@ def test_bad_settings_are_refused() -> None:
 
 
 def test_without_scikit_image_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "skimage.segmentation", None)
-    monkeypatch.delitem(sys.modules, "regloss_plugins.segmenters.random_walker", raising=False)
+    monkeypatch.setitem(sys.modules, "skimage", None)
     assert "random-walker" in regloss.names("segmenter")
     with pytest.raises(regloss.MissingDependency, match=r"regloss\[random-walker\]"):
-        regloss.get("segmenter", "random-walker")
+        regloss.create("segmenter", "random-walker")
