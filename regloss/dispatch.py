@@ -14,9 +14,10 @@ Tasks and what their functions are:
     "dual-ascent"  (operator, dual set)   `regloss.dual_problem.DualAscent`
     "dual-steps"   (operator, dual set)   see `regloss.dual_problem.DualSteps`
     "adjoint"      (operator, dual set)   a function from `regloss.implicit.AdjointProblem` to an `Adjoint`
-    "gaussian-sums" ()                    a function from features (N, F) and values (N, K) to their sums (N, K), see
-                                          `regloss_plugins.filters.gaussian`, or to None where the reference is to do it
-    "gated-windows" ()                    see `regloss_plugins.bindings.gated_windows`
+    "gaussian-sums" ()                    a function from features (N, F) and values (N, K) to their sums (N, K) with
+                                          Gaussian weights, or to None where the reference is to do it
+    "gated-windows" ()                    a function from values, image, masks and window of a gated CRF to the sums of
+                                          its energy, or to None where the reference is to do it
     "edge-sums"    (operator,)            an object with gather(ends, weights, values, sign, out) and scatter(ends,
                                           weights, flows, sign, out), as `regloss.operators.EdgeDifferences` calls them
 """
