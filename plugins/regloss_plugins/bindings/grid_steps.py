@@ -79,7 +79,8 @@ class _InShape:
 
     def advance(self, steps: int) -> Tensor:
         """See `regloss.dual_problem.DualSteps`."""
-        return self.iteration.advance(steps).unflatten(-1, self.size)
+        found = self.iteration.advance(steps)
+        return found.reshape(*found.shape[:-1], *self.size)
 
     def keep(self, images: Tensor) -> None:
         """See `regloss.dual_problem.DualSteps`."""
