@@ -31,7 +31,7 @@ from regloss.training.trainer import train
 VOLUME = '{name = "volume", volumes = [0.7, 0.1, 0.2], unit = "fraction"}'
 LAYERS = {
     "tv": '{regularizer = {name = "tv", weight = 0.2}, steps = 10, learn = ["weight", "entropy"]}',
-    "nltv": '{regularizer = {name = "nltv", neighbors = 4, weight = 0.1}, solver = "pdhg", steps = 10, learn = ["weight"]}',
+    "nltv": '{regularizer = {name = "nltv", neighbors = 4, weight = 0.1}, steps = 10, learn = ["weight"]}',
     "threshold-dynamics": '{regularizer = "threshold-dynamics", solver = "dca", learn = ["weight", "sigma"]}',
     "volume": f'{{regularizer = {VOLUME}, solver = {{name = "dca"}}}}',
     "volume by pdhg": f"{{regularizer = {VOLUME}, steps = 30}}",

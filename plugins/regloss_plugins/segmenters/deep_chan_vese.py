@@ -158,7 +158,7 @@ class DeepChanVeseSegmenter(Segmenter):
     """
 
     takes_scribbles = False
-    figures = ("latent", "histograms", "convergence", "snapshots")
+    figures = ("latent", "histograms", "convergence")
 
     coupling: Literal["splitting", "gradient-descent", "layer"] = "splitting"
     weight: float | None = None
@@ -195,6 +195,8 @@ class DeepChanVeseSegmenter(Segmenter):
             raise UsageError(
                 f"post_processing must be one of {', '.join(POST_PROCESSING)}; got {self.post_processing!r}."
             )
+        if self.snapshots:  # only then is there such a picture
+            object.__setattr__(self, "figures", (*self.figures, "snapshots"))
 
     def segment(self, task: Task) -> DeepChanVeseSegmentation:
         """Fit the networks to the image."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import regloss
 from regloss.segmenter import Segmenter
 from regloss.testing import SegmenterConformance
@@ -47,3 +49,9 @@ class TestDeepChanVese(SegmenterConformance):
         encoder = {"name": "plain-cnn", "layers": 2, "channels": 6, "norm": "instance"}
         decoder = {"name": "plain-cnn", "layers": 1, "channels": 6}
         return regloss.DeepChanVeseSegmenter(encoder=encoder, decoder=decoder, warm_up=30, max_steps=60)
+
+    def test_snapshots_are_announced(self) -> None:
+        segmenter = replace(self.make(), snapshots=(0, 40))  # type: ignore[type-var]
+        image = self._image()
+        assert "snapshots" in segmenter.figures
+        assert set(segmenter(image, phases=2).figures(image)) == set(segmenter.figures)
