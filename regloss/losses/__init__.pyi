@@ -306,15 +306,17 @@ class NonlocalTVLoss(RegularizerLoss):
         weights: "bilateral", "rbf", "zmp" or "cosine".
         window: look for neighbours at most so many pixels away along each axis, >= 1; None = everywhere. Both
             searches are exact.
-        sigma_xy: bandwidth of places, > 0, in ``unit``; inf = they do not matter.
+        sigma_xy: bandwidth of places, > 0, in ``unit``; inf = they do not matter. Like ``sigma_rgb`` it may be a tensor
+            of one element, to be learnt, with the weights "bilateral" and "rbf": neighbours are those of the bandwidths
+            as they stand, and weights have a gradient.
         sigma_rgb: unit of differences of image values, 0 < sigma_rgb <= 2.
         near: "bilateral" only: weight of the purely spatial part, >= 0.
         sigma_near: "bilateral" only: its bandwidth, > 0, in ``unit``.
         patch: radius of the patches whose values are compared, in pixels, >= 0; 0 = the pixel alone. A patch's squared
             difference is the mean over its pixels, summed over channels; beyond the border it repeats the border.
         cache: folder to keep the graphs in, one file for each image, named by a hash of the image and of all settings
-            that the graph depends on; None or "" = compute it at each binding. Runs that are loaded keep them inside
-            of their own folder, or where ``--set`` says.
+            that the graph depends on; None or "" = compute it at each binding, as learnt bandwidths need it. Runs that
+            are loaded keep them inside of their own folder, or where ``--set`` says.
         unit: of sigma_xy and sigma_near: "pixel", or "mm", for images whose spacing is known. Window and patch are in
             pixels.
         ignore_index: value of ``target`` whose pixels are left out of the region of interest; None = no target is
@@ -348,8 +350,8 @@ class NonlocalTVLoss(RegularizerLoss):
         neighbors: int = 10,
         weights: Literal["bilateral", "rbf", "zmp", "cosine"] = "bilateral",
         window: int | None = None,
-        sigma_xy: float = 40.0,
-        sigma_rgb: float = 0.050980392156862744,
+        sigma_xy: float | Tensor = 40.0,
+        sigma_rgb: float | Tensor = 0.050980392156862744,
         near: float = 0.5,
         sigma_near: float = 3.0,
         patch: int = 0,
