@@ -34,7 +34,7 @@ NUMBER = "must be a number; got "
     [
         (lambda: GatedCRF(sigma_xy=(1.0, 2.0)), rf"^sigma_xy of gated-crf {NUMBER}\(1\.0, 2\.0\)\.$"),
         (lambda: GatedCRF(sigma_rgb="0.1"), f"^sigma_rgb of gated-crf {NUMBER}'0.1'"),
-        (lambda: NonlocalTV(sigma_xy=None), f"^sigma_xy of nltv {NUMBER}None"),
+        (lambda: NonlocalTV(sigma_xy=None), "^sigma_xy of nltv must be a number or a tensor; got None"),
         (lambda: NonlocalTV(neighbors=[3]), r"^neighbors of nltv must be a whole number; got \[3\]"),
         (lambda: NonlocalTV(neighbors=3.5), "^neighbors of nltv must be a whole number; got 3.5"),
         (lambda: TotalVariation(True), f"^weight of tv {NUMBER}True"),
@@ -105,11 +105,16 @@ def test_every_number_of_every_component_refuses_what_is_none() -> None:
 
 def test_tensors_with_gradients_are_learnt_or_refused() -> None:
     sigma = torch.tensor(0.05, requires_grad=True)
-    for make in (lambda: NonlocalTV(sigma_rgb=sigma), lambda: GatedCRF(sigma_rgb=sigma), lambda: GridCRF(sigma=sigma)):
-        with pytest.raises(UsageError, match="sigma"):
-            make()
-    with pytest.raises(UsageError, match=r"sigma_rgb of nltv must be a number, and cannot be learnt.*value\.detach"):
-        NonlocalTV(sigma_rgb=sigma)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="sigma"):
+        GridCRF(sigma=sigma)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"sigma_rgb of gated-crf must be a number, and cannot be learnt.*\.detach"):
+        GatedCRF(sigma_rgb=sigma)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"Bandwidths are learnt with the weights"):
+        NonlocalTV(sigma_rgb=sigma, weights="zmp")
+    image = torch.rand(1, 1, 5, 6, generator=torch.Generator().manual_seed(0))
+    NonlocalTV(sigma_rgb=sigma, neighbors=2).bind(image).energy(torch.rand(1, 2, 5, 6).softmax(1)).sum().backward()
+    assert sigma.grad is not None
+    assert float(sigma.grad) != 0
     learnt = torch.tensor(2.0, requires_grad=True)
     s = torch.rand(1, 2, 5, 6).softmax(1)
     ThresholdDynamics(sigma=learnt).bind(torch.zeros(1, 1, 5, 6)).energy(s).sum().backward()

@@ -158,8 +158,8 @@ class UNet(Network):
             self.auxiliary_classifier = CONVOLUTION[dims](widths[0], classes, kernel_size=1)
             self.auxiliary_dropout = _DROPOUT[dims](auxiliary_dropout)
         self.auxiliary: list[Tensor] = []
-        if smoothing < 0:
-            raise UsageError(f"unet: smoothing must be at least 0, not {smoothing}")
+        if isinstance(smoothing, Tensor) or not 0 <= smoothing < math.inf:
+            raise UsageError(f"unet: smoothing must be at least 0, a finite number; got {smoothing}")
         if smoothing > 0:
             smooth_relus(self, smoothing, smoothing_steps)
 
