@@ -9,7 +9,7 @@ import torch
 import regloss
 from regloss.grid import neighbor_offsets
 from regloss_plugins.kernels.expansion import expand_grid
-from regloss_plugins.kernels.expansion_slabs import expand_slabs
+from regloss_plugins.kernels.expansion_slabs import _energy, _halved, expand_slabs
 from regloss_plugins.solvers import alpha_expansion
 
 SHAPE = (11, 6, 7)
@@ -32,6 +32,44 @@ def problem(seed, classes=3, strength=0.4):
 
 def energy_of(given, labels):
     return expand_grid(**{**given, "labels": labels, "fixed": np.where(given["roi"], labels, -1)}, max_cycles=0).energy
+
+
+@pytest.mark.parametrize("size", [(6, 4, 8), (7, 5, 9), (1, 3, 2), (4, 5)])
+def test_energies_of_labels_that_are_constant_on_blocks(size):
+    rng = np.random.default_rng(0)
+    offsets = np.array(neighbor_offsets(len(size), 26 if len(size) == 3 else 8))
+    unary, weights = rng.normal(size=(3, *size)), rng.random((len(offsets), *size))
+    free, roi = np.full(size, -1), rng.random(size) > 0.2
+    costs, steps, cuts, held, inside = _halved(unary, offsets, weights, free, roi)
+    assert costs.shape[1:] == tuple(-(-length // 2) for length in size)
+    assert not any((-step).tolist() in steps.tolist() for step in steps)
+    assert (held == -1).all()
+    for _ in range(3):
+        coarse = rng.integers(0, 3, inside.shape)
+        fine = coarse
+        for axis, length in enumerate(size):
+            fine = fine.repeat(2, axis).take(range(length), axis)
+        assert _energy(costs, steps, cuts, coarse, inside) == pytest.approx(_energy(unary, offsets, weights, fine, roi))
+
+
+def test_what_is_larger_than_a_slab_is_found():
+    """A ball of 30 slices under a prior by which no slab of 4 of them would give way."""
+    size = (40, 24, 24)
+    z, y, x = np.indices(size)
+    inside = ((z - 20) / 15) ** 2 + ((y - 12) / 9) ** 2 + ((x - 12) / 9) ** 2 < 1
+    offsets = np.array(neighbor_offsets(3, 6))
+    given = {
+        "unary": np.stack([np.where(inside, 1.0, 0.0), np.where(inside, 0.0, 1.0), np.full(size, 3.0)]),
+        "offsets": offsets,
+        "weights": np.full((len(offsets), *size), 2.0),
+        "labels": np.zeros(size, np.int64),
+        "fixed": np.full(size, -1),
+        "roi": np.ones(size, bool),
+        "allowed": np.ones(3, bool),
+    }
+    whole, found = expand_grid(**given, max_cycles=20), expand_slabs(**given, max_cycles=20, slab=4)
+    assert (whole.labels == 1).sum() > 4000
+    assert found.energy == pytest.approx(whole.energy, rel=0.03)
 
 
 @pytest.mark.parametrize("slab", [1, 2, 4, 10, 11, 20])
