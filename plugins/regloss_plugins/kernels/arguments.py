@@ -48,3 +48,18 @@ def as_volume(
     depth, height, width = (1,) * (3 - len(shape)) + shape
     padded = np.concatenate([np.zeros((len(steps), 3 - len(shape)), np.int64), steps.astype(np.int64)], axis=1)
     return shape, (depth, height, width), padded
+
+
+def pair_slices(
+    offset: Sequence[int] | NDArray[np.int64], shape: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Where the first and the second pixels of all pairs (p, p + offset) lie in an array of this ``shape``.
+
+    >>> values = np.arange(5)
+    >>> first, second = pair_slices([-2], values.shape)
+    >>> values[first].tolist(), values[second].tolist()
+    ([2, 3, 4], [0, 1, 2])
+    """
+    first = tuple(slice(max(-step, 0), max(size - step, 0)) for step, size in zip(offset, shape, strict=True))
+    second = tuple(slice(max(step, 0), max(size + step, 0)) for step, size in zip(offset, shape, strict=True))
+    return first, second

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from regloss_plugins.kernels.arguments import as_volume, dense
+from regloss_plugins.kernels.arguments import as_volume, dense, pair_slices
 from regloss_plugins.kernels.compiling import helper, kernel
 from regloss_plugins.kernels.expansion_start import FREE
 from regloss_plugins.kernels.sums import add_compensated
@@ -580,8 +580,7 @@ def _forward_pairs(
     turned = np.zeros((roi.size, len(offsets)))
     directions = np.empty_like(offsets)
     for i, offset in enumerate(offsets):
-        first = tuple(slice(max(-step, 0), max(size - step, 0)) for step, size in zip(offset, roi.shape, strict=True))
-        second = tuple(slice(max(step, 0), max(size + step, 0)) for step, size in zip(offset, roi.shape, strict=True))
+        first, second = pair_slices(offset, roi.shape)
         forward = tuple(offset) >= (0, 0, 0)
         directions[i] = offset if forward else -offset
         column = np.zeros(roi.shape)

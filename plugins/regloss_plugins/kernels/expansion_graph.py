@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import maxflow
+from .arguments import pair_slices
 from .compiling import helper, kernel
 from .sums import add_compensated
 
@@ -54,8 +55,7 @@ def grid_edges(offsets: NDArray[np.int64], weights: NDArray[np.float64], roi: ND
     places = np.arange(roi.size).reshape(roi.shape)
     firsts, seconds, values = [], [], []
     for offset, value in zip(offsets, weights, strict=True):
-        near = tuple(slice(max(-step, 0), max(size - step, 0)) for step, size in zip(offset, roi.shape, strict=True))
-        far = tuple(slice(max(step, 0), max(size + step, 0)) for step, size in zip(offset, roi.shape, strict=True))
+        near, far = pair_slices(offset, roi.shape)
         firsts.append(places[near].ravel())
         seconds.append(places[far].ravel())
         values.append(value[near].ravel())

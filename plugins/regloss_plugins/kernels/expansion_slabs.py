@@ -19,11 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .arguments import pair_slices
 from .expansion import Expansion, expand_grid
 
 _OVERLAP = 0.25
-
-Slices = tuple[slice, ...]
 
 
 def expand_slabs(
@@ -146,7 +145,7 @@ def _halved(
         held[block] = np.where(roi[part] & (fixed[part] >= 0), fixed[part], held[block])
     pairs: dict[tuple[int, ...], NDArray[Any]] = {}
     for offset, weight in zip(offsets, weights, strict=True):
-        first, second = _ends(offset, size)
+        first, second = pair_slices(offset, size)
         cut = np.zeros(size, weights.dtype)
         cut[first] = np.where(roi[first] & roi[second], weight[first], 0)
         for corner in corners:
@@ -155,7 +154,7 @@ def _halved(
                 continue  # both ends in one block
             of_block = np.zeros(half, weights.dtype)
             of_block[blocks[corner]] = cut[of_corner[corner]]
-            near, far = _ends(step, half)
+            near, far = pair_slices(step, half)
             opposite = tuple(-each for each in step)
             if step > opposite:  # each pair of blocks once, whichever way an edge goes
                 pairs.setdefault(step, np.zeros(half, weights.dtype))[near] += of_block[near]
@@ -163,15 +162,6 @@ def _halved(
                 pairs.setdefault(opposite, np.zeros(half, weights.dtype))[far] += of_block[near]
     steps = np.array(list(pairs), np.int64).reshape(-1, len(size))
     return costs, steps, np.stack(list(pairs.values())) if pairs else np.zeros((0, *half), weights.dtype), held, inside
-
-
-def _ends(
-    offset: Sequence[int] | NDArray[np.int64], size: Sequence[int]
-) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
-    """Where the first and the second pixels of the pairs (p, p + offset) lie in an array of this size."""
-    first = tuple(slice(max(-step, 0), max(length - step, 0)) for step, length in zip(offset, size, strict=True))
-    second = tuple(slice(max(step, 0), max(length + step, 0)) for step, length in zip(offset, size, strict=True))
-    return first, second
 
 
 def _starts(length: int, slab: int) -> list[int]:
@@ -192,7 +182,7 @@ def _energy(
         values = np.take_along_axis(costs, np.where(inside, chosen, 0)[None], 0)[0]
         sums.append(float(values[inside].sum(dtype=np.float64)))
     for offset, weight in zip(offsets, weights, strict=True):
-        first, second = _ends(offset, roi.shape)
+        first, second = pair_slices(offset, roi.shape)
         cut = (labels[first] != labels[second]) & roi[first] & roi[second]
         sums.append(float(weight[first][cut].sum(dtype=np.float64)))
     return math.fsum(sums)

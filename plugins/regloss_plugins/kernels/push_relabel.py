@@ -28,6 +28,7 @@ import numpy as np
 from numba.cpython.unsafe.numbers import trailing_zeros as numba_trailing_zeros
 from numpy.typing import ArrayLike, NDArray
 
+from .arguments import pair_slices
 from .compiling import helper, kernel
 
 __all__ = [
@@ -472,8 +473,7 @@ def solve_grid_cut(terminal: ArrayLike, offsets: ArrayLike, capacities: ArrayLik
     weight = np.zeros((sources.size, 2 * len(steps)))
     nodes = np.arange(sources.size).reshape(shape)
     for n, offset in enumerate(steps):
-        near = tuple(slice(max(0, -d), max(0, min(size, size - d))) for d, size in zip(offset, shape, strict=True))
-        far = tuple(slice(max(0, d), max(0, min(size, size + d))) for d, size in zip(offset, shape, strict=True))
+        near, far = pair_slices(offset, shape)
         if not offset.any():
             continue
         weight[nodes[near], n] = values[n][near]
