@@ -35,6 +35,8 @@ from regloss.training.slabs import by_slabs
 ENERGIES = ("proposal-energy-before", "proposal-energy-after")
 """Names of energies per pixel of proposals, before the solver and after it."""
 
+_LARGE = 2**28  # bytes of logits: those of 16 million voxels and four classes
+
 Network = Callable[[Tensor], Any]
 
 
@@ -184,7 +186,8 @@ class Proposals:
                 check_finite_logits(logits, step, batch)
                 totals.network += time.perf_counter() - started
                 waiting.append(pool.submit(self._solve, batch, logits, self._warm(batch), new, totals))
-                while len(waiting) > 2:  # bounds the memory of what waits for the solver
+                # Bounds the memory of what waits: beside a solver that is at work on a large volume there is no room.
+                while len(waiting) > (2 if logits.nbytes <= _LARGE else 0):
                     waiting.popleft().result()
             for future in waiting:
                 future.result()

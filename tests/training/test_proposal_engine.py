@@ -1,5 +1,7 @@
 """Proposals in a loop that is not ours: made when due, found again after a kill, moved by anyone's augmentation."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import regloss
 from regloss.errors import ReglossError, UsageError
+from regloss.training import proposal_engine
 
 IDS = ["a", "b/c", "d e"]
 
@@ -57,6 +60,27 @@ class TestRefresh:
         for sample_id, labels in zip(IDS, expected(), strict=True):
             np.testing.assert_array_equal(proposals.labels(sample_id), labels)
         assert 0 < numbers["proposal-energy-after"] <= numbers["proposal-energy-before"]
+
+    @pytest.mark.parametrize("large", [False, True])
+    def test_the_network_waits_for_the_solver_of_large_images(self, tmp_path, monkeypatch, large):
+        monkeypatch.setattr(proposal_engine, "_LARGE", 0 if large else 2**28)
+        coupled, model, done, seen = loop(), network(), threading.Event(), []
+        propose = coupled.propose
+
+        def held(*given):
+            done.wait()  # small images: until the network has seen them all
+            seen.append("solver")
+            return propose(*given)
+
+        def watched(image):
+            seen.append("network")
+            if large or seen.count("network") == len(IDS):
+                done.set()
+            return model(image)
+
+        monkeypatch.setattr(coupled, "propose", held)
+        regloss.Proposals(coupled, IDS, tmp_path).refresh(0, watched, batches())
+        assert seen == (["network", "solver"] * 3 if large else ["network"] * 3 + ["solver"] * 3)
 
     def test_the_network_is_left_as_it_was(self, tmp_path):
         seen = []
