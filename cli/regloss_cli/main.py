@@ -321,6 +321,10 @@ def segment(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of k-means, and of all else that is random.")] = 0,
     window: Range = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Channels along the fourth axis of a volume, which else would be time."),
+    ] = None,
     unlabelled: Annotated[
         int | None,
         typer.Option(min=0, max=65535, help="Value of the scribbles where nothing was drawn, beside 255."),
@@ -361,6 +365,7 @@ def segment(
         snapshots=None if snapshots is None else parse_steps(snapshots),
         seed=seed,
         window=None if window is None else Window(*window),
+        channels=channels,
         unlabelled=unlabelled,
         values=None if values is None else parse_values(values),
         max_scribbled=MAX_SCRIBBLED if max_scribbled is None else max_scribbled,

@@ -348,7 +348,8 @@ def _items(
         cases = cases_of(volumes, model.channels)
         steps = model.dataset_setting("file_spacing")
         items = [
-            _Item(paths[0].name, stem, partial(read_case, paths, intensities, steps)) for stem, paths in cases.items()
+            _Item(paths[0].name, stem, partial(read_case, paths, intensities, steps, model.channels))
+            for stem, paths in cases.items()
         ]
         return items, True, window
     if not pictures:

@@ -18,6 +18,7 @@ from torch import Tensor
 from regloss.apps.components import parse_component, split_name
 from regloss.dataset import IGNORE
 from regloss.errors import ReglossError, UsageError, listed
+from regloss.io.cases import Intensities
 from regloss.io.classes import read_classes
 from regloss.io.images import as_image, read_header, read_stored
 from regloss.io.labels import (
@@ -37,7 +38,6 @@ from regloss.io.types import FloatImage, LabelMap, StoredPixels
 from regloss.io.volumes import (
     Geometry,
     is_volume,
-    percentile_window,
     read_geometry,
     read_volume,
     write_label_volume,
@@ -112,6 +112,7 @@ def segment_file(
     snapshots: Sequence[int] | None = None,
     seed: int = 0,
     window: Window | None = None,
+    channels: int | None = None,
     unlabelled: int | None = None,
     values: Mapping[Any, Any] | None = None,
     max_scribbled: float = MAX_SCRIBBLED,
@@ -144,7 +145,9 @@ def segment_file(
         snapshots: steps after which labels are drawn, for segmenters that fit networks.
         seed: of all that is random.
         window: which values of the image become 0 and 1; None = 0 and the largest that its type can hold, or of 16 bits
-            what suits the values found (see `regloss.io.windows`), or of volumes their percentiles .5 and 99.5.
+            what suits the values found (see `regloss.io.windows`), or of volumes the percentiles .5 and 99.5 of each
+            channel.
+        channels: how many the fourth axis of a volume's file holds, which else would be time.
         unlabelled: the value of the scribbles, or of the start, where nothing was drawn, beside 255.
         values: what the values of the scribbles, or of the start, mean: value -> class, or 255.
         max_scribbled: largest fraction of the pixels that scribbles may label.
@@ -185,21 +188,28 @@ def segment_file(
     segmenter = _segmenter(method, chosen, "phases" if scribbles is None else "scribbles")
     files = (*_FILES, *(f"{name}.png" for name in segmenter.figures))
     check_new_folder(output, files, overwrite=overwrite)
-    stored, geometry = _read(path)
+    stored, geometry = _read(path, channels)
     notes: list[str] = []
-    if window is None and geometry is not None:
-        window = percentile_window(stored)
-        notes.append(
-            f"{path.name}: values from {window.low:g} to {window.high:g}, the percentiles .5 and 99.5, become 0 to 1; "
-            "--window LOW HIGH chooses others."
-        )
-    elif window is None:
-        window, found_range = find_window([stored])
-        notes += [f"{path.name}: {found_range}; --window LOW HIGH chooses another range."] if found_range else []
-    image = as_image(stored, path, window=window)
-    if geometry is None:
-        notes += _range_notes(stored, image, window, path)
+    if geometry is not None:
+        intensities = Intensities(window)
+        if window is None:
+            found_ranges = [
+                f"{each.low:g} to {each.high:g}" for each in (intensities.of(part, path) for part in stored)
+            ]
+            notes.append(
+                f"{path.name}: values from {listed(found_ranges)}, the percentiles .5 and 99.5, become 0 to 1; "
+                "--window LOW HIGH chooses others."
+            )
+        image = intensities(stored, path)
     else:
+        if window is None:
+            window, found_range = find_window([stored])
+            notes += [f"{path.name}: {found_range}; --window LOW HIGH chooses another range."] if found_range else []
+        image = as_image(stored, path, window=window)
+        notes += _range_notes(stored, image, window, path)
+    if len(image) not in (1, 3):
+        notes.append(f"{path.name} has {len(image)} channels, of which pictures show the first, in grey.")
+    if geometry is not None:
         notes.append("spacing " + " x ".join(f"{step:g}" for step in geometry.spacing) + " mm, slices first")
         for other in (scribbles, None if start is None else Path(start)):
             if other is not None and is_volume(other):
@@ -295,11 +305,13 @@ def parse_steps(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def _read(path: Path) -> tuple[StoredPixels, Geometry | None]:
+def _read(path: Path, channels: int | None) -> tuple[StoredPixels, Geometry | None]:
     """The values of a picture or a volume, (C, *S), and where those of a volume lie."""
     if not is_volume(path):
+        if channels is not None:
+            raise UsageError(f"channels are about a volume's fourth axis, and {path} is a picture; leave them out.")
         return read_stored(path), None
-    volume = read_volume(path)
+    volume = read_volume(path, channels=channels)
     return volume.values, volume.geometry
 
 

@@ -65,7 +65,7 @@ class TrainedModel:
 
     @property
     def channels(self) -> int:
-        """Channels of the images that it was trained on, 1 or 3; others are converted."""
+        """Channels of the images that it was trained on; grey and RGB are turned into each other."""
         return self.model.channels
 
     @property
@@ -90,7 +90,8 @@ class TrainedModel:
             image: (H, W) or (H, W, C), a numpy array or a tensor: uint8, uint16, or floats in [0, 1]; see
                 `regloss.io.arrays.image_from_array`. For a model that has learnt from volumes, or from their slices,
                 a volume (D, H, W), or (C, D, H, W) with several channels, in the values that files store. Or a file
-                of either, of a volume one for each channel; see `regloss.io.images` and `regloss.io.volumes`.
+                of either, of a volume one with all channels or one for each; see `regloss.io.images` and
+                `regloss.io.volumes`.
             spacing: of an array's axes, in mm; None = not known. Models that have learnt at one spacing resample by it,
                 layers heed it, and slices follow each other along the axis of the largest. Files say their own; for
                 those that do not it stands in.
@@ -133,10 +134,8 @@ class TrainedModel:
         if not (of_volumes or is_volume(paths[0])):
             pixels = as_image(read_stored(paths[0]), paths[0], self.channels, self.model.window)
             return self.logits(pixels, check_spacing(spacing, 2))
-        if len(paths) != self.channels:
-            raise UsageError(f"The model takes volumes of {self.channels} channels, a file each; got {len(paths)}.")
         steps = self.dataset_setting("file_spacing") if spacing is None else check_spacing(spacing, 3)
-        volume, geometry = read_case(paths, self.intensities(), steps)
+        volume, geometry = read_case(paths, self.intensities(), steps, self.channels)
         return self.volume_logits(volume, rounded_spacing(geometry))
 
     def logits(self, image: FloatImage, spacing: Sequence[float] | None = None) -> Tensor:

@@ -26,9 +26,9 @@ def image_from_array(array: ImageLike, channels: int, window: Window | None = No
     """An array as an image with values in [0, 1]; what its values mean is never guessed from them.
 
     Args:
-        array: (H, W) or (H, W, C) with C = 1 or 3 (RGB): bool, uint8 (divided by 255), uint16 (divided by 65535, and
-            refused where no value needs the highest bit, as those of 12-bit cameras), or floats, which must lie in
-            [0, 1] already.
+        array: (H, W) or (H, W, C) with C = 1 or 3 (RGB), or with the ``channels`` that are others: bool, uint8 (divided
+            by 255), uint16 (divided by 65535, and refused where no value needs the highest bit, as those of 12-bit
+            cameras), or floats, which must lie in [0, 1] already.
         channels: 1 turns colours into grey (luma of ITU-R BT.601), 3 repeats grey, as in files.
         window: which values become 0 and 1, as a model knows that was trained on images of 16 bits; None = as above.
 
@@ -43,7 +43,7 @@ def image_from_array(array: ImageLike, channels: int, window: Window | None = No
     """
     values = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
     image = _scaled(values, window)  # the type first: an array of objects has no useful shape
-    return np.ascontiguousarray(with_channels(_channels_first(image), channels))
+    return np.ascontiguousarray(with_channels(_channels_first(image, channels), channels))
 
 
 def volume_from_array(array: ImageLike, channels: int, intensities: Intensities) -> FloatImage:
@@ -71,23 +71,25 @@ def volume_from_array(array: ImageLike, channels: int, intensities: Intensities)
     if volume.dtype.kind not in "biuf" or not np.isfinite(volume).all():
         held = "NaN or infinity" if volume.dtype.kind == "f" else str(volume.dtype)
         raise UsageError(f"A volume holds finite whole numbers or floats; got {held}.")
-    return np.stack([intensities(channel, Path("The volume")) for channel in volume])
+    return intensities(volume, Path("The volume"))
 
 
-def _channels_first(image: FloatImage) -> FloatImage:
-    """(C, H, W), C = 1 or 3."""
+def _channels_first(image: FloatImage, channels: int) -> FloatImage:
+    """(C, H, W), C = 1 or 3, or ``channels`` where these are others."""
     shape = image.shape
+    taken = (1, 3) if channels in (1, 3) else (channels,)
     if len(shape) == 2:
         image = image[..., None]
-    if image.ndim != 3 or image.shape[-1] not in (1, 3) or image.size == 0:
+    if image.ndim != 3 or image.shape[-1] not in taken or image.size == 0:
         way_out = ""
         if len(shape) == 4:
             way_out = " Give one image at a time."
-        elif len(shape) == 3 and shape[0] in (1, 3):
+        elif len(shape) == 3 and shape[0] in taken:
             way_out = " Move the channels behind: numpy.moveaxis(image, 0, -1), or image.permute(1, 2, 0) of a tensor."
-        elif len(shape) == 3 and shape[-1] in (2, 4):
+        elif len(shape) == 3 and shape[-1] in (2, 4) and channels in (1, 3):
             way_out = f" Leave the last of its {shape[-1]} channels out if it is transparency: image[..., :-1]."
-        raise UsageError(f"An image is (H, W) or (H, W, C) with 1 or 3 channels; got the shape {shape}.{way_out}")
+        wanted = "(H, W) or (H, W, C) with 1 or 3 channels" if channels in (1, 3) else f"(H, W, {channels})"
+        raise UsageError(f"An image is {wanted}; got the shape {shape}.{way_out}")
     return np.moveaxis(image, -1, 0)
 
 

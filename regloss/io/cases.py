@@ -38,42 +38,62 @@ class Intensities:
         if len(self.percentiles) != 2 or not 0 <= self.percentiles[0] < self.percentiles[1] <= 100:
             raise UsageError(f"percentiles = {list(self.percentiles)} must be two numbers, 0 <= LOW < HIGH <= 100.")
 
-    def __call__(self, values: npt.NDArray[Any], path: Path) -> FloatImage:
-        """(*S) as stored to (*S) float32 in [0, 1].
+    def of(self, values: npt.NDArray[Any], path: Path) -> Window:
+        """The window of one channel (*S).
 
         Raises:
             UsageError: all values are alike.
         """
-        low, high = self.percentiles
+        if self.window is not None:
+            return self.window
         try:
-            window = percentile_window(values, low, high) if self.window is None else self.window
+            return percentile_window(values, *self.percentiles)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
-        return windowed(values, window, path)
+
+    def __call__(self, values: npt.NDArray[Any], path: Path) -> FloatImage:
+        """(C, *S) as stored to (C, *S) float32 in [0, 1].
+
+        Raises:
+            UsageError: all values of a channel are alike.
+        """
+        image = np.empty(values.shape, np.float32)
+        for scaled, channel in zip(image, values, strict=True):
+            scaled[...] = windowed(channel, self.of(channel, path), path)
+        return image
 
 
 def read_case(
-    paths: Sequence[Path], intensities: Intensities, spacing: Sequence[float] | None = None
+    paths: Sequence[Path],
+    intensities: Intensities,
+    spacing: Sequence[float] | None = None,
+    channels: int | None = None,
 ) -> tuple[FloatImage, Geometry]:
-    """A volume from the files of its channels: (C, *S) float32 in [0, 1], and where it lies.
+    """A volume from its file, or from those of its channels: (C, *S) float32 in [0, 1], and where it lies.
 
     Args:
-        paths: one file for each channel.
+        paths: one file with all channels, or one for each.
         intensities: what becomes of their values.
         spacing: of files that do not state theirs; see `regloss.io.volumes.read_volume`.
+        channels: C; None = as many as there are.
 
     Raises:
-        UsageError: a file cannot be read, or a channel does not lie on the first.
+        UsageError: a file cannot be read, another number of channels, or a channel does not lie on the first.
     """
-    channels, geometry = [], None
+    if len(paths) > 1 and channels not in (None, len(paths)):
+        raise UsageError(
+            f"Volumes of {channels} channel{'s' * (channels != 1)} are needed, in one file or in one for each; got "
+            f"{len(paths)} files, the first being {paths[0]}."
+        )
+    parts, geometry = [], None
     for path in paths:
-        stored = read_volume(path, spacing)
+        stored = read_volume(path, spacing, channels if len(paths) == 1 else 1)
         geometry = geometry or stored.geometry
         if path != paths[0]:
             geometry.check_same(stored.geometry, paths[0], path)
-        channels.append(intensities(stored.values[0], path))
+        parts.append(intensities(stored.values, path))
     assert geometry is not None
-    return np.stack(channels), geometry
+    return parts[0] if len(parts) == 1 else np.concatenate(parts), geometry
 
 
 def rounded_spacing(geometry: Geometry) -> tuple[float, ...]:
@@ -82,7 +102,9 @@ def rounded_spacing(geometry: Geometry) -> tuple[float, ...]:
 
 
 def cases_of(stems: Mapping[str, Path], channels: int) -> dict[str, tuple[Path, ...]]:
-    """The files of each case, by channel, from files by stem; of several channels each has nnU-Net's name, CASE_0000.
+    """The files of each case, by channel, from files by stem.
+
+    A channel's file has nnU-Net's name, CASE_0000. Where none has such a name, a file holds all channels.
 
     Raises:
         UsageError: a channel is missing, or there is one more.
@@ -90,7 +112,8 @@ def cases_of(stems: Mapping[str, Path], channels: int) -> dict[str, tuple[Path, 
     >>> cases_of({"a_0000": Path("a_0000.nii"), "a_0001": Path("a_0001.nii")}, 2)["a"][1].name
     'a_0001.nii'
     """
-    if channels == 1 and not all(_CHANNEL.fullmatch(stem) for stem in stems):
+    numbered = [_CHANNEL.fullmatch(stem) is not None for stem in stems]
+    if not any(numbered) or (channels == 1 and not all(numbered)):
         return {stem: (path,) for stem, path in stems.items()}
     found: dict[str, dict[int, Path]] = {}
     for stem, path in stems.items():

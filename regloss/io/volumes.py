@@ -7,7 +7,9 @@
                                                    or counts as 1
 
 Arrays are (C, *S) with the axes of S from the slowest to the fastest of the file, (slice, row, column) as scanners
-store them; ``spacing`` and everything that is drawn follow that order. Voxels are never resampled or flipped: what is
+store them; ``spacing`` and everything that is drawn follow that order. Channels are NIfTI's fifth axis, the components
+of NRRD and MetaImage, and the axis C of the others. A fourth axis of NIfTI is time, of which a volume has none, unless
+the caller says that it is channels, as of modalities that were stacked. Voxels are never resampled or flipped: what is
 written has the geometry of what was read, so that it lies on the image in any viewer.
 
 Both libraries come with ``pip install 'regloss[volumes]'``.
@@ -115,16 +117,17 @@ def is_volume(path: Path) -> bool:
     return dicom.has_series(path)
 
 
-def read_volume(path: Path, spacing: Sequence[float] | None = None) -> StoredVolume:
+def read_volume(path: Path, spacing: Sequence[float] | None = None, channels: int | None = None) -> StoredVolume:
     """One volume of three axes, as stored.
 
     Args:
         path: a file of those at the top of this module, or a folder with a DICOM series.
         spacing: of files that do not state theirs; None = 1.
+        channels: how many are expected; a last, fourth axis of this length holds them. None = as many as there are.
 
     Raises:
-        UsageError: the file is damaged or of another kind, has four axes or none that are spatial, voxels that are
-            colours or complex numbers, NaN, or a spacing that is not positive.
+        UsageError: the file is damaged or of another kind, has a time axis or none that are spatial, another number of
+            channels, voxels that are colours or complex numbers, NaN, or a spacing that is not positive.
         MissingDependency: the library that reads this format is not installed.
     """
     name = path.name.lower()
@@ -132,11 +135,12 @@ def read_volume(path: Path, spacing: Sequence[float] | None = None) -> StoredVol
     if path.is_dir():
         values, affine = _read_series(path)
     elif name.endswith(stacks.STACK_SUFFIXES):
-        _, affine, measured = _stack_header(path, spacing)
-        values, placed = stacks.read_stack(path, dims=3)[0].transpose(2, 1, 0), False
+        _, _, affine, measured = _stack_header(path, spacing)
+        values, placed = stacks.read_stack(path, dims=3), False
     else:
         check_regular(path)
-        values, affine = _read_nifti(path) if name.endswith(NIFTI) else _read_itk(path)
+        values, affine = (_read_nifti if name.endswith(NIFTI) else _read_itk)(path, channels)
+    _check_channels(path, len(values), channels)
     if values.dtype.kind not in "biuf":
         raise UsageError(f"{path} holds {values.dtype} voxels; integers or floats are needed. Save one channel of it.")
     if values.dtype.kind == "f":
@@ -144,28 +148,39 @@ def read_volume(path: Path, spacing: Sequence[float] | None = None) -> StoredVol
             count = int((~np.isfinite(values)).sum())
             raise UsageError(f"{path} holds {count} voxels that are NaN or infinite; replace them.")
         values = values.astype(np.float32)
-    geometry = _geometry(path, values.shape, affine, measured=measured, placed=placed)
-    return StoredVolume(np.ascontiguousarray(values.transpose(2, 1, 0))[None], geometry)
+    geometry = _geometry(path, values.shape[:0:-1], affine, measured=measured, placed=placed)
+    return StoredVolume(np.ascontiguousarray(values), geometry)
 
 
-def read_geometry(path: Path, spacing: Sequence[float] | None = None) -> Geometry:
-    """Where the voxels of a file lie, from its header alone, but for DICOM.
+def read_header(
+    path: Path, spacing: Sequence[float] | None = None, channels: int | None = None
+) -> tuple[int, Geometry]:
+    """Channels of a file, and where its voxels lie, from its header alone, but for DICOM.
 
     Args:
         path: see `read_volume`.
         spacing: see `read_volume`.
+        channels: see `read_volume`.
 
     Raises:
         UsageError: as `read_volume`, as far as headers tell.
     """
     if path.is_dir():
-        return read_volume(path).geometry
+        volume = read_volume(path, channels=channels)
+        return len(volume.values), volume.geometry
+    measured, placed = True, True
     if path.name.lower().endswith(stacks.STACK_SUFFIXES):
-        shape, affine, measured = _stack_header(path, spacing)
-        return _geometry(path, shape, affine, measured=measured, placed=False)
-    check_regular(path)
-    shape, affine = _nifti_header(path) if path.name.lower().endswith(NIFTI) else _itk_header(path)
-    return _geometry(path, shape, affine)
+        (found, shape, affine, measured), placed = _stack_header(path, spacing), False
+    else:
+        check_regular(path)
+        found, shape, affine = (_nifti_header if path.name.lower().endswith(NIFTI) else _itk_header)(path, channels)
+    _check_channels(path, found, channels)
+    return found, _geometry(path, shape, affine, measured=measured, placed=placed)
+
+
+def read_geometry(path: Path, spacing: Sequence[float] | None = None) -> Geometry:
+    """Where the voxels of a file lie; see `read_header`."""
+    return read_header(path, spacing)[1]
 
 
 def percentile_window(values: npt.NDArray[Any], low: float = 0.5, high: float = 99.5) -> Window:
@@ -191,7 +206,7 @@ def read_label_volume(path: Path) -> tuple[StoredLabels, Geometry]:
     Raises:
         UsageError: as `read_volume`; values that are no whole numbers of 0 to 65535.
     """
-    stored = read_volume(path)
+    stored = read_volume(path, channels=1)
     values = stored.values[0]
     whole = values if values.dtype.kind in "bui" else np.round(values)
     wrong = (whole != values) | (whole < 0) | (whole > _LARGEST_LABEL)
@@ -239,21 +254,30 @@ def _geometry(
     return Geometry(tuple(shape[::-1]), tuple(float(length) for length in lengths[::-1]), affine, measured, placed)
 
 
-def _nifti_header(path: Path) -> tuple[tuple[int, ...], npt.NDArray[np.float64]]:
-    with _nifti(path) as image:
-        return _nifti_shape(path, image), np.asarray(image.affine, dtype=np.float64)
+def _check_channels(path: Path, found: int, wanted: int | None) -> None:
+    if wanted is not None and found != wanted:
+        raise UsageError(
+            f"{path} has {found} channel{'s' * (found > 1)}, but {wanted} {'are' if wanted > 1 else 'is'} needed."
+        )
 
 
-def _read_nifti(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
-    """Voxels with the fastest axis first, and the affine."""
+def _nifti_header(path: Path, channels: int | None) -> tuple[int, tuple[int, ...], npt.NDArray[np.float64]]:
+    """Channels, shape with the fastest axis first, and the affine."""
     with _nifti(path) as image:
-        shape = _nifti_shape(path, image)
+        *shape, found = _nifti_shape(path, image, channels)
+        return found, tuple(shape), np.asarray(image.affine, dtype=np.float64)
+
+
+def _read_nifti(path: Path, channels: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    """Voxels (C, *S), and the affine."""
+    with _nifti(path) as image:
+        shape = _nifti_shape(path, image, channels)
         scaled = image.dataobj.slope not in (1, None) or image.dataobj.inter not in (0, None)
         kind = image.get_data_dtype()
         if kind.kind not in "biuf":
-            return np.empty(shape, kind), np.eye(4)  # refused by its type
+            return np.empty(shape[::-1], kind), np.eye(4)  # refused by its type
         values = np.asarray(image.dataobj, dtype=np.float64 if scaled else None).reshape(shape)
-        return values, np.asarray(image.affine, dtype=np.float64)
+        return values.T, np.asarray(image.affine, dtype=np.float64)
 
 
 @contextmanager
@@ -281,10 +305,15 @@ def _check_steps(path: Path, kind: Any, opener: Any) -> None:
         raise UsageError(f"{path} has the spacing {_rounded(steps)} mm; each must be positive. Repair its header.")
 
 
-def _nifti_shape(path: Path, image: Any) -> tuple[int, ...]:
-    shape = tuple(size for axis, size in enumerate(image.shape) if axis < 3 or size != 1)
-    _check_axes(path, shape)
-    return shape
+def _nifti_shape(path: Path, image: Any, channels: int | None) -> tuple[int, ...]:
+    """Sizes of the three axes, fastest first, and the number of channels."""
+    shape = tuple(image.shape)
+    if len(shape) == 5 and shape[3] == 1:  # x, y, z, no time, components
+        shape = (*shape[:3], shape[4])
+    kept = tuple(size for axis, size in enumerate(shape) if axis < 3 or size != 1)
+    told = len(image.shape) == 5 and len(kept) == 4
+    _check_axes(path, kept[:3] if told else kept, channels)
+    return (*kept, 1) if len(kept) == 3 else kept
 
 
 @dicom.locale_kept()
@@ -293,16 +322,14 @@ def _read_series(folder: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64
     reader = dicom.series_reader(folder)
     with _itk_errors(folder):
         image = reader.Execute()
-    affine = _itk_affine(folder, image, image.GetNumberOfComponentsPerPixel())
-    values: npt.NDArray[Any] = _library("SimpleITK", folder).GetArrayFromImage(image).transpose(2, 1, 0)
-    return values, affine
+    return _itk_values(image), _itk_affine(folder, image, None)
 
 
-def _stack_header(path: Path, spacing: Sequence[float] | None) -> tuple[tuple[int, ...], npt.NDArray[np.float64], bool]:
-    """Shape, fastest axis first, and affine of a stack, and whether its spacing is its own."""
+def _stack_header(
+    path: Path, spacing: Sequence[float] | None
+) -> tuple[int, tuple[int, ...], npt.NDArray[np.float64], bool]:
+    """Channels, shape with the fastest axis first, and affine of a stack, and whether its spacing is its own."""
     layout = stacks.read_layout(path, dims=3)
-    if layout.channels != 1:
-        raise UsageError(f"{path} has {layout.channels} channels; save one of them as a file of its own.")
     slices, rows, columns = (layout.extent(axes) for axes in (stacks.SLICES, "Y", "X"))
     if slices < 2:
         raise UsageError(
@@ -311,24 +338,36 @@ def _stack_header(path: Path, spacing: Sequence[float] | None) -> tuple[tuple[in
         )
     known = layout.spacing is not None and bool(np.isfinite(layout.spacing).all())
     steps = layout.spacing if layout.spacing is not None and known else spacing or (1.0, 1.0, 1.0)
-    return (columns, rows, slices), np.diag([*steps[::-1], 1.0]), known
+    return layout.channels, (columns, rows, slices), np.diag([*steps[::-1], 1.0]), known
 
 
-def _read_itk(path: Path) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
-    itk = _library("SimpleITK", path)
+def _read_itk(path: Path, channels: int | None) -> tuple[npt.NDArray[Any], npt.NDArray[np.float64]]:
+    """Voxels (C, *S), and the affine."""
     with _itk_errors(path):
-        image = itk.ReadImage(str(path))
-    affine = _itk_affine(path, image, image.GetNumberOfComponentsPerPixel())
-    values: npt.NDArray[Any] = itk.GetArrayFromImage(image).transpose(2, 1, 0)
-    return values, affine
+        image = _library("SimpleITK", path).ReadImage(str(path))
+    affine = _itk_affine(path, image, channels)
+    return _itk_values(image), affine
 
 
-def _itk_header(path: Path) -> tuple[tuple[int, ...], npt.NDArray[np.float64]]:
+def _itk_values(image: Any) -> npt.NDArray[Any]:
+    """(C, *S): components of voxels are its last axis, images beside each other its first."""
+    import SimpleITK
+
+    values: npt.NDArray[Any] = SimpleITK.GetArrayFromImage(image)
+    if image.GetNumberOfComponentsPerPixel() > 1:
+        return np.moveaxis(values, -1, 0)
+    return values if values.ndim == 4 else values[None]
+
+
+def _itk_header(path: Path, channels: int | None) -> tuple[int, tuple[int, ...], npt.NDArray[np.float64]]:
+    """Channels, shape with the fastest axis first, and the affine."""
     reader = _library("SimpleITK", path).ImageFileReader()
     with _itk_errors(path):
         reader.SetFileName(str(path))
         reader.ReadImageInformation()
-    return reader.GetSize(), _itk_affine(path, reader, reader.GetNumberOfComponents())
+    affine = _itk_affine(path, reader, channels)
+    size = tuple(reader.GetSize())
+    return reader.GetNumberOfComponents() if len(size) == 3 else size[3], size[:3], affine
 
 
 @contextmanager
@@ -340,24 +379,28 @@ def _itk_errors(path: Path) -> Iterator[None]:
         raise UsageError(f"{path} cannot be read: {said[-1] if said else cause}.") from cause
 
 
-def _itk_affine(path: Path, image: Any, components: int) -> npt.NDArray[np.float64]:
+def _itk_affine(path: Path, image: Any, channels: int | None) -> npt.NDArray[np.float64]:
     """Of an image, or of a reader that has read a header."""
-    if components != 1:
-        raise UsageError(f"{path} has {components} values a voxel; save one channel of it.")
-    _check_axes(path, image.GetSize())
+    size = image.GetSize()
+    _check_axes(path, size, channels)
+    axes = len(size)
     affine = np.eye(4)
-    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
-    affine[:3, 3] = image.GetOrigin()
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(axes, axes)[:3, :3] * np.array(image.GetSpacing())[:3]
+    affine[:3, 3] = image.GetOrigin()[:3]
     affine[:2] *= -1  # its axes are left and posterior, those of an affine right and anterior
     return affine
 
 
-def _check_axes(path: Path, shape: Sequence[int]) -> None:
-    if len(shape) != 3:
-        raise UsageError(
-            f"{path} has {len(shape)} axes, of sizes {tuple(shape)}; a volume has three. Save one time or channel of "
-            "it as a file of its own."
-        )
+def _check_axes(path: Path, shape: Sequence[int], channels: int | None) -> None:
+    """Refuse a file whose axes are not three, or three and one of so many channels."""
+    if len(shape) != 3 and not (len(shape) == 4 and shape[3] == channels):
+        way_out = "Save one time or channel of it as a file of its own."
+        if len(shape) == 4:
+            way_out = (
+                "Save one time of it as a file of its own; or, if the last axis holds channels, say how many: "
+                f"channels = {shape[3]} of the data set volumes, --channels {shape[3]} of regloss segment."
+            )
+        raise UsageError(f"{path} has {len(shape)} axes, of sizes {tuple(shape)}; a volume has three. {way_out}")
     if math.prod(shape) == 0:
         raise UsageError(f"{path} has no voxels: its sizes are {tuple(shape)}.")
 

@@ -371,15 +371,17 @@ class Evaluation(_Section):
 class Inference(_Section):
     """How whole images are predicted: for proposals, in evaluation and by `predict`.
 
-    window: size of the windows that the network sees one by one, in pixels, a number or one per axis; absent = whole
-    images. overlap: least fraction of its length that a window shares with the next. flips: average over the mirror
-    images along the axes that data.augment mirrors. slab: proposals of volumes are solved for so many slices at a time,
-    along the first axis, in slabs that overlap by a quarter; absent = for whole volumes. largest-component: keep of
-    every class but the first only its largest connected component, in evaluation and by `predict`.
+    window: size of the windows that the network sees, in pixels, a number or one per axis; absent = whole images.
+    overlap: least fraction of its length that a window shares with the next. batch-size: windows that the network sees
+    at once. flips: average over the mirror images along the axes that data.augment mirrors. slab: proposals of volumes
+    are solved for so many slices at a time, along the first axis, in slabs that overlap by a quarter; absent = for
+    whole volumes. largest-component: keep of every class but the first only its largest connected component, in
+    evaluation and by `predict`.
     """
 
     window: _Crop | tuple[_Crop, ...] | None = None
     overlap: float = Field(default=0.5, ge=0, lt=1)
+    batch_size: int = Field(default=1, ge=1, le=2**16)
     flips: bool = False
     slab: int | None = Field(default=None, ge=2, le=2**16)
     largest_component: bool = False

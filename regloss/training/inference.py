@@ -47,18 +47,23 @@ def gaussian_weights(size: Sequence[int]) -> Tensor:
 
 
 def by_windows(
-    network: Callable[[Tensor], Tensor], image: Tensor, window: int | Sequence[int], overlap: float = 0.5
+    network: Callable[[Tensor], Tensor],
+    image: Tensor,
+    window: int | Sequence[int],
+    overlap: float = 0.5,
+    batch_size: int = 1,
 ) -> Tensor:
     """Logits (B, K, *S) of a network that sees windows of an image (B, C, *S); see the top of this module.
 
     Windows stay inside the image; along an axis on which it is shorter, they are as long as it is. Besides the result
-    memory is that of one window.
+    memory is that of ``batch_size`` windows.
 
     Args:
         network: (B, C, *W) to logits (B, K, *W).
         image: of any size.
         window: its size W, a number or one an axis.
         overlap: least fraction of a window's length that it shares with the next, in [0, 1).
+        batch_size: windows that the network gets together, for each image of the batch.
 
     Raises:
         UsageError: another number of axes than the image has, or the network's logits are of another size.
@@ -78,17 +83,22 @@ def by_windows(
     total: Tensor | None = None
     weight = torch.zeros(size, device=image.device)
     steps = [window_starts(whole, length, overlap) for whole, length in zip(size, lengths, strict=True)]
-    for starts in itertools.product(*steps):
-        place = tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
-        logits = network(image[(slice(None), slice(None), *place)])
+    places = [
+        tuple(slice(start, start + length) for start, length in zip(starts, lengths, strict=True))
+        for starts in itertools.product(*steps)
+    ]
+    for first in range(0, len(places), batch_size):
+        some = places[first : first + batch_size]
+        logits = network(torch.cat([image[(slice(None), slice(None), *place)] for place in some]))
         if list(logits.shape[2:]) != lengths:
             raise UsageError(f"The network makes logits {tuple(logits.shape)} of windows {lengths}; sizes must agree.")
         if total is None:
             # Half precision has no room for the weights.
             kind = torch.promote_types(logits.dtype, torch.float32)
-            total = torch.zeros(*logits.shape[:2], *size, dtype=kind, device=image.device)
-        total[(slice(None), slice(None), *place)] += weights * logits
-        weight[place] += weights
+            total = torch.zeros(len(image), logits.shape[1], *size, dtype=kind, device=image.device)
+        for place, part in zip(some, torch.split(logits, len(image)), strict=True):
+            total[(slice(None), slice(None), *place)] += weights * part
+            weight[place] += weights
     assert total is not None
     return total.div_(weight)
 

@@ -130,8 +130,8 @@ class SegmentationModel(nn.Module):
         def seen(part: Tensor) -> Tensor:
             return with_flips(lambda mirrored: self._network_logits(mirrored, None), part, self.flips)
 
-        window = self.inference.window
-        logits = seen(image) if window is None else by_windows(seen, image, window, self.inference.overlap)
+        how = self.inference
+        logits = seen(image) if how.window is None else by_windows(seen, image, how.window, how.overlap, how.batch_size)
         return self._behind_layer(logits, image, None, spacing)
 
     def _behind_layer(

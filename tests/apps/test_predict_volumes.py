@@ -100,6 +100,35 @@ def test_stacks_and_series(runs, balls, tmp_path):
         np.testing.assert_array_equal(labels_in(tmp_path / name / "labels" / f"{name[0]}.nii.gz"), expected)
 
 
+def test_several_channels(balls, tmp_path):
+    """Trained on two, of which only the second shows anything: predicted alike from a file with both, and one each."""
+    generator = np.random.default_rng(0)
+    root = shutil.copytree(balls, tmp_path / "two")
+    for path in (root / "images").iterdir():
+        values = labels_in(path)
+        noise = generator.normal(0, 50, values.shape).astype(np.int16)
+        save(path, np.stack([noise, values])[:, None])
+    changes = ("training.epochs=16", "loss.outer-loop={name = 'trust-region', coupling = 0.1, update-every = 8}")
+    scores = train(volume_settings(root, tmp_path / "run", 3, *changes))["test"]
+    assert scores["mean-foreground-dice"] > 0.5
+    predict_files(tmp_path / "run", root / "images", tmp_path / "out")
+    expected = labels_in(tmp_path / "out" / "labels" / "case2.nii.gz")
+    assert expected.any()
+    values = np.asarray(nibabel.load(root / "images" / "case2.nii.gz").dataobj)[:, :, :, 0].T
+    (tmp_path / "each").mkdir()
+    for number, channel in enumerate(values):
+        save(tmp_path / "each" / f"case2_{number:04d}.nii.gz", channel)
+    predict_files(tmp_path / "run", tmp_path / "each", tmp_path / "other")
+    np.testing.assert_array_equal(labels_in(tmp_path / "other" / "labels" / "case2.nii.gz"), expected)
+    model = regloss.load(tmp_path / "run")
+    for given in (root / "images" / "case2.nii.gz", sorted((tmp_path / "each").iterdir())):
+        np.testing.assert_array_equal(model.predict(given), expected)
+    np.testing.assert_array_equal(model.predict(values, spacing=SPACING), expected)
+    with pytest.raises(UsageError, match="has 1 channel, but 2 are needed"):
+        predict_files(tmp_path / "run", balls / "images", tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_in_a_program(runs, balls, tmp_path, dims):
     """An array, and a file, as the command segments the file."""
@@ -121,7 +150,7 @@ def test_in_a_program(runs, balls, tmp_path, dims):
         (np.stack([values] * 2), None, r"got the shape \(2, 6, 20, 24\)"),
         (np.full(SIZE, np.nan), None, "got NaN or infinity"),
         (values, (1.0, 1.0), "spacing must be 3"),
-        ([path, path], None, "The model takes volumes of 1 channels, a file each; got 2"),
+        ([path, path], None, r"Volumes of 1 channel are needed, in one file or in one for each; got 2 files"),
         (tmp_path / "none.nii.gz", None, "none.nii.gz"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -53,6 +53,23 @@ def test_a_ball(files):
         assert picture.width > 1.3 * picture.height
 
 
+def test_channels(files):
+    """Of modalities that were stacked: what the first does not show the second does; a time axis is none of them."""
+    folder, truth, affine = files
+    image = nibabel.load(folder / "image.nii.gz")
+    values = np.asarray(image.dataobj)
+    noise = np.random.default_rng(1).normal(1000, 60, values.shape).astype(np.int16)
+    nibabel.save(nibabel.Nifti1Image(np.stack([noise, values], -1), affine), folder / "image.nii.gz")
+    with pytest.raises(UsageError, match=r"has 4 axes, of sizes \(28, 26, 8, 2\); .* --channels 2 of regloss segment"):
+        run(folder)
+    assert not (folder / "out").exists()
+    found = run(folder, channels=2)
+    assert 2 * (found.labels & truth).sum() / (found.labels.sum() + truth.sum()) > 0.9
+    assert any("2 channels, of which pictures show the first, in grey" in note for note in found.notes)
+    (ranges,) = [note for note in found.notes if "percentiles" in note]
+    assert ranges.count(" to ") == 3  # one for each channel, and 0 to 1
+
+
 def test_the_spacing_matters(files):
     """With pixels for mm, the axes would be alike, and the energy another one."""
     folder, _, _ = files

@@ -37,6 +37,17 @@ def test_types_say_what_white_is():
     np.testing.assert_array_equal(image_from_array(floats, 1)[0], floats.detach())
 
 
+def test_other_channels():
+    image = np.random.default_rng(0).random((5, 7, 4))
+    np.testing.assert_allclose(image_from_array(image, 4), np.moveaxis(image, -1, 0), rtol=1e-6)
+    for array, message in (
+        (image[..., :3], r"An image is \(H, W, 4\); got the shape \(5, 7, 3\)\.$"),
+        (np.moveaxis(image, -1, 0), "Move the channels behind"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            image_from_array(array, 4)
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [

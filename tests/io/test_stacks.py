@@ -78,8 +78,9 @@ def test_a_z_stack_is_a_volume_with_its_spacing(tmp_path: Path) -> None:
     assert labels.dtype == np.uint16
     np.testing.assert_array_equal(labels, VOLUME)
     two = tiff(tmp_path / "d.ome.tif", np.stack([VOLUME, VOLUME]), "CZYX", ome=True)
-    with pytest.raises(UsageError, match="has 2 channels; save one of them"):
-        read_volume(two)
+    np.testing.assert_array_equal(read_volume(two).values, [VOLUME, VOLUME])
+    with pytest.raises(UsageError, match="has 2 channels, but 1 is needed"):
+        read_label_volume(two)
 
 
 def test_what_a_tiff_may_not_be(tmp_path: Path) -> None:

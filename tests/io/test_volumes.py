@@ -13,6 +13,7 @@ from regloss.io.volumes import (
     is_volume,
     percentile_window,
     read_geometry,
+    read_header,
     read_label_volume,
     read_volume,
     write_label_volume,
@@ -74,6 +75,39 @@ def test_scaled_values_are_what_the_header_says(tmp_path):
 
 def test_a_last_axis_of_one_is_dropped(tmp_path):
     assert read_volume(save(tmp_path / "a.nii", voxels()[None])).values.shape == (1, *SIZE)
+
+
+@pytest.mark.parametrize("name", ["time.nii.gz", "vectors.nii.gz", "a.nrrd", "a.mha", "stacked.mha"])
+def test_channels(tmp_path, name):
+    """Where a file says that its voxels have several values; and a fourth axis, where the caller says what it is."""
+    itk = pytest.importorskip("SimpleITK", reason="pip install 'regloss[volumes]'")
+    both = np.stack([voxels(), 2 * voxels()])
+    path = tmp_path / name
+    if name == "time.nii.gz":
+        save(path, both)
+    elif name == "vectors.nii.gz":
+        save(path, both[:, None])
+    else:
+        images = [itk.GetImageFromArray(part) for part in both]
+        image = itk.JoinSeries(images) if name == "stacked.mha" else itk.Compose(images)
+        image.SetSpacing([*SPACING[::-1], 1.0][: image.GetDimension()])
+        itk.WriteImage(image, str(path))
+    told = name not in ("time.nii.gz", "stacked.mha")
+    for channels in (None, 2) if told else (2,):
+        found = read_volume(path, channels=channels)
+        np.testing.assert_array_equal(found.values, both)
+        header = read_header(path, channels=channels)
+        assert header[0] == 2
+        assert (header[1].size, header[1].spacing) == (SIZE, found.geometry.spacing) == (SIZE, SPACING)
+        np.testing.assert_array_equal(header[1].affine, found.geometry.affine)
+    for read in (read_volume, read_header):
+        with pytest.raises(UsageError, match="has 2 channels, but 3 are needed" if told else "has 4 axes"):
+            read(path, channels=3)
+        if not told:
+            with pytest.raises(UsageError, match=r"if the last axis holds channels, say how many: channels = 2 of the"):
+                read(path)
+    with pytest.raises(UsageError, match="has 2 channels, but 1 is needed" if told else "has 4 axes"):
+        read_label_volume(path)
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd"])

@@ -56,6 +56,19 @@ def test_pointwise_networks_do_not_notice_windows():
     torch.testing.assert_close(by_windows(lambda part: part**2, image, 100), image**2)
 
 
+def test_several_windows_at_once():
+    """The same labels, in fewer calls; of a batch of images, too, whose own mean each network sees."""
+    image, seen = torch.rand(2, 1, 20, 23, dtype=torch.float64), []
+
+    def network(part):
+        seen.append(len(part))
+        return part - part.mean((1, 2, 3), keepdim=True)
+
+    single, together = (by_windows(network, image, 8, 0.5, count) for count in (1, 5))
+    torch.testing.assert_close(together, single, rtol=0, atol=1e-12)
+    assert seen == [2] * 20 + [10] * 4
+
+
 def test_windows_that_do_not_fit():
     image = torch.rand(1, 1, 9, 9)
     with pytest.raises(

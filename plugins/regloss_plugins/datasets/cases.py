@@ -21,7 +21,7 @@ from regloss.io.labels import ValueMap, class_labels, scribble_meanings
 from regloss.io.resampling import resampled_size, resize_image, resize_labels, resize_scribbles
 from regloss.io.samples import find_sample, subset_ids
 from regloss.io.types import LabelMap
-from regloss.io.volumes import Geometry, read_geometry, read_label_volume
+from regloss.io.volumes import Geometry, read_geometry, read_header, read_label_volume
 
 ENDINGS = {"scribble": "-scribbled", "label": "-labelled"}
 """Subsets of a subset, by the part that their samples have pixels of."""
@@ -33,7 +33,7 @@ class Case:
 
     Attributes:
         id: its name.
-        images: one file for each channel.
+        images: one file with all channels, or one for each.
         label: of dense labels, or None.
         scribble: of scribbles, or None.
         group: the unit that scores are averaged over.
@@ -90,10 +90,12 @@ class Cases:
         spacing: to which all samples are resampled, in mm for each of their axes; "median" = the median over the cases,
             axis by axis; None = they stay as they are.
         file_spacing: of files that do not state theirs, in mm, slices first; None = 1.
+        channels: of every volume; None = as many as the first has.
 
     Attributes:
         places: for each sample its case, and of a slice the axis and number.
         geometries: of each case's image, whose header can be read.
+        channels: of every volume.
         unreadable: what is wrong with those of the others.
         spacing: to which samples are resampled, in numbers, or None.
 
@@ -112,6 +114,7 @@ class Cases:
         meanings: Meanings,
         spacing: Sequence[float] | str | None = None,
         file_spacing: Sequence[float] | None = None,
+        channels: int | None = None,
     ) -> None:
         if dims not in (2, 3):
             raise UsageError(f"dims = {dims!r} must be 3, to learn from volumes, or 2, from their slices.")
@@ -131,9 +134,13 @@ class Cases:
         self.unreadable: dict[str, str] = {}
         for case in cases:
             try:
-                self.geometries[case.id] = read_geometry(case.images[0], file_spacing)
+                wanted = channels if len(case.images) == 1 else 1
+                found, self.geometries[case.id] = read_header(case.images[0], file_spacing, wanted)
             except UsageError as error:
                 self.unreadable[case.id] = str(error)
+            else:
+                channels = channels or found * len(case.images)
+        self.channels = channels or 1
         if self.unreadable and (dims == 2 or not self.geometries):  # nobody knows how many slices there are
             raise UsageError("\n".join(self.unreadable.values()))
         self.places: dict[str, tuple[str, int, int] | tuple[str]] = {}
@@ -211,7 +218,7 @@ class Cases:
         if case.id in self.unreadable:
             raise UsageError(self.unreadable[case.id])
         geometry = self.geometries[case.id]
-        image, _ = read_case(case.images, self.intensities, self.file_spacing)
+        image, _ = read_case(case.images, self.intensities, self.file_spacing, self.channels)
         for path in (case.label, case.scribble):
             if path is not None:
                 geometry.check_same(read_geometry(path), case.images[0], path)

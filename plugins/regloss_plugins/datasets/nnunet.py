@@ -101,6 +101,7 @@ class NnUNetDataset(CaseDataset):
             intensities=Intensities(chosen, percentiles),
             meanings=Meanings(self.classes, values, values, source=f'"labels" of {card.path}'),
             spacing=spacing,
+            channels=self.channels,
         )
         self.spacing = self._cases.spacing
         if split is None:

@@ -1,13 +1,14 @@
 """A folder of volumes with label volumes and scribbles beside them, to learn from as they are or slice by slice.
 
     root/
-      images/      a.nii.gz  b.nrrd  c/        one channel each; TIFF, NPY, HDF5; a folder of one DICOM series
+      images/      a.nii.gz  b.nrrd  c/        TIFF, NPY, HDF5 too; a folder of one DICOM series
       labels/      a.nii.gz  b.tif             class indices, 255 = left out of the scores       (may be absent)
       scribbles/   a.nii.gz            c.mha   class indices, 255 = unlabelled                   (may be absent)
       classes.toml                             names and colours
 
-Files belong together by their name without ending, which is the volume's id. Labels and scribbles lie on the image's
-grid: size, spacing, place and orientation agree, as far as both files state them.
+Files belong together by their name without ending, which is the volume's id. Several channels are in one file; or a
+file each, a_0000.nii.gz, a_0001.nii.gz, where ``channels`` says how many. Labels and scribbles lie on the image's grid:
+size, spacing, place and orientation agree, as far as both files state them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from regloss.errors import UsageError, listed
-from regloss.io.cases import Intensities, directions
+from regloss.io.cases import Intensities, cases_of, directions
 from regloss.io.folders import find_root, index_folder, left_out
 from regloss.io.labels import value_map
 from regloss.io.types import PathLike
@@ -61,6 +62,8 @@ class VolumesDataset(CaseDataset):
             default nothing is resampled.
         file_spacing: of files that do not state theirs, as NPY and most TIFF and HDF5 do not: mm between slices, rows
             and columns; by default 1.
+        channels: of every volume, where a file each holds them, CASE_0000.nii.gz, CASE_0001.nii.gz, or the fourth axis
+            of a file, as of modalities that were stacked. By default as many as the files say, all the same.
 
     Raises:
         UsageError: a folder or file is missing, there are no volumes, or two share a name; a header that cannot be
@@ -86,6 +89,7 @@ class VolumesDataset(CaseDataset):
         percentiles: Sequence[float] = (0.5, 99.5),
         spacing: Sequence[float] | str | None = None,
         file_spacing: Sequence[float] | None = None,
+        channels: int | None = None,
     ) -> None:
         folder: str | None
         if isinstance(labels, Mapping):
@@ -95,7 +99,12 @@ class VolumesDataset(CaseDataset):
         else:
             folder = labels
         self.root = find_root(root)
-        image_files = _image_files(self.root, images)
+        if channels is not None and (isinstance(channels, bool) or not isinstance(channels, int) or channels < 1):
+            raise UsageError(f"channels = {channels!r} must be a whole number from 1, or be left out.")
+        stored = _image_files(self.root, images)
+        image_files = (
+            {stem: (path,) for stem, path in stored.items()} if channels is None else cases_of(stored, channels)
+        )
         label_files = _mates(self.root, folder, "labels")
         scribble_files = _mates(self.root, scribbles, "scribbles")
         self._folders = {
@@ -106,7 +115,6 @@ class VolumesDataset(CaseDataset):
             part: [path.name for stem, path in files.items() if stem not in image_files]
             for part, files in (("label", label_files), ("scribble", scribble_files))
         }
-        self.channels = 1
         self.classes, self.colors = choose_classes(self.root, classes, list((label_files or scribble_files).values()))
         chosen = Window.of(window)
         self.window = None if chosen is None else chosen.as_list()
@@ -117,8 +125,8 @@ class VolumesDataset(CaseDataset):
         groups = choose_groups(image_files, group)
         self._cases = Cases(
             [
-                Case(stem, (path,), label_files.get(stem), scribble_files.get(stem), groups[stem])
-                for stem, path in image_files.items()
+                Case(stem, paths, label_files.get(stem), scribble_files.get(stem), groups[stem])
+                for stem, paths in image_files.items()
             ],
             dims=dims,
             axis=axis,
@@ -126,8 +134,9 @@ class VolumesDataset(CaseDataset):
             meanings=Meanings(self.classes, label_map, scribble_map, unlabelled),
             spacing=spacing,
             file_spacing=file_spacing,
+            channels=channels,
         )
-        self.spacing = self._cases.spacing
+        self.channels, self.spacing = self._cases.channels, self._cases.spacing
         self.subsets = choose_subsets(self.root, split, self._cases.names)
         self.notes = tuple(
             filter(

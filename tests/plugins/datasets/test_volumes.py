@@ -11,6 +11,7 @@ from volume_files import AFFINE, SIZE, SPACING, save, save_series, write_volumes
 
 from regloss.dataset import IGNORE, Slice
 from regloss.errors import UsageError
+from regloss.io.volumes import read_volume
 from regloss.testing import DatasetConformance
 from regloss_plugins.datasets.volumes import VolumesDataset
 
@@ -65,6 +66,48 @@ def test_a_volume(root: Path) -> None:
     assert (sample.image.min(), sample.image.max()) == (0, 1)
     assert 0 < (sample.image == 0).mean() < 0.01
     assert data.load("case2").scribble is None
+
+
+@pytest.mark.parametrize("kind", ["files", "stacked", "vectors", "stacks"])
+def test_several_channels(mine: Path, kind: str) -> None:
+    """A file each, or one file, of whichever kind: the same samples, each channel by percentiles of its own."""
+    tifffile = pytest.importorskip("tifffile", reason="pip install 'regloss[tiff]'")
+    single = read(mine, dims=2).load("case1-002")
+    for path in (mine / "images").iterdir():
+        values, case = read_volume(path).values[0], path.name.split(".")[0]
+        both = np.stack([values[::-1], 3 * values])
+        path.unlink()
+        if kind == "files":
+            for number, channel in enumerate(both):
+                save(path.with_name(f"{case}_{number:04d}.nii.gz"), channel)
+        elif kind == "stacks":
+            metadata = {f"PhysicalSize{axis}": step for axis, step in zip("ZYX", SPACING, strict=True)}
+            metadata |= {f"PhysicalSize{axis}Unit": "mm" for axis in "ZYX"} | {"axes": "CZYX"}
+            tifffile.imwrite(path.with_name(f"{case}.ome.tif"), both, ome=True, metadata=metadata)
+        else:
+            save(path, both if kind == "stacked" else both[:, None])
+    told = {"channels": 2} if kind in ("files", "stacked") else {}
+    for dims in (2, 3):
+        data = read(mine, dims=dims, **told)
+        assert data.channels == 2
+        data.check("train", need=())
+    whole, cut = data.load("case1"), read(mine, dims=2, **told).load("case1-002")
+    assert (whole.image.shape, whole.spacing) == ((2, *SIZE), SPACING)
+    np.testing.assert_array_equal(cut.image, whole.image[:, 2])
+    np.testing.assert_allclose(cut.image[1:], single.image, atol=1e-6)
+    np.testing.assert_allclose(whole.image[0], whole.image[1, ::-1], atol=1e-6)
+    assert whole.scribble is not None
+    with pytest.raises(UsageError, match="channels"):
+        read(mine, channels=3).check("train", need=())
+
+
+def test_channels_that_do_not_agree(mine: Path) -> None:
+    one = mine / "images" / "case1.nii.gz"
+    save(one, np.stack([read_volume(one).values] * 2))  # (C, 1, *S): NIfTI's fifth axis
+    with pytest.raises(UsageError, match=r"case1\.nii\.gz has 2 channels, but 1 is needed"):
+        read(mine).check("train", need=())
+    with pytest.raises(UsageError, match=r"channels = 0 must be a whole number from 1"):
+        read(mine, channels=0)
 
 
 def test_slices_of_it(root: Path) -> None:
@@ -224,14 +267,14 @@ def test_formats(mine: Path, kind: str) -> None:
         assert read(mine).load("case1").spacing == (1, 1, 1)
 
 
-def test_pictures_and_channels_are_no_volumes(mine: Path) -> None:
+def test_pictures_are_no_volumes(mine: Path) -> None:
     tifffile = pytest.importorskip("tifffile")
     tifffile.imwrite(mine / "images" / "flat.tif", np.zeros((20, 24), np.uint8), photometric="minisblack")
     with pytest.raises(UsageError, match=r"flat.tif is a picture of 20 x 24 pixels, not a volume"):
         read(mine).check("all", need=())
     (mine / "images" / "flat.tif").unlink()
     np.save(mine / "images" / "two.npy", np.zeros((2, *SIZE), np.uint8))
-    with pytest.raises(UsageError, match=r"two.npy has 2 channels; save one of them"):
+    with pytest.raises(UsageError, match=r"two.npy has 2 channels, but 1 is needed"):
         read(mine).check("all", need=())
 
 
