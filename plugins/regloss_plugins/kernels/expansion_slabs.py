@@ -51,7 +51,8 @@ def expand_slabs(
     """
     length = len(labels)
     reach = int(np.abs(offsets[:, 0]).max(initial=0))
-    labels = np.array(labels, np.int64)
+    # Few bytes a label: there are several of these arrays, each of the size of the volume.
+    labels = np.array(labels, np.min_scalar_type(-1 - max(len(unary), int(labels.max(initial=0)))))
 
     def expand(start: int, stop: int, cycles: int, *, ahead: bool = True) -> bool:
         """Expand slices from start to stop, those after it counting or not; whether a label has changed."""
@@ -91,25 +92,26 @@ def expand_slabs(
                         waiting[other] = True
     converged = not any(waiting)
     energy = _energy(unary, offsets, weights, labels, roi)
-    return Expansion(labels, energy, start_energy, cycles, converged, -math.inf)
+    return Expansion(labels.astype(np.int64), energy, start_energy, cycles, converged, -math.inf)
 
 
 def _coarse_labels(
     unary: NDArray[Any],
     offsets: NDArray[np.int64],
     weights: NDArray[Any],
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     fixed: NDArray[np.int64],
     roi: NDArray[np.bool_],
     allowed: NDArray[np.bool_],
     max_cycles: int,
     slab: int,
-) -> NDArray[np.int64]:
+) -> NDArray[Any]:
     """``labels`` with those of the problem at half the resolution where pixels are free, and these are allowed."""
     corner = (slice(None, None, 2),) * labels.ndim
     costs, steps, cuts, held, inside = _halved(unary, offsets, weights, fixed, roi)
     larger = slab * 2 ** (labels.ndim - 1)  # as many pixels
-    found = expand_slabs(costs, steps, cuts, labels[corner], held, inside, allowed, max_cycles, larger).labels
+    coarse = expand_slabs(costs, steps, cuts, labels[corner], held, inside, allowed, max_cycles, larger)
+    found = coarse.labels.astype(labels.dtype)
     del costs, cuts
     for axis, size in enumerate(labels.shape):
         found = found.repeat(2, axis).take(range(size), axis)
@@ -173,7 +175,7 @@ def _energy(
     unary: NDArray[Any],
     offsets: Sequence[Sequence[int]] | NDArray[np.int64],
     weights: NDArray[Any],
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     roi: NDArray[np.bool_],
 ) -> float:
     """Inside ``roi``, a slice at a time, exactly summed."""

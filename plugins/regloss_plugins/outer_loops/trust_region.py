@@ -117,7 +117,7 @@ class TrustRegion(ProposalLoop):
 
     def propose(self, logits: Tensor, batch: Batch, warm: Tensor | None = None) -> Proposal:
         """Stage A, from ``warm`` (the last proposal) or else from background."""
-        background = torch.zeros(batch.shape, dtype=torch.int64, device=logits.device)
+        background = torch.zeros((), dtype=torch.int64, device=logits.device).expand(batch.shape)
         start = background if warm is None else warm.to(torch.int64).masked_fill(warm == IGNORE, 0)
         return self.solve_proposal(logits, batch, self.proposal_divergence, start)
 
