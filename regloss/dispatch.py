@@ -18,8 +18,15 @@ Tasks and what their functions are:
                                           Gaussian weights, or to None where the reference is to do it
     "gated-windows" ()                    a function from values, image, masks and window of a gated CRF to the sums of
                                           its energy, or to None where the reference is to do it
-    "edge-sums"    (operator,)            an object with gather(ends, weights, values, sign, out) and scatter(ends,
-                                          weights, flows, sign, out), as `regloss.operators.EdgeDifferences` calls them
+    "edge-sums"    (operator,)            an object with gather(operator, values (B, K, N)) and scatter(operator, flows
+                                          (B, K, E)), K and K^T of `regloss.operators.EdgeDifferences`, or None where
+                                          the reference is to do it
+    "nearest-others" ()                   a function from features, places, size, window and count to the neighbours of
+                                          `regloss_plugins.regularizers.nltv.nearest_others`, or to None where that is
+                                          to do it
+    "potts-steps"  ()                     a function that takes steps of `parallel-potts`, as
+                                          `regloss_plugins.bindings.potts_steps` does, or gives None where the reference
+                                          is to take them
 """
 
 from __future__ import annotations

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from regloss.dispatch import find
 from regloss.operators.linear_operator import LinearOperator
+
+
+class Incidence(NamedTuple):
+    """The edges at each pixel, without those of weight 0.
+
+    Attributes:
+        start: (B, N + 1) int32: those of pixel i stand at start[i] to start[i + 1] of ``order``.
+        order: (B, 2 E) int32: e where i is the first end of the edge e, e + E where it is the second.
+    """
+
+    start: Tensor
+    order: Tensor
 
 
 class EdgeDifferences(LinearOperator):
@@ -29,11 +43,17 @@ class EdgeDifferences(LinearOperator):
         self.weights = weights
         self.size = size
         self.sign = sign
+        self._lists = _Lists(edges, weights.detach(), math.prod(size))
 
-    @cached_property
+    @property
     def ends(self) -> list[tuple[Tensor, Tensor]]:
         """First and second ends (E,) of each image's edges, contiguous."""
-        return [(pairs[:, 0].contiguous(), pairs[:, 1].contiguous()) for pairs in self.edges]
+        return self._lists.ends
+
+    @property
+    def incidence(self) -> Incidence:
+        """The edges at each pixel."""
+        return self._lists.incidence
 
     @cached_property
     def norm(self) -> float:
@@ -57,11 +77,9 @@ class EdgeDifferences(LinearOperator):
         """Differences (B, K, E) of ``s`` (B, K, *S)."""
         weights, values = self.weights, s.flatten(2)
         fast = None if _recorded(weights, s) else find("edge-sums", EdgeDifferences, device=s.device)
-        if fast is not None:
-            dtype = torch.promote_types(weights.dtype, values.dtype)
-            out = values.new_empty(*values.shape[:2], weights.shape[1], dtype=dtype)
-            fast.gather(self.ends, weights, values, self.sign, out)
-            return out
+        found: Tensor | None = None if fast is None else fast.gather(self, values)
+        if found is not None:
+            return found
         return torch.stack(
             [
                 torch.add(rows.index_select(1, second), rows.index_select(1, first), alpha=self.sign) * weight
@@ -72,12 +90,12 @@ class EdgeDifferences(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         """Sums (B, K, *S) over the edges at each pixel."""
         weights, (batch, classes) = self.weights, y.shape[:2]
+        fast = None if _recorded(weights, y) else find("edge-sums", EdgeDifferences, device=y.device)
+        found: Tensor | None = None if fast is None else fast.scatter(self, y)
+        if found is not None:
+            return found.reshape(batch, classes, *self.size)
         dtype = torch.promote_types(weights.dtype, y.dtype)
         total = y.new_zeros(batch, classes, math.prod(self.size), dtype=dtype)
-        fast = None if _recorded(weights, y) else find("edge-sums", EdgeDifferences, device=y.device)
-        if fast is not None:
-            fast.scatter(self.ends, weights, y, self.sign, total)
-            return total.reshape(batch, classes, *self.size)
         sums = []
         for (first, second), weight, rows, zero in zip(self.ends, weights, y, total, strict=True):
             flow = rows * weight
@@ -97,8 +115,29 @@ class EdgeDifferences(LinearOperator):
 
     def _like(self, weights: Tensor, sign: int) -> EdgeDifferences:
         other = EdgeDifferences(self.edges, weights, self.size, sign=sign)
-        other.ends = self.ends  # which take a pass over all edges
+        other._lists = self._lists
         return other
+
+
+@dataclass(frozen=True)
+class _Lists:
+    """What takes a pass over all edges (B, E, 2) and is found once, for all operators along them."""
+
+    edges: Tensor
+    weights: Tensor
+    pixels: int
+
+    @cached_property
+    def ends(self) -> list[tuple[Tensor, Tensor]]:
+        return [(pairs[:, 0].contiguous(), pairs[:, 1].contiguous()) for pairs in self.edges]
+
+    @cached_property
+    def incidence(self) -> Incidence:
+        # What fills shorter lists up has one pixel at its ends, at which all others would wait for it.
+        kept = self.edges.masked_fill((self.weights == 0).unsqueeze(2), self.pixels)
+        ends, order = kept.transpose(1, 2).reshape(len(kept), -1).sort(dim=1, stable=True)
+        every = torch.arange(self.pixels + 1, device=ends.device).expand(len(kept), -1).contiguous()
+        return Incidence(torch.searchsorted(ends, every, out_int32=True), order.to(torch.int32))
 
 
 def _recorded(*tensors: Tensor) -> bool:

@@ -32,7 +32,7 @@ def edge_ascent(problem: DualProblem) -> list[ArrayIteration]:
     assert isinstance(operator, EdgeDifferences)
     assert isinstance(dual_set, Box)
     cost, weights = problem.cost, operator.weights.detach()
-    steps, metric = _step_sizes(operator, problem)
+    steps, metric = step_sizes(operator, problem)
     images = []
     for number, scores in enumerate(cost):
         start, roi = problem.start, problem.roi
@@ -62,7 +62,7 @@ def _edge_list(operator: EdgeDifferences, image: int) -> EdgeList:
     return lists[image]
 
 
-def _step_sizes(operator: EdgeDifferences, problem: DualProblem) -> tuple[Tensor, Tensor]:
+def step_sizes(operator: EdgeDifferences, problem: DualProblem) -> tuple[Tensor, Tensor]:
     """Tau and 1 / tau, which is 0 where tau is, (B, E) each; all classes have the same."""
     batch, edges = operator.weights.shape
     if isinstance(problem.steps, str):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -16,20 +17,28 @@ class EdgeSums:
     """The task "edge-sums"; all tensors are on the CPU."""
 
     @staticmethod
-    def gather(ends: Sequence[tuple[Tensor, Tensor]], weights: Tensor, values: Tensor, sign: int, out: Tensor) -> None:
-        """Set ``out`` (B, K, E) to w_e (values_j + sign * values_i), for ``values`` (B, K, N)."""
+    def gather(operator: EdgeDifferences, values: Tensor) -> Tensor:
+        """W_e (values_j + sign * values_i) (B, K, E), for ``values`` (B, K, N)."""
         from regloss_plugins.kernels.edges import differences  # and numba with it, only where it is used
 
-        for (first, second), weight, rows, result in zip(ends, weights, values, out, strict=True):
+        weights, sign = operator.weights, operator.sign
+        dtype = torch.promote_types(weights.dtype, values.dtype)
+        out = values.new_empty(*values.shape[:2], weights.shape[1], dtype=dtype)
+        for (first, second), weight, rows, result in zip(operator.ends, weights, values, out, strict=True):
             differences(array(first), array(second), array(weight), array(rows), sign, result.numpy())
+        return out
 
     @staticmethod
-    def scatter(ends: Sequence[tuple[Tensor, Tensor]], weights: Tensor, flows: Tensor, sign: int, out: Tensor) -> None:
-        """Add w_e ``flows``_e (B, K, E) to ``out`` (B, K, N) at j, and ``sign`` times it at i."""
+    def scatter(operator: EdgeDifferences, flows: Tensor) -> Tensor:
+        """W_e ``flows``_e (B, K, E) at j, and ``sign`` times it at i, summed up (B, K, N)."""
         from regloss_plugins.kernels.edges import scatter
 
-        for (first, second), weight, rows, result in zip(ends, weights, flows, out, strict=True):
+        weights, sign = operator.weights, operator.sign
+        dtype = torch.promote_types(weights.dtype, flows.dtype)
+        out = flows.new_zeros(*flows.shape[:2], math.prod(operator.size), dtype=dtype)
+        for (first, second), weight, rows, result in zip(operator.ends, weights, flows, out, strict=True):
             scatter(array(first), array(second), array(weight), array(rows), sign, result.numpy())
+        return out
 
 
 fast("edge-sums", EdgeDifferences, device="cpu")(EdgeSums)

@@ -26,6 +26,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from regloss_plugins.kernels.momentum_triton import momentum
+
 _BLOCK = 128
 _LEAST = tl.constexpr(-3.0e38)  # below every score; -inf less -inf would be no number
 
@@ -179,28 +181,6 @@ def _step(
     tl.store(gains + image * tl.num_programs(0) + block, tl.sum(tl.where(inside, gain, 0.0), axis=0))
 
 
-@triton.jit
-def _momentum(
-    gains: tl.tensor,
-    momenta: tl.tensor,
-    extrapolations: tl.tensor,
-    blocks: tl.tensor,
-    most: tl.tensor,
-    BLOCK: tl.constexpr,
-) -> None:
-    """T and the extrapolation of the next step; a gain above 0 restarts both."""
-    image = tl.program_id(0)
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for begin in range(0, blocks, BLOCK):
-        one = begin + tl.arange(0, BLOCK)
-        total += tl.load(gains + image * blocks + one, mask=one < blocks, other=0.0)
-    restart = tl.sum(total, axis=0) > 0
-    t = tl.load(momenta + image)
-    following = (1 + tl.sqrt(1 + 4 * t * t)) / 2
-    tl.store(extrapolations + image, tl.where(restart, 0.0, tl.minimum((t - 1) / following, most)))
-    tl.store(momenta + image, tl.where(restart, 1.0, following))
-
-
 @torch.library.custom_op("regloss::grid_ascent", mutates_args=("duals", "momenta", "extrapolations"))
 def grid_ascent(
     duals: Tensor,
@@ -270,7 +250,7 @@ def grid_ascent(
             BLOCK=_BLOCK,
         )
         if most > 0:
-            _momentum[batch,](gains, momenta, extrapolations, blocks, most, BLOCK=_BLOCK)
+            momentum[batch,](gains, momenta, extrapolations, blocks, most)
 
 
 @dataclass

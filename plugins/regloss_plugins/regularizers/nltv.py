@@ -38,22 +38,24 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
 from regloss import grid
 from regloss.checks import check_at_least_one, check_choice, check_not_negative, holds
+from regloss.dispatch import find
 from regloss.dual_sets import Box
 from regloss.errors import UsageError
 from regloss.forms import Graph, Saddle, SaddlePart
 from regloss.grid import Unit
 from regloss.operators import EdgeDifferences
 from regloss.regularizer import Forms, Regularizer, Term
-from regloss_plugins.kernels.neighbors import nearest, nearest_in_window
 
 WEIGHTS = ("bilateral", "rbf", "zmp", "cosine")
 
-Edges = tuple[NDArray[np.int64], NDArray[np.float64]]  # (E, 2) pixels i < j, each pair once, and (E,) weights
+Edges = tuple[Tensor, Tensor]  # (E, 2) int64 pixels i < j, each pair once, and (E,) float64 weights
+
+_ENTRIES = 2**24  # of a matrix of distances, at most so many at a time
 
 
 @dataclass(frozen=True)
@@ -149,40 +151,38 @@ class NonlocalTV(Regularizer):
         return isinstance(self.sigma_xy, Tensor) or isinstance(self.sigma_rgb, Tensor)
 
     def build(self, image: Tensor, roi: Tensor | None, spacing: tuple[float, ...] | None) -> Term:
-        """Compute the graph of every image, or read it from the cache."""
-        values = image.to("cpu", torch.float64).numpy()
-        inside = None if roi is None else roi.cpu().numpy()
+        """Compute the graph of every image on its device, or read it from the cache."""
+        # On devices without double precision, MPS for one, neighbours are looked for on the CPU.
+        device = image.device if image.is_cuda else torch.device("cpu")
+        values = image.to(device, torch.float64)
+        regions = torch.ones(len(values), *values.shape[2:], dtype=torch.bool, device=device)
+        regions = regions if roi is None else roi.to(device)
         steps = grid.steps_in(self.unit, spacing, values.ndim - 2, "nltv")
-        graphs = []
-        for number in range(len(values)):
-            region = np.ones(values.shape[2:], dtype=np.bool_) if inside is None else inside[number]
-            graphs.append(self._graph(values[number], region, steps))
-        pairs, numbers = _padded(graphs)
-        edges, weights = torch.from_numpy(pairs).to(image.device), torch.from_numpy(numbers).to(image)
+        graphs = [self._graph(one, region, steps) for one, region in zip(values, regions, strict=True)]
+        edges, weights = (padded.to(image.device) for padded in _padded(graphs))
+        weights = weights.to(image)
         if self._learns:
-            outside = None if inside is None else ~inside
-            weights = self._learnt_weights(values, outside, steps, edges, weights)
+            weights = self._learnt_weights(values, regions, steps, edges, weights)
         return NonlocalTerm(self, edges, weights, (image.shape[0], *image.shape[2:]), roi)
 
     def _learnt_weights(
         self,
-        images: NDArray[np.float64],  # (B, C, *S)
-        outside: NDArray[np.bool_] | None,  # (B, *S)
+        images: Tensor,  # (B, C, *S) float64
+        regions: Tensor,  # (B, *S) bool
         steps: tuple[float, ...],
         edges: Tensor,
         weights: Tensor,
     ) -> Tensor:
         """``weights`` (B, E) as a function of the bandwidths: the same numbers, with a gradient."""
-        ends = edges.cpu().numpy()
-        size = images.shape[2:]
-        positions = np.indices(size).reshape(len(size), -1).T * np.asarray(steps)  # (pixels, axes)
-        apart = np.square(positions[ends[..., 0]] - positions[ends[..., 1]]).sum(-1)
-        unlike = np.empty(ends.shape[:2])
-        for number, image in enumerate(images):
-            seen = image if outside is None else _filled(image, outside[number], self.patch)
-            features = _patches(seen, self.patch).reshape(len(positions), -1)
-            unlike[number] = np.square(features[ends[number, :, 0]] - features[ends[number, :, 1]]).sum(-1)
-        squares = torch.from_numpy(np.stack([apart, unlike])).to(weights)
+        first, second = edges.to(images.device).unbind(2)
+        everywhere = torch.ones_like(regions[0]).nonzero()  # (pixels, axes)
+        positions = everywhere * images.new_tensor(steps)
+        apart = (positions[first] - positions[second]).square().sum(-1)
+        unlike = torch.empty_like(apart)
+        for number, (image, region) in enumerate(zip(images, regions, strict=True)):
+            features = _patches(_filled(image, region, self.patch), self.patch).flatten(0, -2)
+            unlike[number] = (features[first[number]] - features[second[number]]).square().sum(-1)
+        squares = apart.to(weights), unlike.to(weights)
         sigma_xy, sigma_rgb = (torch.as_tensor(sigma).to(weights) for sigma in (self.sigma_xy, self.sigma_rgb))
         found = torch.exp(-squares[0] / (2 * sigma_xy.square()) - squares[1] / (2 * sigma_rgb.square()))
         if self.weights == "bilateral":
@@ -191,21 +191,21 @@ class NonlocalTV(Regularizer):
         times = torch.where(found.detach() > 0, weights / found.detach(), torch.zeros_like(weights))
         return times * found
 
-    def _graph(self, image: NDArray[np.float64], region: NDArray[np.bool_], steps: tuple[float, ...]) -> Edges:
+    def _graph(self, image: Tensor, region: Tensor, steps: tuple[float, ...]) -> Edges:
         if not self.cache:
             return self._compute(image, region, steps)
         digest = hashlib.sha256(json.dumps(self._key(steps), sort_keys=True).encode())
-        for array in (image, region):
+        for array in (image.cpu().numpy(), region.cpu().numpy()):
             digest.update(str(array.shape).encode())
             digest.update(np.ascontiguousarray(array).tobytes())
         file = Path(self.cache) / f"nltv-{digest.hexdigest()[:40]}.npz"
         if file.exists():
-            return _read(file)
+            return _read(file, image.device)
         edges, weights = self._compute(image, region, steps)
         file.parent.mkdir(parents=True, exist_ok=True)
         # Several processes may write the same file: each writes its own and moves it into place, which is atomic.
         partial = file.with_name(f"{file.stem}.{os.getpid()}.partial.npz")
-        np.savez(partial, edges=edges.astype(np.int32), weights=weights)
+        np.savez(partial, edges=edges.to("cpu", torch.int32).numpy(), weights=weights.cpu().numpy())
         partial.replace(file)
         return edges, weights
 
@@ -215,57 +215,50 @@ class NonlocalTV(Regularizer):
         key: dict[str, Any] = {"version": 1, **{name: getattr(self, name) for name in names}}
         return key if set(steps) == {1.0} else {**key, "steps": steps}
 
-    def _compute(self, image: NDArray[np.float64], region: NDArray[np.bool_], steps: tuple[float, ...]) -> Edges:
-        """``image`` (C, *S), ``region`` (*S), ``steps`` the distances of neighbours along each axis."""
-        places = np.argwhere(region)
+    def _compute(self, image: Tensor, region: Tensor, steps: tuple[float, ...]) -> Edges:
+        """``image`` (C, *S) float64, ``region`` (*S), ``steps`` the distances of neighbours along each axis."""
+        places = region.nonzero()  # (N, axes)
         if self.neighbors >= len(places):
             raise UsageError(
                 f"nltv cannot give each pixel {self.neighbors} neighbours in an image, or a region of interest, of "
                 f"{len(places)} pixels. Lower neighbors to at most {len(places) - 1}."
             )
-        image = _filled(image, ~region, self.patch)
-        values = _patches(image, self.patch)[tuple(places.T)]  # (N, features)
+        values = _patches(_filled(image, region, self.patch), self.patch)[region]  # (N, features)
         searched = values
         if self.weights == "cosine":
-            searched = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-        positions = places * np.asarray(steps)
-        sigmas = _number(self.sigma_rgb), _number(self.sigma_xy)
-        features = np.concatenate([searched / sigmas[0], positions / sigmas[1]], axis=1)
-        if self.window is None:
-            chosen, squared = nearest(features, self.neighbors)
-        else:
-            chosen, squared = nearest_in_window(features, places, region.shape, self.window, self.neighbors)
-        source = np.repeat(np.arange(len(places)), self.neighbors)
-        found = chosen.ravel() >= 0  # a window at a corner may hold fewer pixels than asked for
-        source, target, squared_list = source[found], chosen.ravel()[found], squared.ravel()[found]
-        weights = self._weights(values, positions, squared, source, target, squared_list)
-        flat = np.flatnonzero(region.ravel())
-        return _merged(flat[source], flat[target], weights, region.size)
+            searched = values / torch.linalg.vector_norm(values, dim=1, keepdim=True).clamp(min=1e-12)
+        positions = places * image.new_tensor(steps)
+        features = torch.cat([searched / _number(self.sigma_rgb), positions / _number(self.sigma_xy)], 1)
+        chosen, squared = nearest_others(features, places, tuple(region.shape), self.window, self.neighbors)
+        source = torch.arange(len(places), device=image.device).repeat_interleave(self.neighbors)
+        found = chosen.flatten() >= 0  # a window at a corner may hold fewer pixels than asked for
+        source, target, along = source[found], chosen.flatten()[found], squared.flatten()[found]
+        weights = self._weights(values, positions, squared, source, target, along)
+        flat = region.flatten().nonzero().squeeze(1)
+        return _merged(flat[source], flat[target], weights, region.numel())
 
     def _weights(
         self,
-        values: NDArray[np.float64],
-        positions: NDArray[np.float64],
-        squared: NDArray[np.float64],  # (N, neighbors) squared feature distances, inf where there is none
-        source: NDArray[np.int64],
-        target: NDArray[np.int64],
-        squared_list: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
+        values: Tensor,  # (N, features)
+        positions: Tensor,  # (N, axes)
+        squared: Tensor,  # (N, neighbors) squared feature distances, inf where there is none
+        source: Tensor,  # (E,), as are the rest
+        target: Tensor,
+        along: Tensor,  # squared distances
+    ) -> Tensor:
         if self.weights == "cosine":
-            lengths = np.linalg.norm(values, axis=1)
-            products = np.einsum("ef,ef->e", values[source], values[target])
+            lengths = torch.linalg.vector_norm(values, dim=1)
+            products = (values[source] * values[target]).sum(1)
             scale = lengths[source] * lengths[target]
-            cosine: NDArray[np.float64] = np.maximum(products, 0) / np.where(scale > 0, scale, 1)
-            return cosine
+            return products.clamp(min=0) / torch.where(scale > 0, scale, 1)
         if self.weights == "zmp":
-            radius = np.sqrt(np.where(np.isfinite(squared), squared, 0).max(axis=1))
+            radius = torch.where(squared.isfinite(), squared, 0).amax(1).sqrt()
             scale = radius[source] * radius[target]
-            zmp: NDArray[np.float64] = np.exp(-np.where(scale > 0, squared_list / np.where(scale > 0, scale, 1), 0))
-            return zmp
-        weights: NDArray[np.float64] = np.exp(-squared_list / 2)
+            return torch.exp(-torch.where(scale > 0, along / torch.where(scale > 0, scale, 1), 0))
+        weights = torch.exp(-along / 2)
         if self.weights == "bilateral" and self.near > 0:
-            apart = np.square(positions[source] - positions[target]).sum(axis=1)
-            weights += self.near * np.exp(-apart / (2 * self.sigma_near**2))
+            apart = (positions[source] - positions[target]).square().sum(1)
+            weights = weights + self.near * torch.exp(-apart / (2 * self.sigma_near**2))
         return weights
 
 
@@ -332,54 +325,91 @@ def _number(value: float | Tensor) -> float:
     return float(value.detach()) if isinstance(value, Tensor) else value
 
 
-def _filled(image: NDArray[np.float64], outside: NDArray[np.bool_], radius: int) -> NDArray[np.float64]:
-    """``image`` (C, *S) as patches may see it: what lies ``outside`` (*S) is that of the nearest pixel inside."""
-    if radius == 0 or not outside.any():
+def nearest_others(
+    features: Tensor, places: Tensor, size: tuple[int, ...], window: int | None, count: int
+) -> tuple[Tensor, Tensor]:
+    """The ``count`` nearest others of each point: indices (N, count) int64, and squared distances, nearest first.
+
+    Where a window holds fewer, -1 and inf. Among equally near points the choice is arbitrary.
+
+    Args:
+        features: (N, F) points, float64.
+        places: (N, axes) int64 where they lie on a grid, row-major.
+        size: of the grid.
+        window: how far away along each axis a neighbour may be, >= 1; None = anywhere.
+        count: 1 to N - 1.
+    """
+    fast = find("nearest-others", device=features.device)
+    found: tuple[Tensor, Tensor] | None = None
+    if fast is not None:
+        found = fast(features, places, size, window, count)
+    if found is not None:
+        return found
+    rows = max(_ENTRIES // len(features), 1)
+    parts = []
+    for begin in range(0, len(features), rows):
+        some = slice(begin, begin + rows)
+        # From differences, as products would cancel.
+        squared = torch.cdist(features[some], features, compute_mode="donot_use_mm_for_euclid_dist").square()
+        squared.diagonal(begin).fill_(math.inf)  # no point is its own neighbour
+        if window is not None:
+            apart = (places[some].unsqueeze(1) - places).abs().amax(2)
+            squared.masked_fill_(apart > window, math.inf)
+        parts.append(squared.topk(count, dim=1, largest=False))
+    squared, indices = torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
+    return indices.masked_fill(squared.isinf(), -1), squared
+
+
+def _filled(image: Tensor, region: Tensor, radius: int) -> Tensor:
+    """``image`` (C, *S) as patches may see it: outside of the region (*S) it is that of the nearest pixel inside.
+
+    Which pixel is nearest is found on the CPU.
+    """
+    if radius == 0 or bool(region.all()):
         return image
     from scipy.ndimage import distance_transform_edt
 
-    nearest_inside = distance_transform_edt(outside, return_distances=False, return_indices=True)
-    filled: NDArray[np.float64] = image[(slice(None), *nearest_inside)]
-    return filled
+    nearest_inside = distance_transform_edt(~region.cpu().numpy(), return_distances=False, return_indices=True)
+    return image[(slice(None), *torch.from_numpy(nearest_inside).long().to(image.device))]
 
 
-def _patches(image: NDArray[np.float64], radius: int) -> NDArray[np.float64]:
+def _patches(image: Tensor, radius: int) -> Tensor:
     """Values (*S, features) of the patch around each pixel of ``image`` (C, *S), over the root of its size."""
     if radius == 0:
-        return np.moveaxis(image, 0, -1)
-    width = 2 * radius + 1
-    ndim = image.ndim - 1
-    padded = np.pad(image, [(0, 0)] + [(radius, radius)] * ndim, mode="edge")
-    windows = np.lib.stride_tricks.sliding_window_view(padded, (width,) * ndim, axis=tuple(range(1, ndim + 1)))
-    flat: NDArray[np.float64] = np.moveaxis(windows, 0, ndim).reshape(*image.shape[1:], -1) / math.sqrt(width**ndim)
-    return flat
+        return image.movedim(0, -1)
+    width, axes = 2 * radius + 1, image.ndim - 1
+    windows = F.pad(image.unsqueeze(0), (radius, radius) * axes, mode="replicate").squeeze(0)
+    for axis in range(1, axes + 1):
+        windows = windows.unfold(axis, width, 1)
+    return windows.movedim(0, axes).reshape(*image.shape[1:], -1) / math.sqrt(width**axes)
 
 
-def _merged(source: NDArray[np.int64], target: NDArray[np.int64], weights: NDArray[np.float64], pixels: int) -> Edges:
+def _merged(source: Tensor, target: Tensor, weights: Tensor, pixels: int) -> Edges:
     """A directed list as undirected edges, sorted, with the weights of both directions added up."""
-    low, high = np.minimum(source, target), np.maximum(source, target)
-    keys, place = np.unique(low * pixels + high, return_inverse=True)
-    edges = np.stack([keys // pixels, keys % pixels], axis=1).astype(np.int64)
-    summed: NDArray[np.float64] = np.bincount(place, weights=weights, minlength=len(keys)).astype(np.float64)
-    return edges, summed
+    low, high = torch.minimum(source, target), torch.maximum(source, target)
+    keys, place = torch.unique(low * pixels + high, return_inverse=True)
+    edges = torch.stack([keys // pixels, keys % pixels], 1)
+    return edges, weights.new_zeros(len(keys)).index_add(0, place, weights)
 
 
-def _padded(graphs: list[Edges]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def _padded(graphs: list[Edges]) -> tuple[Tensor, Tensor]:
     """(B, E, 2) and (B, E); shorter lists are filled up with edges of weight 0."""
     longest = max(len(weights) for _, weights in graphs)
-    edges = np.zeros((len(graphs), longest, 2), dtype=np.int64)
+    first = graphs[0]
+    edges = first[0].new_zeros(len(graphs), longest, 2)
     edges[:, :, 1] = 1
-    weights = np.zeros((len(graphs), longest))
+    weights = first[1].new_zeros(len(graphs), longest)
     for number, (pairs, values) in enumerate(graphs):
         edges[number, : len(pairs)], weights[number, : len(values)] = pairs, values
     return edges, weights
 
 
-def _read(file: Path) -> Edges:
+def _read(file: Path, device: torch.device) -> Edges:
     try:
         with np.load(file) as stored:
-            return stored["edges"].astype(np.int64), stored["weights"]
+            edges, weights = stored["edges"].astype(np.int64), stored["weights"]
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UsageError(
             f"The cached graph {file} cannot be read ({error}). Delete it, to have it computed again."
         ) from error
+    return torch.from_numpy(edges).to(device), torch.from_numpy(weights).to(device)

@@ -43,6 +43,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.checks import check_not_negative
+from regloss.dispatch import find
 from regloss.divergence import gather_labels
 from regloss.errors import UsageError
 from regloss.forms import Form, GridGraph
@@ -354,6 +355,27 @@ class _Iteration:
 
     def run(self, steps: int) -> None:
         """Take ``steps`` steps."""
+        self.steps += steps
+        fast = find("potts-steps", device=self.unary.device)
+        if fast is not None:
+            found: tuple[Tensor, Tensor] | None = fast(
+                self.primal,
+                self.channels,
+                self.dual,
+                self.threshold,
+                self.unary,
+                self.half,
+                self.step,
+                self.offsets,
+                steps=steps,
+                balance=self.balance,
+                relaxation=RELAXATION,
+                newton_steps=NEWTON_STEPS,
+                two_labels=self.two_labels,
+            )
+            if found is not None:
+                self.primal, self.threshold = found
+                return
         # Written again and again: on a CPU, new pages for each result would take longer than what they are for.
         buffer, moved = torch.empty_like(self.unary), torch.empty_like(self.unary)
         for _ in range(steps):
@@ -371,7 +393,6 @@ class _Iteration:
                 change.mul_(1 / (2 * self.balance)).add_(dual).clamp_(-1, 1)
                 dual.lerp_(change, RELAXATION)
             self.primal.lerp_(self.channels, RELAXATION)
-        self.steps += steps
 
     def probabilities(self) -> Tensor:
         """s^ (B, K, *S)."""

@@ -17,7 +17,16 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from regloss_plugins.kernels import gated_windows_triton, gaussian_sums_triton, grid_ascent_triton
+from regloss_plugins.kernels import (
+    edge_ascent_triton,
+    edges_triton,
+    gated_windows_triton,
+    gaussian_sums_triton,
+    grid_ascent_triton,
+    momentum_triton,
+    neighbors_triton,
+    potts_triton,
+)
 
 
 def check(kernel, pointers, numbers, fractions=(), types=None, **constants):
@@ -43,7 +52,32 @@ numbers = ("batch_stride", "classes", "pixels", "stride_0", "stride_1", "stride_
 for axes, places, entropy, joint in ((1, 2, True, False), (2, 4, True, False), (2, 4, False, True), (3, 4, True, True)):
     constants = {"AXES": axes, "PLACES": places, "ENTROPY": entropy, "JOINT": joint, "BLOCK": 128}
     check(grid_ascent_triton._step, pointers, numbers, ("radius", "factor"), **constants)
-check(grid_ascent_triton._momentum, ("gains", "momenta", "extrapolations"), ("blocks",), ("most",), BLOCK=128)
+check(momentum_triton.momentum, ("gains", "momenta", "extrapolations"), ("blocks",), ("most",))
+
+pointers = ("cost", "dual", "weights", "before", "adjoint", "extrapolations", "s")
+types, numbers = {"start": "*i32", "order": "*i32"}, ("classes", "pixels", "edges")
+for entropy in (False, True):
+    constants = {"ENTROPY": entropy, "CLASSES": 32, "BLOCK": 32}
+    check(edge_ascent_triton._points, pointers, numbers, ("factor",), types, **constants)
+pointers = ("s", "dual", "before", "moves", "metric", "extrapolations", "gains")
+types = {"ends": "*i64"}
+check(edge_ascent_triton._move, pointers, numbers, ("radius",), types, CLASSES=4, BLOCK=256)
+check(edges_triton._differences, ("weights", "values", "out"), numbers, ("sign",), types, BLOCK=128)
+types = {"start": "*i32", "order": "*i32", "weights": "*fp64", "flows": "*fp32", "out": "*fp64"}
+check(edges_triton._sums, (), numbers, ("sign",), types, BLOCK=128)
+
+types = dict.fromkeys(("places", "first", "last", "found"), "*i32")
+pointers, numbers = ("features", "lower", "upper", "squares"), ("width", "points", "tiles", "count", "radius")
+for axes in (0, 2):
+    check(neighbors_triton._search, pointers, numbers, types=types, AXES=axes, SLOTS=32, TILE=64)
+
+pointers, types = ("unary", "half", "duals", "primal", "lengths", "channels", "thresholds"), {"offsets": "*i32"}
+numbers = ("count", "classes", "depth", "height", "width")
+for simplex, classes in ((True, 32), (False, 1)):
+    constants = {"SIMPLEX": simplex, "NEWTON": 2, "CLASSES": classes, "BLOCK": 1024 // classes}
+    check(potts_triton._primal, pointers, numbers, types=types, **constants)
+pointers, fractions = ("channels", "primal", "moved", "duals"), ("factor", "relaxation")
+check(potts_triton._dual, pointers, numbers, fractions, types, CLASSES=32, BLOCK=32)
 
 pointers = ("values", "image", "distances", "out", "degrees")
 numbers = ("count", "classes", "channels", "depth", "height", "width")

@@ -15,6 +15,7 @@ from torch import Tensor
 from regloss import PDHG, Graph, NonlocalTV, Saddle, UsageError, solve
 from regloss.testing import RegularizerConformance
 from regloss_plugins.kernels.neighbors import nearest, nearest_in_window
+from regloss_plugins.regularizers import nltv
 from regloss_plugins.regularizers.nltv import NonlocalTerm
 
 
@@ -141,6 +142,20 @@ def test_window_at_a_corner_may_hold_too_few() -> None:
     assert distances.tolist() == [[1.0, math.inf], [1.0, 1.0], [1.0, math.inf]]
     term = NonlocalTV(neighbors=2, window=1).bind(torch.rand(1, 1, 3))
     assert term.form(Graph).edges.tolist() == [[0, 1], [1, 2]]
+
+
+@pytest.mark.parametrize("window", [None, 1])
+def test_tensors_find_the_same_neighbours(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device without a search of its own, a few rows of the distances at a time."""
+    settings, image = NonlocalTV(neighbors=5, window=window), image_of(6, 5, batch=2)
+    region = torch.ones(2, 6, 5, dtype=torch.bool)
+    region[1, :2] = False
+    expected = settings.bind(image, region)
+    monkeypatch.setattr(nltv, "find", lambda task, device: None)
+    monkeypatch.setattr(nltv, "_ENTRIES", 100)
+    found = settings.bind(image, region)
+    assert torch.equal(found.edges, expected.edges)
+    torch.testing.assert_close(found.weights, expected.weights, rtol=1e-12, atol=1e-12)
 
 
 def test_coinciding_points_are_not_their_own_neighbours() -> None:
