@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +96,13 @@ class Dataset(metaclass=CheckedSettings):
             UsageError: a file is missing or invalid (sizes differ, labels outside the classes); the message
                 names the file.
         """
+
+    def files_of(self, sample_id: str) -> Sequence[Path]:
+        """Files from which, together with the settings, all of a sample follows; none = there may be others.
+
+        What a training asks of samples before it starts is remembered as long as these stay as they are.
+        """
+        return ()
 
     def volume_of(self, sample_id: str) -> str:
         """The volume that a sample is a slice of; its own id for what is none.

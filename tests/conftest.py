@@ -27,6 +27,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What trainings remember of samples is not the user's business."""
+    os.environ["REGLOSS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 def _folder(variable: str, default: str) -> Path:
     folder = Path(os.environ.get(variable, REPOSITORY.parent / "shared" / default))
     if not folder.is_dir():

@@ -16,7 +16,9 @@ from regloss.training.devices import Process, one_process
 from regloss.training.evaluation import evaluate_samples
 from regloss.training.folds import open_dataset
 from regloss.training.model import Model, load_model
-from regloss.training.sample_reader import SampleReader, check_evaluation_samples
+from regloss.training.sample_checks import check_evaluation_samples
+from regloss.training.sample_reader import SampleReader
+from regloss.training.survey import Survey
 
 
 def evaluate_run(run: Path, subset: str, changes: Sequence[str] = ()) -> dict[str, Any]:
@@ -94,7 +96,7 @@ def _score(
 ) -> dict[str, dict[str, Any]]:
     segmenter = model.segmenter.to(process.device)
     reader = SampleReader(dataset)
-    check_evaluation_samples(reader, subset)
+    check_evaluation_samples(Survey(reader), subset)
     scores = {subset: evaluate_samples(process, segmenter, reader, model.config, subset)}
     for level in levels:
         scores[f"{subset} {level}"] = evaluate_samples(process, segmenter, reader, model.config, subset, level)

@@ -54,6 +54,10 @@ class SampleFiles:
     scribble: Path | None
     group: str
 
+    def paths(self) -> list[Path]:
+        """The files that there are."""
+        return [path for path in (self.image, self.label, self.scribble) if path is not None]
+
 
 ScribbleReader: TypeAlias = Callable[[Path, Sequence[str], Size], LabelMap]
 """Reads scribbles: file, class names, the image's (H, W) -> (H, W) uint8. `read_scribble_map` is the usual one."""

@@ -21,7 +21,7 @@ from regloss.dataset import IGNORE, Sample
 from regloss.errors import ReglossError, UsageError
 from regloss.training.augmentation import AppliedGeometry, photometric, sample_geometry
 from regloss.training.config import Data
-from regloss.training.processes import end_with_parent
+from regloss.training.processes import end_with_parent, received
 from regloss.training.proposals import ProposalStore
 from regloss.training.sample_reader import SampleReader, supervision_of
 
@@ -230,27 +230,7 @@ class TrainingLoader:
                 does.
         """
         self._keys[:] = self.order.batches(epoch, generation, first_step)
-        batches: Iterator[Any] | None = None
-        while True:
-            try:
-                if batches is None:
-                    batches = iter(self._loader)
-                found = next(batches, None)
-            except (RuntimeError, ConnectionError, EOFError) as error:
-                # torch tells of a dead worker only once the fork server has reaped it; until then the connection is
-                # just broken. What reading a sample raises comes as an item, so nothing else breaks one.
-                if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
-                    raise
-                raise ReglossError(
-                    "A process that loads images was killed, by the system for want of memory, say "
-                    f"({str(error) or type(error).__name__}). Lower "
-                    "data.workers if it was, and go on with --resume."
-                ) from error
-            if found is None:
-                return
-            if isinstance(found, Exception):
-                raise found
-            yield found
+        return received(self._loader, "go on with --resume")
 
 
 class _Attempts(Dataset[Any]):

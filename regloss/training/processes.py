@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader
 
-from regloss.errors import UsageError
+from regloss.errors import ReglossError, UsageError
 from regloss.training.config import Config
 
 if TYPE_CHECKING:
@@ -72,6 +73,38 @@ def end_with_parent() -> None:
         os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def received(loader: DataLoader[Any], then: str) -> Iterator[Any]:
+    """The items of a loader whose data set gives what went wrong as an item, where torch makes a message of it.
+
+    Args:
+        loader: the loader.
+        then: what to do with fewer processes, after one was killed.
+
+    Raises:
+        ReglossError: a process of the loader was killed; and whatever an item is that can be raised.
+    """
+    items: Iterator[Any] | None = None
+    while True:
+        try:
+            if items is None:
+                items = iter(loader)
+            found = next(items, None)
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # torch tells of a dead worker only once the fork server has reaped it; until then the connection is
+            # just broken. What reading a sample raises comes as an item, so nothing else breaks one.
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise ReglossError(
+                "A process that loads images was killed, by the system for want of memory, say "
+                f"({str(error) or type(error).__name__}). Lower data.workers if it was, and {then}."
+            ) from error
+        if found is None:
+            return
+        if isinstance(found, Exception):
+            raise found
+        yield found
 
 
 @contextmanager

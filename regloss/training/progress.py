@@ -1,4 +1,4 @@
-"""The progress bar of a training."""
+"""The progress bars of a training."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress_bar(total: int, done: int, quiet: bool) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
-    """A progress bar over optimizer steps, with the last losses and the time left."""
+def progress_bar(what: str, total: int, done: int, quiet: bool) -> Iterator[Callable[[int, Mapping[str, float]], None]]:
+    """A progress bar over steps, say, with the last losses and the time left."""
     if quiet:
         yield lambda step, values: None
         return
@@ -23,7 +23,7 @@ def progress_bar(total: int, done: int, quiet: bool) -> Iterator[Callable[[int, 
     )
 
     columns = (
-        TextColumn("steps"),
+        TextColumn(what),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -33,7 +33,7 @@ def progress_bar(total: int, done: int, quiet: bool) -> Iterator[Callable[[int, 
     )
     # Beside the results, which go to standard output and may be piped.
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("steps", total=total, completed=done, values="")
+        task = progress.add_task(what, total=total, completed=done, values="")
 
         def advance(step: int, values: Mapping[str, float]) -> None:
             text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())

@@ -22,14 +22,10 @@ from regloss.training.loader import Prepared, TrainingSet, crop_size, whole_batc
 from regloss.training.model import SegmentationModel, build_model, predict
 from regloss.training.optimization import build_optimizer, optimizer_of
 from regloss.training.proposals import ProposalStore
-from regloss.training.sample_reader import (
-    SampleReader,
-    check_evaluation_samples,
-    check_spacings,
-    check_training_samples,
-    supervision_of,
-)
+from regloss.training.sample_checks import check_evaluation_samples, check_spacings, check_training_samples
+from regloss.training.sample_reader import SampleReader, supervision_of
 from regloss.training.stage_a import propose
+from regloss.training.survey import Memory, Survey
 
 
 @dataclass(frozen=True)
@@ -63,12 +59,13 @@ class Parts:
     checkpoint: checkpoints.Checkpoint | None
 
 
-def build(config: Config, *, resume: bool = False) -> Parts:
+def build(config: Config, *, resume: bool = False, quiet: bool = True) -> Parts:
     """Build all parts of a run and check the data.
 
     Args:
         config: see `regloss.training.trainer.train`.
         resume: whether to go on from the last checkpoint in the output folder, if it holds one.
+        quiet: no progress bar while samples are read.
 
     Raises:
         UsageError: anything that would stop the run later: files missing or of different sizes, labels outside the
@@ -128,11 +125,14 @@ def build(config: Config, *, resume: bool = False) -> Parts:
     _check_network(segmenter, first, len(dataset.classes))
     if config.training.compile:
         _check_compiled(segmenter, first, len(dataset.classes))
-    warnings = [*dataset.notes, *check_training_samples(reader, ids, data.supervision, data.max_scribbled)]
-    check_spacings(reader, ids, config.training.batch_size)
+    memory = Memory.of(data.dataset, data.component_settings(), reader)
+    survey = Survey(reader, workers=data.workers, memory=memory, quiet=quiet)
+    warnings = check_training_samples(survey, ids, data.supervision, data.max_scribbled)
+    check_spacings(survey, ids, data.supervision, config.training.batch_size)
     for subset in (data.val, data.test):
         if subset is not None:
-            check_evaluation_samples(reader, subset)
+            check_evaluation_samples(survey, subset)
+    warnings = [*dataset.notes, *survey.notes, *warnings]
     if checkpoint is not None:
         _check_checkpoint(checkpoint, config, optimizers, loop, len(ids) * data.crops_per_image)
     _check_layer(segmenter, TrainingSet(reader, ids, data, config.seed)[0, 0, -1], len(dataset.classes))

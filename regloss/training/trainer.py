@@ -101,7 +101,7 @@ def train(
         else:
             end_with_parent()
         fabric = build_fabric(config)
-        parts = build(config, resume=resume)
+        parts = build(config, resume=resume, quiet=quiet or not first)
         if first:
             for warning in parts.warnings:
                 callback(warning)
@@ -199,7 +199,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
             if proposals is not None:
                 proposals.store.keep_from(proposals.generation)
 
-    with progress_bar(total_steps, step, quiet or not main) as advance:
+    with progress_bar("steps", total_steps, step, quiet or not main) as advance:
         while epoch < training.epochs:
             clock = time.perf_counter()
             numbers["epoch"] = epoch

@@ -23,12 +23,9 @@ from regloss.training.loader import (
     whole_batch,
 )
 from regloss.training.proposals import ProposalStore
-from regloss.training.sample_reader import (
-    SampleReader,
-    check_evaluation_samples,
-    check_sample,
-    check_training_samples,
-)
+from regloss.training.sample_checks import check_evaluation_samples, check_training_samples
+from regloss.training.sample_reader import SampleReader, check_sample
+from regloss.training.survey import Survey
 from regloss_plugins.datasets.folder import FolderDataset
 
 
@@ -94,45 +91,47 @@ def only(label, name):
     return sample(name, scribble=scribble)
 
 
+def survey_of(source):
+    return Survey(SampleReader(source))
+
+
 def test_images_without_a_scribble_are_listed():
-    cache = SampleReader(InMemory(sample("a"), only(None, "bb"), only(None, "ccc")))
+    survey = survey_of(InMemory(sample("a"), only(None, "bb"), only(None, "ccc")))
     with pytest.raises(UsageError, match=r"2 training images have no labelled pixel in their scribbles: bb, ccc"):
-        check_training_samples(cache, ["a", "bb", "ccc"], "scribbles")
+        check_training_samples(survey, ["a", "bb", "ccc"], "scribbles")
 
 
 def test_images_with_one_class_are_told():
-    cache = SampleReader(InMemory(only(0, "a"), only(1, "bb"), sample("ccc")))
-    (warning,) = check_training_samples(cache, ["a", "bb", "ccc"], "scribbles")
+    survey = survey_of(InMemory(only(0, "a"), only(1, "bb"), sample("ccc")))
+    (warning,) = check_training_samples(survey, ["a", "bb", "ccc"], "scribbles")
     assert "In 2 images only one class is seeded" in warning
     assert warning.endswith("a, bb.")
-    assert check_training_samples(cache, ["ccc"], "scribbles") == []
+    assert check_training_samples(survey, ["ccc"], "scribbles") == []
 
 
 def test_one_class_in_all_images_is_refused():
-    cache = SampleReader(InMemory(only(1, "a"), only(1, "bb")))
+    survey = survey_of(InMemory(only(1, "a"), only(1, "bb")))
     with pytest.raises(UsageError, match=r"All scribbles .* are of class 1 \('one'\).*Label at least two classes"):
-        check_training_samples(cache, ["a", "bb"], "scribbles")
-    assert (
-        len(check_training_samples(SampleReader(InMemory(only(0, "a"), only(1, "bb"))), ["a", "bb"], "scribbles")) == 1
-    )
+        check_training_samples(survey, ["a", "bb"], "scribbles")
+    assert len(check_training_samples(survey_of(InMemory(only(0, "a"), only(1, "bb"))), ["a", "bb"], "scribbles")) == 1
 
 
 def test_supervision_that_is_not_there():
-    cache = SampleReader(InMemory(sample("a", scribble=None)))
-    assert check_training_samples(cache, ["a"], "labels") == []
+    survey = survey_of(InMemory(sample("a", scribble=None)))
+    assert check_training_samples(survey, ["a"], "labels") == []
     with pytest.raises(UsageError, match="a has no scribble, and training was asked to use scribbles"):
-        check_training_samples(cache, ["a"], "scribbles")
+        check_training_samples(survey, ["a"], "scribbles")
 
 
 def test_evaluation_needs_sound_labels():
-    check_evaluation_samples(SampleReader(InMemory(test=[sample("a", scribble=None)])), "test")
+    check_evaluation_samples(survey_of(InMemory(test=[sample("a", scribble=None)])), "test")
     with pytest.raises(UsageError, match="'test' of the data set is empty"):
-        check_evaluation_samples(SampleReader(InMemory(sample("a"))), "test")
+        check_evaluation_samples(survey_of(InMemory(sample("a"))), "test")
     with pytest.raises(UsageError, match="a has no label"):
-        check_evaluation_samples(SampleReader(InMemory(test=[sample("a", label=None)])), "test")
+        check_evaluation_samples(survey_of(InMemory(test=[sample("a", label=None)])), "test")
     wrong = sample("a", label=np.full((6, 7), 7, np.uint8))
     with pytest.raises(UsageError, match=r"the label holds the values \[7\]"):
-        check_evaluation_samples(SampleReader(InMemory(test=[wrong])), "test")
+        check_evaluation_samples(survey_of(InMemory(test=[wrong])), "test")
 
 
 # -- Cache -------------------------------------------------------------------------------------------------------------

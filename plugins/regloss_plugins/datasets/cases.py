@@ -45,6 +45,11 @@ class Case:
     scribble: Path | None
     group: str
 
+    def paths(self) -> list[Path]:
+        """The files that there are; of a DICOM series all of the folder's."""
+        given = [path for path in (*self.images, self.label, self.scribble) if path is not None]
+        return [file for path in given for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+
 
 @dataclass(frozen=True)
 class Meanings:
@@ -355,6 +360,10 @@ class CaseDataset(Dataset):
         """
         find_sample(self._cases.places, sample_id, str(self.root))
         return self._cases.load(sample_id)
+
+    def files_of(self, sample_id: str) -> list[Path]:
+        """Those of the case that a sample is, or was cut from."""
+        return self._cases.cases[self.volume_of(sample_id)].paths()
 
     def volume_of(self, sample_id: str) -> str:
         """The case that a slice was cut from."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -133,6 +133,11 @@ class FolderDataset(Dataset):
             None if given is None else value_map(_table(given, self.root), self.classes, setting)
             for given, setting in ((label_values, "label-values"), (scribble_values, "scribble-values"))
         )
+        self._tables = [
+            find_file(given, self.root, "table of colours")
+            for given in (label_values, scribble_values)
+            if isinstance(given, str | PurePath)
+        ]
         self.unlabelled = None if unlabelled is None else stored_value(unlabelled, "unlabelled")
         self.subsets = choose_subsets(self.root, split, {stem: (name,) for stem, name in groups.items()})
         self._splits = split is None
@@ -179,6 +184,10 @@ class FolderDataset(Dataset):
         if self.simulate_scribbles and sample.label is not None:
             sample = replace(sample, scribble=simulate(sample.label))
         return sample if self.center is None else _central(sample, self.center)
+
+    def files_of(self, sample_id: str) -> list[Path]:
+        """Image, labels and scribbles, and the tables of colours."""
+        return [*find_sample(self.samples, sample_id, str(self.root)).paths(), *self._tables]
 
     def group_of(self, sample_id: str) -> str:
         """The group of a sample, without reading it."""

@@ -148,6 +148,10 @@ class VOCDataset(Dataset):
             read_scribble=partial(_read_scribble, width=self.scribble_width),
         )
 
+    def files_of(self, sample_id: str) -> list[Path]:
+        """Image, labels and scribbles."""
+        return find_sample(self.samples, sample_id, str(self.root)).paths()
+
     def check(self, subset: str, need: Sequence[str] = ("scribble",), *, contents: bool = False) -> None:
         """Verify a subset before it is used, and report everything that is wrong with it in one message.
 
