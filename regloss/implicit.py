@@ -29,6 +29,7 @@ from torch import Tensor
 from regloss.dual_sets import Tangent
 from regloss.forms import Composite, SaddlePart
 from regloss.grid import spread
+from regloss.numerics import look_every
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,9 @@ def solve_adjoint(
     target = tolerance**2 * power
     first, steps = power, 0
     active = power > target
-    for _ in range(max_steps):
-        if not bool(active.any()):
+    looks = look_every(start.device)
+    for number in range(max_steps):
+        if number % looks == 0 and not bool(active.any()):
             break
         steps += 1
         image = system(direction)

@@ -1,4 +1,4 @@
-"""Precision of sums, and labels as numbers."""
+"""Precision of sums, labels as numbers, and when the host looks at what a device has done."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from torch import Tensor
 def widest_float(device: torch.device) -> torch.dtype:
     """Float64, in which sums are taken whose differences are looked at; float32 where the device knows no float64."""
     return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs
+
+
+def look_every(device: torch.device) -> int:
+    """After how many steps of an iteration the host looks whether it has ended.
+
+    Looking waits for the device, which a CPU does in any case. On others steps that change nothing any more take less
+    time than a look at each one would.
+    """
+    return 1 if device.type == "cpu" else 10
 
 
 def one_hot(labels: Tensor, classes: int, dtype: torch.dtype | None = None) -> Tensor:

@@ -191,6 +191,7 @@ class _Diffusion(ConcaveFunction):
         if regularizer.kernel != "disk":
             found = {step: _kernel(regularizer, step) for step in steps}
             self.kernels = [found[step] for step in steps]
+        self.bands: dict[tuple[int, torch.device, torch.dtype], Tensor] = {}
         self.factor: float | Tensor = regularizer.weight
         if regularizer.perimeter:
             self.factor = regularizer.weight * 2 / _mean_step(regularizer, self.kernels, steps)
@@ -237,9 +238,19 @@ class _Diffusion(ConcaveFunction):
         # Dense band matrices, one axis after the other: on CPU several times faster than single-channel convolutions.
         with torch.autocast(values.device.type, enabled=False):
             for axis, kernel in zip(range(-self.ndim, 0), self.kernels, strict=True):
-                band = _band(kernel.to(values), values.shape[axis])
+                band = self._band(axis, kernel, values)
                 values = values @ band if axis == -1 else (values.transpose(axis, -1) @ band).transpose(axis, -1)
         return values
+
+    def _band(self, axis: int, kernel: Tensor, values: Tensor) -> Tensor:
+        """The matrix of an axis's kernel, kept for the next step, as its way to a GPU takes longer than the product."""
+        length = values.shape[axis]
+        if kernel.requires_grad:
+            return _band(kernel.to(values), length)
+        key = axis, values.device, values.dtype
+        if key not in self.bands:
+            self.bands[key] = _band(kernel.to(values), length)
+        return self.bands[key]
 
     def _least_eigenvalue(self) -> float:
         """A lower bound on the eigenvalues of K on this grid, <= 0: K is part of a circular convolution."""

@@ -43,6 +43,7 @@ from regloss.checks import check_at_least_one, check_choice, check_not_negative
 from regloss.errors import UsageError
 from regloss.forms import Composite, Concave, ConcaveFunction, Form, Saddle
 from regloss.grid import spread
+from regloss.numerics import look_every
 from regloss.registry import name_of, resolve
 from regloss.solver import (
     DifferentiableSolver,
@@ -57,7 +58,15 @@ from regloss.solver import (
     statuses,
 )
 from regloss_plugins.solvers.conditional_gradient import concave_energy, descend
-from regloss_plugins.solvers.dca_steps import ConvexStep, Step, convex_step, is_picked, pick_state, put_state
+from regloss_plugins.solvers.dca_steps import (
+    ConvexStep,
+    Step,
+    convex_step,
+    hold_state,
+    is_picked,
+    pick_state,
+    put_state,
+)
 from regloss_plugins.solvers.dual_ascent import in_precision_of
 from regloss_plugins.solvers.gibbs import gibbs, log_gibbs
 from regloss_plugins.solvers.initialization import start_probabilities
@@ -156,7 +165,8 @@ class DCA(DifferentiableSolver):
         active = torch.ones(batch, dtype=torch.bool, device=device)
         solved, steps = active.clone(), torch.zeros(batch, dtype=torch.int64, device=device)
         gamma = self._damping(run.concave, problem.entropy)
-        for _ in range(self.max_steps):
+        looks = look_every(device)
+        for number in range(1, self.max_steps + 1):
             slope = run.slope(s)
             found = run.step(slope, problem.entropy, convex, s)
             change = (found.probabilities - s).abs().flatten(1).amax(1)
@@ -169,7 +179,8 @@ class DCA(DifferentiableSolver):
                     damped = run.step.log_probabilities(slope, problem.entropy + gamma, found.state).exp()
                     found = found._replace(probabilities=damped)
             s = torch.where(spread(active, s), found.probabilities, s)
-            convex = found.state
+            # Images that are done stay as they are until they are let go.
+            convex = found.state if looks == 1 else hold_state(active, found.state, convex)
             solved[rows] = torch.where(active, found.done, solved[rows])
             steps[rows] += active
             if problem.callback is not None:
@@ -179,6 +190,8 @@ class DCA(DifferentiableSolver):
                 unknown = torch.full_like(energy, -math.inf)
                 problem.callback(Progress(int(steps.max()), rows[active], energy, unknown, violation))
             active = active & ((change > self.tolerance) if nested else (change > self.tolerance) | ~found.done)
+            if number % looks != 0:
+                continue
             if not bool(active.any()):
                 break
             kept = active.nonzero().squeeze(1)
@@ -306,8 +319,9 @@ class DCA(DifferentiableSolver):
         power = (residual * image).flatten(1).sum(1)
         target = tolerance**2 * power
         active = power > 0
-        for _ in range(max_steps):
-            if not bool(active.any()):
+        looks = look_every(s.device)
+        for number in range(max_steps):
+            if number % looks == 0 and not bool(active.any()):
                 break
             product = direction + hessian(moved)
             curvature = (moved * product).flatten(1).sum(1)
@@ -318,7 +332,7 @@ class DCA(DifferentiableSolver):
             image = step_derivative(residual)
             before, power = power, (residual * image).flatten(1).sum(1)
             active = active & (power > target)
-            beta = torch.where(active, power / before, 0)
+            beta = torch.where(active, power / torch.where(active, before, 1), 0)
             direction, moved = residual + spread(beta, direction) * direction, image + spread(beta, moved) * moved
         found = through_step(cotangent - s * hessian(first + correction))
         v = -found.unary

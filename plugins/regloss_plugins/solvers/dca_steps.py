@@ -121,6 +121,16 @@ def is_picked(state: Any) -> bool:
     return state is None or isinstance(state, Tensor | PDHGState)
 
 
+def hold_state(active: Tensor, new: Any, old: Any) -> Any:
+    """``new`` for the images that are ``active`` (B,), ``old`` for the others; new where there is no old one."""
+    if isinstance(new, Tensor) and isinstance(old, Tensor):
+        return torch.where(grid.spread(active, new), new, old)
+    if isinstance(new, PDHGState) and isinstance(old, PDHGState):
+        pairs = zip(new.duals, old.duals, strict=True)
+        return PDHGState(tuple(hold_state(active, one, before) for one, before in pairs))
+    return new
+
+
 def put_state(whole: Any, images: Tensor, part: Any, batch: int) -> Any:
     """``whole``, the state of a batch, with ``part`` for some images; all of them at first, when whole is None."""
     if isinstance(part, Tensor):

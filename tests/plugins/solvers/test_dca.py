@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from waiting import waits
 
 import regloss
 from regloss import (
@@ -28,6 +29,7 @@ from regloss.testing import SolverConformance
 from regloss_plugins.regularizers import threshold_dynamics
 from regloss_plugins.regularizers.threshold_dynamics import ThresholdDynamics
 from regloss_plugins.regularizers.volume import Volume
+from regloss_plugins.solvers import dca
 from regloss_plugins.solvers.dca import DCA, DCAState
 
 KL_SLACK = 1e-10
@@ -746,3 +748,42 @@ def test_precisions_of_unary_and_image_may_differ(method, prior):
         logits = (-unary.float()).requires_grad_()
         layer(logits, image).square().sum().backward()
         assert bool(logits.grad.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("others", "method"), [((), "nested"), (("star",), "single-loop"), (("volume",), "single-loop")]
+)
+def test_between_two_looks_a_device_is_not_waited_for(others, method, monkeypatch):
+    """As on a GPU, where the host looks at every tenth step; what comes out is the same as if it looked at each."""
+    parts = {"star": StarShape(center=(3, 4)), "volume": Volume(lower=(10.0, 0.0), upper=(72.0, 40.0))}
+    term = Sum([ThresholdDynamics(weight=0.8, sigma=1.0), *(parts[name] for name in others)]).bind(
+        torch.zeros(2, 1, 8, 9, dtype=torch.float64)
+    )
+    unary = scores((8, 9), classes=2)
+    unary[0, 0], unary[0, 1] = -9, 9  # decided at once, while the second image goes on
+    solver = DCA(max_steps=47, tolerance=1e-3, method=method)
+    expected = solve(term, unary, solver, entropy=0.5)
+    assert expected.steps[0] < 10 < expected.steps[1]
+    monkeypatch.setattr(dca, "look_every", lambda device: 10)
+    found = solve(term, unary, solver, entropy=0.5)
+    assert torch.equal(found.steps, expected.steps)
+    assert found.status == expected.status
+    torch.testing.assert_close(found.probabilities, expected.probabilities, rtol=1e-12, atol=1e-12)
+    again = solve(term, unary, replace(solver, max_steps=1), entropy=0.5, warm=found.state)
+    before = solve(term, unary, replace(solver, max_steps=1), entropy=0.5, warm=expected.state)
+    torch.testing.assert_close(again.probabilities, before.probabilities, rtol=1e-12, atol=1e-12)
+
+    def waited(max_steps):
+        endless = replace(solver, max_steps=max_steps, tolerance=0.0)
+        return waits(lambda: solve(term, unary, endless, entropy=0.5))
+
+    assert waited(30) - waited(20) == 2  # whether any image goes on, and which
+
+
+def test_matrices_of_a_kernel_are_made_once(monkeypatch):
+    made = []
+    original = threshold_dynamics._band
+    monkeypatch.setattr(threshold_dynamics, "_band", lambda *given: made.append(1) or original(*given))
+    term = ThresholdDynamics(weight=0.8, sigma=1.0).bind(torch.zeros(2, 1, 8, 9, dtype=torch.float64))
+    solve(term, scores((8, 9)), DCA(max_steps=5, tolerance=0.0), entropy=0.5)
+    assert len(made) == 2  # one for each axis
