@@ -66,6 +66,7 @@ from regloss_plugins.data_terms.mumford_shah import MumfordShah as MumfordShah
 from regloss_plugins.data_terms.partial_cross_entropy import PartialCrossEntropy as PartialCrossEntropy
 from regloss_plugins.data_terms.partial_dice import PartialDice as PartialDice
 from regloss_plugins.data_terms.size_bounds import SizeBounds as SizeBounds
+from regloss_plugins.data_terms.smoothness import Smoothness as Smoothness
 from regloss_plugins.datasets.folder import FolderDataset as FolderDataset
 from regloss_plugins.datasets.nnunet import NnUNetDataset as NnUNetDataset
 from regloss_plugins.datasets.sample import SampleDataset as SampleDataset

@@ -177,6 +177,10 @@ def predict(
     entropy: Annotated[
         float | None, typer.Option(help="With --crf: weight of the entropy, 0 for solvers over labels. [default: 1]")
     ] = None,
+    unary: Annotated[
+        str | None,
+        typer.Option(help="With --crf: stay near to the network's log-probabilities (the default), or to its labels."),
+    ] = None,
     probabilities: Annotated[
         str | None,
         typer.Option(metavar="FORMAT", help="Write the classes' probabilities too: npy, or tiff with a page a class."),
@@ -204,9 +208,9 @@ def predict(
     if crf:
         from regloss.apps.post_process import PostProcess
 
-        post_process = PostProcess.parse(regularizer, solver, entropy)
-    elif regularizer or solver is not None or entropy is not None:
-        raise UsageError("--regularizer, --solver and --entropy of predict belong to --crf. Give it too.")
+        post_process = PostProcess.parse(regularizer, solver, entropy, unary)
+    elif regularizer or any(given is not None for given in (solver, entropy, unary)):
+        raise UsageError("--regularizer, --solver, --entropy and --unary of predict belong to --crf. Give it too.")
     silent = quiet or not sys.stderr.isatty()
     from regloss.io.windows import Window
 

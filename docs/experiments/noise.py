@@ -1,12 +1,15 @@
 """Cells with noise: trained without it and with it, with and without a layer, tested over 26 levels.
 
-    python docs/experiments/noise.py train [--seeds 0 1 2]
+    python docs/experiments/noise.py train [--seeds 0 1 2] [--methods plain tv std smoothness tv-l1]
     python docs/experiments/noise.py table
     python docs/experiments/noise.py plot
+    python docs/experiments/noise.py choose
 
 `train` goes on from layers.py's plain network of wbc2, once on images as they are and once on noisy ones, with every
-layer and without; then it scores all of them on noisy test images, beside the runs. `table` gathers the scores in
-noise.csv and prints tables, `plot` draws them. What is there already is skipped. Set REGLOSS_DATA first.
+layer, with the smoothness loss, and without; then it scores all of them on noisy test images, beside the runs, and so
+it does TV-L1 of what the plain networks predict. `table` gathers the scores in noise.csv and prints tables, `plot`
+draws them. `choose` is how the weights of the smoothness loss and of TV-L1 came about, on the validation images. What
+is there already is skipped. Set REGLOSS_DATA first.
 """
 
 from __future__ import annotations
@@ -21,18 +24,30 @@ from typing import Any
 
 import drawing
 import layers
+import numpy as np
+import torch
 from matplotlib.figure import Figure
 
+import regloss
 from regloss.apps.compare import compare_runs, table_of
+from regloss.apps.evaluate import evaluate_run
+from regloss.apps.noise import Noise
+from regloss.apps.post_process import PostProcess
+from regloss.metrics.scores import Scores
+from regloss.registry import create
+from regloss.training.model import load_model, predict
 
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/noise")
-LAYERS: dict[str, layers.Layer | None] = {"plain": None, "tv": layers.tv(1.0), "std": layers.std(1.0)}
+LAYERS: dict[str, layers.Layer] = {"tv": layers.tv(1.0), "std": layers.std(1.0)}
+SMOOTHNESS, TV_L1 = 1.0, 1.0  # weights
+TRAINED_METHODS = ("plain", *LAYERS, "smoothness")
+METHODS = (*TRAINED_METHODS, "tv-l1")  # the last is post-processing, of the plain networks
 # Levels of every training image; those of the published training are not known.
 TRAINED = {"clean": "0", "noisy": "{gaussian = [0, 0.1], salt = 0.01, pepper = 0.01}"}
 LEVELS = [f"gaussian:{level / 255:.4f}" for level in range(1, 26)]
 POINTS = ("salt:0.01", "pepper:0.01")
-COLORS = {"plain": "#d97706", "tv": "#2563eb", "std": "#059669"}
+COLORS = {"plain": "#d97706", "tv": "#2563eb", "std": "#059669", "smoothness": "#9333ea", "tv-l1": "#dc2626"}
 EPOCHS = 15
 
 
@@ -40,23 +55,34 @@ def folder(trained: str, method: str, seed: int) -> Path:
     return RUNS / f"{trained}-{method}-{seed}"
 
 
-def train(seeds: Sequence[int]) -> None:
+def settings(method: str, noise: str, smoothness: float = SMOOTHNESS) -> list[str]:
+    """Settings that replace those of layers-wbc2.toml."""
+    changes = [
+        f"training.epochs={EPOCHS}",
+        f"training.evaluate-every={EPOCHS}",
+        "training.optimizer.lr=1e-3",
+        f"data.augment.noise={noise}",
+    ]
+    if method in LAYERS:
+        changes.append(f"layer={layers.toml(LAYERS[method])}")
+    if method == "smoothness":
+        terms = ["cross-entropy", {"name": "smoothness", "weight": smoothness}]
+        changes.append(f"loss.data-term={layers.toml(terms)}")
+    return changes
+
+
+def train(seeds: Sequence[int], methods: Sequence[str]) -> None:
     for seed in seeds:
         start = RUNS / f"start-{seed}"
         layers.run_training(start, "wbc2", seed, [])
         for trained, noise in TRAINED.items():
-            for method, layer in LAYERS.items():
-                changes = [
-                    f"training.start-from={start}",
-                    f"training.epochs={EPOCHS}",
-                    f"training.evaluate-every={EPOCHS}",
-                    "training.optimizer.lr=1e-3",
-                    f"data.augment.noise={noise}",
-                ]
-                changes += [] if layer is None else [f"layer={layers.toml(layer)}"]
+            for method in methods:
                 run = folder(trained, method, seed)
-                layers.run_training(run, "wbc2", seed, changes)
-                score(run)
+                if method in TRAINED_METHODS:
+                    layers.run_training(run, "wbc2", seed, [f"training.start-from={start}", *settings(method, noise)])
+                    score(run)
+                else:
+                    score_tv_l1(folder(trained, "plain", seed), run)
 
 
 def score(run: Path) -> None:
@@ -66,10 +92,52 @@ def score(run: Path) -> None:
         (run / "noise.json").write_text(json.dumps(table_of(found), indent=1))
 
 
+def score_tv_l1(plain: Path, output: Path) -> None:
+    """Write noise.json into a folder: the scores of what becomes of the plain run's predictions."""
+    if not (output / "noise.json").is_file():
+        found = {kind: tv_l1_scores(plain, "test", TV_L1, kind) for kind in ("", *LEVELS, *POINTS)}
+        output.mkdir(parents=True, exist_ok=True)
+        rows = table_of({output.name: {f"test {kind}".strip(): scores for kind, scores in found.items()}})
+        (output / "noise.json").write_text(json.dumps(rows, indent=1))
+
+
+def tv_l1_scores(run: Path, subset: str, weight: float, kind: str = "") -> dict[str, Any]:
+    """Scores of min |s - f|_1 + weight TV(s) for the labels f that a run predicts, on noisy images or on clean ones."""
+    post_process = PostProcess(regloss.TotalVariation(weight), regloss.AlphaExpansion(), 0.0, "labels")
+    model = load_model(run)
+    dataset = create("dataset", model.config.data.dataset, **model.config.data.component_settings())
+    scores = Scores(model.classes)
+    for sample in map(dataset.load, dataset.ids(subset)):
+        assert sample.label is not None
+        values = Noise.parse(kind)(sample.image, sample.id, seed=0) if kind else sample.image
+        image = torch.from_numpy(values)[None]
+        labels = post_process(predict(model.segmenter, image), image).labels[0]
+        scores.update(labels, torch.from_numpy(sample.label.astype(np.int64)), sample.id)
+    return {**scores.compute(), "trimap": {}}
+
+
+def choose() -> None:
+    """Scores on the validation images for several weights, of the networks of seed 0 that saw no noise."""
+    print("| method | weight | mean-iou | boundary |\n|---|---|---|---|")
+    start, plain = RUNS / "start-0", folder("clean", "plain", 0)
+    print_choice("plain", 0, evaluate_run(plain, "val"))
+    for weight in (0.1, 0.3, 1.0, 3.0):
+        run = RUNS / f"smoothness-{weight:g}"
+        layers.run_training(run, "wbc2", 0, [f"training.start-from={start}", *settings("smoothness", "0", weight)])
+        print_choice("smoothness", weight, evaluate_run(run, "val"))
+    for weight in (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 3.0):
+        print_choice("tv-l1", weight, tv_l1_scores(plain, "val", weight))
+
+
+def print_choice(method: str, weight: float, found: dict[str, Any]) -> None:
+    numbers = f"{100 * found['mean-iou']:.2f} | {found['boundary-density']:.2f}"
+    print(f"| {method} | {weight:g} | {numbers} |", flush=True)
+
+
 def rows_of() -> list[dict[str, Any]]:
     rows = []
     for trained in TRAINED:
-        for method in LAYERS:
+        for method in METHODS:
             for run in sorted(RUNS.glob(f"{trained}-{method}-*/noise.json")):
                 about = {"trained": trained, "method": method, "seed": int(run.parent.name.rpartition("-")[2])}
                 kept = ("noise", "level", "mean-iou", "accuracy", "boundary-density")
@@ -124,11 +192,15 @@ def plot() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table", "plot"))
+    parser.add_argument("what", choices=("train", "table", "plot", "choose"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     chosen = parser.parse_args()
+    torch.set_num_threads(1)
     if chosen.what == "train":
-        train(chosen.seeds)
+        train(chosen.seeds, chosen.methods)
+    elif chosen.what == "choose":
+        choose()
     elif chosen.what == "table":
         table()
     else:

@@ -1125,4 +1125,44 @@ class SizeBoundsLoss(DataLoss):
         validate: bool = True,
     ) -> None: ...
 
+class SmoothnessLoss(DataLoss):
+    """Mean over labelled pixels of the length of the probabilities' gradient, off the labels' boundaries.
+
+    The formula and its source: ``help(regloss_plugins.data_terms.smoothness)``.
+    The settings alone: `Smoothness`.
+
+    Args:
+        ignore_index: value of ``target`` that means unlabelled or ignored.
+        reduction: "mean" (over all that counts in the batch: labelled pixels, say), "sum" (over images) or "none"
+            (the sum for each image).
+        validate: whether values (of target and image) are checked, once for each shape; else, never.
+
+    Shape:
+        - logits: (B, K, *S).
+        - target: (B, *S) integers, 0 to K - 1 or ``ignore_index``; not needed where the data term asks for no labels.
+        - image: (B, C, *S) in [0, 1]; not needed where the data term does not look at it.
+        - roi: (B, *S) bool; outside no label counts. None = everywhere.
+        - spacing: distance between neighbouring pixels along each spatial axis in mm; None = in pixels.
+        - output: scalar; (B,) for the reduction "none". In float32 at least.
+
+    Raises:
+        UsageError: a setting outside its range, shapes that disagree, labels out of range, what is needed not given.
+
+    Examples:
+        >>> import regloss, torch
+        >>> loss = regloss.losses.SmoothnessLoss()
+        >>> logits = torch.randn(2, 2, 16, 16, requires_grad=True)
+        >>> target = torch.full((2, 16, 16), 255)  # unlabelled
+        >>> target[:, 4], target[:, 12] = 0, 1
+        >>> loss(logits, target).backward()
+    """
+
+    def __init__(
+        self,
+        *,
+        ignore_index: int = 255,
+        reduction: Literal["mean", "sum", "none"] = "mean",
+        validate: bool = True,
+    ) -> None: ...
+
 def __getattr__(name: str) -> type[Loss]: ...  # those of plugins

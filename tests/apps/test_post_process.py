@@ -1,5 +1,6 @@
 """PostProcess of predictions: what is solved, what is written, and what the command takes."""
 
+import itertools
 import math
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from regloss import DenseCRF, MeanField, MissingForm, Sum, UsageError, solve
+from regloss import DenseCRF, MeanField, MissingForm, Sum, TotalVariation, UsageError, solve
 from regloss.apps.post_process import PostProcess
 from regloss.apps.predict import predict_files
 from regloss.io.images import read_image
@@ -56,6 +57,33 @@ def test_other_priors_and_solvers():
         PostProcess.parse(["grid-crf"], "alpha-expansion")(logits, image)
 
 
+@pytest.mark.parametrize(("size", "classes"), [((3, 4), 2), ((2, 4), 3)])
+def test_labels_with_total_variation_are_tv_l1(size, classes):
+    """Of all labellings none has a smaller |s - f|_1 + TV(s)."""
+    refinement = PostProcess.parse(["tv:weight=0.7"], "alpha-expansion", 0.0, "labels")
+    image, changed = torch.zeros(1, 1, *size), 0
+    term = refinement.regularizer.bind(image)
+    every = torch.tensor(list(itertools.product(range(classes), repeat=math.prod(size)))).reshape(-1, *size)
+    for seed in range(5):
+        logits = 9 * torch.randn(1, classes, *size, generator=torch.Generator().manual_seed(seed))
+        f = one_hot(logits.argmax(1), classes)
+        s = one_hot(every, classes)
+        variations = TotalVariation(0.7).bind(torch.zeros(len(every), 1, *size)).energy(s)
+        energies = (s - f).abs().flatten(1).sum(1) + variations
+        found = refinement(logits, image)
+        assert float(found.energy) == pytest.approx(float(energies.min()), abs=1e-5)
+        own = one_hot(found.labels, classes)
+        assert float((own - f).abs().sum() + term.energy(own)) == pytest.approx(float(energies.min()), abs=1e-5)
+        changed += not torch.equal(found.labels, logits.argmax(1))
+    assert changed >= 3
+
+
+def test_logits_that_are_not_finite_are_refused():
+    logits = torch.full((1, 2, 3, 3), math.nan)
+    with pytest.raises(UsageError, match="logits"):
+        PostProcess.parse(["tv"], "alpha-expansion", 0.0, "labels")(logits, torch.zeros(1, 1, 3, 3))
+
+
 @pytest.mark.parametrize(
     ("given", "error", "words"),
     [
@@ -64,6 +92,7 @@ def test_other_priors_and_solvers():
         ((None, "alpha-expansion"), MissingForm, "Solvers that can"),
         ((None, None, -1.0), UsageError, "entropy"),
         ((None, None, math.nan), UsageError, "entropy"),
+        ((None, None, None, "label"), UsageError, "log-probabilities, labels"),
     ],
 )
 def test_what_is_invalid_is_refused(given, error, words):

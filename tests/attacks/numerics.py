@@ -274,6 +274,12 @@ def data_term(dice: Dice) -> str:
         def wanted(z: Any, y: Any, roi: Any, image: Any) -> tuple[float, float]:
             return references.boundary(z, y, roi, settings["classes"], settings["unit"] == "diagonal")
 
+    elif name == "smoothness":
+        settings = {}
+
+        def wanted(z: Any, y: Any, roi: Any, image: Any) -> tuple[float, float]:
+            return references.smoothness(z, y, roi)
+
     elif name == "elbo":
         settings, wanted = _elbo(dice, given)
     else:  # somebody else's

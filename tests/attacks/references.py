@@ -99,6 +99,18 @@ def mumford_shah(logits: Array, roi: Array, image: Array) -> tuple[float, float]
     return total, float(roi.sum())
 
 
+def smoothness(logits: Array, labels: Array, roi: Array) -> tuple[float, float]:
+    """Lengths of gradients at labelled pixels whose next ones have their label, or none."""
+    s, total = np.exp(log_softmax(logits)), 0.0
+    places = set(_labelled(labels, roi))
+    for place in places:
+        nexts = [tuple(x + (axis == a) for a, x in enumerate(place)) for axis in range(len(place))]
+        nexts = [q for q in nexts if q in places]
+        if all(labels[q] == labels[place] for q in nexts):
+            total += sum(float(sum((s[(k, *q)] - s[(k, *place)]) ** 2 for q in nexts)) ** 0.5 for k in range(len(s)))
+    return total, float(len(places))
+
+
 def size_bounds(
     logits: Array,
     labels: Array | None,

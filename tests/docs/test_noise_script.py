@@ -20,14 +20,11 @@ def script() -> Iterator[ModuleType]:
 
 def test_what_it_trains_with_is_valid(script: ModuleType) -> None:
     for noise in script.TRAINED.values():
-        for layer in script.LAYERS.values():
-            changes = [
-                f"data.augment.noise={noise}",
-                *([] if layer is None else [f"layer={script.layers.toml(layer)}"]),
-            ]
-            config = read(EXPERIMENTS / "layers-wbc2.toml", changes)
-            assert (build_layer(config.layer, 3) is None) == (layer is None)
-    assert read(EXPERIMENTS / "layers-wbc2.toml", [f"data.augment.noise={noise}"]).data.augment.noise.salt == (0, 0.01)
+        for method in script.TRAINED_METHODS:
+            config = read(EXPERIMENTS / "layers-wbc2.toml", script.settings(method, noise))
+            assert (build_layer(config.layer, 3) is None) == (method not in script.LAYERS)
+            assert isinstance(config.loss.data_term, list) == (method == "smoothness")
+            assert config.data.augment.noise.salt == (0, 0.01 if "salt" in noise else 0)
 
 
 def test_levels_are_grey_levels(script: ModuleType) -> None:
