@@ -8,7 +8,7 @@ PLUGIN_HALF := tests/plugins tests/attacks
 
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-plugins test-core test-slow lint format stub bench docs wheel clean
+.PHONY: demo test lint-and-plugins test-plugins test-core test-slow lint format stub bench docs wheel clean
 
 # What a newcomer runs says what it does: torch alone is several hundred megabytes.
 .venv/.demo: pyproject.toml constraints.txt
@@ -32,8 +32,11 @@ demo: .venv/.demo
 	@$(BIN)/regloss demo --output runs/demo --overwrite
 
 # Two halves of about the same length, a process each: one alone leaves the second core idle.
-test: .venv/.dev lint
-	$(MAKE) --jobs=2 --keep-going test-plugins test-core
+test: .venv/.dev
+	$(MAKE) --jobs=2 --keep-going test-core lint-and-plugins
+
+lint-and-plugins: lint
+	$(MAKE) test-plugins
 
 test-plugins: .venv/.dev
 	$(BIN)/python -m pytest -m "not slow" $(PLUGIN_HALF)
