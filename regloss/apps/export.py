@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 
 import torch
@@ -40,7 +41,7 @@ class Exported:
         to_model: largest difference of a probability to the model as it predicts, whose solver stops at convergence.
         pixels_changed: fraction of the pixels to which the model gives another label.
         bytes: of the file.
-        seconds: for an image, of the exported model.
+        seconds: for an image, of the exported model; the median over the images, which both took in turn.
         torch_seconds: of the model itself.
     """
 
@@ -107,19 +108,16 @@ def export_run(
         fixed(found[0])  # says what cannot be, which the exporter would bury in its own words
         program = torch.export.export(fixed, (found[0],), strict=False)
         run_exported = _write(program, output, format)
-        expected, seconds_torch = _timed(segmenter.eval(), alike)
-        same_steps, _ = _timed(fixed, alike)
-        exported, seconds = _timed(run_exported, alike)
-    pairs = list(zip(exported, same_steps, expected, strict=True))
+        outputs, seconds = _in_turn((run_exported, fixed, segmenter.eval()), alike)
     return Exported(
         size,
         len(alike),
-        max(_difference(made, same) for made, same, _ in pairs),
-        max(_difference(made, own) for made, _, own in pairs),
-        max(float((made.argmax(1) != own.argmax(1)).float().mean()) for made, _, own in pairs),
+        max(_difference(made, same) for made, same, _ in outputs),
+        max(_difference(made, own) for made, _, own in outputs),
+        max(float((made.argmax(1) != own.argmax(1)).float().mean()) for made, _, own in outputs),
         output.stat().st_size,
-        seconds,
-        seconds_torch,
+        seconds[0],
+        seconds[2],
     )
 
 
@@ -165,16 +163,31 @@ def _write(program: torch.export.ExportedProgram, output: Path, format: Format) 
             logger.setLevel(level)
     with replacing(output) as temporary:
         temporary.write_bytes(made.model_proto.SerializeToString())
-    session = onnxruntime.InferenceSession(str(output), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()  # as many as it is compared with
+    session = onnxruntime.InferenceSession(str(output), options, providers=["CPUExecutionProvider"])
     return lambda image: torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
 
 
-def _timed(network: Callable[[Tensor], Tensor], images: Sequence[Tensor]) -> tuple[list[Tensor], float]:
-    """Logits, and the seconds for an image after the first call."""
-    network(images[0])
-    began = time.perf_counter()
-    found = [network(image) for image in images]
-    return found, (time.perf_counter() - began) / len(images)
+def _in_turn(
+    networks: Sequence[Callable[[Tensor], Tensor]], images: Sequence[Tensor]
+) -> tuple[list[list[Tensor]], list[float]]:
+    """Logits of each image by each network, and each network's median seconds for an image after its first call.
+
+    They take turns, so that all of them meet the same machine.
+    """
+    for network in networks:
+        network(images[0])
+    outputs, seconds = [], []
+    for image in images:
+        row, times = [], []
+        for network in networks:
+            began = time.perf_counter()
+            row.append(network(image))
+            times.append(time.perf_counter() - began)
+        outputs.append(row)
+        seconds.append(times)
+    return outputs, [median(times) for times in zip(*seconds, strict=True)]
 
 
 def _difference(one: Tensor, other: Tensor) -> float:

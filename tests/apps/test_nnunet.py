@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -137,6 +138,25 @@ def trainer_of(name, configuration="2d", number="901", going_on=False):
     torch.manual_seed(0)
     maybe_load_checkpoint(made, going_on, False)
     return made
+
+
+@pytest.mark.parametrize("name", ["nnUNetTrainerRegloss", "nnUNetTrainerTrustRegion"])
+def test_regions_are_refused(name):
+    import regloss.apps.nnunet
+
+    trainer = object.__new__(getattr(regloss.apps.nnunet, name))
+    trainer.label_manager = SimpleNamespace(has_regions=True)
+    with pytest.raises(UsageError, match=f"{name} needs labels that exclude each other; .* Give each label a number"):
+        trainer._build_loss()
+
+
+def test_a_second_stage_has_no_place_for_proposals():
+    from regloss.apps.nnunet import nnUNetTrainerTrustRegion
+
+    trainer = object.__new__(nnUNetTrainerTrustRegion)
+    trainer.is_cascaded, trainer.configuration_name = True, "3d_cascade_fullres"
+    with pytest.raises(UsageError, match=r"cannot train 3d_cascade_fullres\. Train 2d, 3d_fullres or 3d_lowres"):
+        trainer.initialize()
 
 
 class Stopped(Exception):

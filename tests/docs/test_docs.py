@@ -57,6 +57,8 @@ NEEDS = {
     "docs/integrations/lightning.md": ["lightning"],
     "docs/integrations/monai.md": ["monai", "ignite"],
     "docs/integrations/transformers.md": ["transformers", "accelerate"],
+    "docs/integrations/export.md": ["onnx", "onnxscript", "onnxruntime"],
+    "docs/integrations/loggers.md": ["wandb", "mlflow"],
 }
 """Packages without which the code of a page is not run."""
 
@@ -108,12 +110,15 @@ def blocks(page: Path, *languages: str) -> list[Block]:
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current folder; what a page registers by hand is forgotten, as is the state of the random numbers.
 
-    Its figures are closed.
+    So is what it puts into the environment; its figures are closed.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_by_hand", {})
+    environment = dict(os.environ)
     with torch.random.fork_rng(devices=[]):
         yield tmp_path
+    os.environ.clear()
+    os.environ.update(environment)
     plt.close("all")
 
 
