@@ -7,10 +7,10 @@ forward and backward passes alike; it is positive semidefinite; its entries are 
 backend, and the energies built on a filter are exact for *its* W. The backends:
 
     "exact"    the sum itself, tile by tile; time grows with the square of the pixels, memory does not; on any device
-    "lattice"  splines on a lattice (`regloss_plugins.kernels.lattice`), whose time and memory grow with the pixels. It
-               is built on the CPU, by compiled code, which also filters values that are there; values on a CUDA device
-               stay there (`regloss_plugins.kernels.lattice_matrices`); those on any other, MPS for one, which has no
-               products with sparse rows, go to the CPU and back
+    "lattice"  splines on a lattice (`regloss_plugins.kernels.lattice`), whose time and memory grow with the pixels. On
+               the CPU compiled code builds it and filters; images and values on a CUDA device stay there
+               (`regloss_plugins.kernels.lattice_matrices`); those on any other, MPS for one, which has no products
+               with sparse rows, go to the CPU and back
     "auto"     "exact" on a GPU, for at most 1024 pixels, and for more than 3 channels; otherwise "lattice"
 
 How near the lattice comes is a matter of ``accuracy``. Relative error (root of the mean square) of filtered class
@@ -27,9 +27,10 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -38,11 +39,15 @@ from torch import Tensor
 from regloss.checks import at_least_float32, check_choice, check_finite, check_roi
 from regloss.dispatch import find
 from regloss.errors import UsageError
-from regloss_plugins.kernels.lattice import LatticeTooLarge, SplineLattice, Splines
+from regloss_plugins.kernels.lattice import SplineLattice
 from regloss_plugins.kernels.lattice_matrices import LatticeMatrices, filters_on
+from regloss_plugins.kernels.lattice_points import LatticePoints, lattice_points
+from regloss_plugins.kernels.lattice_splines import LatticeTooLarge, Splines
 
 Backend = Literal["auto", "exact", "lattice"]
 BACKENDS: tuple[Backend, ...] = ("auto", "exact", "lattice")
+
+Built = TypeVar("Built")
 
 Accuracy = Literal["fast", "fine", "finest"]
 # Splines of the colour axes, and of the spatial ones, which cost little and may be finer.
@@ -185,9 +190,9 @@ def _augmented(features: Tensor) -> tuple[Tensor, Tensor]:
 class LatticeFilter(GaussianFilter):
     """Splines on a lattice, an approximation.
 
-    The lattice is built on the CPU. Values on the CPU are filtered by compiled code, images in parallel if torch has
-    several threads; values on a CUDA device by sparse matrices, which are built there when first asked for and kept,
-    image after image; values on any other device are taken to the CPU and back.
+    It is built where the values are, at binding for those on the image's device, and kept. Values on the CPU are
+    filtered by compiled code, images in parallel if torch has several threads; values on a CUDA device by sparse
+    matrices, image after image; values on any other device are taken to the CPU and back.
 
     Args:
         features: (B, C, *S), already over their bandwidths, float32 or float64.
@@ -201,53 +206,92 @@ class LatticeFilter(GaussianFilter):
 
     def __init__(self, features: Tensor, sigma: Sequence[float], roi: Tensor | None, accuracy: Accuracy) -> None:
         super().__init__((features.shape[0], *features.shape[2:]))
-        size = tuple(features.shape[2:])
-        flat = features.detach().cpu().flatten(2).numpy()
-        colours, grid = _ACCURACIES[accuracy]
-        self._lattices: list[SplineLattice] = []
-        self._matrices: list[dict[tuple[torch.device, torch.dtype], LatticeMatrices]] = [{} for _ in flat]
-        self._dtype = features.dtype
-        for image, chosen in enumerate(flat):
-            inside = np.ones(size, np.bool_) if roi is None else roi[image].cpu().numpy()
-            pixels = np.flatnonzero(inside)
-            places = np.stack(np.unravel_index(pixels, size), axis=1)
-            try:
-                lattice = SplineLattice(chosen[:, pixels].T, places, pixels, sigma, colours, grid)
-            except LatticeTooLarge as error:
-                raise UsageError(str(error)) from error
-            self._lattices.append(lattice)
+        regions: Sequence[Tensor | None] = [None] * len(features) if roi is None else list(roi)
+        self._images = [
+            _LatticeImage(one, tuple(sigma), region, *_ACCURACIES[accuracy])
+            for one, region in zip(features.detach(), regions, strict=True)
+        ]
+        for image in self._images:
+            image.build(features.device)
 
     def select(self, images: Tensor) -> LatticeFilter:
         """Some of the images alone."""
         some = copy.copy(self)
         some.shape = (len(images), *self.shape[1:])
-        some._lattices = [self._lattices[image] for image in images.tolist()]
-        some._matrices = [self._matrices[image] for image in images.tolist()]
+        some._images = [self._images[image] for image in images.tolist()]
         return some
 
     def filtered(self, values: Tensor) -> Tensor:
         """One image after the other, or several at once."""
         if filters_on(values.device):
-            return self._by_matrices(values)
+            pairs = zip(self._images, values.detach().flatten(2), strict=True)
+            return torch.stack([image.by_matrices(given) for image, given in pairs]).reshape(values.shape)
         flat = values.detach().cpu().flatten(2).numpy()
         workers = min(len(flat), torch.get_num_threads())
         if workers > 1:
             with ThreadPoolExecutor(workers) as pool:
-                results = list(pool.map(lambda lattice, given: lattice(given), self._lattices, flat))
+                results = list(pool.map(lambda image, given: image.lattice(given), self._images, flat))
         else:
-            results = [lattice(given) for lattice, given in zip(self._lattices, flat, strict=True)]
+            results = [image.lattice(given) for image, given in zip(self._images, flat, strict=True)]
         stacked = torch.from_numpy(results[0][None] if len(results) == 1 else np.stack(results))
         return stacked.reshape(values.shape).to(values)
 
-    def _by_matrices(self, values: Tensor) -> Tensor:
+
+class _LatticeImage:
+    """The lattice of one image, for the devices and precisions that it was asked for.
+
+    Args:
+        features: (C, *S), already over their bandwidths.
+        sigma: see `LatticeFilter`.
+        region: (*S) bool; None = everywhere.
+        colours: how the features' axes are approximated.
+        grid: how the spatial axes are.
+    """
+
+    def __init__(
+        self, features: Tensor, sigma: tuple[float, ...], region: Tensor | None, colours: Splines, grid: Splines
+    ) -> None:
+        self.features, self.sigma, self.region, self.splines = features, sigma, region, (colours, grid)
+        self.matrices: dict[tuple[torch.device, torch.dtype], LatticeMatrices] = {}
+
+    def build(self, device: torch.device) -> None:
+        """What values on ``device`` are filtered by."""
+        if filters_on(device):
+            self._matrices(device, self.features.dtype)
+        else:
+            _ = self.lattice
+
+    @cached_property
+    def lattice(self) -> SplineLattice:
+        """The compiled one."""
+        features, places, pixels = (part.numpy() for part in self._chosen(torch.device("cpu")))
+        return _fitting(lambda: SplineLattice(features, places, pixels, self.sigma, *self.splines))
+
+    def by_matrices(self, values: Tensor) -> Tensor:
+        """W ``values`` (K, pixels), in their precision."""
         # In the greater of both precisions, as the compiled code computes.
-        key = values.device, torch.promote_types(values.dtype, self._dtype)
-        results = []
-        for lattice, kept, given in zip(self._lattices, self._matrices, values.detach().flatten(2), strict=True):
-            if key not in kept:
-                kept[key] = LatticeMatrices(lattice, given.shape[1], *key)
-            results.append(kept[key](given.to(key[1])))
-        return torch.stack(results).reshape(values.shape).to(values.dtype)
+        dtype = torch.promote_types(values.dtype, self.features.dtype)
+        return self._matrices(values.device, dtype)(values.to(dtype)).to(values.dtype)
+
+    def _matrices(self, device: torch.device, dtype: torch.dtype) -> LatticeMatrices:
+        if (device, dtype) not in self.matrices:
+            points: LatticePoints = _fitting(lambda: lattice_points(*self._chosen(device), self.sigma, *self.splines))
+            self.matrices[device, dtype] = LatticeMatrices(points, math.prod(self.features.shape[1:]), dtype)
+        return self.matrices[device, dtype]
+
+    def _chosen(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Features (N, C), places (N, D) and numbers (N,) of the pixels that count, on ``device``."""
+        features = self.features.to(device)
+        size = features.shape[1:]
+        inside = torch.ones(size, dtype=torch.bool, device=device) if self.region is None else self.region.to(device)
+        return features[:, inside].T, inside.nonzero(), inside.flatten().nonzero().squeeze(1)
+
+
+def _fitting(build: Callable[[], Built]) -> Built:
+    try:
+        return build()
+    except LatticeTooLarge as error:
+        raise UsageError(str(error)) from error
 
 
 def gaussian_filter(

@@ -25,114 +25,34 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from regloss_plugins.kernels.compiling import helper, kernel
 from regloss_plugins.kernels.lattice_rows import WIDTHS, gather, gather_runs, scatter_runs, transpose, width_for
+from regloss_plugins.kernels.lattice_splines import (
+    MOST_NUMBERS,
+    Splines,
+    blur,
+    check_cells,
+    check_keys,
+    check_nodes,
+    spline_diagonal,
+    spline_line,
+    spline_weights,
+)
 
 Floats = NDArray[Any]
-
-
-class LatticeTooLarge(ValueError):
-    """The nodes of a lattice cannot be numbered, or their table would not fit into memory; the message says why."""
-
-
-@dataclass(frozen=True)
-class Splines:
-    """How a lattice approximates.
-
-    Attributes:
-        degree: of the B-splines, 1 to 3; degree + 1 nodes along each axis.
-        step: distance of two nodes, in bandwidths.
-        reach: how many nodes away G looks along each axis.
-        shares: how many values along an axis there are from node to node; pixels take the nearest.
-    """
-
-    degree: int
-    step: float
-    reach: int
-    shares: int
 
 
 # A dense array over all colours is quicker than sorting, as long as it fits into memory easily.
 _DENSE_COLOURS = 2**24
 # Code for so many runs of nodes per pixel is written out; 16 are those of cubic splines of three channels.
 _MOST_RUNS = 16
-# More numbers than this (16 GiB in float64) are certainly a mistake in the settings.
-_MOST_NUMBERS = 2**31
-
-
-def spline_weights(places: Floats, degree: int) -> tuple[NDArray[np.int64], Floats]:
-    """B-splines of ``degree`` at ``places`` (...): first node (...) and weights (..., degree + 1), which sum to 1."""
-    if degree == 2:
-        middle = np.rint(places)
-        t = places - middle
-        weights = [(0.5 - t) ** 2 / 2, 0.75 - t**2, (0.5 + t) ** 2 / 2]
-        return middle.astype(np.int64) - 1, np.stack(weights, -1)
-    low = np.floor(places)
-    t = places - low
-    if degree == 1:
-        return low.astype(np.int64), np.stack([1 - t, t], -1)
-    cubic = [(1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3]
-    return low.astype(np.int64) - 1, np.stack(cubic, -1) / 6
-
-
-@lru_cache
-def blur(splines: Splines) -> tuple[float, ...]:
-    """The numbers of G along an axis, from the node itself to ``reach`` nodes away.
-
-    They minimise the squared error of W for points on a line, over all positions between nodes, each taken to the one
-    that it shares. As D depends on them, they are found by repeating a linear problem, which settles within a few
-    rounds.
-    """
-    samples = 12
-    count, reach = splines.degree + 1, splines.reach
-    inner = (np.arange(samples) + 0.5) / samples
-    first, weights = spline_weights(np.rint(inner * splines.shares) / splines.shares, splines.degree)
-    pairs = [(i, j) for i in range(count) for j in range(count)]
-    cells = range(math.ceil(4.5 / splines.step) + 3)
-
-    def products(cell: int) -> Floats:
-        """Of the numbers, for all pairs of a sample and one ``cell`` cells further on."""
-        result = np.zeros((samples, samples, reach + 1))
-        for i, j in pairs:
-            apart = abs(cell + first[None, :] + j - first[:, None] - i)
-            for number in range(reach + 1):
-                result[:, :, number] += (apart == number) * weights[:, None, i] * weights[None, :, j]
-        return result
-
-    from scipy.optimize import nnls  # takes longer to import than all else here
-
-    # Of the pairs within one cell, both orders are among the samples.
-    shares = [math.sqrt(0.5) if cell == 0 else 1.0 for cell in cells]
-    distances = [(cell + inner[None, :] - inner[:, None]) * splines.step for cell in cells]
-    design = np.stack([share * products(cell) for share, cell in zip(shares, cells, strict=True)]).reshape(
-        -1, reach + 1
-    )
-    target = np.stack([share * np.exp(-(d**2) / 2) for share, d in zip(shares, distances, strict=True)]).ravel()
-    diagonal = np.diagonal(products(0)).T
-    found = np.exp(-((np.arange(reach + 1) * splines.step) ** 2))
-    for _ in range(10):
-        peak = np.sqrt(diagonal @ found)
-        scale = np.tile(np.outer(peak, peak).ravel(), len(cells))
-        found, _ = nnls(design / scale[:, None], target)
-    return tuple(float(value) for value in found)
-
-
-def _diagonal(weights: Floats, splines: Splines) -> Floats:
-    """b^T G b (...) of the weights b (..., degree + 1) along an axis."""
-    numbers = blur(splines)
-    count = splines.degree + 1
-    matrix = np.array(
-        [[numbers[abs(i - j)] if abs(i - j) < len(numbers) else 0 for j in range(count)] for i in range(count)]
-    )
-    result: Floats = np.einsum("...i,ij,...j->...", weights, matrix, weights)
-    return result
 
 
 class _Colours(NamedTuple):
@@ -145,8 +65,6 @@ class _Colours(NamedTuple):
     pointers: NDArray[np.int64]  # (M + 1,) where each node's neighbours begin
     neighbors: NDArray[np.int32]
     blur: Floats  # one number for each neighbour
-    keys: NDArray[np.int64]  # (M,) sorted; neighbours along an axis differ by its stride
-    strides: NDArray[np.int64]  # (axes,)
 
 
 class _Places(NamedTuple):
@@ -159,7 +77,6 @@ class _Places(NamedTuple):
     weights: Floats  # (T, number of consecutive nodes) along the last
     diagonal: Floats  # (T,) b^T G b
     sizes: tuple[int, ...]  # nodes along each axis
-    splines: tuple[tuple[NDArray[np.int64], Floats], ...]  # each axis: first nodes of its blocks, and their weights
 
 
 def _lookup(keys: NDArray[np.int64], bound: int) -> Callable[[NDArray[np.int64]], NDArray[np.int64]]:
@@ -185,27 +102,20 @@ def _unique(keys: NDArray[np.int64], bound: int) -> NDArray[np.int64]:
     return np.flatnonzero(seen)
 
 
-def _check_keys(bound: int, axes: int) -> None:
-    if bound >= 2**62:
-        raise LatticeTooLarge(f"The lattice cannot number the nodes of {axes} feature axes. Use the backend 'exact'.")
-
-
 def _colours(features: Floats, splines: Splines) -> _Colours:
     count, reach = splines.degree + 1, splines.reach
     axes = features.shape[1]
-    first, weights = spline_weights(features / splines.step, splines.degree)
+    first, weights = (
+        part.numpy() for part in spline_weights(torch.from_numpy(features / splines.step), splines.degree)
+    )
     first -= first.min(0) - reach  # a margin, so that neighbours of nodes have keys of their own
     size = first.max(0) + count + reach
     bound = math.prod(int(length) for length in size)
     strides = np.array([math.prod(int(length) for length in size[axis + 1 :]) for axis in range(axes)])
-    _check_keys(bound, axes)
+    check_keys(bound, axes)
     key = first @ strides
     cells = _unique(key, bound)
-    if len(cells) * count**axes > _MOST_NUMBERS // 8:
-        raise LatticeTooLarge(
-            f"{len(cells)} different colours of {axes} channels touch {count}^{axes} nodes of the lattice each, too "
-            "many. Use the backend 'exact', a coarser accuracy, or larger bandwidths."
-        )
+    check_cells(len(cells), axes, count)
     offsets = (
         np.array(list(itertools.product(range(count), repeat=axes - 1)), dtype=np.int64).reshape(-1, axes - 1)
         if axes > 1
@@ -235,8 +145,6 @@ def _colours(features: Floats, splines: Splines) -> _Colours:
         pointers=_pointers(source, len(nodes)),
         neighbors=np.concatenate(targets)[order].astype(np.int32),
         blur=np.concatenate(values)[order],
-        keys=nodes,
-        strides=strides,
     )
 
 
@@ -252,22 +160,16 @@ def _places(places: NDArray[np.int64], sigma: Sequence[float], splines: Splines)
             np.ones((1, 1)),
             np.ones(1),
             (1,),
-            (),
         )
     low = [int(column.min()) for column in places.T]
     block, sizes, firsts, weights, diagonals = np.zeros(pixels, np.int64), [], [], [], []
     for axis in range(places.shape[1]):
-        length = max(1, math.floor(sigma[axis] * splines.step / splines.shares))
-        extent = int(places[:, axis].max() - low[axis]) + 1
-        begin = np.arange(0, extent, length)
-        centers = (begin + np.minimum(begin + length, extent) - 1) / 2
-        first, weight = spline_weights(centers / (sigma[axis] * splines.step), splines.degree)
-        first -= first.min()
-        block = block * len(begin) + (places[:, axis] - low[axis]) // length
-        sizes.append(int(first.max()) + count)
-        firsts.append(first)
-        weights.append(weight)
-        diagonals.append(_diagonal(weight, splines))
+        one = spline_line(int(places[:, axis].max() - low[axis]) + 1, sigma[axis], splines)
+        block = block * len(one.first) + (places[:, axis] - low[axis]) // one.length
+        sizes.append(one.nodes)
+        firsts.append(one.first.numpy())
+        weights.append(one.weights.numpy())
+        diagonals.append(one.diagonal.numpy())
     # Everything below is a product over the axes, the last of them changing fastest.
     strides = [math.prod(sizes[axis + 1 :]) for axis in range(len(sizes))]
     start = reduce(np.add.outer, [first * stride for first, stride in zip(firsts, strides, strict=True)]).ravel()
@@ -284,7 +186,6 @@ def _places(places: NDArray[np.int64], sigma: Sequence[float], splines: Splines)
         weights=np.tile(weights[-1], (len(factors), 1)),
         diagonal=reduce(np.multiply.outer, diagonals).ravel(),
         sizes=tuple(sizes),
-        splines=tuple(zip(firsts, weights, strict=True)),
     )
 
 
@@ -717,20 +618,16 @@ class SplineLattice:
         self.blocks, self.members = _sorted_into(block, blocks)
         shared, sizes = _rounded(np.ascontiguousarray(features), order, colours.shares / colours.step)
         bound = math.prod(int(size) for size in sizes)
-        _check_keys(bound, len(sizes))
+        check_keys(bound, len(sizes))
         strides = np.array([math.prod(int(size) for size in sizes[axis + 1 :]) for axis in range(len(sizes))])
         self.points, keys, self.point = _points(self.blocks, self.members, strides @ shared)
         different = _unique(keys, bound)
         chosen = _lookup(different, bound)(keys)
         found = _colours(np.stack(np.unravel_index(different, sizes), 1) * (colours.step / colours.shares), colours)
-        self.sizes, self.splines = space.sizes, space.splines
+        self.sizes = space.sizes
         self.places = math.prod(space.sizes)
         self.nodes = len(found.pointers) - 1
-        if self.places * self.nodes > _MOST_NUMBERS // WIDTHS[0]:
-            raise LatticeTooLarge(
-                f"The lattice has {self.nodes} colours at {self.places} places, more than fits into memory. Use larger "
-                "bandwidths, a smaller image, or the backend 'exact'."
-            )
+        check_nodes(self.nodes, self.places, WIDTHS[0])
         self.chosen, self.cells = chosen.astype(np.int32), found.cell.astype(np.int32)
         self.rows, self.offsets = found.rows, found.offsets
         self.touched, self.touched_nodes = _touched(
@@ -744,8 +641,8 @@ class SplineLattice:
         self.held_rows = _first_rows(held, self.touched, self.touched_nodes, space.rows)
         self.seen_rows = _first_rows(numbers, self.touched, self.touched_nodes, space.rows)
         self.neighbor_pointers, self.neighbors = found.pointers, found.neighbors
-        self.node_keys, self.node_strides = found.keys, found.strides
-        diagonal = _diagonal(found.weights, colours).prod(1)[chosen] * np.repeat(space.diagonal, np.diff(self.points))
+        peaks = spline_diagonal(torch.from_numpy(found.weights), colours).numpy().prod(1)
+        diagonal = peaks[chosen] * np.repeat(space.diagonal, np.diff(self.points))
         tap = blur(grid)
         self.scale = (1 / np.sqrt(diagonal)).astype(features.dtype)
         self.weights = np.ascontiguousarray(found.weights, dtype=features.dtype)
@@ -765,7 +662,7 @@ class SplineLattice:
         done = 0
         while done < len(values):
             width = width_for(len(values) - done)
-            while width > WIDTHS[0] and self.held_count * width > _MOST_NUMBERS // 4:
+            while width > WIDTHS[0] and self.held_count * width > MOST_NUMBERS // 4:
                 width = WIDTHS[WIDTHS.index(width) - 1]
             self._filter(values[done : done + width], width, result[done : done + width])
             done += width

@@ -2,7 +2,7 @@
 
     W = D A^T G A D = (S^T C^T X_1^T .. X_d^T) (G_f .. G_1) (X_d .. X_1 C S)
 
-for a built `SplineLattice`, whose operator this is, to rounding:
+as `regloss_plugins.kernels.lattice.SplineLattice` is, to rounding:
 
     S    from pixels to points, with the diagonal D in it
     C    from points to the colour nodes of their blocks, by the colours' splines
@@ -15,8 +15,8 @@ the axes' blurs add up instead of being multiplied. In between, a blur holds all
 some pixel touches to another, so that it is the whole G, and no others.
 
 Both a matrix and its transpose are stored, as CSR: a product writes every row once, where one with the transpose in
-place would add into rows by atomic operations. Everything but the lattice is built on the device, mostly by sorting;
-filtering is products of matrices alone, and the host waits for none of them.
+place would add into rows by atomic operations. Everything is built on the device, mostly by sorting; filtering is
+products of matrices alone, and the host waits for none of them.
 """
 
 from __future__ import annotations
@@ -24,12 +24,11 @@ from __future__ import annotations
 import math
 import warnings
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from regloss_plugins.kernels.lattice import SplineLattice, Splines, blur
+from regloss_plugins.kernels.lattice_points import LatticePoints
+from regloss_plugins.kernels.lattice_splines import Splines, blur
 
 # Where torch multiplies CSR matrices by dense ones: with cuSPARSE, and with hipSPARSE under the same name. It does not
 # on MPS. On the CPU it does too, but there the compiled lattice is quicker.
@@ -51,18 +50,17 @@ class LatticeMatrices:
     """W of one image on a device.
 
     Args:
-        lattice: the operator.
+        points: of the image, on the device where the values must be.
         size: pixels of the whole grid.
-        device: where the matrices are, and the values must be.
-        dtype: theirs, float32 or float64.
+        dtype: of the matrices, float32 or float64.
 
     Attributes:
         chain: the matrices, CSR, in the order in which they are applied.
     """
 
-    def __init__(self, lattice: SplineLattice, size: int, device: torch.device, dtype: torch.dtype) -> None:
-        down, up, touched, shape = _spreading(lattice, size, device, dtype)
-        self.chain = (*down, *_blurring(lattice, touched, shape, device, dtype), *reversed(up))
+    def __init__(self, points: LatticePoints, size: int, dtype: torch.dtype) -> None:
+        down, up, touched, shape = _spreading(points, size, dtype)
+        self.chain = (*down, *_blurring(points, touched, shape, dtype), *reversed(up))
         self._channels = max(1, _MOST_NUMBERS // max(matrix.shape[0] for matrix in self.chain))
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -105,56 +103,43 @@ def _merged(keys: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _spreading(
-    lattice: SplineLattice, size: int, device: torch.device, dtype: torch.dtype
+    points: LatticePoints, size: int, dtype: torch.dtype
 ) -> tuple[list[Tensor], list[Tensor], Tensor, tuple[int, ...]]:
     """A D and its transpose, factor by factor; the nodes that are touched; along how many of them every axis has.
 
     Nodes are numbered by their places and last their colours, as an array of that shape would be.
     """
-
-    def numbers(array: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device, torch.int64)
-
-    def floats(array: NDArray[np.floating]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array)).to(device, dtype)
-
-    # Pixels to points, in the order of the image. Those that do not count have an empty row in the transpose.
-    pixels, order = numbers(lattice.pixels).sort()
-    point = numbers(lattice.point)[order]
-    scale = floats(lattice.scale)
-    _, into, out = _merged(point[:, None], scale[point][:, None])
+    device = points.pixels.device
+    # Pixels to points. Those that do not count have an empty row in the transpose.
+    _, into, out = _merged(points.point[:, None], points.scale.to(dtype)[points.point][:, None])
     every = torch.arange(size + 1, device=device)
-    down = [_csr(into.crow_indices(), pixels[into.col_indices()], into.values(), size)]
-    up = [_csr(torch.searchsorted(pixels, every), out.col_indices(), out.values(), out.shape[1])]
+    down = [_csr(into.crow_indices(), points.pixels[into.col_indices()], into.values(), size)]
+    up = [_csr(torch.searchsorted(points.pixels, every), out.col_indices(), out.values(), out.shape[1])]
 
     # Points to the colour nodes of their blocks.
-    chosen = numbers(lattice.chosen)
-    weights = floats(lattice.weights)[chosen]  # (P, axes, count)
+    weights = points.weights.to(dtype)  # (P, axes, count)
     product = weights[:, -1, None, :]
-    offsets = numbers(lattice.offsets)  # (R, axes - 1)
+    offsets = torch.tensor(points.offsets, dtype=torch.int64, device=device)  # (R, axes - 1)
     for axis in range(offsets.shape[1]):
         product = product * weights[:, axis, offsets[:, axis], None]
-    first = numbers(lattice.rows)[numbers(lattice.cells)[chosen]]  # (P, R)
-    nodes = first[:, :, None] + torch.arange(weights.shape[2], device=device)
-    held = numbers(np.diff(lattice.points))
-    block = torch.repeat_interleave(torch.arange(len(held), device=device), held)
-    keys, into, out = _merged((block[:, None, None] * lattice.nodes + nodes).flatten(1), product.flatten(1))
+    count = len(points.keys)
+    keys, into, out = _merged((points.block[:, None, None] * count + points.nodes).flatten(1), product.flatten(1))
     down.append(into)
     up.append(out)
 
     # Blocks to places, the last axis first. No axes: one block, which is a place.
-    inner = lattice.nodes
-    for axis, (firsts, splines) in reversed(list(enumerate(lattice.splines))):
-        length = lattice.sizes[axis]
+    inner = count
+    for line in reversed(points.lines):
+        firsts, splines = line.first.to(device), line.weights.to(device, dtype)
         outer, rest = keys // inner, keys % inner
         coordinate = outer % len(firsts)
-        places = numbers(firsts)[coordinate][:, None] + torch.arange(splines.shape[1], device=device)
-        moved = ((outer // len(firsts))[:, None] * length + places) * inner + rest[:, None]
-        keys, into, out = _merged(moved, floats(splines)[coordinate])
+        places = firsts[coordinate][:, None] + torch.arange(splines.shape[1], device=device)
+        moved = ((outer // len(firsts))[:, None] * line.nodes + places) * inner + rest[:, None]
+        keys, into, out = _merged(moved, splines[coordinate])
         down.append(into)
         up.append(out)
-        inner *= length
-    return down, up, keys, (*lattice.sizes, lattice.nodes)
+        inner *= line.nodes
+    return down, up, keys, (*points.sizes, count)
 
 
 class _Axis:
@@ -171,16 +156,14 @@ class _Axis:
     def __init__(
         self,
         dimension: int,
-        before: NDArray[np.int64],
-        after: NDArray[np.int64],
+        before: Tensor,
+        after: Tensor,
         stride: int,
         taps: tuple[float, ...],
-        device: torch.device,
     ) -> None:
         self.dimension, self.taps = dimension, taps
-        steps = (np.arange(len(taps)) - len(taps) // 2) * stride
-        self.sources = torch.from_numpy(_found(before, after[:, None] + steps)).to(device)  # (m, taps)
-        self.targets = torch.from_numpy(_found(after, before[:, None] + steps)).to(device)  # (n, taps)
+        self.sources = _found(before, _around(after, stride, len(taps)))  # (m, taps)
+        self.targets = _found(after, _around(before, stride, len(taps)))  # (n, taps)
 
     def reached(self, mask: Tensor) -> Tensor:
         """Nodes after the blur that those in ``mask`` reach."""
@@ -217,30 +200,34 @@ class _Axis:
         return _csr(pointers, read[used], taps[used], int(flat.sum()))
 
 
-def _found(sorted_keys: NDArray[np.int64], asked: NDArray[np.int64]) -> NDArray[np.int64]:
+def _around(keys: Tensor, stride: int, taps: int) -> Tensor:
+    """``keys`` (n,) and what lies within the taps' reach along an axis, (n, taps)."""
+    return keys[:, None] + (torch.arange(taps, device=keys.device) - taps // 2) * stride
+
+
+def _found(sorted_keys: Tensor, asked: Tensor) -> Tensor:
     """Places of the ``asked`` among the sorted keys, -1 for others."""
-    place = np.minimum(np.searchsorted(sorted_keys, asked), len(sorted_keys) - 1)
-    result: NDArray[np.int64] = np.where(sorted_keys[place] == asked, place, -1)
-    return result
+    place = torch.searchsorted(sorted_keys, asked).clamp(max=len(sorted_keys) - 1)
+    return torch.where(sorted_keys[place] == asked, place, -1)
 
 
-def _axes(lattice: SplineLattice, device: torch.device) -> list[_Axis]:
+def _axes(points: LatticePoints) -> list[_Axis]:
     """Along the spatial axes first: there, the nodes of an axis are the same before and after."""
     axes = []
-    taps = _taps(lattice.grid)
-    for dimension in range(len(lattice.splines)):
-        every = np.arange(lattice.sizes[dimension], dtype=np.int64)
-        axes.append(_Axis(dimension, every, every, 1, taps, device))
-    taps = _taps(lattice.colours)
-    steps = np.arange(len(taps)) - len(taps) // 2
+    taps = _taps(points.grid)
+    for dimension, line in enumerate(points.lines):
+        every = torch.arange(line.nodes, device=points.keys.device)
+        axes.append(_Axis(dimension, every, every, 1, taps))
+    taps = _taps(points.colours)
     # Colours between two that pixels touch: reached from one of them, and needed by one.
-    needed = [lattice.node_keys]
-    for stride in lattice.node_strides[:0:-1]:
-        needed.insert(0, np.unique(needed[0][:, None] + steps * stride))
-    before = lattice.node_keys
-    for stride, wanted in zip(lattice.node_strides, needed, strict=True):
-        after = np.intersect1d(np.unique(before[:, None] + steps * stride), wanted, assume_unique=True)
-        axes.append(_Axis(len(lattice.sizes), before, after, int(stride), taps, device))
+    needed = [points.keys]
+    for stride in points.strides[:0:-1]:
+        needed.insert(0, torch.unique(_around(needed[0], stride, len(taps))))
+    before = points.keys
+    for stride, wanted in zip(points.strides, needed, strict=True):
+        reached = torch.unique(_around(before, stride, len(taps)))
+        after = reached[torch.isin(reached, wanted, assume_unique=True)]
+        axes.append(_Axis(len(points.sizes), before, after, stride, taps))
         before = after
     return axes
 
@@ -250,12 +237,10 @@ def _taps(splines: Splines) -> tuple[float, ...]:
     return (*half[:0:-1], *half)
 
 
-def _blurring(
-    lattice: SplineLattice, touched: Tensor, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> list[Tensor]:
+def _blurring(points: LatticePoints, touched: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
     """G from the ``touched`` nodes to themselves, axis by axis."""
-    axes = _axes(lattice, device)
-    mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=device)
+    axes = _axes(points)
+    mask = torch.zeros(math.prod(shape), dtype=torch.bool, device=touched.device)
     mask[touched] = True
     mask = mask.view(shape)
     needed = [mask]

@@ -9,7 +9,7 @@ import torch
 
 from regloss import UsageError
 from regloss_plugins.filters.gaussian import ACCURACIES, gaussian_filter
-from regloss_plugins.kernels.lattice import Splines, blur
+from regloss_plugins.kernels.lattice_splines import Splines, blur
 
 EVERY = [("exact", "fine"), *(("lattice", accuracy) for accuracy in ACCURACIES)]
 every_backend = pytest.mark.parametrize(("backend", "accuracy"), EVERY)

@@ -41,7 +41,7 @@ def bound_to(*shape, sigma_xy=3.0, sigma_rgb=0.2, accuracy="fine", region=None, 
 
 
 def matrices_of(bound, dtype=torch.float64):
-    return LatticeMatrices(bound._lattices[0], math.prod(bound.shape[1:]), CPU, dtype)
+    return bound._images[0]._matrices(CPU, dtype)
 
 
 def in_scipy(matrix):
@@ -102,7 +102,7 @@ def test_equals_the_compiled_filter_of_two_precisions(on_the_cpu, monkeypatch):
     monkeypatch.setattr(lattice_matrices, "_DEVICES", frozenset({"cpu"}))
     wide = bound_to(1, 3, 17, 23)
     assert wide(values.float()).dtype == torch.float32
-    assert [list(kept) for kept in wide._matrices] == [[(CPU, torch.float64)]]
+    assert [list(image.matrices) for image in wide._images] == [[(CPU, torch.float64)]]
 
 
 @with_products
@@ -152,8 +152,8 @@ def test_no_factor_grows_with_all_axes_at_once():
     assert pixels == 2000
     assert counts[:4] == [pixels, 27 * points, 3 * touched, 3 * between]
     assert counts[-4:] == counts[3::-1]
-    assert touched == len(bound._lattices[0].touched_nodes)
-    assert seen == len(bound._lattices[0].spots)
+    assert touched == len(bound._images[0].lattice.touched_nodes)
+    assert seen == len(bound._images[0].lattice.spots)
     between_touched = [matrix.shape[0] for matrix in matrices_of(bound).chain[4:9]]
     assert max(between_touched) < 2 * seen
     assert sum(counts[4:9]) < 27 * seen
@@ -206,7 +206,7 @@ class TestLatticeFilter:
     def test_values_elsewhere_take_the_matrices(self, on_the_cpu, monkeypatch):
         bound, values = bound_to(2, 3, 9, 8), random(2, 4, 9, 8, seed=1)
         found = bound(values)
-        assert [list(kept) for kept in bound._matrices] == [[(CPU, torch.float64)]] * 2
+        assert [list(image.matrices) for image in bound._images] == [[(CPU, torch.float64)]] * 2
         monkeypatch.setattr(lattice_matrices, "_DEVICES", frozenset())
         torch.testing.assert_close(found, bound(values), rtol=1e-10, atol=0)
         assert found.is_contiguous()
