@@ -20,36 +20,31 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import distributed
 from torch.multiprocessing.spawn import ProcessException
 
-from regloss.checks import without_value_checks
 from regloss.errors import FailedWrite, ReglossError
 from regloss.hooks import manager
 from regloss.metrics.foreground import RULES
-from regloss.outer_loop import Proposal
 from regloss.report.advice import advice
 from regloss.training import checkpoints
 from regloss.training.config import Config, as_written
 from regloss.training.evaluation import evaluate_samples, examples_of, measure_training, training_energy
-from regloss.training.finite import check_finite_logits, diverged
-from regloss.training.further_logits import auxiliary_logits, further_loss
+from regloss.training.finite import diverged
 from regloss.training.loader import EpochOrder, TrainingLoader, TrainingSet
 from regloss.training.logs import CsvLog
-from regloss.training.model import NotFinite, describe_layer, layer_report, save_model
-from regloss.training.optimization import learning_rate_factor
+from regloss.training.model import describe_layer, layer_report, save_model
+from regloss.training.optimizer_step import OptimizerStep, spent
 from regloss.training.output_folder import check_output, prepare_output
 from regloss.training.output_lock import OutputLock
 from regloss.training.processes import (
     CopiedParts,
-    average_gradients,
     build_fabric,
     children_end_with_exceptions,
     end_with_parent,
@@ -58,7 +53,7 @@ from regloss.training.processes import (
 from regloss.training.progress import progress_bar
 from regloss.training.proposal_engine import ENERGIES, Proposals, finite_energies
 from regloss.training.run_parts import Parts, build
-from regloss.training.stage_a import add_energies, propose, propose_all
+from regloss.training.stage_a import propose_all
 
 Callback = Callable[[str], None]
 
@@ -161,7 +156,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
     # Networks that the loop trains beside this one.
     modules = {name: fabric.to_device(module) for name, module in coupled.modules().items()}
     optimizers = {"network": optimizer} | {name: fabric.setup_optimizers(parts.optimizers[name]) for name in modules}
-    rates = {name: [group["lr"] for group in each.param_groups] for name, each in optimizers.items()}
+    take_step = OptimizerStep(fabric, parts, model, modules, optimizers, total_steps)
     segmenter = parts.segmenter  # the same weights, outside of the wrapper, for inference
     epoch, step = 0, 0
     generation, generation_epoch = -1, -1  # what the checkpoint goes on from
@@ -211,56 +206,13 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
                 numbers |= propose_all(proposals, parts, epoch, step, fabric.device)
 
             # Stage B: optimizer steps.
-            clock = _spent(numbers, clock, "seconds")
+            clock = spent(numbers, clock, "seconds")
             first_step = step - epoch * order.steps
             use_generation = -1 if proposals is None else proposals.generation
             for batch, stored in loader.batches(epoch, use_generation, first_step):
                 batch = batch.to(fabric.device)
-                progress = step / total_steps
                 logged = (step + 1) % log_every == 0 or step + 1 == total_steps
-                loop.set_progress(progress)
-                factor = learning_rate_factor(training.schedule, progress)
-                for name, each in optimizers.items():
-                    for group, rate in zip(each.param_groups, rates[name], strict=True):
-                        group["lr"] = rate * factor
-                # All randomness of a step (dropout) follows from the step's number, so a resumed run repeats it.
-                torch.manual_seed(_step_seed(config.seed, fabric.global_rank, step))
-                with _value_checks(fabric.device, logged or loop.update_every == "step"):
-                    model.train()
-                    try:
-                        logits = model(batch.image, batch.roi, batch.spacing)
-                    except NotFinite as error:
-                        raise diverged("The network's output became NaN or infinite", step + 1, batch) from error
-                    proposal = None
-                    if stored is not None:
-                        proposal = Proposal(stored.to(fabric.device))
-                    elif loop.update_every == "step":
-                        check_finite_logits(logits, step + 1, batch)
-                        solver_began = time.perf_counter()
-                        branches = [each.detach() for each in (logits, *auxiliary_logits(segmenter.network))]
-                        proposal = propose(loop, branches, batch)
-                        _spent(numbers, solver_began, "solver-seconds")
-                        add_energies(numbers, proposal, batch)
-                    loss = None
-                    # Before the objective itself, whose terms are those that are logged.
-                    further = further_loss(segmenter.network, loop, batch, proposal)
-                    for update in loop.updates(logits, batch, proposal, model):
-                        loss = update.loss.detach() if loss is None else loss
-                        for name in update.networks:
-                            optimizers[name].zero_grad()
-                        if further is not None and "network" in update.networks:
-                            fabric.backward(update.loss + further)
-                            further = None
-                        else:
-                            fabric.backward(update.loss)
-                        for name in update.networks:
-                            if name != "network":
-                                average_gradients(fabric, modules[name])
-                            if training.clip_gradient is not None:
-                                of = modules.get(name, model)
-                                fabric.clip_gradients(of, optimizers[name], max_norm=training.clip_gradient)
-                            optimizers[name].step()
-                assert loss is not None
+                loss = take_step(loop, batch, stored, step, logged=logged, numbers=numbers)
                 step += 1
 
                 saved = training.checkpoint_every is not None and step % training.checkpoint_every == 0
@@ -282,29 +234,19 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
                         hooks.regloss_step(step=step, epoch=epoch, values=row, folder=folder)
                     advance(step, values)
                 if saved and not last:
-                    _spent(numbers, clock, "seconds")
-                    clock = _spent(numbers, clock, "train-seconds")
+                    spent(numbers, clock, "seconds")
+                    clock = spent(numbers, clock, "train-seconds")
                     save()
-            _spent(numbers, clock, "seconds")
-            clock = _spent(numbers, clock, "train-seconds")
+            spent(numbers, clock, "seconds")
+            clock = spent(numbers, clock, "train-seconds")
 
-            # Scores on the validation subset, and the epoch's numbers.
-            evaluated = (epoch + 1) % training.evaluate_every == 0
-            if evaluated and config.evaluation.energy_images:
-                numbers["train-energy"] = training_energy(fabric, segmenter, parts.reader, config)
-            if evaluated and config.data.val is not None:
-                scores = evaluate_samples(fabric, segmenter, parts.reader, config, config.data.val)
-                numbers["val-mean-iou"] = scores["mean-iou"]
-                numbers["val-mean-foreground-dice"] = scores["mean-foreground-dice"]
-                if "energy" in scores:
-                    numbers["val-energy"] = scores["energy"]
-                for rule in RULES if "unsupervised" in scores else ():
-                    numbers[f"val-foreground-iou-{rule}"] = scores["unsupervised"][rule]["foreground-iou"]
+            if (epoch + 1) % training.evaluate_every == 0:
+                numbers |= _validated(fabric, parts)
             if numbers.pop("proposal-images", 0.0) > 0:
                 means = mean_over_processes(fabric, {name: numbers.pop(name) for name in ENERGIES})
                 numbers |= finite_energies(means)
             if main:
-                _spent(numbers, clock, "seconds")
+                spent(numbers, clock, "seconds")
                 averaged = [name for row in of_epoch for name in row if name.startswith("layer-")]
                 for name in ("loss", *loop.parts, *loop.metrics, *dict.fromkeys(averaged)):
                     values_of_epoch = [row[name] for row in of_epoch if name in row]
@@ -325,6 +267,22 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
             learnt = describe_layer(segmenter.layer)
             callback("Layer after training: " + ", ".join(f"{name[6:]} {value:.4g}" for name, value in learnt.items()))
     return _finish(fabric, parts, proposals, callback)
+
+
+def _validated(fabric: Fabric, parts: Parts) -> dict[str, float]:
+    """Energy of the training images and scores on the validation subset, as far as they are asked for."""
+    config, numbers = parts.config, {}
+    if config.evaluation.energy_images:
+        numbers["train-energy"] = training_energy(fabric, parts.segmenter, parts.reader, config)
+    if config.data.val is not None:
+        scores = evaluate_samples(fabric, parts.segmenter, parts.reader, config, config.data.val)
+        numbers["val-mean-iou"] = scores["mean-iou"]
+        numbers["val-mean-foreground-dice"] = scores["mean-foreground-dice"]
+        if "energy" in scores:
+            numbers["val-energy"] = scores["energy"]
+        for rule in RULES if "unsupervised" in scores else ():
+            numbers[f"val-foreground-iou-{rule}"] = scores["unsupervised"][rule]["foreground-iou"]
+    return numbers
 
 
 def _finish(fabric: Fabric, parts: Parts, proposals: Proposals | None, callback: Callback) -> dict[str, Any]:
@@ -366,19 +324,3 @@ def _finish(fabric: Fabric, parts: Parts, proposals: Proposals | None, callback:
     if to_try:
         callback("What to try:\n" + "\n".join(f"- {each}" for each in to_try))
     return scores
-
-
-def _value_checks(device: torch.device, waits: bool) -> AbstractContextManager[None]:
-    """Looking at values waits for the device, unless the step ``waits`` anyway; batches were checked before."""
-    return nullcontext() if device.type == "cpu" or waits else without_value_checks()
-
-
-def _spent(numbers: dict[str, float], began: float, name: str) -> float:
-    """Add the seconds since ``began`` to ``numbers[name]``; gives the time now."""
-    now = time.perf_counter()
-    numbers[name] = numbers.get(name, 0.0) + now - began
-    return now
-
-
-def _step_seed(seed: int, rank: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, rank, step]).generate_state(1)[0])

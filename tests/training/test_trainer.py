@@ -26,9 +26,10 @@ from regloss.hooks import hookimpl, manager
 from regloss.solver import Solver
 from regloss.training.config import parse
 from regloss.training.optimization import build_optimizer, learning_rate_factor
+from regloss.training.optimizer_step import _value_checks
 from regloss.training.proposals import ProposalStore
 from regloss.training.run_parts import build
-from regloss.training.trainer import _value_checks, train
+from regloss.training.trainer import train
 
 STEPS_AN_EPOCH = 3  # six images, two a batch
 
@@ -166,7 +167,7 @@ def test_logging_as_often_as_the_device_allows(config, tmp_path, monkeypatch):
 def test_values_that_are_not_looked_at_change_nothing(loop, config, tmp_path, monkeypatch):
     train(config("training.epochs=2", loop=loop))
     expected = load_file(tmp_path / "run/model.safetensors")
-    monkeypatch.setattr("regloss.training.trainer._value_checks", lambda device, waits: without_value_checks())
+    monkeypatch.setattr("regloss.training.optimizer_step._value_checks", lambda device, waits: without_value_checks())
     train(config("training.epochs=2", loop=loop), overwrite=True)
     found = load_file(tmp_path / "run/model.safetensors")
     assert all(torch.equal(found[name], weights) for name, weights in expected.items())
