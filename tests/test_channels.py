@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import regloss
-from regloss.errors import UsageError
 
 COUNTS = (2, 5)
 LOOK_AT_IMAGES: Mapping[str, Mapping[str, Any]] = {
@@ -34,7 +33,7 @@ def image_of(channels: int, size: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize("channels", COUNTS)
 @pytest.mark.parametrize("name", LOOK_AT_IMAGES)
-@pytest.mark.parametrize("size", [(8, 10), (4, 6, 8)])
+@pytest.mark.parametrize("size", [(8, 12), (4, 6, 8)])
 def test_regularizers_see_the_last_channel(name: str, channels: int, size: tuple[int, ...]) -> None:
     """A boundary along its edge costs less than one elsewhere: the others are noise."""
     regularizer = regloss.create("regularizer", name, **LOOK_AT_IMAGES[name])
@@ -49,27 +48,19 @@ def test_regularizers_see_the_last_channel(name: str, channels: int, size: tuple
 
 
 @pytest.mark.parametrize("channels", COUNTS)
-@pytest.mark.parametrize("name", regloss.names("segmenter"))
+@pytest.mark.parametrize("name", sorted({*regloss.names("segmenter")} - {"deep-chan-vese"}))  # takes no scribbles
 @pytest.mark.parametrize("size", [(16, 20), (5, 10, 12)])
 def test_segmenters_see_the_last_channel(name: str, channels: int, size: tuple[int, ...]) -> None:
     image, scribbles = image_of(channels, size), torch.full((1, *size), 255)
     scribbles[..., 1], scribbles[..., -2] = 0, 1
     settings: dict[str, Any] = {}
-    if name == "deep-chan-vese":
-        small = {"name": "plain-cnn", "layers": 1, "channels": 4}
-        settings = {"encoder": small, "decoder": small, "warm_up": 4, "max_steps": 4}
-    if name == "deep-chan-vese" and len(size) == 3:
-        pytest.skip("its networks are of images")
+    if name == "random-walker":
+        settings = {"method": "direct"}
+    if name == "graph-cut":
+        settings = {"region_force": "gaussian-mixture"}  # a histogram of five channels would have a million bins
     segmenter = regloss.create("segmenter", name, **settings)
-    try:
-        found = segmenter(image, scribbles=scribbles).labels[0]
-    except UsageError as error:
-        assert "1 to 3 channels" in str(error)
-        assert channels > 3
-        return
-    assert found.shape == size
-    if name != "deep-chan-vese":
-        assert torch.equal(found, (image[0, -1] > 0.5).long())
+    found = segmenter(image, scribbles=scribbles).labels[0]
+    assert torch.equal(found, (image[0, -1] > 0.5).long())
 
 
 @pytest.mark.parametrize("channels", COUNTS)

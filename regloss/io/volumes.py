@@ -285,7 +285,8 @@ def _nifti(path: Path) -> Iterator[Any]:
     """An image of nibabel, whose errors become sentences within."""
     nibabel = _library("nibabel", path)
     try:
-        image = nibabel.load(path)
+        with nibabel.imageglobals.LoggingOutputSuppressor():  # of what a header has that is repaired, or refused here
+            image = nibabel.load(path)
         _check_steps(path, type(image.header), nibabel.openers.ImageOpener)
         yield image
     except UsageError:

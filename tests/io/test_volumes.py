@@ -195,14 +195,16 @@ def broken(tmp_path, kind):
         ("complex", "holds complex64 voxels; integers or floats are needed"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, kind, message):
+def test_what_is_wrong_is_named(tmp_path, kind, message, capfd):
     path = broken(tmp_path, kind)
+    capfd.readouterr()
     with pytest.raises(UsageError, match=message) as caught:
         read_volume(path)
     assert str(path) in str(caught.value)
     if kind not in ("truncated", "nan", "colours", "complex"):
         with pytest.raises(UsageError, match=message):
             read_geometry(path)
+    assert capfd.readouterr() == ("", "")  # the library says nothing beside
 
 
 def test_damaged_files_of_the_other_library(tmp_path):
