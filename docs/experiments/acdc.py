@@ -2,11 +2,12 @@
 
     python docs/experiments/acdc.py train [--methods pce gd ...] [--seeds 0 1 2] [--variant full]
     python docs/experiments/acdc.py table
-    python docs/experiments/acdc.py picture
+    python docs/experiments/acdc.py picture [--methods gd adm ...]
 
 `train` runs `regloss train` with the TOML files of this folder, skipping what is there already; `table` reads the
-scores, writes acdc.csv and prints the tables; `picture` draws the test predictions of all methods. Set REGLOSS_DATA
-first.
+scores, writes acdc.csv and prints the tables; `picture` draws the test predictions of all methods. Of runs that are not
+here, acdc.csv keeps the rows, with the day of their training; the tables mark those that are older than others with a
+ring. Set REGLOSS_DATA first.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from datetime import date
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -60,6 +62,7 @@ def train(variant: str, methods: Sequence[str], seeds: Sequence[int], further: S
 
 
 def read(variant: str, method: str, seed: int) -> dict[str, Any] | None:
+    """One row of the table; None where the run is not finished."""
     output = folder(variant, method, seed)
     if not (output / "scores.json").is_file():
         return None
@@ -72,6 +75,7 @@ def read(variant: str, method: str, seed: int) -> dict[str, Any] | None:
         "variant": variant,
         "method": method,
         "seed": seed,
+        "trained": date.fromtimestamp((output / "scores.json").stat().st_mtime).isoformat(),
         "dice": 100 * test["mean-foreground-dice"],
         "energy": test["energy"],
         "seconds": sum(row["seconds"] for row in rows),
@@ -79,37 +83,69 @@ def read(variant: str, method: str, seed: int) -> dict[str, Any] | None:
     }
 
 
-def table(seeds: list[int]) -> None:
-    found = [
-        result
-        for variant in VARIANTS
-        for method in ("start", *METHODS)
-        for seed in seeds
-        if (result := read(variant, method, seed)) is not None
-    ]
-    with (HERE / "acdc.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(found[0]), lineterminator="\n")
+TYPES: dict[str, Callable[[str], Any]] = {"variant": str, "method": str, "trained": str, "seed": int}
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """Rows of a table that is kept beside this file; none where it does not exist."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{key: TYPES.get(key, float)(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
+def update(path: Path, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Replace in the table ``path`` what ``rows`` have anew, by variant, method and seed; all rows that it has then."""
+    found = {(row["variant"], row["method"], row["seed"]): row for row in [*rows_of(path), *rows]}
+    methods = list(dict.fromkeys(method for _, method, _ in found))  # in the order of their first rows
+    place = {key: (list(VARIANTS).index(key[0]), methods.index(key[1]), key[2]) for key in found}
+    ordered = [found[key] for key in sorted(found, key=place.__getitem__)]
+    write(path, ordered)
+    return ordered
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()} for row in found)
+        writer.writerows({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+
+
+def by_seed(rows: Sequence[dict[str, Any]], key: str, newest: str, seeds: Sequence[int] = (0, 1, 2)) -> str:
+    """Two cells of a table: the numbers of all seeds, those trained before ``newest`` with a ring, and their mean."""
+    of = {row["seed"]: f"{row[key]:.1f}{old(row, newest)}" for row in rows}
+    ring = max(old(row, newest) for row in rows)
+    return f"{' / '.join(of.get(seed, '-') for seed in seeds)} | {mean(row[key] for row in rows):.1f}{ring}"
+
+
+def old(row: dict[str, Any], newest: str) -> str:
+    return "°" if row["trained"] < newest else ""
+
+
+def table(seeds: list[int]) -> None:
+    rows = update(
+        HERE / "acdc.csv",
+        (
+            row
+            for variant in VARIANTS
+            for method in ("start", *METHODS)
+            for seed in seeds
+            if (row := read(variant, method, seed)) is not None
+        ),
+    )
     for variant in VARIANTS:
-        rows = [row for row in found if row["variant"] == variant]
-        if not rows:
+        of_variant = [row for row in rows if row["variant"] == variant]
+        if not of_variant:
             continue
-        numbered = " / ".join(map(str, seeds))
-        print(f"\n{variant}\n\n| method | Dice, seeds {numbered} | mean | energy | seconds | solver share |")
+        newest = max(row["trained"] for row in of_variant)
+        print(f"\n{variant}, trained on {newest}, ° = before\n")
+        print("| method | Dice, seeds 0 / 1 / 2 | mean | energy | seconds | solver share |")
         print("|---|---|---|---|---|---|")
         for method in ("start", *METHODS):
-            of = {row["seed"]: row for row in rows if row["method"] == method}
-            if not of:
-                continue
-            dice = " / ".join(f"{of[seed]['dice']:.1f}" if seed in of else "-" for seed in seeds)
-            means = {
-                key: mean(row[key] for row in of.values()) for key in ("dice", "energy", "seconds", "solver-share")
-            }
-            print(
-                f"| {method} | {dice} | {means['dice']:.1f} | {means['energy']:.4f} | {means['seconds']:.0f} "
-                f"| {means['solver-share']:.2f} |"
-            )
+            of = [row for row in of_variant if row["method"] == method]
+            if of:
+                energy, seconds, share = (mean(row[key] for row in of) for key in ("energy", "seconds", "solver-share"))
+                print(f"| {method} | {by_seed(of, 'dice', newest)} | {energy:.4f} | {seconds:.0f} | {share:.2f} |")
 
 
 def picture(seed: int, methods: Sequence[str] = METHODS, name: str = "acdc.png") -> None:
@@ -154,7 +190,7 @@ def main() -> None:
     elif chosen.what == "table":
         table(chosen.seeds)
     else:
-        picture(chosen.seeds[0])
+        picture(chosen.seeds[0], chosen.methods)
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@
     python docs/experiments/dense.py train --lengths [--seeds 0]
     python docs/experiments/dense.py camvid [--methods dense-gd ...] [--seeds 0]
     python docs/experiments/dense.py table
-    python docs/experiments/dense.py plot
+    python docs/experiments/dense.py lengths
+    python docs/experiments/dense.py picture [--methods gd dense-gd ...] [--seeds 0]
 
 Data, network, start and steps are those of acdc.py, whose runs are used where both name the same. `table` scores the
-trained models on the test patients, writes dense-methods.csv and dense-lengths.csv and prints them; `plot` draws Dice
-against the length of the scribbles, and test predictions. `camvid` trains and scores many classes, on scribbles
+trained models on the test patients, writes dense-methods.csv and dense-lengths.csv and prints them; of runs that are
+not here both keep the rows, as acdc.csv does. `lengths` draws Dice against the length of the scribbles, `picture` test
+predictions. `camvid` trains and scores many classes, on scribbles
 simulated from dense labels, with the settings of each method that ACDC's files hold. Set REGLOSS_DATA first.
 """
 
@@ -29,16 +31,17 @@ import numpy as np
 import tomllib
 
 METHODS = ("pce", "grabcut", "dense-gd", "gated-crf", "dense-adm", "soft", "soft-dense", "gd", "trust-region", "full")
-OF_LENGTH = ("pce", "gd", "dense-gd", "trust-region")
+OF_LENGTH = ("pce", "gd", "dense-gd", "adm", "trust-region")
+PICTURED = ("gd", "dense-gd", "dense-adm", "soft", "trust-region", "full")
 LENGTHS = {"click": 0.0, "short": 0.3, "half": 0.5, "most": 0.8, "full": 1.0}
 TITLES = {
     "pce": "partial cross entropy",
     "gd": "grid CRF, gradient descent",
     "dense-gd": "dense CRF, gradient descent",
+    "adm": "grid CRF, ADM",
     "trust-region": "grid CRF, trust region",
 }
-COLUMNS = ("method", "variant", "length", "seed", "dice", "hd95", "unmatched", "seconds", "solver-share")
-
+COLUMNS = ("method", "variant", "length", "seed", "trained", "dice", "hd95", "unmatched", "seconds", "solver-share")
 
 CAMVID = Path("runs/dense-camvid")
 # Another folder, and a split that means all of it.
@@ -90,47 +93,43 @@ def read(variant: str, method: str, seed: int) -> dict[str, Any] | None:
     return {column: row[column] for column in COLUMNS}
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> None:
-    with (acdc.HERE / name).open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
-
-
 def table(seeds: list[int]) -> None:
-    rows = [row for method in ("start", *METHODS) for seed in seeds if (row := read("full", method, seed)) is not None]
-    write("dense-methods.csv", rows)
+    rows = acdc.update(
+        acdc.HERE / "dense-methods.csv",
+        (row for method in ("start", *METHODS) for seed in seeds if (row := read("full", method, seed)) is not None),
+    )
+    newest = max(row["trained"] for row in rows)
+    print(f"trained on {newest}, ° = before\n")
     print("| method | Dice, by seed | mean | HD95, by seed | mean | unmatched | seconds | solver share |")
     print("|---|---|---|---|---|---|---|---|")
     for method in ("start", *METHODS):
-        of = {row["seed"]: row for row in rows if row["method"] == method}
-        if not of:
-            continue
-        cells = [method]
-        for key in ("dice", "hd95"):
-            cells.append(" / ".join(f"{of[seed][key]:.1f}" if seed in of else "-" for seed in seeds))
-            cells.append(f"{mean(row[key] for row in of.values()):.1f}")
-        cells.append(f"{mean(row['unmatched'] for row in of.values()):.0f} %")
-        cells.append(f"{mean(row['seconds'] for row in of.values()):.0f}")
-        cells.append(f"{mean(row['solver-share'] for row in of.values()):.2f}")
-        print("| " + " | ".join(cells) + " |")
+        of = [row for row in rows if row["method"] == method]
+        if of:
+            cells = [method, *(acdc.by_seed(of, key, newest) for key in ("dice", "hd95"))]
+            unmatched, seconds, share = (
+                mean(row[key] for row in of) for key in ("unmatched", "seconds", "solver-share")
+            )
+            print(f"| {' | '.join(cells)} | {unmatched:.0f} % | {seconds:.0f} | {share:.2f} |")
 
-    rows = [
-        row
-        for variant in LENGTHS
-        for method in ("start", *OF_LENGTH)
-        for seed in seeds
-        if (row := read(variant, method, seed)) is not None
-    ]
-    write("dense-lengths.csv", rows)
+    rows = acdc.update(
+        acdc.HERE / "dense-lengths.csv",
+        (
+            row
+            for variant in LENGTHS
+            for method in ("start", *OF_LENGTH)
+            for seed in seeds
+            if (row := read(variant, method, seed)) is not None
+        ),
+    )
+    newest = max(row["trained"] for row in rows)
     print("\n| method | " + " | ".join(f"{length:g}" for length in LENGTHS.values()) + " |")
     print("|---|" + "---|" * len(LENGTHS))
     for method in ("start", *OF_LENGTH):
         cells = []
         for variant in LENGTHS:
             # One seed at all lengths: a mean over other seeds at another length would compare starts.
-            of = [row["dice"] for row in rows if (row["method"], row["variant"]) == (method, variant)][:1]
-            cells.append(f"{of[0]:.1f}" if of else "-")
+            of = [row for row in rows if (row["method"], row["variant"]) == (method, variant)][:1]
+            cells.append(f"{of[0]['dice']:.1f}{acdc.old(of[0], newest)}" if of else "-")
         print(f"| {method} | " + " | ".join(cells) + " |")
 
 
@@ -180,15 +179,14 @@ def toml(value: Any) -> str:
     return json.dumps(value)
 
 
-def plot() -> None:
+def plot_lengths() -> None:
     from matplotlib.figure import Figure
 
-    with (acdc.HERE / "dense-lengths.csv").open() as file:
-        rows = [row for row in csv.DictReader(file) if row["seed"] == "0"]
+    rows = [row for row in acdc.rows_of(acdc.HERE / "dense-lengths.csv") if row["seed"] == 0]
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axis = figure.subplots()
-    for method, marker in zip(OF_LENGTH, "osd^", strict=True):
-        points = sorted((float(row["length"]), float(row["dice"])) for row in rows if row["method"] == method)
+    for method, marker in zip(OF_LENGTH, "osdv^", strict=True):
+        points = sorted((row["length"], row["dice"]) for row in rows if row["method"] == method)
         axis.plot(*zip(*points, strict=True), marker=marker, label=TITLES[method])
     axis.set_xlabel("fraction of each scribble's length that is kept")
     axis.set_ylabel("Dice on test patients, percent")
@@ -196,12 +194,11 @@ def plot() -> None:
     axis.grid(alpha=0.3)
     axis.legend(fontsize="small")
     figure.savefig(acdc.HERE / "dense-lengths.png", dpi=110)
-    acdc.picture(0, ("gd", "dense-gd", "dense-adm", "soft", "trust-region", "full"), "dense.png")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "camvid", "table", "plot"))
+    parser.add_argument("what", choices=("train", "camvid", "table", "lengths", "picture"))
     parser.add_argument("--methods", nargs="+", choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--lengths", action="store_true", help="train on shortened scribbles")
@@ -215,8 +212,10 @@ def main() -> None:
         camvid(list(chosen.methods or METHODS), chosen.seeds)
     elif chosen.what == "table":
         table(chosen.seeds)
+    elif chosen.what == "lengths":
+        plot_lengths()
     else:
-        plot()
+        acdc.picture(chosen.seeds[0], chosen.methods or PICTURED, "dense.png")
 
 
 if __name__ == "__main__":

@@ -7,16 +7,14 @@
 
 Data, network, start and steps are those of acdc.py, whose runs are used where both name the same. `table` reads the
 scores and writes rivals.csv; of methods and seeds without a run here it takes the row that acdc.csv, dense-methods.csv
-or rivals.csv has. `proposals` compares random walks on the training images, as pseudo-labels, with the dense labels.
-Set REGLOSS_DATA first.
+or rivals.csv has, and marks with a ring what was trained before the newest of them. `proposals` compares random walks
+on the training images, as pseudo-labels, with the dense labels. Set REGLOSS_DATA first.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import acdc
@@ -39,44 +37,34 @@ PUBLISHED: dict[str, float | None] = {
 }
 METHODS = tuple(PUBLISHED)
 NEW = ("entropy", "mumford-shah", "random-walker", "dual-branch", "mean-teacher")
-COLUMNS = ("method", "seed", "dice")
+COLUMNS = ("method", "seed", "trained", "dice")
+SEEDS = (0, 1, 2)
 KEPT = ("acdc.csv", "dense-methods.csv", "rivals.csv")
 
 
-def known_rows() -> dict[tuple[str, int], dict[str, Any]]:
+def known_rows() -> list[dict[str, Any]]:
     """Rows by method and seed: of the runs that are here, else of the tables that are kept beside this file."""
-    found: dict[tuple[str, int], dict[str, Any]] = {}
-    for name in KEPT:
-        path = acdc.HERE / name
-        if not path.is_file():
-            continue
-        with path.open(newline="") as file:
-            for row in csv.DictReader(file):
-                if row["method"] in PUBLISHED and row.get("variant", "full") == "full":
-                    key = (row["method"], int(row["seed"]))
-                    found.setdefault(key, {"method": key[0], "seed": key[1], "dice": float(row["dice"])})
-    for method in PUBLISHED:
-        for seed in (0, 1, 2):
-            row = acdc.read("full", method, seed)
-            if row is not None:
-                found[method, seed] = {column: row[column] for column in COLUMNS}
-    return found
+    kept = [row for name in reversed(KEPT) for row in acdc.rows_of(acdc.HERE / name)]
+    here = [acdc.read("full", method, seed) for method in PUBLISHED for seed in SEEDS]
+    found = {
+        (row["method"], row["seed"]): {column: row[column] for column in COLUMNS}
+        for row in [*kept, *here]
+        if row is not None and row.get("variant", "full") == "full"
+    }
+    return [found[method, seed] for method in PUBLISHED for seed in SEEDS if (method, seed) in found]
 
 
 def table(path: Path = acdc.HERE / "rivals.csv") -> None:
     """Write ``path``, and print the table."""
     rows = known_rows()
-    ordered = [rows[method, seed] for method in PUBLISHED for seed in (0, 1, 2) if (method, seed) in rows]
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({key: f"{v:.4f}" if isinstance(v, float) else v for key, v in row.items()} for row in ordered)
+    acdc.write(path, rows)
+    newest = max(row["trained"] for row in rows)
+    print(f"trained on {newest}, ° = before\n")
     print("| method | Dice, seeds 0 / 1 / 2 | mean | published |\n|---|---|---|---|")
     for method, published in PUBLISHED.items():
-        of = {seed: rows[method, seed] for seed in (0, 1, 2) if (method, seed) in rows}
+        of = [row for row in rows if row["method"] == method]
         if of:
-            dice = " / ".join(f"{of[seed]['dice']:.1f}" if seed in of else "-" for seed in (0, 1, 2))
-            print(f"| {method} | {dice} | {mean(row['dice'] for row in of.values()):.1f} | {published or ''} |")
+            print(f"| {method} | {acdc.by_seed(of, 'dice', newest)} | {published or ''} |")
 
 
 def proposals(thresholds: list[float]) -> None:
