@@ -6,8 +6,8 @@
 
 `train` runs `regloss train` with the TOML files of this folder, skipping what is there already; `table` reads the
 scores, writes acdc.csv and prints the tables; `picture` draws the test predictions of all methods. Of runs that are not
-here, acdc.csv keeps the rows, with the day of their training; the tables mark those that are older than others with a
-ring. Set REGLOSS_DATA first.
+here, acdc.csv keeps the rows, with the day of their training; the tables mark with a dagger those that are older than
+others. Set REGLOSS_DATA first.
 """
 
 from __future__ import annotations
@@ -112,14 +112,14 @@ def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def by_seed(rows: Sequence[dict[str, Any]], key: str, newest: str, seeds: Sequence[int] = (0, 1, 2)) -> str:
-    """Two cells of a table: the numbers of all seeds, those trained before ``newest`` with a ring, and their mean."""
+    """Two cells of a table: the numbers of all seeds, those trained before ``newest`` with a dagger, and their mean."""
     of = {row["seed"]: f"{row[key]:.1f}{old(row, newest)}" for row in rows}
-    ring = max(old(row, newest) for row in rows)
-    return f"{' / '.join(of.get(seed, '-') for seed in seeds)} | {mean(row[key] for row in rows):.1f}{ring}"
+    mark = max(old(row, newest) for row in rows)
+    return f"{' / '.join(of.get(seed, '-') for seed in seeds)} | {mean(row[key] for row in rows):.1f}{mark}"
 
 
 def old(row: dict[str, Any], newest: str) -> str:
-    return "°" if row["trained"] < newest else ""
+    return "†" if row["trained"] < newest else ""
 
 
 def table(seeds: list[int]) -> None:
@@ -138,7 +138,7 @@ def table(seeds: list[int]) -> None:
         if not of_variant:
             continue
         newest = max(row["trained"] for row in of_variant)
-        print(f"\n{variant}, trained on {newest}, ° = before\n")
+        print(f"\n{variant}, trained on {newest}, † = before\n")
         print("| method | Dice, seeds 0 / 1 / 2 | mean | energy | seconds | solver share |")
         print("|---|---|---|---|---|---|")
         for method in ("start", *METHODS):

@@ -99,7 +99,7 @@ def table(seeds: list[int]) -> None:
         (row for method in ("start", *METHODS) for seed in seeds if (row := read("full", method, seed)) is not None),
     )
     newest = max(row["trained"] for row in rows)
-    print(f"trained on {newest}, ° = before\n")
+    print(f"trained on {newest}, † = before\n")
     print("| method | Dice, by seed | mean | HD95, by seed | mean | unmatched | seconds | solver share |")
     print("|---|---|---|---|---|---|---|---|")
     for method in ("start", *METHODS):

@@ -7,7 +7,7 @@
 
 Data, network, start and steps are those of acdc.py, whose runs are used where both name the same. `table` reads the
 scores and writes rivals.csv; of methods and seeds without a run here it takes the row that acdc.csv, dense-methods.csv
-or rivals.csv has, and marks with a ring what was trained before the newest of them. `proposals` compares random walks
+or rivals.csv has, and marks with a dagger what was trained before the newest of them. `proposals` compares random walks
 on the training images, as pseudo-labels, with the dense labels. Set REGLOSS_DATA first.
 """
 
@@ -59,7 +59,7 @@ def table(path: Path = acdc.HERE / "rivals.csv") -> None:
     rows = known_rows()
     acdc.write(path, rows)
     newest = max(row["trained"] for row in rows)
-    print(f"trained on {newest}, ° = before\n")
+    print(f"trained on {newest}, † = before\n")
     print("| method | Dice, seeds 0 / 1 / 2 | mean | published |\n|---|---|---|---|")
     for method, published in PUBLISHED.items():
         of = [row for row in rows if row["method"] == method]
