@@ -187,7 +187,8 @@ def plot_lengths() -> None:
     axis = figure.subplots()
     for method, marker in zip(OF_LENGTH, "osdv^", strict=True):
         points = sorted((row["length"], row["dice"]) for row in rows if row["method"] == method)
-        axis.plot(*zip(*points, strict=True), marker=marker, label=TITLES[method])
+        if len(points) > 1:
+            axis.plot(*zip(*points, strict=True), marker=marker, label=TITLES[method])
     axis.set_xlabel("fraction of each scribble's length that is kept")
     axis.set_ylabel("Dice on test patients, percent")
     axis.set_ylim(0, 100)
