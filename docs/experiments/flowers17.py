@@ -1,13 +1,13 @@
 """Photographs of flowers, segmented without any label: deep Chan-Vese for the whole set, its ablations, and Chan-Vese.
 
-    python docs/experiments/flowers17.py train   [--variant full no-invariance no-conservation start] [--seed 0]
+    python docs/experiments/flowers17.py train   [--variant full no-invariance no-conservation neither ...] [--seed 0]
     python docs/experiments/flowers17.py table
     python docs/experiments/flowers17.py picture
 
 `train` trains with the TOML files beside this page (flowers17.toml, flowers17-VARIANT.toml), and goes on with what was
 interrupted. `table` scores them on the 128 test images, with methods for single images beside them, writes
-flowers17.csv and prints a table; `picture` draws test images. Set REGLOSS_DATA first; runs lie below runs/flowers17, or
---runs, which another seed needs. Labels are for scores only.
+flowers17.csv, where rows of runs that are not at hand stay, and prints a table; `picture` draws test images. Set
+REGLOSS_DATA first; runs lie below runs/flowers17, or --runs, which another seed needs. Labels are for scores only.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ VARIANTS = {
     "full": HERE / "flowers17.toml",
     "no-invariance": HERE / "flowers17-no-invariance.toml",
     "no-conservation": HERE / "flowers17-no-conservation.toml",
+    "neither": HERE / "flowers17-neither.toml",
+    "turns": HERE / "flowers17-turns.toml",
     "start": HERE / "flowers17-start.toml",
 }
 SINGLE = ("start", "chan-vese", "statistical", "skimage chan_vese", "skimage morphological")
@@ -96,18 +98,28 @@ def everything(runs: Path, samples: Sequence[Sample]) -> dict[str, tuple[list[ND
     return found
 
 
+def rows_before() -> dict[str, list[str]]:
+    """The rows of the table as it is, by method."""
+    if not TABLE.is_file():
+        return {}
+    with TABLE.open(newline="", encoding="utf-8") as file:
+        return {row[0]: row for row in csv.reader(file)}
+
+
 def table(runs: Path) -> None:
     """Scores on the test images."""
     samples = test_samples()
     rules = ("best", "last")
-    rows = []
+    found = rows_before()
     for method, (labels, seconds, training) in everything(runs, samples).items():
         scores = ForegroundScores(2)
         for sample, phases in zip(samples, labels, strict=True):
             scores.update(torch.from_numpy(phases), torch.from_numpy(sample.label.astype(np.int64)), sample.id)
         result = scores.compute()
         values = [f"{result[rule][score]:.4f}" for rule in RULES for score in SCORES]
-        rows.append([method, *values, f"{seconds:.4f}", f"{training:.0f}"])
+        found[method] = [method, *values, f"{seconds:.4f}", f"{training:.0f}"]
+    order = ["saliency mask", *SINGLE[1:], *(f"deep, {variant}" for variant in VARIANTS)]
+    rows = [found[method] for method in order if method in found]
     columns = ["method", *(f"{rule}-{score}" for rule in RULES for score in SCORES), "seconds", "training-seconds"]
     with TABLE.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([columns, *rows])
