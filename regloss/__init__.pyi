@@ -78,6 +78,7 @@ from regloss_plugins.divergences.robust_kl import RobustKL as RobustKL
 from regloss_plugins.layers.dense_crf import DenseCRFLayer as DenseCRFLayer
 from regloss_plugins.layers.sigmoid import RegularizedSigmoid as RegularizedSigmoid
 from regloss_plugins.layers.softmax import RegularizedSoftmax as RegularizedSoftmax
+from regloss_plugins.networks.deep_image_prior import DeepImagePrior as DeepImagePrior
 from regloss_plugins.networks.deeplab_largefov import DeepLabLargeFOV as DeepLabLargeFOV
 from regloss_plugins.networks.deeplab_largefov import DeepLabMScLargeFOV as DeepLabMScLargeFOV
 from regloss_plugins.networks.deeplabv2 import DeepLabV2 as DeepLabV2
@@ -118,6 +119,8 @@ from regloss_plugins.segmenters.deep_chan_vese import deep_chan_vese as deep_cha
 from regloss_plugins.segmenters.graph_cut import GraphCut as GraphCut
 from regloss_plugins.segmenters.guided_filter import guided_filter as guided_filter
 from regloss_plugins.segmenters.k_means import phases_by_color as phases_by_color
+from regloss_plugins.segmenters.level_sets import LevelSets as LevelSets
+from regloss_plugins.segmenters.normalized_cut import NormalizedCutSegmenter as NormalizedCutSegmenter
 from regloss_plugins.segmenters.random_walker import RandomWalker as RandomWalker
 from regloss_plugins.segmenters.region_competition import RegionCompetition as RegionCompetition
 from regloss_plugins.segmenters.saliency import phases_by_saliency as phases_by_saliency

@@ -9,7 +9,7 @@ below runs/chan-vese (--masks); what has a row already is skipped, so it can be 
 means over the images that all methods have, `picture` draws the images on which the deep form comes out best, in the
 middle and worst. Set REGLOSS_DATA first. Images are reduced to 128 pixels along their longer side.
 
-All but the normalized cut, which takes no start, begin with the same mask: the border contrast of the image above
+All but the normalized cuts, which take no start, begin with the same mask: the border contrast of the image above
 Otsu's threshold (`regloss.phases_by_saliency`). Which phase is the object is not known to any of them; three rules are
 reported, see `regloss.metrics.foreground.ForegroundScores`.
 """
@@ -43,6 +43,8 @@ DATA_SETS = ("weizmann_horse", "iseg")
 LONGEST = 128
 SCORES = ("f-measure", "foreground-iou", "accuracy")
 COLUMNS = ("data-set", "image", "method", "phases", "seconds", *(f"{rule}-{s}" for rule in RULES for s in SCORES))
+
+WITHOUT_START = ("skimage normalized cut", "normalized cut")
 
 Rgb = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
@@ -96,6 +98,11 @@ def normalized_cut(image: Rgb, start: Labels) -> Labels:
     return np.unique(found, return_inverse=True)[1].reshape(found.shape).astype(np.int64)
 
 
+def eigenvectors(image: Rgb, start: Labels) -> Labels:
+    """Normalized cut of the pixels into two regions, by eigenvectors."""
+    return regloss.NormalizedCutSegmenter()(tensor(image), phases=2).labels[0].numpy()
+
+
 METHODS: dict[str, Method] = {
     "start": start_alone,
     "chan-vese": alternated("chan-vese", {"name": "tv", "weight": 0.1}),
@@ -103,6 +110,7 @@ METHODS: dict[str, Method] = {
     "skimage chan_vese": scikit_image,
     "skimage morphological": morphological,
     "skimage normalized cut": normalized_cut,
+    "normalized cut": eigenvectors,
     "deep chan-vese": deep,
 }
 
@@ -206,7 +214,7 @@ def table() -> None:
             columns = [f"best-{score}" for score in SCORES]
             columns += [f"{rule}-{score}" for rule in RULES[1:] for score in SCORES[:2]]
             means = [f"{np.mean([float(row[column]) for row in chosen]):.3f}" for column in columns]
-            if method == "skimage normalized cut":
+            if method in WITHOUT_START:
                 means[-2:] = ["-", "-"]  # its phases have no order
             seconds = np.mean([float(row["seconds"]) for row in chosen])
             print(f"| {method} | " + " | ".join(means) + f" | {seconds:.2f} |")

@@ -36,6 +36,7 @@ SIGMAS = (100, 130, 160)
 LONGEST = 128
 SMOOTHING = 3.0  # pixels, of the picture that the start is found in
 WEIGHTS = (0.01, 0.03, 0.1)  # of total variation in classic Chan-Vese
+CRF_WEIGHTS = (2.0, 5.0, 10.0)  # of the grid CRF in the statistical model, in nats
 COLUMNS = ("picture", "sigma", "method", "f-measure", "accuracy", "seconds")
 
 Grey = npt.NDArray[np.float64]
@@ -55,9 +56,20 @@ def classic(weight: float) -> Method:
     return run
 
 
+def statistical(weight: float) -> Method:
+    """Normal distributions of the values, likewise."""
+
+    def run(image: Tensor, start: Tensor) -> Tensor:
+        prior = {"name": "grid-crf", "weight": weight}
+        return regloss.alternate("gaussian", prior, "alpha-expansion", image, start).labels
+
+    return run
+
+
 METHODS: dict[str, Method] = {
     "start": lambda image, start: start,
     **{f"chan-vese {weight:g}": classic(weight) for weight in WEIGHTS},
+    **{f"statistical {weight:g}": statistical(weight) for weight in CRF_WEIGHTS},
     "deep chan-vese": lambda image, start: regloss.deep_chan_vese(image, start=start).labels,
 }
 
@@ -163,28 +175,30 @@ def table() -> None:
         print(f"| {method} | " + " | ".join(f"{value:.3f}" for value in means) + f" | {seconds:.1f} |")
 
 
+def best(family: str, sigma: int) -> str:
+    """The method of those names with the highest F-measure at that noise, over all pictures."""
+    found = rows()
+
+    def total(method: str) -> float:
+        return sum(float(row["f-measure"]) for row in found if (row["sigma"], row["method"]) == (str(sigma), method))
+
+    return max((method for method in METHODS if method.startswith(family)), key=total)
+
+
 def picture(sigmas: Sequence[int]) -> None:
-    """chan_vese_noise.png: noisy pictures, and regions by the best weight of classic Chan-Vese and by the deep form."""
+    """chan_vese_noise.png: noisy pictures, and regions by the best weights of both models and by the deep form."""
     import drawing
     import matplotlib.pyplot as plt
 
-    best = {
-        sigma: max(
-            (method for method in METHODS if method.startswith("chan-vese")),
-            key=lambda method: sum(
-                float(row["f-measure"]) for row in rows() if row["sigma"] == str(sigma) and row["method"] == method
-            ),
-        )
-        for sigma in sigmas
-    }
-    titles = [title for sigma in sigmas for title in (f"sigma {sigma}", best[sigma], "deep chan-vese")]
+    shown = {sigma: (best("chan-vese", sigma), best("statistical", sigma), "deep chan-vese") for sigma in sigmas}
+    titles = [title for sigma in sigmas for title in (f"sigma {sigma}", *shown[sigma])]
     figure, axes = plt.subplots(5, len(titles), figsize=(1.9 * len(titles), 8.4), layout="constrained", squeeze=False)
     for place, sigma in enumerate(sigmas):
         for row, (image, truth, start) in zip(axes, examples(sigma).values(), strict=True):
             panels = [image]
-            for method in (best[sigma], "deep chan-vese"):
+            for method in shown[sigma]:
                 panels.append(METHODS[method](tensor(image), start)[0].numpy() == 1)
-            for axis, panel in zip(row[3 * place :], panels, strict=False):
+            for axis, panel in zip(row[4 * place :], panels, strict=False):
                 axis.imshow(panel, cmap="gray")
                 if panel is not image:
                     axis.contour(truth, [0.5], colors="#ef4444", linewidths=0.8)

@@ -124,12 +124,16 @@ def convolution(
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
-    relu = nn.ReLU(inplace=True)
+    return layer, *normalization(after, norm, dims), nn.ReLU(inplace=True)
+
+
+def normalization(channels: int, norm: str, dims: int) -> Sequence[nn.Module]:
+    """The normalisation called ``norm`` of so many feature maps; no module for "none"."""
     if norm == "batch":
-        return layer, _BATCH_NORM[dims](after), relu
+        return (_BATCH_NORM[dims](channels),)
     if norm == "instance":
         # One group a channel is instance normalisation, and unlike nn.InstanceNorm it works in channels_last.
-        return layer, nn.GroupNorm(after, after), relu
+        return (nn.GroupNorm(channels, channels),)
     if norm == "group":
-        return layer, nn.GroupNorm(math.gcd(after, _MAX_GROUPS), after), relu
-    return layer, relu
+        return (nn.GroupNorm(math.gcd(channels, _MAX_GROUPS), channels),)
+    return ()
