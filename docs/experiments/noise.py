@@ -138,7 +138,7 @@ def rows_of() -> list[dict[str, Any]]:
     rows = []
     for trained in TRAINED:
         for method in METHODS:
-            for run in sorted(RUNS.glob(f"{trained}-{method}-*/noise.json")):
+            for run in sorted(RUNS.glob(f"{trained}-{method}-[0-9]*/noise.json")):
                 about = {"trained": trained, "method": method, "seed": int(run.parent.name.rpartition("-")[2])}
                 kept = ("noise", "level", "mean-iou", "accuracy", "boundary-density")
                 rows += [{**about, **{key: row[key] for key in kept}} for row in json.loads(run.read_text())]
@@ -175,7 +175,7 @@ def table() -> None:
 def plot() -> None:
     """Mean IoU and boundary length over the standard deviation, mean over the seeds."""
     rows = [row for row in rows_of() if row["noise"] in ("none", "gaussian")]
-    figure = Figure(figsize=(10.5, 3.6), layout="constrained")
+    figure = Figure(figsize=(10.5, 4.2), layout="constrained")
     panels = {"mean-iou": "mean IoU", "boundary-density": "boundary length per area, percent"}
     for axes, (key, name) in zip(figure.subplots(1, 2), panels.items(), strict=True):
         for trained, method in trained_runs(rows):
@@ -186,7 +186,9 @@ def plot() -> None:
             axes.plot([255 * level for level in levels], values, style, color=COLORS[method], label=label)
         axes.set(xlabel="standard deviation of the noise, of 255", ylabel=name)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].legend(frameon=False, fontsize=8)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False, fontsize=8
+    )
     drawing.save(figure, HERE / "noise.png", dpi=90)
 
 
