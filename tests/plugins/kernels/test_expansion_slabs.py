@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -116,6 +118,31 @@ def test_labels_that_are_not_allowed_are_replaced():
 def test_cycles_that_run_out_are_told():
     found = expand_slabs(**problem(2), max_cycles=2, slab=2)
     assert (found.cycles, found.converged) == (2, False)
+
+
+def test_memory_is_that_of_a_slab():
+    """Beside what is given, some 500 bytes for every voxel of a slab with its 26 neighbours, and few for all others."""
+    size, slab, rng = (60, 32, 32), 4, np.random.default_rng(0)
+    offsets = np.array(neighbor_offsets(3, 26))
+    given = {
+        "unary": rng.random((4, *size), np.float32),
+        "offsets": offsets,
+        "weights": 0.3 * rng.random((len(offsets), *size), np.float32),
+        "labels": np.zeros(size, np.int64),
+        "fixed": np.full(size, -1),
+        "roi": np.ones(size, bool),
+        "allowed": np.ones(4, bool),
+    }
+    expand_slabs(**given, max_cycles=1, slab=slab)  # loads what is compiled
+    tracemalloc.start()
+    try:
+        expand_slabs(**given, max_cycles=1, slab=slab)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    voxels = np.prod(size)
+    held = voxels * (slab + 2) / size[0]  # with a slice on either side
+    assert peak < 500 * held + 15 * voxels
 
 
 def test_the_solver_takes_large_volumes_by_slabs(monkeypatch):
