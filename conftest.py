@@ -6,6 +6,9 @@ Everywhere else a module that cannot be imported is an error.
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
 
 OPTIONAL = {
     "starlette": ("regloss/apps/annotate/guard.py", "regloss/apps/annotate/server.py"),
@@ -15,10 +18,8 @@ OPTIONAL = {
     "nnunetv2": ("regloss/apps/nnunet.py", "regloss/apps/nnunet_trainers/trainers.py"),
     "maxflow": ("plugins/regloss_plugins/solvers/pymaxflow.py",),
     "gco": ("plugins/regloss_plugins/solvers/gco.py",),
-    "triton": (
-        "plugins/regloss_plugins/kernels/gated_windows_triton.py",
-        "plugins/regloss_plugins/kernels/gaussian_sums_triton.py",
-        "plugins/regloss_plugins/kernels/grid_ascent_triton.py",
+    "triton": tuple(
+        file.relative_to(ROOT).as_posix() for file in ROOT.glob("plugins/regloss_plugins/kernels/*_triton.py")
     ),
 }
 
