@@ -8,7 +8,7 @@ PLUGIN_HALF := tests/plugins tests/attacks
 
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint-and-plugins test-plugins test-core test-slow lint format stub bench docs wheel clean
+.PHONY: demo test lint-and-plugins test-plugins test-core test-slow test-gpu lint format stub bench docs wheel clean
 
 # What a newcomer runs says what it does: torch alone is several hundred megabytes.
 .venv/.demo: pyproject.toml constraints.txt
@@ -45,7 +45,12 @@ test-core: .venv/.dev
 	$(BIN)/python -m pytest -m "not slow" $(PLUGIN_HALF:%=--ignore=%)
 
 test-slow: .venv/.dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+# On the CPU, and on the GPU where there is one; elsewhere it says what it left out.
+test-gpu: .venv/.dev
+	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python -m pytest -k device tests/plugins/regularizers tests/plugins/solvers
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -21,12 +21,10 @@ Tasks and what their functions are:
     "edge-sums"    (operator,)            an object with gather(operator, values (B, K, N)) and scatter(operator, flows
                                           (B, K, E)), K and K^T of `regloss.operators.EdgeDifferences`, or None where
                                           the reference is to do it
-    "nearest-others" ()                   a function from features, places, size, window and count to the neighbours of
-                                          `regloss_plugins.regularizers.nltv.nearest_others`, or to None where that is
-                                          to do it
-    "potts-steps"  ()                     a function that takes steps of `parallel-potts`, as
-                                          `regloss_plugins.bindings.potts_steps` does, or gives None where the reference
-                                          is to take them
+    "nearest-others" ()                   a function from features, places, size, window and count to the neighbours
+                                          that `nltv` asks for, or to None where the reference is to do it
+    "potts-steps"  ()                     a function that takes steps of `parallel-potts`, or gives None where the
+                                          reference is to take them
 """
 
 from __future__ import annotations

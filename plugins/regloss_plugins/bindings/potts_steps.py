@@ -31,8 +31,8 @@ def potts_steps(
 
     Args:
         primal: (B, C, *S) s.
-        channels: (B, C, *S) s^, overwritten.
-        dual: (B, n, C, *S) z, overwritten.
+        channels: (B, C, *S) s^, contiguous, overwritten.
+        dual: (B, n, C, *S) z, contiguous, overwritten.
         threshold: (B, 1, *S) of the projection; None = not known.
         unary: (B, C, *S).
         half: (B, n, 1, *S) half the weights.
@@ -44,7 +44,7 @@ def potts_steps(
         newton_steps: of the projection.
         two_labels: there is one channel, between 0 and 1.
     """
-    if unary.dtype != torch.float32 or not (dual.is_contiguous() and channels.is_contiguous()) or not triton_is_there():
+    if unary.dtype != torch.float32 or not triton_is_there():
         return None
     from regloss_plugins.kernels import potts_triton  # and triton with it, only where it is used
 

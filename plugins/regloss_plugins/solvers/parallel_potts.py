@@ -341,7 +341,8 @@ class _Iteration:
     ) -> None:
         self.unary, self.offsets, self.balance, self.two_labels = unary, offsets, balance, two_labels
         self.half = weights.unsqueeze(2) / 2  # (B, n, 1, *S)
-        self.primal, self.channels = channels.clone(), channels
+        self.channels = channels.contiguous()  # as is what is written in place everywhere, whatever the unary's order
+        self.primal = self.channels.clone()
         shape = (unary.shape[0], len(offsets), *unary.shape[1:])
         self.dual = unary.new_zeros(shape) if dual is None else dual
         incident = torch.zeros_like(unary[:, :1])

@@ -14,6 +14,7 @@ from regloss.dispatch import _registered, find
 from regloss.dual_sets import Box
 from regloss.operators import EdgeDifferences
 from regloss_plugins.bindings.edge_steps import EdgeSumsOnDevice, edge_steps
+from regloss_plugins.kernels.edges_triton import edge_differences, edge_sums
 from regloss_plugins.regularizers.nltv import NonlocalTerm
 
 # As on a CUDA device, where there is no code that goes image by image.
@@ -70,6 +71,9 @@ for batch, classes, size, count in ((2, 3, (5, 7), 140), (1, 1, (1, 2), 3), (1, 
             assert one.dtype == dtype
             torch.testing.assert_close(one.double(), exact, rtol=tolerance, atol=tolerance)
 assert plain.incidence.order is plain.squared().incidence.order  # found once
+checks = {"test_utils": ("test_schema", "test_faketensor")}
+torch.library.opcheck(edge_differences, (edges, weights, s.flatten(2), -1), **checks)
+torch.library.opcheck(edge_sums, (*plain.incidence, weights, y, -1), **checks)
 
 check(2, 3, (5, 7), 140)
 check(1, 33, (3, 1), 5, steps=3)

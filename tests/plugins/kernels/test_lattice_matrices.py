@@ -260,6 +260,7 @@ class TestLatticeFilter:
 
 
 @with_cuda
+@pytest.mark.gpu
 @pytest.mark.parametrize("accuracy", ACCURACIES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
 def test_on_a_gpu(accuracy, dtype, tolerance):

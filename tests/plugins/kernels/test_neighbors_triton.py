@@ -10,6 +10,7 @@ import torch
 from regloss import NonlocalTV
 from regloss.dispatch import _registered, find
 from regloss_plugins.bindings.neighbors import on_cuda
+from regloss_plugins.kernels.neighbors_triton import nearest
 from regloss_plugins.regularizers.nltv import nearest_others
 
 generator = torch.Generator().manual_seed(0)
@@ -38,6 +39,9 @@ check((70, 1), 1, 1, 2)  # at the ends there are fewer
 check((3, 4, 6), 2, 1, 9)
 check((2, 2), 0, None, 3)  # all others
 check((9, 9), 1, None, 4, constant=True)
+
+given = torch.rand(70, 3, generator=generator), torch.ones(7, 10).nonzero(), 2, 4
+torch.library.opcheck(nearest, given, test_utils=("test_schema", "test_faketensor"))
 
 image = torch.rand(1, 3, 8, 9, generator=generator)
 roi = torch.rand(1, 8, 9, generator=generator) > 0.2

@@ -62,9 +62,10 @@ for entropy in (False, True):
 pointers = ("s", "dual", "before", "moves", "metric", "extrapolations", "gains")
 types = {"ends": "*i64"}
 check(edge_ascent_triton._move, pointers, numbers, ("radius",), types, CLASSES=4, BLOCK=256)
-check(edges_triton._differences, ("weights", "values", "out"), numbers, ("sign",), types, BLOCK=128)
+numbers = (*numbers, "sign")
+check(edges_triton._differences, ("weights", "values", "out"), numbers, types=types, BLOCK=128)
 types = {"start": "*i32", "order": "*i32", "weights": "*fp64", "flows": "*fp32", "out": "*fp64"}
-check(edges_triton._sums, (), numbers, ("sign",), types, BLOCK=128)
+check(edges_triton._sums, (), numbers, types=types, BLOCK=128)
 
 types = dict.fromkeys(("places", "first", "last", "found"), "*i32")
 pointers, numbers = ("features", "lower", "upper", "squares"), ("width", "points", "tiles", "count", "radius")

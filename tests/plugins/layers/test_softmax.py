@@ -106,6 +106,21 @@ def test_jacobian_is_symmetric_bounded_and_keeps_sums(regularizer: Any) -> None:
         assert float(of_g.norm()) <= float(g.norm()) / (2 * 0.4)
 
 
+def test_looking_less_often_at_conjugate_gradients_changes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where every tenth step is looked at: by tensors, and through the steps of dca."""
+    image, logits, g = image_of(2, 3, 4, 5), random(2, 3, 4, 5, seed=1).requires_grad_(), random(2, 3, 4, 5, seed=2)
+    layers = [
+        RegularizedSoftmax(TotalVariation(0.4), PDHG(200, 1e-8, compiled=False), 0.4, **EXACTLY),
+        RegularizedSoftmax(ThresholdDynamics(0.8, sigma=1.0), DCA(200, 1e-9), 0.5, **EXACTLY),
+    ]
+    expected = [torch.autograd.grad(layer(logits, image), logits, g)[0] for layer in layers]
+    monkeypatch.setattr("regloss.implicit.look_every", lambda device: 10)
+    monkeypatch.setattr("regloss_plugins.solvers.dca.look_every", lambda device: 10)
+    found = [torch.autograd.grad(layer(logits, image), logits, g)[0] for layer in layers]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-10)
+
+
 @BY_NAME
 def test_implicit_gradient_matches_finite_differences(regularizer: Any) -> None:
     """In the logits, the weights and the entropy; of probabilities and of their logarithms."""
