@@ -21,6 +21,8 @@ Tasks and what their functions are:
     "edge-sums"    (operator,)            an object with gather(operator, values (B, K, N)) and scatter(operator, flows
                                           (B, K, E)), K and K^T of `regloss.operators.EdgeDifferences`, or None where
                                           the reference is to do it
+    "tree-sums"    (operator,)            likewise of the one class of `regloss.operators.TreeDifferences`, with values
+                                          and flows (B, N)
     "nearest-others" ()                   a function from features, places, size, window and count to the neighbours
                                           that `nltv` asks for, or to None where the reference is to do it
     "potts-steps"  ()                     a function that takes steps of `parallel-potts`, or gives None where the

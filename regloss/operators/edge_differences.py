@@ -76,7 +76,7 @@ class EdgeDifferences(LinearOperator):
     def apply(self, s: Tensor) -> Tensor:
         """Differences (B, K, E) of ``s`` (B, K, *S)."""
         weights, values = self.weights, s.flatten(2)
-        fast = None if _recorded(weights, s) else find("edge-sums", EdgeDifferences, device=s.device)
+        fast = None if recorded(weights, s) else find("edge-sums", EdgeDifferences, device=s.device)
         found: Tensor | None = None if fast is None else fast.gather(self, values)
         if found is not None:
             return found
@@ -90,7 +90,7 @@ class EdgeDifferences(LinearOperator):
     def adjoint(self, y: Tensor) -> Tensor:
         """Sums (B, K, *S) over the edges at each pixel."""
         weights, (batch, classes) = self.weights, y.shape[:2]
-        fast = None if _recorded(weights, y) else find("edge-sums", EdgeDifferences, device=y.device)
+        fast = None if recorded(weights, y) else find("edge-sums", EdgeDifferences, device=y.device)
         found: Tensor | None = None if fast is None else fast.scatter(self, y)
         if found is not None:
             return found.reshape(batch, classes, *self.size)
@@ -140,6 +140,6 @@ class _Lists:
         return Incidence(torch.searchsorted(ends, every, out_int32=True), order.to(torch.int32))
 
 
-def _recorded(*tensors: Tensor) -> bool:
+def recorded(*tensors: Tensor) -> bool:
     """Whether autograd is to follow, which fast code cannot have."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)

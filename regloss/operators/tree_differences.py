@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
+from regloss.dispatch import find
 from regloss.errors import UsageError
+from regloss.operators.edge_differences import EdgeDifferences, recorded
 from regloss.operators.linear_operator import LinearOperator
 
 
@@ -29,6 +33,13 @@ class TreeDifferences(LinearOperator):
         self.parent, self.active, self.children = parent, active, children
         self.label, self.sign = label, sign
 
+    @cached_property
+    def edges(self) -> EdgeDifferences:
+        """The same for the class alone: differences along the edges from each pixel's parent to it."""
+        pixels = torch.arange(self.parent.shape[1], device=self.parent.device).expand_as(self.parent)
+        ends, weights = torch.stack([self.parent, pixels], 2), self.active.to(torch.float32)
+        return EdgeDifferences(ends, weights, (self.parent.shape[1],), sign=self.sign)
+
     @property
     def norm(self) -> float:
         """From the number of children."""
@@ -41,11 +52,20 @@ class TreeDifferences(LinearOperator):
                 f"The class {self.label} is constrained along a tree, but the segmentation has K = {s.shape[1]}."
             )
         flat = s[:, self.label].flatten(1)
+        fast = None if recorded(s) else find("tree-sums", TreeDifferences, device=s.device)
+        found: Tensor | None = None if fast is None else fast.gather(self, flat)
+        if found is not None:
+            return self._row(found, s)
         return self._row((flat + self.sign * flat.gather(1, self.parent)) * self.active, s)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """Each pixel's own value and, with the sign, those of its children."""
-        kept = y[:, self.label].flatten(1) * self.active
+        flat = y[:, self.label].flatten(1)
+        fast = None if recorded(y) else find("tree-sums", TreeDifferences, device=y.device)
+        found: Tensor | None = None if fast is None else fast.scatter(self, flat)
+        if found is not None:
+            return self._row(found, y)
+        kept = flat * self.active
         return self._row(kept + self.sign * torch.zeros_like(kept).scatter_add(1, self.parent, kept), y)
 
     def _row(self, values: Tensor, like: Tensor) -> Tensor:

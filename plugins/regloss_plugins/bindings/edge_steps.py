@@ -1,4 +1,4 @@
-"""Differences along the edges of graphs in Triton, whole batches at once: nonlocal total variation, on CUDA devices."""
+"""Differences along the edges of graphs and trees in Triton, whole batches at once, on CUDA devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from regloss.dispatch import fast
 from regloss.dual_problem import DualProblem
 from regloss.dual_sets import Box
-from regloss.operators import EdgeDifferences
+from regloss.operators import EdgeDifferences, TreeDifferences
 from regloss_plugins.bindings.edge_ascent import step_sizes
 from regloss_plugins.bindings.triton_kernels import triton_is_there
 
@@ -44,7 +44,24 @@ class EdgeSumsOnDevice:
         return found
 
 
+class TreeSumsOnDevice:
+    """The task "tree-sums": along the edges of a tree, always summed in the same order."""
+
+    @staticmethod
+    def gather(operator: TreeDifferences, values: Tensor) -> Tensor | None:
+        """``values`` (B, N) at each pixel and, with the sign, at its parent; 0 where there is none."""
+        found = EdgeSumsOnDevice.gather(operator.edges, values.unsqueeze(1))
+        return None if found is None else found.squeeze(1)
+
+    @staticmethod
+    def scatter(operator: TreeDifferences, flows: Tensor) -> Tensor | None:
+        """Each pixel's own ``flows`` (B, N) and, with the sign, those of its children."""
+        found = EdgeSumsOnDevice.scatter(operator.edges, flows.unsqueeze(1))
+        return None if found is None else found.squeeze(1)
+
+
 fast("edge-sums", EdgeDifferences, device="cuda")(EdgeSumsOnDevice)
+fast("tree-sums", TreeDifferences, device="cuda")(TreeSumsOnDevice)
 
 
 @fast("dual-steps", EdgeDifferences, Box, device="cuda")

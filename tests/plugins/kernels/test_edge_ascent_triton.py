@@ -9,11 +9,11 @@ import dataclasses
 import torch
 
 import regloss
-from regloss import NonlocalTV, PDHG
+from regloss import NonlocalTV, PDHG, Saddle, StarShape
 from regloss.dispatch import _registered, find
 from regloss.dual_sets import Box
-from regloss.operators import EdgeDifferences
-from regloss_plugins.bindings.edge_steps import EdgeSumsOnDevice, edge_steps
+from regloss.operators import EdgeDifferences, TreeDifferences
+from regloss_plugins.bindings.edge_steps import EdgeSumsOnDevice, TreeSumsOnDevice, edge_steps
 from regloss_plugins.kernels.edges_triton import edge_differences, edge_sums
 from regloss_plugins.regularizers.nltv import NonlocalTerm
 
@@ -74,6 +74,18 @@ assert plain.incidence.order is plain.squared().incidence.order  # found once
 checks = {"test_utils": ("test_schema", "test_faketensor")}
 torch.library.opcheck(edge_differences, (edges, weights, s.flatten(2), -1), **checks)
 torch.library.opcheck(edge_sums, (*plain.incidence, weights, y, -1), **checks)
+
+# Of the one class of a star shape, which is a tree.
+tree = StarShape(center=(2, 3)).bind(torch.zeros(2, 1, 5, 7)).form(Saddle).parts[0].operator
+s = torch.randn(2, 3, 5, 7, generator=generator)
+for operator in (tree, tree.absolute()):
+    expected = operator.apply(s.double()), operator.adjoint(s.double())
+    _registered["tree-sums", (TreeDifferences,), "cpu"] = TreeSumsOnDevice
+    found = operator.apply(s), operator.adjoint(s)
+    del _registered["tree-sums", (TreeDifferences,), "cpu"]
+    for one, exact in zip(found, expected):
+        torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=1e-5)
+assert "edges" in vars(tree)
 
 check(2, 3, (5, 7), 140)
 check(1, 33, (3, 1), 5, steps=3)
