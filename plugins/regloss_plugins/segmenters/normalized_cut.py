@@ -19,11 +19,11 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import sparse
 from torch import Tensor
 
 from regloss import grid
@@ -31,6 +31,9 @@ from regloss.errors import UsageError
 from regloss.segmenter import Segmentation, Segmenter, Task
 from regloss.solver import Status
 from regloss_plugins.segmenters.k_means import phases_by_color
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 _FLOOR = 1e-10  # of the weights, so that every pixel is joined to its neighbours
 _DENSE = 400  # pixels up to which all eigenvectors are found at once
@@ -112,6 +115,8 @@ class NormalizedCutSegmenter(Segmenter):
 
     def affinity(self, image: Tensor, steps: list[float]) -> sparse.csr_array:
         """The weights w (N, N) of ``image`` (C, *S), whose neighbours along each axis are so many ``steps`` apart."""
+        from scipy import sparse  # slow to import, as are its eigenvectors
+
         size = image.shape[1:]
         index = torch.arange(size.numel()).reshape(size)
         reaches = [range(-math.floor(self.radius / step), math.floor(self.radius / step) + 1) for step in steps]
@@ -135,6 +140,7 @@ class NormalizedCutSegmenter(Segmenter):
 def normalized_cut(weights: sparse.csr_array, labels: NDArray[np.int64], classes: int) -> float:
     """The sum of cut_k / volume_k of ``labels`` (N,); a class without pixels counts as 0.
 
+    >>> from scipy import sparse
     >>> chain = sparse.csr_array([[0.0, 2.0, 0.0], [2.0, 0.0, 1.0], [0.0, 1.0, 0.0]])
     >>> normalized_cut(chain, np.array([0, 0, 1]), 2)
     1.2
@@ -152,12 +158,14 @@ def _eigenvectors(
     weights: sparse.csr_array, count: int, tolerance: float, seed: int
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The ``count`` smallest eigenvalues of 1 - D^(-1/2) W D^(-1/2), and their vectors (N, count)."""
+    from scipy import sparse
+
     roots = sparse.diags_array(1 / np.sqrt(weights @ np.ones(weights.shape[0])))
     matrix = roots @ weights @ roots
     if matrix.shape[0] <= _DENSE:
         values, vectors = np.linalg.eigh(matrix.toarray())
         return 1 - values[-count:], vectors[:, -count:]
-    from scipy.sparse.linalg import eigsh  # slow to import
+    from scipy.sparse.linalg import eigsh
 
     begin = np.random.default_rng(seed).random(matrix.shape[0])
     values, vectors = eigsh(matrix, k=count, which="LA", tol=tolerance, v0=begin, maxiter=100 * matrix.shape[0])
