@@ -23,6 +23,8 @@ LOOK_AT_IMAGES: Mapping[str, Mapping[str, Any]] = {
     "tree-energy": {},
 }
 
+FROM_SCRIBBLES = [name for name in regloss.names("segmenter") if regloss.get("segmenter", name).takes_scribbles]
+
 
 def image_of(channels: int, size: tuple[int, ...]) -> torch.Tensor:
     """Noise, but for the last channel, in which the right half is bright."""
@@ -48,7 +50,7 @@ def test_regularizers_see_the_last_channel(name: str, channels: int, size: tuple
 
 
 @pytest.mark.parametrize("channels", COUNTS)
-@pytest.mark.parametrize("name", sorted({*regloss.names("segmenter")} - {"deep-chan-vese"}))  # takes no scribbles
+@pytest.mark.parametrize("name", FROM_SCRIBBLES)
 @pytest.mark.parametrize("size", [(16, 20), (5, 10, 12)])
 def test_segmenters_see_the_last_channel(name: str, channels: int, size: tuple[int, ...]) -> None:
     image, scribbles = image_of(channels, size), torch.full((1, *size), 255)

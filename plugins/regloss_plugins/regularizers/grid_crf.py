@@ -82,22 +82,24 @@ class GridCRF(Regularizer):
         offsets = grid.neighbor_offsets(ndim, connectivity)
         shape = (image.shape[0], *image.shape[2:])
         contrast = image.new_zeros(shape[0], len(offsets), *shape[1:])
-        inside = torch.zeros_like(contrast, dtype=torch.bool)
+        pairs = torch.zeros(shape[0], dtype=torch.int64, device=image.device)
         everywhere = grid.full_roi(roi, shape, image.device)
         for number, offset in enumerate(offsets):
             first, second = grid.pair_slices(offset)
             difference = grid.pick(image, first) - grid.pick(image, second)
+            inside = grid.pairs_inside(everywhere, offset)
             grid.pick(contrast[:, number], first).copy_(difference.square().sum(1))
-            inside[:, number] = grid.pairs_inside(everywhere, offset)
-        contrast *= inside
+            contrast[:, number] *= inside
+            pairs += inside.flatten(1).sum(1)
         if self.sigma == "auto":
-            pairs = inside.flatten(1).sum(1).clamp(min=1)
-            variance = contrast.flatten(1).sum(1) / pairs
+            variance = contrast.flatten(1).sum(1) / pairs.clamp(min=1)
             variance = torch.where(variance > 0, variance, torch.ones_like(variance))
         else:
             variance = image.new_full((shape[0],), float(self.sigma) ** 2)
-        # In place: of a volume with 26 neighbours each copy is 13 times as large as it.
-        weights = contrast.div_(-2 * variance.reshape(-1, *[1] * (ndim + 1))).exp_().mul_(inside)
+        # In place, and one offset at a time: of a volume with 26 neighbours each copy is 13 times as large as it.
+        weights = contrast.div_(-2 * variance.reshape(-1, *[1] * (ndim + 1))).exp_()
+        for number, offset in enumerate(offsets):
+            weights[:, number] *= grid.pairs_inside(everywhere, offset)
         if self.diagonal == "distance":
             weights /= image.new_tensor(grid.boundary_lengths(offsets, spacing)).reshape(1, -1, *[1] * ndim)
         return PottsTerm(self, GridGraph(offsets, weights.mul_(self.weight)), shape, roi, self.relaxation)
