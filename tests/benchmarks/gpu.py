@@ -4,8 +4,10 @@
 
 Milliseconds of wall time, median over repeats, after one call that compiles; on a CUDA device each waits until the
 device is done, and the memory is the most that was held beyond what was there before. ``--seconds`` is the time for
-each row, which is measured once at least. ``--tiny`` takes images so small that a CPU does all in a minute: it shows
-that the script runs, and nothing else. Needs the installed package alone, and no network.
+each row, which is measured once at least; a row that would begin later than ``--limit`` seconds is left out, and named.
+A row that fails is told with its error, the others go on, and the exit code is 1. ``--tiny`` takes images so small that
+a CPU does all in a minute: it shows that the script runs, and nothing else. Needs the installed package alone, and no
+network.
 """
 
 from __future__ import annotations
@@ -195,6 +197,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--limit", type=float, default=220.0)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true")
     chosen = parser.parse_args(arguments)
@@ -203,15 +206,32 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("there is no CUDA device here; --device cpu --tiny shows that the script runs")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads" + (", tiny" if chosen.tiny else ""))
+    began = time.perf_counter()
     rows: dict[str, dict[str, float]] = {}
+    left_out: list[str] = []
+    failed: dict[str, str] = {}
     for section in (training_steps, priors, layers):
         for label, work in section(device, chosen.tiny):
-            rows[label] = found = measure(work, device, chosen.seconds)
+            if time.perf_counter() - began > chosen.limit:
+                left_out.append(label)
+                continue
+            try:
+                found = measure(work, device, chosen.seconds)
+            except Exception as error:  # of one row, whatever it is; the exit code says that there was one
+                failed[label] = f"{type(error).__name__}: {error}"
+                print(f"{label:72} failed: {failed[label]}", flush=True)
+                continue
+            rows[label] = found
             peak = f"{found['peak_mb']:9.0f} MB" if "peak_mb" in found else ""
             print(f"{label:72} {found['ms']:9.1f} ms{peak}", flush=True)
+    if left_out:
+        print(f"Left out, as {chosen.limit:.0f} seconds were over: " + "; ".join(left_out))
     if chosen.json is not None:
         record = {"device": name, "torch": torch.__version__, "tiny": chosen.tiny, "rows": rows}
+        record |= {"failed": failed, "left-out": left_out}
         chosen.json.write_text(json.dumps(record, indent=2) + "\n")
+    if failed:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

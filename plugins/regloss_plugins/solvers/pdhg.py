@@ -84,8 +84,9 @@ class PDHG(DifferentiableSolver):
             guarantee but loses its rate in the end: 0.97 reaches moderate accuracy in up to 30 % fewer steps, and high
             accuracy in more.
         compiled: where there is fast code for the operator and the dual set of a single regularizer on its device (for
-            tv and nltv there is on CPUs), have it take the steps, which is several times faster; not for "lazy" and
-            not where autograd records. False = always by tensor operations; the results are the same but for rounding.
+            tv and nltv there is, on CPUs and CUDA devices), have it take the steps, which is several times faster; not
+            for "lazy" and not where autograd records. False = always by tensor operations; the results are the same but
+            for rounding.
 
     Raises:
         UsageError: a setting outside its range, entropy = 0, a start that does not fit.
