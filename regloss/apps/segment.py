@@ -42,7 +42,7 @@ from regloss.io.volumes import (
     read_volume,
     write_label_volume,
 )
-from regloss.io.windows import Window, clipped_note, find_window
+from regloss.io.windows import Window, clipped_note, find_window, windowed
 from regloss.region_force import RegionForce
 from regloss.registry import (
     OWN_DISTRIBUTION,
@@ -191,16 +191,14 @@ def segment_file(
     stored, geometry = _read(path, channels)
     notes: list[str] = []
     if geometry is not None:
-        intensities = Intensities(window)
+        windows = [Intensities(window).of(channel, path) for channel in stored]
         if window is None:
-            found_ranges = [
-                f"{each.low:g} to {each.high:g}" for each in (intensities.of(part, path) for part in stored)
-            ]
+            found_ranges = [f"{each.low:g} to {each.high:g}" for each in windows]
             notes.append(
                 f"{path.name}: values from {listed(found_ranges)}, the percentiles .5 and 99.5, become 0 to 1; "
                 "--window LOW HIGH chooses others."
             )
-        image = intensities(stored, path)
+        image = np.stack([windowed(channel, each, path) for channel, each in zip(stored, windows, strict=True)])
     else:
         if window is None:
             window, found_range = find_window([stored])
