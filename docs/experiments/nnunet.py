@@ -35,7 +35,9 @@ ROOT = Path("runs/nnunet").resolve()
 DATASET, NUMBER = "Dataset901_ACDC", "901"
 CONFIGURATION = "2d_small"
 CLASSES = {"background": 0, "right ventricle": 1, "myocardium": 2, "left ventricle": 3, "ignore": 4}
+START = "start"
 METHODS = {
+    START: ("nnUNetTrainerStart", ""),
     "own": ("nnUNetTrainerShort", ""),
     "prior": ("nnUNetTrainerShortPrior", "grid-crf:weight=0.3"),
     "trust-region": ("nnUNetTrainerShortTrustRegion", "grid-crf:weight=1"),
@@ -93,7 +95,7 @@ def prepare(volumes: Path) -> None:
 
 def train(methods: list[str], seeds: list[int]) -> None:
     for seed in seeds:
-        for method in methods:
+        for method in (START, *methods):
             if scores(method, seed).is_file():
                 continue
             command = [sys.executable, str(Path(__file__).resolve()), "one", "--methods", method, "--seeds", str(seed)]
@@ -131,7 +133,15 @@ def one(method: str, seed: int) -> None:
     output = run(method, seed)
     final = output / "fold_all" / "checkpoint_final.pth"
     if not final.is_file():
-        make_trainer(method, seed, go_on=(output / "fold_all" / "checkpoint_latest.pth").is_file()).run_training()
+        go_on = (output / "fold_all" / "checkpoint_latest.pth").is_file()
+        trainer = make_trainer(method, seed, go_on)
+        if method != START and not go_on:
+            # All of the start's weights; -pretrained_weights would leave out the last layers, whose logits the first
+            # proposals are made of.
+            trainer.initialize()
+            weights = torch.load(run(START, seed) / "fold_all" / "checkpoint_final.pth", weights_only=False)
+            trainer.network.load_state_dict(weights["network_weights"])
+        trainer.run_training()
     raw = ROOT / "raw" / DATASET
     files = sorted((raw / "imagesTs").glob("*.nii.gz"))
     predicted = output / "test"
@@ -151,7 +161,7 @@ def one(method: str, seed: int) -> None:
 
 
 def measure() -> None:
-    """Seconds of a step of each method, all three in one process and in turns, so that they meet the same machine."""
+    """Seconds of a step of each method, all in one process and in turns, so that they meet the same machine."""
     shutil.rmtree(ROOT / "results-time", ignore_errors=True)
     command = [sys.executable, str(Path(__file__).resolve()), "steps"]
     subprocess.run(command, check=True, env=environment("results-time"))
@@ -159,7 +169,8 @@ def measure() -> None:
 
 def steps() -> None:
     trainers, batches = {}, {}
-    for method, (_, regularizer) in METHODS.items():
+    for method in (name for name in METHODS if name != START):
+        regularizer = METHODS[method][1]
         if regularizer:
             os.environ["REGLOSS_REGULARIZER"] = regularizer
         trainers[method] = make_trainer(method, 0, go_on=False)

@@ -1,4 +1,4 @@
-"""Trainers of nnunet.py: nnU-Net's own and those of regloss, 400 steps long, each of which is timed.
+"""Trainers of nnunet.py: the start, and what goes on from it for as many steps by each method; steps are timed.
 
 nnU-Net finds them by ``nnUNet_extTrainer``, which names this folder.
 """
@@ -16,7 +16,9 @@ from regloss.apps.nnunet import nnUNetTrainerRegloss, nnUNetTrainerTrustRegion
 
 
 class Short:
-    """Ten epochs of forty steps, a checkpoint after each of them."""
+    """Ten epochs of few steps, a checkpoint after each of them."""
+
+    steps_of_epoch = 50
 
     def __init__(
         self,
@@ -27,7 +29,7 @@ class Short:
         device: torch.device,
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)  # type: ignore[call-arg]
-        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 10, 40, 1
+        self.num_epochs, self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = 10, self.steps_of_epoch, 1
         self.save_every = 1
         self.seconds: list[float] = []
 
@@ -37,6 +39,12 @@ class Short:
         done = super().train_step(batch)  # type: ignore[misc]
         self.seconds.append(time.perf_counter() - began)
         return done
+
+
+class nnUNetTrainerStart(Short, nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 - nnU-Net's way
+    """Partial Dice and cross entropy alone, from random weights."""
+
+    steps_of_epoch = 40
 
 
 class nnUNetTrainerShort(Short, nnUNetTrainer):  # type: ignore[misc]  # noqa: N801 - nnU-Net's way
