@@ -60,13 +60,12 @@ def test_methods_find_a_disc_and_what_is_done_is_skipped(
     assert (discs / "table.png").is_file()
 
 
-@pytest.mark.parametrize("variant", ["", "-no-invariance", "-no-conservation", "-neither", "-turns", "-start"])
+@pytest.mark.parametrize("variant", ["", "-no-invariance", "-no-conservation", "-neither", "-start"])
 def test_configurations_of_the_flowers_are_valid(variant: str) -> None:
     config = read(EXPERIMENTS / f"flowers17{variant}.toml")
     loop = build_loop(config.loss, config.data.supervision)
     assert (loop.invariance == 0) == (variant in ("-no-invariance", "-neither"))
     assert ("discriminator" in loop.modules()) == (variant not in ("-no-conservation", "-neither"))
-    assert loop.quarter_turns == (variant == "-turns")
     others = read(EXPERIMENTS / "flowers17.toml").dump()
     mine = config.dump()
     assert {key for key in others if others[key] != mine[key]} <= {"output", "loss"}
