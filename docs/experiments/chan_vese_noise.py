@@ -36,7 +36,7 @@ SIGMAS = (100, 130, 160)
 LONGEST = 128
 SMOOTHING = 3.0  # pixels, of the picture that the start is found in
 WEIGHTS = (0.01, 0.03, 0.1)  # of total variation in classic Chan-Vese
-CRF_WEIGHTS = (2.0, 5.0, 10.0)  # of the grid CRF in the statistical model, in nats
+CRF_WEIGHTS = (0.5, 1.0, 2.0)  # of the grid CRF in the statistical model, in nats
 COLUMNS = ("picture", "sigma", "method", "f-measure", "accuracy", "seconds")
 
 Grey = npt.NDArray[np.float64]
