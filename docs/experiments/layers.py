@@ -3,13 +3,15 @@
     python docs/experiments/layers.py train   [--data-set wbc2 ...] [--seed 0 ...]
     python docs/experiments/layers.py table   [--data-set wbc2 ...]
     python docs/experiments/layers.py picture [--data-set wbc2 ...] [--seed 0]
+    python docs/experiments/layers.py enlarge [--data-set wbc2 ...] [--seed 0]
     python docs/experiments/layers.py choose  [--data-set wbc2 ...]
 
 `train` trains a plain network with the data set's TOML file, then goes on from it with every layer and, for as many
 steps, without one; then it scores all of them on the test images, clean and noisy. What is there already is skipped.
-`table` gathers the scores of all runs in layers.csv and prints tables, `picture` draws test predictions. `choose` is
-how the layers' weights came about: it puts layers of several weights behind the plain network of seed 0, without
-training, and scores them on the validation images. Set REGLOSS_DATA first; runs lie below runs/layers, or --runs.
+`table` gathers the scores of all runs in layers.csv and prints tables, `picture` draws test predictions, `enlarge` what
+is in those windows in which the methods differ most. `choose` is how the layers' weights came about: it puts layers of
+several weights behind the plain network of seed 0, without training, and scores them on the validation images. Set
+REGLOSS_DATA first; runs lie below runs/layers, or --runs.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from regloss.training.model import Model, load_model, predict
 HERE = Path(__file__).resolve().parent
 SEEDS = (0, 1, 2)
 RADII = (1.5, 3, 5, 9, 15, 30)  # pixels, of the balls that look for dents: the layer's, and the check's
+ENLARGED = 44  # pixels along each side of an enlarged window
 TOLD = "std, told the volume"  # the networks of std, told the lesion's true area at the test
 
 # ---- the layers, as the configuration's tables
@@ -386,15 +389,19 @@ def star_shaped(region: NDArray[np.bool_]) -> bool:
 
 
 def table(runs: Path, names: Sequence[str]) -> None:
-    """Write layers.csv with what there is of all data sets, and print the tables of those asked for."""
+    """Write into layers.csv what there is of all data sets, and print the tables of those asked for."""
     rows = [row for name in EXPERIMENTS for row in finished(runs, name)]
     if not rows:
         raise SystemExit(f"There are no scores below {runs}: run `train` first, or name another folder with --runs.")
-    keys = list(dict.fromkeys(key for row in rows for key in row))
+    with (HERE / "layers.csv").open(newline="") as file:  # other data sets keep their rows
+        kept = [row for row in csv.DictReader(file) if row["data"] not in {found["data"] for found in rows}]
+    written = [{key: f"{v:.5g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows]
+    written = sorted([*kept, *written], key=lambda row: list(EXPERIMENTS).index(row["data"]))
+    keys = list(dict.fromkeys(key for row in written for key in row))
     with (HERE / "layers.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, keys, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: f"{v:.5g}" if isinstance(v, float) else v for key, v in row.items()} for row in rows)
+        writer.writerows(written)
     for name in names:
         of_data = [row for row in rows if row["data"] == name]
         if of_data:
@@ -516,6 +523,45 @@ def picture(runs: Path, name: str, seed: int) -> None:
     drawing.save(figure, HERE / f"layers-{name}.png", dpi=80)
 
 
+def enlarge(runs: Path, name: str, seed: int) -> None:
+    """Details of three test images, where the methods that were trained, or swapped in, differ in most pixels."""
+    import drawing
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    from regloss.report.overlays import outlined
+
+    experiment, models = EXPERIMENTS[name], {}
+    for method in experiment.tested(seed):
+        trained, layer = experiment.swapped.get(method, (method, None))
+        changes = [] if method not in experiment.swapped or layer is None else [f"layer={toml(layer)}"]
+        if (folder(runs, name, trained, seed) / "model.json").is_file():
+            models[method] = load_model(folder(runs, name, trained, seed), [*experiment.test, *changes])
+    plain = models["plain"]
+    found = []
+    for image, label, _ in test_images(plain, "none"):
+        predictions = {method: labels_of(model, image) for method, model in models.items()}
+        differ = np.ptp(np.stack(list(predictions.values())), axis=0) > 0
+        # Windows start where they stay inside.
+        count = signal.fftconvolve(differ.astype(np.float64), np.ones((ENLARGED, ENLARGED)), mode="valid")
+        place = np.unravel_index(int(count.argmax()), count.shape)
+        found.append((float(count.max()), image, label, predictions, place))
+    found = sorted(found, key=lambda entry: -entry[0])[:3]
+    titles = ["image", "enlarged", "labels", *models]
+    figure = Figure(figsize=(1.75 * len(titles), 5.9), layout="constrained")
+    for row, (_, image, label, predictions, place) in zip(figure.subplots(3, len(titles)), found, strict=True):
+        part = tuple(slice(start, start + ENLARGED) for start in place)
+        row[0].imshow(image.transpose(1, 2, 0))
+        row[0].add_patch(Rectangle(place[::-1], ENLARGED, ENLARGED, fill=False, color="white"))
+        for axis, labels in zip(row[1:], [label * 0, label, *predictions.values()], strict=True):
+            shown = outlined(image[(slice(None), *part)], labels[part].astype(np.uint8), plain.colors)
+            axis.imshow(shown, interpolation="nearest")
+        for axis, title in zip(row, titles, strict=True):
+            axis.set_axis_off()
+            axis.set_title(title.replace(", ", ",\n"), fontsize=8)
+    drawing.save(figure, HERE / f"layers-{name}-enlarged.png", dpi=80)
+
+
 def choose(runs: Path, name: str) -> None:
     """Scores on the validation images of layers behind the plain network of seed 0, without training."""
     start = folder(runs, name, "start", 0)
@@ -533,7 +579,7 @@ def choose(runs: Path, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "table", "picture", "choose"))
+    parser.add_argument("what", choices=("train", "table", "picture", "enlarge", "choose"))
     parser.add_argument("--data-set", nargs="+", choices=tuple(EXPERIMENTS), default=list(EXPERIMENTS))
     parser.add_argument("--seed", nargs="+", type=int, default=list(SEEDS))
     parser.add_argument("--runs", type=Path, default=Path("runs/layers"))
@@ -548,6 +594,8 @@ def main() -> None:
                 train(chosen.runs, name, seed)
         elif chosen.what == "picture":
             picture(chosen.runs, name, chosen.seed[0])
+        elif chosen.what == "enlarge":
+            enlarge(chosen.runs, name, chosen.seed[0])
         else:
             choose(chosen.runs, name)
 
