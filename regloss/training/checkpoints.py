@@ -244,6 +244,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UsageError(f"The weights {path} cannot be read as safetensors: {cause}") from cause
 
 
+def has_ended(run: Path) -> bool:
+    """Whether a run's folder holds its final model, which `read_weights` takes before any checkpoint."""
+    return (run / "model.safetensors").is_file()
+
+
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

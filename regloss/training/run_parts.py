@@ -132,6 +132,8 @@ def build(config: Config, *, resume: bool = False, quiet: bool = True) -> Parts:
     for subset in (data.val, data.test):
         if subset is not None:
             check_evaluation_samples(survey, subset)
+    if start_from is not None and Path(start_from).is_dir() and not checkpoints.has_ended(Path(start_from)):
+        warnings.append(f"training.start-from: the run {start_from} has not ended, and its last checkpoint is taken.")
     warnings = [*dataset.notes, *survey.notes, *warnings]
     if checkpoint is not None:
         _check_checkpoint(checkpoint, config, optimizers, loop, len(ids) * data.crops_per_image)

@@ -15,6 +15,7 @@ from regloss.training.config import parse
 from regloss.training.logs import CsvLog
 from regloss.training.model import load_model
 from regloss.training.proposals import ProposalStore
+from regloss.training.run_parts import build
 from regloss.training.trainer import train
 
 DEEP = "[" * 200_000 + "]" * 200_000
@@ -266,6 +267,14 @@ def test_a_training_does_not_start_from_what_it_replaces(run, images):
         with pytest.raises(UsageError, match="in the output that the training replaces"):
             train(parsed, overwrite=True)
     assert contents(run) == before
+
+
+def test_a_start_from_a_run_that_has_not_ended_is_told(run, images, tmp_path):
+    parsed = parse(small_data.settings(images, tmp_path / "new", f"training.start-from={run}"))
+    assert not [warning for warning in build(parsed).warnings if "start-from" in warning]
+    (run / "model.safetensors").unlink()
+    (warning,) = [warning for warning in build(parsed).warnings if "start-from" in warning]
+    assert warning == f"training.start-from: the run {run} has not ended, and its last checkpoint is taken."
 
 
 def test_two_trainings_that_start_from_each_other(run, images, tmp_path):
