@@ -83,7 +83,7 @@ class ModuleNetwork(Network):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Put in what `state_dict` gave, or the state dict of the module's own library."""
-        return self.module.load_state_dict(state_dict, strict, assign)
+        return self.module.load_state_dict(state_dict, strict=strict, assign=assign)
 
 
 def _made(target: str, arguments: Mapping[str, Any]) -> Any:

@@ -55,6 +55,20 @@ def test_logits_are_found_and_enlarged(form):
     torch.testing.assert_close(logits, nn.functional.interpolate(small, (7, 8), mode="bilinear"))
 
 
+class KeywordsAlone(HalfSize):
+    """As segmentation-models-pytorch's models, whose options cannot be given by their places."""
+
+    def load_state_dict(self, state_dict, **options):
+        return super().load_state_dict(state_dict, **options)
+
+
+def test_state_dicts_of_a_module_that_takes_options_by_keyword():
+    network = module("KeywordsAlone")
+    state = {name: torch.ones_like(value) for name, value in network.state_dict().items()}
+    network.load_state_dict(state)
+    assert all(bool((value == 1).all()) for value in network.module.state_dict().values())
+
+
 def test_an_empty_text_is_none():
     settings = {"normalized_shape": 4, "device": ""}
     made = regloss.create(
