@@ -44,6 +44,7 @@ def test_python_hears_of_an_unknown_family_at_once():
         compile_kernels(["trees"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_has_a_problem(name):
     """Compiled code of this machine is used, if there is some."""

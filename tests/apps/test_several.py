@@ -46,6 +46,7 @@ def test_scores_by_two_processes(trained: Path) -> None:
         assert found[name]["groups"].keys() == scores["groups"].keys()
 
 
+@pytest.mark.slow
 def test_a_prediction_by_two_machines(trained: Path, images: Path, tmp_path: Path) -> None:
     predict_files(trained, images / "images", tmp_path / "one")
     two = tmp_path / "two"

@@ -512,7 +512,7 @@ def test_bandwidths_are_learnt(name: str, weight: Any, backward: Any) -> None:
     if kind == "dca":  # unrolled or not, a nested convex problem is differentiated at its solution
         solver: Any = DCA(300 if backward == "implicit" else 3, tolerance=0.0, convex=PDHG(2000, 1e-14))
     else:
-        solver = replace(EXACT, max_steps=20000 if backward == "implicit" else 8)
+        solver = replace(EXACT, max_steps=3000 if backward == "implicit" else 8)
     layer = RegularizedSoftmax(
         regularizer, solver, 1.0, backward=backward, learn=[*weight, *learn], tolerance=0.0, **EXACTLY
     ).double()
