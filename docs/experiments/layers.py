@@ -191,6 +191,11 @@ EXPERIMENTS = {
         # Another folder, and a split that means all of it.
         test=("data.images=val/images", "data.labels=val/labels", 'data.split={test = ["*"]}'),
     ),
+    "wbc2-attention": Experiment(
+        layers={"tv": (tv, 1.0), "nltv": (nltv, 0.1)},
+        epochs=15,
+        columns=_COMMON,
+    ),
     "wbc1": Experiment(
         layers={"tv": (tv, 1.0), "nltv": (nltv, 0.1), "std": (std, 1.0)},
         epochs=6,
@@ -246,12 +251,9 @@ def score(runs: Path, name: str, method: str, seed: int) -> None:
     if output.is_file():
         return
     experiment = EXPERIMENTS[name]
-    trained, changes = method, list(experiment.test)
-    if method in experiment.swapped:
-        trained, layer = experiment.swapped[method]
-        changes.append('layer=""' if layer is None else f"layer={toml(layer)}")
+    trained, _ = experiment.swapped.get(method, (method, None))
     began = time.perf_counter()
-    model = load_model(folder(runs, name, trained, seed), changes)
+    model = load(runs, name, method, seed)
     kinds = ["none", *experiment.noise]
     found = [examine(model, name, kind, told=method == TOLD) for kind in kinds]
     seconds = training_seconds(folder(runs, name, trained, seed))
@@ -260,6 +262,15 @@ def score(runs: Path, name: str, method: str, seed: int) -> None:
     rows = [{**about, "noise": kind, **row} for kind, row in zip(kinds, found, strict=True)]
     output.write_text(json.dumps(rows, indent=1))
     print(f"{output}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def load(runs: Path, name: str, method: str, seed: int) -> Model:
+    """The method's model, with the layer that it has at the test."""
+    experiment = EXPERIMENTS[name]
+    trained, layer = experiment.swapped.get(method, (method, experiment.trained(seed).get(method)))
+    # Said again where it is the run's own: where nltv keeps its graphs is not taken from a run.
+    changes = 'layer=""' if layer is None else f"layer={toml(layer)}"
+    return load_model(folder(runs, name, trained, seed), [*experiment.test, changes])
 
 
 def training_seconds(run: Path) -> float:
@@ -495,10 +506,7 @@ def picture(runs: Path, name: str, seed: int) -> None:
 
     from regloss.report.overlays import outlined
 
-    models = {
-        method: load_model(folder(runs, name, method, seed), EXPERIMENTS[name].test)
-        for method in EXPERIMENTS[name].trained(seed)
-    }
+    models = {method: load(runs, name, method, seed) for method in EXPERIMENTS[name].trained(seed)}
     kinds = ["none"] * 4
     if EXPERIMENTS[name].noise:
         kinds[2:] = [EXPERIMENTS[name].noise[1], EXPERIMENTS[name].noise[-2 if name != "drishti" else -1]]
@@ -533,10 +541,9 @@ def enlarge(runs: Path, name: str, seed: int) -> None:
 
     experiment, models = EXPERIMENTS[name], {}
     for method in experiment.tested(seed):
-        trained, layer = experiment.swapped.get(method, (method, None))
-        changes = [] if method not in experiment.swapped or layer is None else [f"layer={toml(layer)}"]
+        trained, _ = experiment.swapped.get(method, (method, None))
         if (folder(runs, name, trained, seed) / "model.json").is_file():
-            models[method] = load_model(folder(runs, name, trained, seed), [*experiment.test, *changes])
+            models[method] = load(runs, name, method, seed)
     plain = models["plain"]
     found = []
     for image, label, _ in test_images(plain, "none"):
