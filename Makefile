@@ -4,7 +4,8 @@ BIN := .venv/bin
 EXTRAS ?= sample,microscopy,hdf5,volumes,tensorboard,pymaxflow,gco,annotate,browser,lightning,monai,docs,dev
 # One thread a process: two busy threads on two busy cores can be several times slower than one.
 export OMP_NUM_THREADS ?= 1
-PLUGIN_HALF := tests/plugins tests/attacks
+# What the tests of plugins take along, so that both halves take as long.
+PLUGIN_HALF := tests/plugins tests/attacks tests/cli
 
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
