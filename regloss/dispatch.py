@@ -23,10 +23,10 @@ Tasks and what their functions are:
                                           the reference is to do it
     "tree-sums"    (operator,)            likewise of the one class of `regloss.operators.TreeDifferences`, with values
                                           and flows (B, N)
-    "nearest-others" ()                   a function from features, places, size, window and count to the neighbours
-                                          that `nltv` asks for, or to None where the reference is to do it
-    "potts-steps"  ()                     a function that takes steps of `parallel-potts`, or gives None where the
-                                          reference is to take them
+    "nearest-others" ()                   a function from features, places, size, window and count to the nearest others
+                                          of each point, or to None where the reference is to do it
+    "potts-steps"  ()                     a function that takes steps of the relaxed Potts model, or gives None where
+                                          the reference is to take them
 """
 
 from __future__ import annotations

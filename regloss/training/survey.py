@@ -194,7 +194,10 @@ class Memory:
         """That of a data set with its settings; None where what a sample holds does not follow from files alone."""
         if reader.proposals is not None:
             return None
-        told = [regloss.__version__, name, settings, reader.source.classes, reader.scribble_length, str(Path.cwd())]
+        source = reader.source
+        # Settings may say "median", or leave a window to be found: what becomes of a sample then hangs on the others.
+        decided = [source.classes, source.window, source.spacing]
+        told = [regloss.__version__, name, settings, decided, reader.scribble_length, str(Path.cwd())]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
         return cls(cache_folder() / "samples" / f"{digest[:32]}.json", reader)
 

@@ -160,6 +160,16 @@ def test_processes_find_the_same(root, monkeypatch, damaged):
         assert asked.reader._samples == {}
 
 
+def test_what_all_samples_decide_together_is_part_of_the_question(root):
+    """A spacing of "median" and a window that is found change with other samples' files, not with the sample's own."""
+    reader = SampleReader(FolderDataset(root, classes=3))
+    paths = {Memory.of("folder", {}, reader).path}
+    for name, value in (("spacing", (1.0, 2.0)), ("spacing", (1.0, 3.0)), ("window", [0, 4095])):
+        setattr(reader.source, name, value)
+        paths.add(Memory.of("folder", {}, reader).path)
+    assert len(paths) == 4
+
+
 def test_pseudo_labels_are_not_remembered(root):
     reader = SampleReader(FolderDataset(root, classes=3), proposals=replace)
     assert Memory.of("folder", {}, reader) is None

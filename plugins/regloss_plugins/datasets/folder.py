@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -136,7 +136,7 @@ class FolderDataset(Dataset):
         self._tables = [
             find_file(given, self.root, "table of colours")
             for given in (label_values, scribble_values)
-            if isinstance(given, str | PurePath)
+            if given is not None and not isinstance(given, Mapping)
         ]
         self.unlabelled = None if unlabelled is None else stored_value(unlabelled, "unlabelled")
         self.subsets = choose_subsets(self.root, split, {stem: (name,) for stem, name in groups.items()})

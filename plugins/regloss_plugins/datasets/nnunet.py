@@ -114,6 +114,10 @@ class NnUNetDataset(CaseDataset):
             self.subsets = choose_subsets(self.root, split, self._cases.names)
         self.notes = tuple(filter(None, (directions(self._cases.geometries.items()),)))
 
+    def files_of(self, sample_id: str) -> list[Path]:
+        """Those of the case, and dataset.json, which says what labels mean."""
+        return [*super().files_of(sample_id), self.root / "dataset.json"]
+
     def check(self, subset: str, need: Sequence[str] = ("scribble",)) -> None:
         """Verify a subset before it is used, and report everything that is wrong with it in one message.
 

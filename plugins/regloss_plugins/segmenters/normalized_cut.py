@@ -28,6 +28,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.errors import UsageError
+from regloss.numerics import one_hot
 from regloss.segmenter import Segmentation, Segmenter, Task
 from regloss.solver import Status
 from regloss_plugins.segmenters.k_means import phases_by_color
@@ -106,7 +107,7 @@ class NormalizedCutSegmenter(Segmenter):
         exact = self.tolerance == 0 or size.numel() <= _DENSE
         return Segmentation(
             labels=labels,
-            probabilities=torch.nn.functional.one_hot(labels, task.phases).movedim(-1, 1).to(task.image),
+            probabilities=one_hot(labels, task.phases, task.image.dtype),
             energy=energy,
             bound=min(float(np.clip(values, 0, None).sum()), energy) if exact else -math.inf,
             steps=1,

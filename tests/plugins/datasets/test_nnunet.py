@@ -162,3 +162,10 @@ def test_a_case_in_both_parts(tmp_path: Path) -> None:
     (root / "labelsTs" / "case2.nii.gz").rename(root / "labelsTs" / "case0.nii.gz")
     with pytest.raises(UsageError, match="1 cases are both in imagesTr and in imagesTs: case0"):
         NnUNetDataset(root)
+
+
+def test_files_of_a_sample_are_those_that_say_what_is_in_it(root):
+    source = NnUNetDataset(root)
+    found = {path.relative_to(root).as_posix() for path in source.files_of("case0")}
+    images = {f"imagesTr/case0_000{channel}.nii.gz" for channel in range(2)}
+    assert found == {*images, "labelsTr/case0.nii.gz", "dataset.json"}
