@@ -13,6 +13,8 @@ Tasks and what their functions are:
 
     "dual-ascent"  (operator, dual set)   `regloss.dual_problem.DualAscent`
     "dual-steps"   (operator, dual set)   see `regloss.dual_problem.DualSteps`
+    "joint-steps"  ()                     likewise, for any number of parts
+    "joint-part"   (operator, dual set)   how the "joint-steps" of the same device have such a part
     "adjoint"      (operator, dual set)   a function from `regloss.implicit.AdjointProblem` to an `Adjoint`
     "gaussian-sums" ()                    a function from features (N, F) and values (N, K) to their sums (N, K) with
                                           Gaussian weights, or to None where the reference is to do it

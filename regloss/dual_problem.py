@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regloss.dual_sets import DualSet
+from regloss.forms import SaddlePart
 from regloss.operators import LinearOperator
 
 Smoothing = Literal["entropy", "square"]
@@ -54,6 +55,27 @@ class DualProblem:
     def step_scale(self) -> float:
         """Steps times r: twice the weight for the entropy, since sums over classes stay 1; else the weight."""
         return 2 * self.weight if self.smoothing == "entropy" else self.weight
+
+
+@dataclass(frozen=True)
+class JointProblem:
+    """The dual of min over s of <cost, s> + weight * h(s) + sum over parts of max over y in Y of <K s - b, y>.
+
+    Attributes:
+        parts: K, Y and b of each.
+        cost: as of `DualProblem`, as are the next two.
+        smoothing: likewise.
+        weight: likewise.
+        steps: tau, one tensor a part, broadcastable to its dual shape.
+        starts: y in Y, one tensor a part, of dual shape.
+    """
+
+    parts: tuple[SaddlePart, ...]
+    cost: Tensor
+    smoothing: Smoothing
+    weight: float
+    steps: tuple[Tensor, ...]
+    starts: tuple[Tensor, ...]
 
 
 def dual_steps(scale: float | Tensor, bound: Tensor) -> Tensor:
@@ -108,11 +130,15 @@ class DualSteps(Protocol):
     """The iteration on a whole batch, momentum and restarts included, on a device that it never waits for.
 
     It is the task "dual-steps": a function from a `DualProblem` and the largest extrapolation (0 = projected gradient
-    steps) to this, or to None where the reference is to take the steps.
+    steps) to this, or to None; and the task "joint-steps", which is asked then: likewise from a `JointProblem`, or to
+    None where the reference is to take the steps.
     """
 
-    def advance(self, steps: int) -> Tensor:
-        """Take so many steps, as `DualIteration.step` does; gives y of dual shape, which later calls may overwrite."""
+    def advance(self, steps: int) -> list[Tensor]:
+        """Take so many steps, as `DualIteration.step` does; gives y, of dual shape, of each part.
+
+        Later calls may overwrite it.
+        """
 
     def keep(self, images: Tensor) -> None:
         """Go on with the images (M,) alone."""

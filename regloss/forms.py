@@ -336,7 +336,7 @@ class SaddlePart:
     def __getitem__(self, images: Tensor) -> SaddlePart:
         shift = self.shift
         if isinstance(shift, Tensor) and shift.ndim and len(shift) > 1:
-            shift = shift[images.to(shift.device)]
+            shift = shift[images]
         return SaddlePart(self.operator[images], self.dual_set[images], shift)
 
 
@@ -405,11 +405,12 @@ class Composite(Form):
             probabilities: (B, K, *S), for the shape, precision and device; its values do not matter.
             diagonal: False = the squared norms for all parts.
         """
-        ones = torch.ones_like(probabilities)
         fine = [part.operator.absolute() if diagonal else None for part in self.parts]
+        alike = all(absolute is None or absolute.classes_are_alike for absolute in fine)
+        ones = torch.ones_like(probabilities[:, :1] if alike else probabilities)
         # |sum of K_p^T y_p|^2 <= (number of groups) * sum of |K_p^T y_p|^2; all fine parts together are one group.
         groups = fine.count(None) + any(absolute is not None for absolute in fine)
-        columns = torch.zeros_like(probabilities)
+        columns = torch.zeros_like(ones)
         for absolute in fine:
             if absolute is not None:
                 columns = columns + absolute.adjoint(torch.ones_like(absolute.apply(ones)))

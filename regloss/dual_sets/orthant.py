@@ -48,6 +48,4 @@ def indicator(worst: Tensor, tolerance: float | Tensor) -> Tensor:
 
 def select_tolerance(tolerance: float | Tensor, images: Tensor) -> float | Tensor:
     """That of the images (M,)."""
-    if isinstance(tolerance, Tensor) and tolerance.ndim:
-        return tolerance[images.to(tolerance.device)]
-    return tolerance
+    return tolerance[images] if isinstance(tolerance, Tensor) and tolerance.ndim else tolerance

@@ -73,6 +73,11 @@ class EdgeDifferences(LinearOperator):
         """The weights."""
         return (self.weights,)
 
+    @property
+    def classes_are_alike(self) -> bool:
+        """They are."""
+        return True
+
     def apply(self, s: Tensor) -> Tensor:
         """Differences (B, K, E) of ``s`` (B, K, *S)."""
         weights, values = self.weights, s.flatten(2)

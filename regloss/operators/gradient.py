@@ -55,6 +55,11 @@ class Gradient(LinearOperator):
         """That of the factors."""
         return self._dtype
 
+    @property
+    def classes_are_alike(self) -> bool:
+        """They are."""
+        return True
+
     def apply(self, s: Tensor) -> Tensor:
         """Differences, weighted."""
         differences = grid.forward_differences(s, self.axes)

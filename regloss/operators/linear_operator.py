@@ -48,6 +48,11 @@ class LinearOperator(ABC):
         return None
 
     @property
+    def classes_are_alike(self) -> bool:
+        """Whether K treats each class for itself and all in the same way, so that sums of one class's entries do."""
+        return False
+
+    @property
     def parameters(self) -> tuple[Tensor, ...]:
         """Tensors that K is computed from and that may need a gradient."""
         return ()

@@ -35,6 +35,11 @@ class Scaled(LinearOperator):
         return (*self.operator.parameters, *([self.factor] if isinstance(self.factor, Tensor) else []))
 
     @property
+    def classes_are_alike(self) -> bool:
+        """As of K."""
+        return self.operator.classes_are_alike
+
+    @property
     def dtype(self) -> torch.dtype | None:
         """That of K."""
         return self.operator.dtype

@@ -158,14 +158,21 @@ def layers(device: torch.device, tiny: bool) -> Iterator[tuple[str, Work]]:
         yield f"{label}: and backward", gradient_of(lambda given, layer=layer: layer(given).square(), logits)
     smooth, star = regloss.ThresholdDynamics(), regloss.StarShape(center=(size / 2, size / 2))
     volume = regloss.Volume(lower=(0.1, 0.1, 0.1), upper=(0.8, 0.8, 0.8), unit="fraction")
+    total = regloss.TotalVariation()
     for name, parts, solver in (
         ("threshold-dynamics", [smooth], "dca"),
         ("threshold-dynamics and volume", [smooth, volume], {"name": "dca", "method": "single-loop"}),
-        ("tv and star", [regloss.TotalVariation(), star], "pdhg"),
+        ("star", [star], "pdhg"),
+        ("volume", [volume], "pdhg"),
+        ("ordered", [regloss.Ordered()], "pdhg"),
+        ("tv and star", [total, star], "pdhg"),
+        ("tv, star and volume", [total, star, volume], "pdhg"),
     ):
         layer = regloss.RegularizedSoftmax(parts, solver=solver, max_steps=50, tolerance=0.0).to(device)
         label = f"layer {name}, {count} x 3 x {size}x{size}, 50 steps"
         yield f"{label}: forward", partial(layer, logits, image)
+        if total in parts:
+            yield f"{label}: and backward", gradient_of(lambda given, layer=layer: layer(given, image).square(), logits)
 
 
 def measure(work: Work, device: torch.device, seconds: float) -> dict[str, float]:

@@ -145,6 +145,12 @@ LAYERS: dict[str, Any] = {
     "tv-unrolled": lambda: regloss.RegularizedSoftmax(regularizer("tv", weight=0.3), backward="unrolled", **STEPS),
     "nltv": lambda: regloss.RegularizedSoftmax(regularizer("nltv", weight=0.3, neighbors=4), **STEPS),
     "volume": lambda: regloss.RegularizedSoftmax(regularizer("volume"), **STEPS),
+    "star": lambda: regloss.RegularizedSoftmax(regularizer("star"), **STEPS),
+    "ordered": lambda: regloss.RegularizedSoftmax(regularizer("ordered"), **STEPS),
+    "tv-and-star": lambda: regloss.RegularizedSoftmax([regularizer("tv", weight=0.3), regularizer("star")], **STEPS),
+    "tv-and-volume": lambda: regloss.RegularizedSoftmax(
+        [regularizer("tv", weight=0.3, isotropic=True), regularizer("volume")], **STEPS
+    ),
     "threshold-dynamics": lambda: regloss.RegularizedSoftmax(
         regularizer("threshold-dynamics"), solver="dca", backward="unrolled", **STEPS
     ),

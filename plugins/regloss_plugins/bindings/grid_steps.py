@@ -77,10 +77,10 @@ class _InShape:
     def __init__(self, iteration: GridSteps, size: tuple[int, ...]) -> None:
         self.iteration, self.size = iteration, size
 
-    def advance(self, steps: int) -> Tensor:
+    def advance(self, steps: int) -> list[Tensor]:
         """See `regloss.dual_problem.DualSteps`."""
         found = self.iteration.advance(steps)
-        return found.reshape(*found.shape[:-1], *self.size)
+        return [found.reshape(*found.shape[:-1], *self.size)]
 
     def keep(self, images: Tensor) -> None:
         """See `regloss.dual_problem.DualSteps`."""

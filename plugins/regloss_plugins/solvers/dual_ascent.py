@@ -7,8 +7,8 @@ formulas of the steps stand in `regloss_plugins.solvers.pdhg`.
 
 `TensorRun` is the reference: it takes any saddle form on any device, and autograd can follow it. `CompiledRun` leaves
 the steps to fast code for the operator and the dual set of the form's only part (`regloss.dispatch`), image by image,
-and `DeviceRun` to code that takes the whole batch through many steps without waiting for its device; all give the same
-but for rounding.
+and `DeviceRun` to code for one part or several that takes the whole batch through many steps without waiting for its
+device; all give the same but for rounding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from regloss.checks import values_are_checked
 from regloss.constraint import Constraints
 from regloss.dispatch import find
-from regloss.dual_problem import DualIteration, DualProblem, DualResult, DualSteps, Smoothing, dual_steps
+from regloss.dual_problem import DualIteration, DualProblem, DualResult, DualSteps, JointProblem, Smoothing, dual_steps
 from regloss.errors import UsageError
 from regloss.forms import Composite
 from regloss.grid import spread
@@ -261,9 +261,10 @@ def ascend(
     start = None if warm is None else starting_duals(form, smooth, warm)
     run: Run | None = None
     if constraints is None:
-        run = CompiledRun.of(solver, form, smooth, start) or DeviceRun.of(solver, form, smooth, start)
+        run = CompiledRun.of(solver, form, smooth, start)
     if run is None:
-        run = TensorRun(solver, form, smooth, starting_duals(form, smooth, None) if start is None else start)
+        tensors = TensorRun(solver, form, smooth, starting_duals(form, smooth, None) if start is None else start)
+        run = DeviceRun.of(tensors) or tensors
     energy = torch.empty(batch, dtype=widest_float(device), device=device)
     bound, start_energy = torch.empty_like(energy), torch.full_like(energy, math.nan)
     steps = torch.zeros(batch, dtype=torch.int64, device=device)
@@ -280,7 +281,7 @@ def ascend(
         small = known.gap.abs() <= solver.tolerance * smooth.counts[rows]
         violation = None
         if constraints is not None:
-            assert isinstance(run, TensorRun)  # compiled code was not asked
+            assert isinstance(run, TensorRun | DeviceRun)  # compiled code was not asked
             now = constraints if len(rows) == batch else constraints[rows]
             violation = now.violation(run.results(torch.arange(len(rows), device=device))[0])
             # Finding a point that meets the constraints costs as much as a few steps: it is left out where nobody asks.
@@ -463,19 +464,22 @@ class _Moving:
         return self.certified
 
 
+def _may_be_fast(solver: PDHG, form: Composite, smooth: Smooth) -> bool:
+    """Whether the settings allow fast code, and autograd is not to follow."""
+    parameters = (smooth.cost, *(value for part in form.parts for value in part.parameters))
+    recorded = torch.is_grad_enabled() and any(value.requires_grad for value in parameters)
+    return solver.compiled and solver.method != "lazy" and bool(form.parts) and not recorded
+
+
 def _fast_code(
     task: str, solver: PDHG, form: Composite, smooth: Smooth, start: Sequence[Tensor] | None
 ) -> tuple[Any, DualProblem] | None:
     """The code for a task on the form's only part, and what it is given; None where there is none or it may not run."""
-    cost, part = smooth.cost, form.parts[0] if len(form.parts) == 1 else None
-    if not solver.compiled or solver.method == "lazy" or part is None:
-        return None
-    if isinstance(part.shift, Tensor) or part.shift != 0:
-        return None
-    if torch.is_grad_enabled() and any(value.requires_grad for value in (cost, *part.parameters)):
+    part = form.parts[0] if len(form.parts) == 1 else None
+    if part is None or not _may_be_fast(solver, form, smooth) or isinstance(part.shift, Tensor) or part.shift != 0:
         return None
     operator, factor = unscaled(part.operator)
-    code = find(task, type(operator), type(part.dual_set), device=cost.device)
+    code = find(task, type(operator), type(part.dual_set), device=smooth.cost.device)
     if code is None:
         return None
     problem = DualProblem(
@@ -499,25 +503,38 @@ class DeviceRun:
         self.tensors, self.steps = tensors, steps
 
     @staticmethod
-    def of(solver: PDHG, form: Composite, smooth: Smooth, start: Sequence[Tensor] | None) -> DeviceRun | None:
+    def of(tensors: TensorRun) -> DeviceRun | None:
         """None as for `CompiledRun`, and where the code leaves the problem to the reference."""
-        found = _fast_code("dual-steps", solver, form, smooth, start)
-        if found is None:
-            return None
-        code, problem = found
-        steps = code(problem, solver.momentum if solver.method == "accelerated" else 0.0)
-        if steps is None:
-            return None
-        tensors = TensorRun(solver, form, smooth, starting_duals(form, smooth, None) if start is None else start)
-        return DeviceRun(tensors, steps)
+        solver, form, smooth = tensors.solver, tensors.form, tensors.smooth
+        most = solver.momentum if solver.method == "accelerated" else 0.0
+        found, steps = _fast_code("dual-steps", solver, form, smooth, tensors.duals), None
+        if found is not None:
+            code, problem = found
+            steps = code(problem, most)
+        joint = find("joint-steps", device=smooth.cost.device)
+        if steps is None and joint is not None and _may_be_fast(solver, form, smooth):
+            given = JointProblem(
+                parts=form.parts,
+                cost=smooth.binding_cost(),
+                smoothing=smooth.smoothing,
+                weight=float(smooth.weight),
+                steps=tuple(tensors.steps),
+                starts=tuple(tensors.duals),
+            )
+            steps = joint(given, most)
+        return None if steps is None else DeviceRun(tensors, steps)
 
     def advance(self, steps: int) -> None:
         """See `Run`."""
-        self.tensors.duals = [self.steps.advance(steps)]
+        self.tensors.duals = self.steps.advance(steps)
 
     def certify(self) -> Certificate:
         """See `Run`."""
         return self.tensors.certify()
+
+    def certify_feasible(self, known: Certificate, constraints: Constraints) -> Certificate:
+        """As of `TensorRun`."""
+        return self.tensors.certify_feasible(known, constraints)
 
     def results(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """See `Run`."""

@@ -83,10 +83,10 @@ class PDHG(DifferentiableSolver):
         momentum: largest extrapolation (t - 1) / t+ of "accelerated", 0 < momentum <= 1. Below 1 convergence keeps its
             guarantee but loses its rate in the end: 0.97 reaches moderate accuracy in up to 30 % fewer steps, and high
             accuracy in more.
-        compiled: where there is fast code for the operator and the dual set of a single regularizer on its device (for
-            tv and nltv there is, on CPUs and CUDA devices), have it take the steps, which is several times faster; not
-            for "lazy" and not where autograd records. False = always by tensor operations; the results are the same but
-            for rounding.
+        compiled: where there is fast code for the operators and the dual sets (on CPUs for tv and nltv alone, on CUDA
+            devices in single precision for these, star, volume, ordered and sums of them), have it take the steps,
+            which is several times faster; not for "lazy" and not where autograd records. False = always by tensor
+            operations; the results are the same but for rounding.
 
     Raises:
         UsageError: a setting outside its range, entropy = 0, a start that does not fit.

@@ -13,22 +13,24 @@ from regloss import NonlocalTV, PDHG, Saddle, StarShape
 from regloss.dispatch import _registered, find
 from regloss.dual_sets import Box
 from regloss.operators import EdgeDifferences, TreeDifferences
-from regloss_plugins.bindings.edge_steps import EdgeSumsOnDevice, TreeSumsOnDevice, edge_steps
+from regloss_plugins.bindings.edge_sums_on_device import EdgeSumsOnDevice, TreeSumsOnDevice
+from regloss_plugins.bindings.joint_steps import joint_steps
 from regloss_plugins.kernels.edges_triton import edge_differences, edge_sums
 from regloss_plugins.regularizers.nltv import NonlocalTerm
 
 # As on a CUDA device, where there is no code that goes image by image.
-find("dual-steps", EdgeDifferences, Box, device=torch.device("cpu"))
+find("joint-steps", device=torch.device("cpu"))
 called = []
 
 def counted(problem, most):
-    steps = edge_steps(problem, most)
+    steps = joint_steps(problem, most)
     called.append(steps is not None)
     return steps
 
 del _registered["dual-ascent", (EdgeDifferences, Box), "cpu"]
 del _registered["edge-sums", (EdgeDifferences,), "cpu"]
-_registered["dual-steps", (EdgeDifferences, Box), "cpu"] = counted
+_registered["joint-part", (EdgeDifferences, Box), "cpu"] = _registered["joint-part", (EdgeDifferences, Box), "cuda"]
+_registered["joint-steps", (), "cpu"] = counted
 generator = torch.Generator().manual_seed(1)
 
 

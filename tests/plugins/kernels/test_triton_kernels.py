@@ -18,11 +18,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from regloss_plugins.kernels import (
+    class_differences_triton,
+    class_sums_triton,
     edge_ascent_triton,
     edges_triton,
     gated_windows_triton,
     gaussian_sums_triton,
     grid_ascent_triton,
+    grid_differences_triton,
     momentum_triton,
     neighbors_triton,
     potts_triton,
@@ -54,14 +57,37 @@ for axes, places, entropy, joint in ((1, 2, True, False), (2, 4, True, False), (
     check(grid_ascent_triton._step, pointers, numbers, ("radius", "factor"), **constants)
 check(momentum_triton.momentum, ("gains", "momenta", "extrapolations"), ("blocks",), ("most",))
 
-pointers = ("cost", "dual", "weights", "before", "adjoint", "extrapolations", "s")
-types, numbers = {"start": "*i32", "order": "*i32"}, ("classes", "pixels", "edges")
-for entropy in (False, True):
-    constants = {"ENTROPY": entropy, "CLASSES": 32, "BLOCK": 32}
-    check(edge_ascent_triton._points, pointers, numbers, ("factor",), types, **constants)
-pointers = ("s", "dual", "before", "moves", "metric", "extrapolations", "gains")
-types = {"ends": "*i64"}
-check(edge_ascent_triton._move, pointers, numbers, ("radius",), types, CLASSES=4, BLOCK=256)
+pointers = ("scores", "dual", "weights", "before", "adjoint", "extrapolations", "points")
+types, numbers = {"start": "*i32", "order": "*i32"}, ("classes", "first", "width", "pixels", "edges")
+for last, entropy in ((False, False), (True, False), (True, True)):
+    constants = {"LAST": last, "ENTROPY": entropy, "CLASSES": 32, "BLOCK": 32}
+    check(edge_ascent_triton._add, pointers, numbers, ("factor",), types, **constants)
+pointers = ("points", "dual", "before", "weights", "steps", "extrapolations", "gains")
+types, bounds = {"ends": "*i64"}, ("low", "high")
+for each in (False, True):
+    constants = {"EACH": each, "CLASSES": 4, "BLOCK": 256}
+    check(edge_ascent_triton._move, pointers, (*numbers, "row"), bounds, types, **constants)
+
+added = ("scores", "dual", "before", "weights", "points", "extrapolations")
+strides = ("stride_0", "stride_1", "stride_2")
+for axes, last, joint, each in ((1, True, False, False), (2, False, True, False), (3, True, True, True)):
+    constants = {"AXES": axes, "CLASSES": 4, "BLOCK": 256}
+    numbers = ("classes", "pixels", *strides)
+    check(grid_differences_triton._add, added, numbers, ("factor",), LAST=last, ENTROPY=True, **constants)
+    constants |= {"JOINT": joint, "EACH": each}
+    check(grid_differences_triton._move, pointers, (*numbers, "row"), bounds, **constants)
+
+numbers, constants = ("classes", "pixels"), {"CLASSES": 2, "BLOCK": 512}
+check(class_differences_triton._add, added, numbers, ("factor",), LAST=True, ENTROPY=True, **constants)
+check(class_differences_triton._move, pointers, (*numbers, "row"), bounds, **constants)
+for sides in (1, 2):
+    types, constants = {"weights": "*fp64", "shift": "*fp64"}, {"SIDES": sides, "CLASSES": 32, "BLOCK": 32}
+    reads = (*added, "region", "sums")
+    check(class_sums_triton._add, reads, numbers, ("factor",), types, ENTROPY=True, **constants)
+    reads = ("sums", "dual", "before", "steps", "extrapolations", "gains")
+    check(class_sums_triton._move, reads, ("row", "classes", "blocks"), bounds, types, **constants)
+
+types, numbers = {"ends": "*i64"}, ("classes", "pixels", "edges")
 numbers = (*numbers, "sign")
 check(edges_triton._differences, ("weights", "values", "out"), numbers, types=types, BLOCK=128)
 types = {"start": "*i32", "order": "*i32", "weights": "*fp64", "flows": "*fp32", "out": "*fp64"}

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import torch
 from torch import Tensor
 
 from regloss.dispatch import fast
-from regloss.dual_problem import DualProblem
-from regloss.dual_sets import Box
 from regloss.operators import EdgeDifferences, TreeDifferences
-from regloss_plugins.bindings.edge_ascent import step_sizes
 from regloss_plugins.bindings.triton_kernels import triton_is_there
-
-if TYPE_CHECKING:
-    from regloss_plugins.kernels.edge_ascent_triton import EdgeSteps
 
 
 class EdgeSumsOnDevice:
@@ -62,41 +53,3 @@ class TreeSumsOnDevice:
 
 fast("edge-sums", EdgeDifferences, device="cuda")(EdgeSumsOnDevice)
 fast("tree-sums", TreeDifferences, device="cuda")(TreeSumsOnDevice)
-
-
-@fast("dual-steps", EdgeDifferences, Box, device="cuda")
-def edge_steps(problem: DualProblem, most: float) -> EdgeSteps | None:
-    """The ascent of the batch; None in double precision, which GPUs are slow in, and where there is no edge."""
-    operator, dual_set = problem.operator, problem.dual_set
-    assert isinstance(operator, EdgeDifferences)
-    assert isinstance(dual_set, Box)
-    if problem.cost.dtype != torch.float32 or not operator.edges.numel() or not triton_is_there():
-        return None
-    from regloss_plugins.kernels.edge_ascent_triton import EdgeSteps  # and triton with it, only where it is used
-
-    cost = problem.cost.flatten(2).transpose(1, 2).contiguous()  # (B, N, K)
-    batch, edges = operator.weights.shape
-    weights = problem.factor * operator.weights.detach().to(cost)
-    steps, metric = step_sizes(operator, problem)
-    duals = cost.new_zeros(2, batch, edges, cost.shape[2])
-    if problem.start is not None:
-        duals[:] = problem.start.to(cost).transpose(1, 2)
-    start, order = operator.incidence
-    return EdgeSteps(
-        duals=duals,
-        adjoints=cost.new_zeros(2, *cost.shape),
-        momenta=cost.new_ones(batch),
-        extrapolations=cost.new_zeros(batch),
-        points=torch.empty_like(cost),
-        cost=cost,
-        ends=operator.edges.contiguous(),
-        start=start,
-        order=order,
-        weights=weights.contiguous(),
-        moves=(weights * steps).contiguous(),
-        metric=metric.contiguous(),
-        radius=dual_set.radius,
-        smoothing_weight=problem.weight,
-        entropy=problem.smoothing == "entropy",
-        most=most,
-    )
