@@ -132,8 +132,10 @@ def evaluate(
 
     from regloss.apps.compare import as_csv, check_chart, compare_runs, draw_chart, parse_widths, table_of
     from regloss.apps.several import is_first_machine
+    from regloss.apps.trained_model import check_runs
     from regloss.io.outputs import check_new_file, write_new
 
+    check_runs(runs)
     widths = [] if trimap is None else parse_widths(trimap)
     for file in filter(None, (output, table)):
         check_new_file(file)
@@ -203,7 +205,9 @@ def predict(
 ) -> None:
     """Segment images or volumes with a trained model: a label map (PNG, NIfTI) and an overlay for each."""
     from regloss.apps.predict import predict_files
+    from regloss.apps.trained_model import check_runs
 
+    check_runs([run, *(others or ())])
     post_process = None
     if crf:
         from regloss.apps.post_process import PostProcess

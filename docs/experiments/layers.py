@@ -327,6 +327,13 @@ def labels_of(model: Model, image: NDArray[np.float32], told: NDArray[np.int64] 
     return labels
 
 
+def predictions_of(
+    models: dict[str, Model], image: NDArray[np.float32], label: NDArray[np.int64]
+) -> dict[str, NDArray[np.int64]]:
+    """Predicted labels (H, W) of the models by their methods."""
+    return {method: labels_of(model, image, label if method == TOLD else None) for method, model in models.items()}
+
+
 def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
     """Dice."""
     total = one.sum() + other.sum()
@@ -519,7 +526,7 @@ def picture(runs: Path, name: str, seed: int) -> None:
     for place, (row, kind) in enumerate(zip(axes, kinds, strict=True)):
         samples = sets[kind]
         image, label, _ = samples[len(samples) * (2 * place + 1) // 8]
-        panels = [label * 0, label, *(labels_of(model, image) for model in models.values())]
+        panels = [label * 0, label, *predictions_of(models, image, label).values()]
         for axis, title, labels in zip(row, titles, panels, strict=True):
             axis.imshow(outlined(image, labels.astype(np.uint8), plain.colors))
             axis.set_xticks([])
@@ -547,7 +554,7 @@ def enlarge(runs: Path, name: str, seed: int) -> None:
     plain = models["plain"]
     found = []
     for image, label, _ in test_images(plain, "none"):
-        predictions = {method: labels_of(model, image) for method, model in models.items()}
+        predictions = predictions_of(models, image, label)
         differ = np.ptp(np.stack(list(predictions.values())), axis=0) > 0
         # Windows start where they stay inside.
         count = signal.fftconvolve(differ.astype(np.float64), np.ones((ENLARGED, ENLARGED)), mode="valid")

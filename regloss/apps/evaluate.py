@@ -18,7 +18,7 @@ from regloss.training.folds import open_dataset
 from regloss.training.model import Model, load_model
 from regloss.training.sample_checks import check_evaluation_samples
 from regloss.training.sample_reader import SampleReader
-from regloss.training.survey import Survey
+from regloss.training.survey import Memory, Survey
 
 
 def evaluate_run(run: Path, subset: str, changes: Sequence[str] = ()) -> dict[str, Any]:
@@ -66,12 +66,23 @@ def evaluate_noisy(
     check_processes(devices, nodes)
     levels = [Noise.parse(level) if isinstance(level, str) else level for level in noise]
     model, dataset = _open(run, subset, changes)
-    if callback is not None:
-        for note in dataset.notes:
-            callback(note)
+    data = model.config.data
+    reader = SampleReader(dataset, scribble_length=data.scribble_length)  # as in training, whose memory it shares
+    memory = Memory.of(data.dataset, data.component_settings(), reader)
+    survey = Survey(reader, workers=data.workers, memory=memory)
+    tell = callback or _silent
+    for note in dataset.notes:
+        tell(note)
+    check_evaluation_samples(survey, subset)
+    for note in survey.notes:
+        tell(note)
     if devices == nodes == 1:
-        return _score(model, dataset, subset, levels, one_process(model.config))
+        return _score(model, reader, subset, levels, one_process(model.config))
     return spread(partial(_share, run, subset, levels, tuple(changes)), devices, nodes)
+
+
+def _silent(sentence: str) -> None:
+    """No one listens."""
 
 
 def _open(run: Path, subset: str, changes: Sequence[str]) -> tuple[Model, Dataset]:
@@ -92,11 +103,9 @@ def _open(run: Path, subset: str, changes: Sequence[str]) -> tuple[Model, Datase
 
 
 def _score(
-    model: Model, dataset: Dataset, subset: str, levels: Sequence[Noise], process: Process
+    model: Model, reader: SampleReader, subset: str, levels: Sequence[Noise], process: Process
 ) -> dict[str, dict[str, Any]]:
     segmenter = model.segmenter.to(process.device)
-    reader = SampleReader(dataset)
-    check_evaluation_samples(Survey(reader), subset)
     scores = {subset: evaluate_samples(process, segmenter, reader, model.config, subset)}
     for level in levels:
         scores[f"{subset} {level}"] = evaluate_samples(process, segmenter, reader, model.config, subset, level)
@@ -107,6 +116,7 @@ def _share(
     run: Path, subset: str, levels: Sequence[Noise], changes: Sequence[str], fabric: Any
 ) -> dict[str, dict[str, Any]]:
     """What one of several processes does; all get the scores of all images."""
-    scores = _score(*_open(run, subset, changes), subset, levels, fabric)
+    model, dataset = _open(run, subset, changes)
+    scores = _score(model, SampleReader(dataset), subset, levels, fabric)
     fabric.barrier()
     return scores

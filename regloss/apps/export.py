@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from regloss.apps.trained_model import TrainedModel, load
+from regloss.apps.trained_model import TrainedModel, check_runs, load
 from regloss.errors import MissingDependency, UsageError
 from regloss.io.folders import index_folder
 from regloss.io.images import as_image, read_stored
@@ -81,6 +81,7 @@ def export_run(
         UsageError: no such run or images; a layer that cannot be exported; the file exists, or ends otherwise.
         MissingDependency: onnx, onnxscript or onnxruntime is not installed.
     """
+    check_runs([run])
     if format not in SUFFIXES:
         raise UsageError(f"The format is one of {', '.join(SUFFIXES)}; got {format!r}.")
     if output.suffix != SUFFIXES[format]:

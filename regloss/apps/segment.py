@@ -160,6 +160,9 @@ def segment_file(
             colours than phases, a setting that the segmenter does not have, or a solver that cannot serve the
             regularizers.
     """
+    for file in (path, scribbles, start if _is_file(start) else None):
+        if file is not None and not Path(file).exists():
+            raise UsageError(f"There is no file {file}.")
     if unary not in ("color", "uniform"):
         raise UsageError(f'unary must be "color" or "uniform"; got {unary!r}.')
     free = phases is not None or start is not None or method is not None or region_force is not None
@@ -456,9 +459,14 @@ def _turned_words(image: Path, size: tuple[int, ...]) -> str:
     return ""
 
 
+def _is_file(start: Path | str | None) -> bool:
+    """Whether a start is meant to be a file, and no name."""
+    return start is not None and bool(Path(start).is_file() or Path(start).suffix)
+
+
 def _start(start: Path | str | None, of: Path, image: FloatImage, meaning: _Meaning) -> Tensor | str | None:
     """What to start from: the labels of a file, or a name."""
-    if start is None or not (Path(start).is_file() or Path(start).suffix):
+    if start is None or not _is_file(start):
         return None if start is None else str(start)
     return _read_labels(Path(start), of, image, meaning, "start")
 

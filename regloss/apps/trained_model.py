@@ -35,7 +35,7 @@ from regloss.io.windows import Window
 from regloss.registry import get, settings
 from regloss.training.config import Config
 from regloss.training.devices import one_process
-from regloss.training.model import Model, load_model, predict
+from regloss.training.model import Model, check_run, load_model, predict
 
 Source: TypeAlias = ImageLike | PathLike | Sequence[PathLike]
 """What is segmented: an array, a file, or the files of a volume's channels."""
@@ -190,6 +190,12 @@ def load(run: Path | str, changes: Sequence[str] = (), *, device: torch.device |
     chosen = one_process(model.config).device if device is None else torch.device(device)
     model.segmenter.to(chosen)
     return TrainedModel(model, chosen)
+
+
+def check_runs(runs: Sequence[Path]) -> None:
+    """Raise `UsageError` for the first that is not the output folder of a training."""
+    for run in runs:
+        check_run(run)
 
 
 def load_several(

@@ -339,6 +339,14 @@ def model_card(config: Config, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def check_run(folder: Path) -> Path:
+    """The file that describes the model of a run; raises `UsageError` where there is none."""
+    path = folder / "model.json"
+    if not path.is_file():
+        raise UsageError(f"{folder} is not the output folder of a training: it holds no model.json.")
+    return path
+
+
 def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
     """The final model of a run, or its last checkpoint if it is still running.
 
@@ -351,9 +359,7 @@ def load_model(folder: Path, changes: Sequence[str] = ()) -> Model:
             version; a change that is none, or of a number of the layer that has been learnt; graphs are to be kept
             outside of ``folder``, or the network is made by code of another package, and no change says so.
     """
-    path = folder / "model.json"
-    if not path.is_file():
-        raise UsageError(f"{folder} is not the output folder of a training: it holds no model.json.")
+    path = check_run(folder)
     try:
         card = read_json(path)
     except (OSError, ValueError) as cause:

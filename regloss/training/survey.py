@@ -1,4 +1,4 @@
-"""What is in the samples of a data set: found out once before a training, by several processes, and remembered.
+"""What is in the samples of a data set: found out once before a training or an evaluation, and remembered.
 
 A set of a million images is read for the better part of an hour before its training can be known to be sound. What is
 asked of a sample fits into a line, so it is kept, and read again only if one of the sample's files has changed.
@@ -108,7 +108,7 @@ class Survey:
                 try:
                     self.memory.keep({key: self._found[key] for key in unknown if key in self._found})
                 except FailedWrite as error:
-                    self.notes.append(f"Samples will be read again before the next training: {error}")
+                    self.notes.append(f"Samples will be read again the next time: {error}")
         return {sample_id: self._found[key] for sample_id, key in keys.items()}
 
     def _seen(self, sample_id: str, supervision: str) -> str:
@@ -196,8 +196,9 @@ class Memory:
             return None
         source = reader.source
         # Settings may say "median", or leave a window to be found: what becomes of a sample then hangs on the others.
-        decided = [source.classes, source.window, source.spacing]
-        told = [regloss.__version__, name, settings, decided, reader.scribble_length, str(Path.cwd())]
+        decided = {"window": source.window, "spacing": source.spacing}
+        given = {key: value for key, value in settings.items() if decided.get(key) is None}
+        told = [regloss.__version__, name, given, source.classes, decided, reader.scribble_length, str(Path.cwd())]
         digest = hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
         return cls(cache_folder() / "samples" / f"{digest[:32]}.json", reader)
 

@@ -8,6 +8,8 @@ import small_data
 
 from regloss.apps.evaluate import evaluate_run
 from regloss.errors import UsageError
+from regloss.training.config import parse
+from regloss.training.trainer import train
 
 
 @pytest.fixture
@@ -23,6 +25,16 @@ def test_evaluating_gives_the_trainings_scores(trained):
     changed = evaluate_run(trained, "test", ["evaluation.trimap=[2]", 'evaluation.energy=""'])
     assert changed["trimap"].keys() == {"2"}
     assert "energy" not in changed
+
+
+@pytest.mark.parametrize("change", ["data.window=[10, 200]", "data.scribble-length=0.5", "evaluation.trimap=[2]"])
+def test_samples_are_not_checked_again_that_a_training_has_checked(change, images, tmp_path, monkeypatch):
+    monkeypatch.setenv("REGLOSS_CACHE", str(tmp_path / "cache"))
+    train(parse(small_data.settings(images, tmp_path / "run", change, "training.epochs=1")))
+    monkeypatch.setattr("regloss.training.survey.find_facts", None)
+    assert evaluate_run(tmp_path / "run", "test")["images"] == 2
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):
+        evaluate_run(tmp_path / "run", "train")
 
 
 def test_evaluating_on_other_data(trained, tmp_path):

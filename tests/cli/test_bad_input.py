@@ -265,7 +265,7 @@ def test_a_split_is_needed_only_for_what_is_asked(regloss, config_file, tmp_path
 
 def test_evaluate(regloss, trained, tmp_path, monkeypatch):
     for arguments, expected in (
-        ((tmp_path,), "is not the output folder of a training"),
+        ((tmp_path, "--trimap", "0"), "is not the output folder of a training"),  # whatever else is wrong
         ((trained, "--subset", "tset"), "no subset 'tset'"),
         ((trained, "--set", "data.root=absent"), "no folder 'absent'"),
     ):
@@ -285,7 +285,7 @@ def test_predict(regloss, trained, images, tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "mine.txt").write_text("")
     for arguments, expected in (
-        ((tmp_path, images / "images", "-o", tmp_path / "out"), "is not the output folder of a training"),
+        ((tmp_path, images, "-o", tmp_path / "out", "--solver", "dca"), "is not the output folder of a training"),
         ((trained, tmp_path / "absent", "-o", tmp_path / "out"), "neither an image nor a folder"),
         ((trained, images / "images", "-o", tmp_path / "used"), "exists already"),
         ((trained, images / "images", "-o", tmp_path / "used", "--overwrite"), "also holds mine.txt"),
@@ -310,7 +310,9 @@ def test_segment(regloss, images, tmp_path):
         ((image, "--scribbles", tmp_path / "small.png"), "They must agree"),
         ((image, "--scribbles", scribbles, "--solver", "cut"), "no solver called 'cut'"),
         ((image, "--scribbles", scribbles, *volumes), "in image 0 of the batch: 18 pixels must be class 0"),
-        ((tmp_path / "absent.png", "--scribbles", scribbles), "absent.png"),
+        ((tmp_path / "absent.png", "--solver", "cut"), "There is no file"),  # whatever else is wrong
+        ((image, "--scribbles", tmp_path / "absent.png", "--solver", "cut"), "There is no file"),
+        ((image, "--start", tmp_path / "absent.png", "--solver", "cut"), "There is no file"),
     ):
         done = regloss("segment", *arguments, "--output", tmp_path / "out")
         assert (done.code, done.out) == (2, "")

@@ -46,6 +46,14 @@ def test_what_is_swapped_was_trained(layers: ModuleType) -> None:
             assert all(trained in experiment.trained(seed) for seed in layers.SEEDS)
 
 
+def test_pictures_tell_the_volume_to_the_method_that_is_told_it(
+    layers: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "labels_of", lambda model, image, told=None: (model, told))
+    found = layers.predictions_of({"std": "one", layers.TOLD: "other"}, "image", "label")
+    assert found == {"std": ("one", None), layers.TOLD: ("other", "label")}
+
+
 @pytest.mark.parametrize("value", [{"a": [1, 2.5, True], "b-c": {"d": 'quote " and \\ backslash'}}, [[]], "x"])
 def test_tables_survive_the_way_through_toml(layers: ModuleType, value: Any) -> None:
     assert toml_value(layers.toml(value)) == value

@@ -122,7 +122,7 @@ def test_a_memory_that_cannot_be_written_is_told(root, monkeypatch, tmp_path):
     asked = Survey(reader, memory=Memory.of("folder", {}, reader))
     assert len(asked(source.ids("all"), "scribbles")) == 4
     (note,) = asked.notes
-    assert note.startswith("Samples will be read again before the next training: ")
+    assert note.startswith("Samples will be read again the next time: ")
     assert str(tmp_path / "file") in note
 
 
