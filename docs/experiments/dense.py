@@ -3,15 +3,17 @@
     python docs/experiments/dense.py train [--methods dense-gd ...] [--seeds 0 1 2]
     python docs/experiments/dense.py train --lengths [--seeds 0]
     python docs/experiments/dense.py camvid [--methods dense-gd ...] [--seeds 0]
+    python docs/experiments/dense.py camvid --lengths [--methods adm ...] [--seeds 0 1 2]
     python docs/experiments/dense.py table
     python docs/experiments/dense.py lengths
     python docs/experiments/dense.py picture [--methods gd dense-gd ...] [--seeds 0]
 
 Data, network, start and steps are those of acdc.py, whose runs are used where both name the same. `table` scores the
 trained models on the test patients, writes dense-methods.csv and dense-lengths.csv and prints them; of runs that are
-not here both keep the rows, as acdc.csv does. `lengths` draws Dice against the length of the scribbles, `picture` test
-predictions. `camvid` trains and scores many classes, on scribbles
-simulated from dense labels, with the settings of each method that ACDC's files hold. Set REGLOSS_DATA first.
+not here both keep the rows, as acdc.csv does. `lengths` draws scores against the length of the scribbles, `picture`
+test predictions. `camvid` trains and scores many classes, on scribbles simulated from dense labels, with the settings of
+each method that ACDC's files hold; with `--lengths` on shortened ones and in fewer epochs, with the scores in
+dense-camvid-lengths.csv. Set REGLOSS_DATA first.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -32,6 +35,7 @@ import tomllib
 
 METHODS = ("pce", "grabcut", "dense-gd", "gated-crf", "dense-adm", "soft", "soft-dense", "gd", "trust-region", "full")
 OF_LENGTH = ("pce", "gd", "dense-gd", "adm", "trust-region")
+OF_LENGTH_CAMVID = ("pce", "gd", "adm", "trust-region")
 PICTURED = ("gd", "dense-gd", "dense-adm", "soft", "trust-region", "full")
 LENGTHS = {"click": 0.0, "short": 0.3, "half": 0.5, "most": 0.8, "full": 1.0}
 TITLES = {
@@ -44,6 +48,9 @@ TITLES = {
 COLUMNS = ("method", "variant", "length", "seed", "trained", "dice", "hd95", "unmatched", "seconds", "solver-share")
 
 CAMVID = Path("runs/dense-camvid")
+CAMVID_LENGTHS = Path("runs/dense-camvid-lengths")
+# Of partial cross entropy, then of each method.
+EPOCHS = {CAMVID: (15, 6), CAMVID_LENGTHS: (10, 4)}
 # Another folder, and a split that means all of it.
 CAMVID_TEST = ("data.images=val/images", "data.labels=val/labels", 'data.split={test = ["*"]}', "data.test=test")
 
@@ -121,28 +128,45 @@ def table(seeds: list[int]) -> None:
             if (row := read(variant, method, seed)) is not None
         ),
     )
+    print("\n" + lengths_table(rows, ("start", *OF_LENGTH), "dice"))
+    if rows := acdc.rows_of(acdc.HERE / "dense-camvid-lengths.csv"):
+        print("\nCamVid\n\n" + lengths_table(rows, ("start", *OF_LENGTH_CAMVID), "mean-iou"))
+
+
+def by_length(rows: Sequence[dict[str, Any]], method: str) -> dict[float, list[dict[str, Any]]]:
+    """A method's rows of each length, of the seeds that all its lengths have: others would compare starts."""
+    of = [row for row in rows if row["method"] == method]
+    lengths = sorted({row["length"] for row in of})
+    seeds = [{row["seed"] for row in of if row["length"] == length} for length in lengths]
+    common = set.intersection(*seeds) if seeds else set()
+    return {length: [row for row in of if row["length"] == length and row["seed"] in common] for length in lengths}
+
+
+def lengths_table(rows: Sequence[dict[str, Any]], methods: Sequence[str], measure: str) -> str:
+    """Means over seeds against lengths; those that hold a number from before the newest day have a dagger."""
     newest = max(row["trained"] for row in rows)
-    print("\n| method | " + " | ".join(f"{length:g}" for length in LENGTHS.values()) + " |")
-    print("|---|" + "---|" * len(LENGTHS))
-    for method in ("start", *OF_LENGTH):
-        cells = []
-        for variant in LENGTHS:
-            # One seed at all lengths: a mean over other seeds at another length would compare starts.
-            of = [row for row in rows if (row["method"], row["variant"]) == (method, variant)][:1]
-            cells.append(f"{of[0]['dice']:.1f}{acdc.old(of[0], newest)}" if of else "-")
-        print(f"| {method} | " + " | ".join(cells) + " |")
+    lines = ["| method | seeds | " + " | ".join(f"{length:g}" for length in LENGTHS.values()) + " |"]
+    lines.append("|---|---|" + "---|" * len(LENGTHS))
+    for method in methods:
+        found = by_length(rows, method)
+        seeds = " ".join(sorted({str(row["seed"]) for of in found.values() for row in of}))
+        cells = [
+            f"{mean(row[measure] for row in of):.1f}{max(acdc.old(row, newest) for row in of)}"
+            if (of := found.get(length))
+            else "-"
+            for length in LENGTHS.values()
+        ]
+        lines.append(f"| {method} | {seeds} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def camvid(methods: list[str], seeds: list[int]) -> None:
-    """Train and score; 15 epochs of partial cross entropy, then 6 of each method."""
+    """Train and score on whole strokes."""
     print("| method | seed | mean IoU | accuracy | HD95 | unmatched |\n|---|---|---|---|---|---|")
     rows = []
     for seed in seeds:
         for method in ("start", *methods):
-            output = CAMVID / f"{method}-{seed}"
-            if not (output / "model.safetensors").is_file():
-                train_camvid(output, method, seed)
-            of = score(output, CAMVID_TEST)
+            of = score(train_camvid(CAMVID, "full", method, seed), CAMVID_TEST)
             rows.append({"method": method, "seed": seed, **{key: f"{value:.4f}" for key, value in of.items()}})
             numbers = " | ".join(f"{of[key]:.1f}" for key in ("mean-iou", "accuracy", "hd95", "unmatched"))
             print(f"| {method} | {seed} | {numbers} % |", flush=True)
@@ -152,22 +176,44 @@ def camvid(methods: list[str], seeds: list[int]) -> None:
         writer.writerows(rows)
 
 
+def camvid_lengths(methods: list[str], seeds: list[int]) -> None:
+    """Train and score with shortened strokes; the table has every run as soon as it is finished."""
+    for seed in seeds:
+        for variant, length in LENGTHS.items():
+            for method in ("start", *methods):
+                run = train_camvid(CAMVID_LENGTHS, variant, method, seed)
+                row = {"variant": variant, "method": method, "length": length, "seed": seed, "trained": trained(run)}
+                rows = acdc.update(acdc.HERE / "dense-camvid-lengths.csv", [row | score(run, CAMVID_TEST)])
+    print(lengths_table(rows, ("start", *methods), "mean-iou"))
+
+
+def trained(run: Path) -> str:
+    return date.fromtimestamp((run / "model.safetensors").stat().st_mtime).isoformat()
+
+
 # Settings of [data] in which ACDC's files differ.
 OF_DATA = ("supervision", "proposals")
 
 
-def train_camvid(output: Path, method: str, seed: int) -> None:
-    changes = [f"seed={seed}", f"output={output}"]
+def train_camvid(runs: Path, variant: str, method: str, seed: int) -> Path:
+    """The run's folder below ``runs``; trains what is not there yet."""
+    output = runs / acdc.folder(variant, method, seed).name
+    if (output / "model.safetensors").is_file():
+        return output
+    of_start, of_method = EPOCHS[runs]
+    changes = [f"seed={seed}", f"output={output}", *acdc.VARIANTS[variant]]
+    changes += [f"training.epochs={of_start if method == 'start' else of_method}"]
     if method != "start":
         settings = tomllib.loads((acdc.HERE / f"acdc-{method}.toml").read_text())
         changes += [f"loss={toml(settings.get('loss', {}))}", 'training.schedule={name = "poly", power = 0.9}']
-        changes += ["training.epochs=6", f"training.start-from={CAMVID / f'start-{seed}'}"]
+        changes += [f"training.start-from={runs / acdc.folder(variant, 'start', seed).name}"]
         changes += [f"data.{key}={toml(settings['data'][key])}" for key in OF_DATA if key in settings["data"]]
     command = [sys.executable, "-m", "regloss_cli.main", "train", str(acdc.HERE / "dense-camvid.toml"), "--quiet"]
     command += ["--resume"] if output.exists() else []
     for change in changes:
         command += ["--set", change]
     subprocess.run(command, check=True)
+    return output
 
 
 def toml(value: Any) -> str:
@@ -182,25 +228,35 @@ def toml(value: Any) -> str:
 def plot_lengths() -> None:
     from matplotlib.figure import Figure
 
-    rows = [row for row in acdc.rows_of(acdc.HERE / "dense-lengths.csv") if row["seed"] == 0]
-    figure = Figure(figsize=(5.5, 4), layout="constrained")
-    axis = figure.subplots()
-    for method, marker in zip(OF_LENGTH, "osdv^", strict=True):
-        points = sorted((row["length"], row["dice"]) for row in rows if row["method"] == method)
-        if len(points) > 1:
-            axis.plot(*zip(*points, strict=True), marker=marker, label=TITLES[method])
-    axis.set_xlabel("fraction of each scribble's length that is kept")
-    axis.set_ylabel("Dice on test patients, percent")
-    axis.set_ylim(0, 100)
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize="small")
+    charts = {
+        "ACDC, Dice": ("dense-lengths.csv", "dice", 100),
+        "CamVid, mean IoU": ("dense-camvid-lengths.csv", "mean-iou", 50),
+    }
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for axis, (title, (name, measure, top)) in zip(figure.subplots(1, 2), charts.items(), strict=True):
+        rows = acdc.rows_of(acdc.HERE / name)
+        for method, marker in zip(OF_LENGTH, "osdv^", strict=True):
+            found = {length: [row[measure] for row in of] for length, of in by_length(rows, method).items() if of}
+            if len(found) > 1:
+                means = [mean(values) for values in found.values()]
+                spread = [
+                    [m - min(values) for m, values in zip(means, found.values(), strict=True)],
+                    [max(values) - m for m, values in zip(means, found.values(), strict=True)],
+                ]
+                axis.errorbar(list(found), means, spread, marker=marker, capsize=3, label=TITLES[method])
+        axis.set_title(title)
+        axis.set_xlabel("fraction of each scribble's length that is kept")
+        axis.set_ylabel("on test images, percent")
+        axis.set_ylim(0, top)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
     figure.savefig(acdc.HERE / "dense-lengths.png", dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "camvid", "table", "lengths", "picture"))
-    parser.add_argument("--methods", nargs="+", choices=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, "adm"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--lengths", action="store_true", help="train on shortened scribbles")
     chosen = parser.parse_args()
@@ -209,6 +265,8 @@ def main() -> None:
             acdc.train(variant, list(chosen.methods or OF_LENGTH), chosen.seeds)
     elif chosen.what == "train":
         acdc.train("full", list(chosen.methods or METHODS), chosen.seeds)
+    elif chosen.what == "camvid" and chosen.lengths:
+        camvid_lengths(list(chosen.methods or OF_LENGTH_CAMVID), chosen.seeds)
     elif chosen.what == "camvid":
         camvid(list(chosen.methods or METHODS), chosen.seeds)
     elif chosen.what == "table":
