@@ -1,19 +1,21 @@
 """The ACDC comparison of dense priors and soft self-labeling, with boundary distances, and shortened scribbles.
 
     python docs/experiments/dense.py train [--methods dense-gd ...] [--seeds 0 1 2]
-    python docs/experiments/dense.py train --lengths [--seeds 0]
+    python docs/experiments/dense.py train --lengths [--variants short ...] [--seeds 0]
+    python docs/experiments/dense.py train --published [--variants short ...] [--seeds 0]
     python docs/experiments/dense.py camvid [--methods dense-gd ...] [--seeds 0]
-    python docs/experiments/dense.py camvid --lengths [--methods adm ...] [--seeds 0 1 2]
+    python docs/experiments/dense.py camvid --lengths [--methods adm ...] [--variants short ...] [--seeds 0 1 2]
     python docs/experiments/dense.py table
     python docs/experiments/dense.py lengths
     python docs/experiments/dense.py picture [--methods gd dense-gd ...] [--seeds 0]
 
 Data, network, start and steps are those of acdc.py, whose runs are used where both name the same. `table` scores the
 trained models on the test patients, writes dense-methods.csv and dense-lengths.csv and prints them; of runs that are
-not here both keep the rows, as acdc.csv does. `lengths` draws scores against the length of the scribbles, `picture`
-test predictions. `camvid` trains and scores many classes, on scribbles simulated from dense labels, with the settings of
-each method that ACDC's files hold; with `--lengths` on shortened ones and in fewer epochs, with the scores in
-dense-camvid-lengths.csv. Set REGLOSS_DATA first.
+not here both keep the rows, as acdc.csv does. `--published` trains the trust region with the weights that its paper has
+for each length, as far as they carry over to four classes. `lengths` draws scores against the length of the scribbles,
+`picture` test predictions. `camvid` trains and scores many classes, on scribbles simulated from dense labels, with the
+settings of each method that ACDC's files hold; with `--lengths` on shortened ones and in fewer epochs, with the scores
+in dense-camvid-lengths.csv. Set REGLOSS_DATA first.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import numpy as np
 import tomllib
 
 METHODS = ("pce", "grabcut", "dense-gd", "gated-crf", "dense-adm", "soft", "soft-dense", "gd", "trust-region", "full")
-OF_LENGTH = ("pce", "gd", "dense-gd", "adm", "trust-region")
+OF_LENGTH = ("pce", "gd", "dense-gd", "adm", "trust-region", "published")
 OF_LENGTH_CAMVID = ("pce", "gd", "adm", "trust-region")
 PICTURED = ("gd", "dense-gd", "dense-adm", "soft", "trust-region", "full")
 LENGTHS = {"click": 0.0, "short": 0.3, "half": 0.5, "most": 0.8, "full": 1.0}
@@ -44,6 +46,15 @@ TITLES = {
     "dense-gd": "dense CRF, gradient descent",
     "adm": "grid CRF, ADM",
     "trust-region": "grid CRF, trust region",
+    "published": "the same, published weights",
+}
+# Of the trust region: epsilon with K = 21, and coupling, as published; pixels of ACDC for each scribbled one.
+PUBLISHED = {
+    "full": (0.944, 0.05, 50),
+    "most": (0.946, 0.075, 62),
+    "half": (0.9514, 0.1, 98),
+    "short": (0.9516, 0.1, 165),
+    "click": (0.9522, 0.1, 3215),
 }
 COLUMNS = ("method", "variant", "length", "seed", "trained", "dice", "hd95", "unmatched", "seconds", "solver-share")
 
@@ -98,6 +109,16 @@ def read(variant: str, method: str, seed: int) -> dict[str, Any] | None:
         return None
     row |= {"length": LENGTHS[variant], **score(acdc.folder(variant, method, seed))}
     return {column: row[column] for column in COLUMNS}
+
+
+def published(variant: str) -> list[str]:
+    """Settings of acdc-published.toml for a length; epsilon as far below (K - 1) / K as the published one."""
+    epsilon, coupling, pixels = PUBLISHED[variant]
+    return [
+        f"loss.outer-loop.epsilon={epsilon / (20 / 21) * (3 / 4):.6f}",
+        f"loss.outer-loop.coupling={coupling}",
+        f"loss.outer-loop.proposal-weight={pixels}",
+    ]
 
 
 def table(seeds: list[int]) -> None:
@@ -176,19 +197,16 @@ def camvid(methods: list[str], seeds: list[int]) -> None:
         writer.writerows(rows)
 
 
-def camvid_lengths(methods: list[str], seeds: list[int]) -> None:
+def camvid_lengths(methods: list[str], variants: list[str], seeds: list[int]) -> None:
     """Train and score with shortened strokes; the table has every run as soon as it is finished."""
     for seed in seeds:
-        for variant, length in LENGTHS.items():
+        for variant in variants:
             for method in ("start", *methods):
                 run = train_camvid(CAMVID_LENGTHS, variant, method, seed)
-                row = {"variant": variant, "method": method, "length": length, "seed": seed, "trained": trained(run)}
+                row = {"variant": variant, "method": method, "length": LENGTHS[variant], "seed": seed}
+                row["trained"] = date.fromtimestamp((run / "model.safetensors").stat().st_mtime).isoformat()
                 rows = acdc.update(acdc.HERE / "dense-camvid-lengths.csv", [row | score(run, CAMVID_TEST)])
     print(lengths_table(rows, ("start", *methods), "mean-iou"))
-
-
-def trained(run: Path) -> str:
-    return date.fromtimestamp((run / "model.safetensors").stat().st_mtime).isoformat()
 
 
 # Settings of [data] in which ACDC's files differ.
@@ -235,7 +253,7 @@ def plot_lengths() -> None:
     figure = Figure(figsize=(10, 4), layout="constrained")
     for axis, (title, (name, measure, top)) in zip(figure.subplots(1, 2), charts.items(), strict=True):
         rows = acdc.rows_of(acdc.HERE / name)
-        for method, marker in zip(OF_LENGTH, "osdv^", strict=True):
+        for method, marker in zip(OF_LENGTH, "osdv^P", strict=True):
             found = {length: [row[measure] for row in of] for length, of in by_length(rows, method).items() if of}
             if len(found) > 1:
                 means = [mean(values) for values in found.values()]
@@ -259,14 +277,19 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, "adm"))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--lengths", action="store_true", help="train on shortened scribbles")
+    parser.add_argument("--published", action="store_true", help="train the trust region with its published weights")
+    parser.add_argument("--variants", nargs="+", choices=tuple(LENGTHS), default=list(LENGTHS), help="lengths")
     chosen = parser.parse_args()
-    if chosen.what == "train" and chosen.lengths:
-        for variant in LENGTHS:
-            acdc.train(variant, list(chosen.methods or OF_LENGTH), chosen.seeds)
+    if chosen.what == "train" and chosen.published:
+        for variant in chosen.variants:
+            acdc.train(variant, ["published"], chosen.seeds, published(variant))
+    elif chosen.what == "train" and chosen.lengths:
+        for variant in chosen.variants:
+            acdc.train(variant, list(chosen.methods or OF_LENGTH[:-1]), chosen.seeds)
     elif chosen.what == "train":
         acdc.train("full", list(chosen.methods or METHODS), chosen.seeds)
     elif chosen.what == "camvid" and chosen.lengths:
-        camvid_lengths(list(chosen.methods or OF_LENGTH_CAMVID), chosen.seeds)
+        camvid_lengths(list(chosen.methods or OF_LENGTH_CAMVID), chosen.variants, chosen.seeds)
     elif chosen.what == "camvid":
         camvid(list(chosen.methods or METHODS), chosen.seeds)
     elif chosen.what == "table":
