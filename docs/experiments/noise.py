@@ -3,7 +3,7 @@
     python docs/experiments/noise.py train [--seeds 0 1 2] [--methods plain tv std smoothness tv-l1]
     python docs/experiments/noise.py table
     python docs/experiments/noise.py plot
-    python docs/experiments/noise.py choose
+    python docs/experiments/noise.py choose [--methods tv-l1]
 
 `train` goes on from layers.py's plain network of wbc2, once on images as they are and once on noisy ones, with every
 layer, with the smoothness loss, and without; then it scores all of them on noisy test images, beside the runs, and so
@@ -116,16 +116,16 @@ def tv_l1_scores(run: Path, subset: str, weight: float, kind: str = "") -> dict[
     return {**scores.compute(), "trimap": {}}
 
 
-def choose() -> None:
+def choose(methods: Sequence[str]) -> None:
     """Scores on the validation images for several weights, of the networks of seed 0 that saw no noise."""
     print("| method | weight | mean-iou | boundary |\n|---|---|---|---|")
     start, plain = RUNS / "start-0", folder("clean", "plain", 0)
     print_choice("plain", 0, evaluate_run(plain, "val"))
-    for weight in (0.1, 0.3, 1.0, 3.0):
+    for weight in (0.1, 0.3, 1.0, 3.0) if "smoothness" in methods else ():
         run = RUNS / f"smoothness-{weight:g}"
         layers.run_training(run, "wbc2", 0, [f"training.start-from={start}", *settings("smoothness", "0", weight)])
         print_choice("smoothness", weight, evaluate_run(run, "val"))
-    for weight in (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 3.0):
+    for weight in (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 3.0) if "tv-l1" in methods else ():
         print_choice("tv-l1", weight, tv_l1_scores(plain, "val", weight))
 
 
@@ -202,7 +202,7 @@ def main() -> None:
     if chosen.what == "train":
         train(chosen.seeds, chosen.methods)
     elif chosen.what == "choose":
-        choose()
+        choose(chosen.methods)
     elif chosen.what == "table":
         table()
     else:
