@@ -31,6 +31,8 @@ from regloss.errors import MissingDependency, UsageError
 from regloss.segmenter import Segmentation, Segmenter, Task
 from regloss.solver import Status
 
+_UNSOLVED = 0.1  # by which probabilities of a pixel may miss 1 before it is said
+
 
 @dataclass(frozen=True)
 class RandomWalker(Segmenter):
@@ -82,7 +84,7 @@ class RandomWalker(Segmenter):
         image = task.image[0].double().cpu().numpy()
         spacing = task.spacing or (1.0,) * seeds.ndim
         direct = self.method == "direct" or (self.method == "auto" and seeds.ndim < 3)
-        found = self._probabilities(image, seeds, len(present), spacing, "bf" if direct else "cg_j")
+        found, left = self._probabilities(image, seeds, len(present), spacing, "bf" if direct else "cg_j")
         probabilities = task.image.new_zeros(1, task.phases, *seeds.shape)
         probabilities[0, torch.from_numpy(present).to(task.image.device)] = torch.from_numpy(found).to(task.image)
         energy = self.energy(image, found, spacing)
@@ -93,18 +95,19 @@ class RandomWalker(Segmenter):
             bound=energy if direct else -math.inf,
             steps=len(present),
             status=Status.OPTIMAL if direct else Status.CONVERGED,
+            notes=() if left == 0 else (self._note(left, seeds.size),),
         )
 
     def _probabilities(
         self, image: NDArray[np.float64], seeds: NDArray[np.int32], classes: int, spacing: Sequence[float], mode: str
-    ) -> NDArray[np.float64]:
-        """(classes, *S) that sum to 1, of ``seeds`` (*S) in 1 to ``classes``, 0 where free."""
+    ) -> tuple[NDArray[np.float64], int]:
+        """(classes, *S) that sum to 1, of ``seeds`` (*S) in 1 to ``classes``, 0 where free; how many are unknown."""
         from skimage.segmentation import random_walker  # slow to import, with much of scipy
 
         given: NDArray[np.float64]
         given = (seeds == np.arange(1, classes + 1).reshape(-1, *[1] * seeds.ndim)).astype(np.float64)
         if not (seeds == 0).any():
-            return given
+            return given, 0
         # scikit-image knows axes of images and volumes alone, and divides by the spread, which is 0 in a flat image.
         size = seeds.shape if seeds.ndim > 1 else (1, *seeds.shape)
         data, beta = np.moveaxis(image.reshape(-1, *size), 0, -1), self.beta
@@ -116,16 +119,26 @@ class RandomWalker(Segmenter):
             beta=beta,
             mode=mode,
             tol=self.tolerance,
+            prob_tol=math.inf,  # by how much sums differ from 1 tells more than that one is slightly above it
             return_full_prob=True,
             spacing=spacing if seeds.ndim > 1 else (1.0, *spacing),
             channel_axis=-1,
         )
         clipped: NDArray[np.float64] = np.clip(found.reshape(given.shape), 0, 1)
         # Where strong edges cut pixels off, conjugate gradients end before any walk from there is known.
+        left = int((np.abs(found.reshape(given.shape).sum(0) - 1) > _UNSOLVED).sum())
         unknown = np.clip(1 - clipped.sum(0), 0, 1)
         shared = clipped + unknown / classes
         probabilities: NDArray[np.float64] = np.where(seeds > 0, given, shared / shared.sum(0))
-        return probabilities
+        return probabilities, left
+
+    @staticmethod
+    def _note(left: int, pixels: int) -> str:
+        return (
+            f"Warning: conjugate gradients ended before the walks from {left} of {pixels} pixels were known, and what "
+            "is not known is shared by the classes. A smaller tolerance or beta, or the method direct, which takes more "
+            "memory, knows more (random-walker:tolerance=1e-5, random-walker:method=direct)."
+        )
 
     def energy(self, image: NDArray[np.float64], probabilities: NDArray[np.float64], spacing: Sequence[float]) -> float:
         """E(x) of probabilities (K, *S) in an image (C, *S)."""

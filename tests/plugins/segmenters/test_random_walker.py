@@ -137,3 +137,19 @@ def test_without_scikit_image_the_extra_is_named(monkeypatch: pytest.MonkeyPatch
     assert "random-walker" in regloss.names("segmenter")
     with pytest.raises(regloss.MissingDependency, match=r"regloss\[random-walker\]"):
         regloss.create("segmenter", "random-walker")
+
+
+def test_walks_that_are_not_known_are_told():
+    """In the words of the settings, and where it matters: a warning of scikit-image would be an error here."""
+    rows, columns = np.indices((12, 12))
+    ball = (rows - 6) ** 2 + (columns - 6) ** 2 < 16
+    noise = np.random.default_rng(0).normal(size=(6, 12, 12))
+    image = torch.from_numpy(np.clip(0.2 + 0.5 * ball + 0.2 * noise, 0, 1))[None, None]
+    scribbles = torch.full((1, 6, 12, 12), IGNORE)
+    scribbles[0, 3, 6, 5:8], scribbles[0, 0, 1] = 1, 0
+    exact = RandomWalker(method="direct")(image, scribbles=scribbles)
+    found = RandomWalker(tolerance=1e-2)(image, scribbles=scribbles)
+    assert float((found.probabilities - exact.probabilities).abs().max()) < 0.1
+    assert found.notes == exact.notes == ()
+    (note,) = RandomWalker(beta=2000.0)(image, scribbles=scribbles).notes
+    assert "of 864 pixels were known" in note
