@@ -136,8 +136,8 @@ class RandomWalker(Segmenter):
     def _note(left: int, pixels: int) -> str:
         return (
             f"Warning: conjugate gradients ended before the walks from {left} of {pixels} pixels were known, and what "
-            "is not known is shared by the classes. A smaller tolerance or beta, or the method direct, which takes more "
-            "memory, knows more (random-walker:tolerance=1e-5, random-walker:method=direct)."
+            "is not known is shared by the classes. A smaller tolerance or beta, or the method direct, which takes "
+            "more memory, knows more (random-walker:tolerance=1e-5, random-walker:method=direct)."
         )
 
     def energy(self, image: NDArray[np.float64], probabilities: NDArray[np.float64], spacing: Sequence[float]) -> float:
