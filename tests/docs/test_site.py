@@ -92,7 +92,7 @@ def test_formulas_within_text(text: str, formulas: int, mathml: ModuleType) -> N
     assert "<em>y</em>" not in html
 
 
-def page_files() -> set[str]:
+def navigation() -> list[str]:
     """Pages in the navigation, as the site names them."""
 
     def below(entries: list[object]) -> Iterator[str]:
@@ -105,7 +105,17 @@ def page_files() -> set[str]:
                     yield from below(value if isinstance(value, list) else [value])
 
     settings = tomllib.loads((SITE / "zensical.toml").read_text(encoding="utf-8"))
-    return set(below(settings["project"]["nav"]))
+    return list(below(settings["project"]["nav"]))
+
+
+def test_the_navigation_has_every_page_once_and_no_other() -> None:
+    """But for those of the API, which are made with the site."""
+    found = [page for page in navigation() if not page.startswith("api/")]
+    docs = ROOT / "docs"
+    pages = [path.relative_to(docs) for path in docs.rglob("*.md")]
+    own = [page.as_posix() for page in pages if not {"build", "__pycache__"} & set(page.parts)]
+    moved = [f"development/{name.lower()}.md" for name in ("ARCHITECTURE", "CHANGELOG", "CONTRIBUTING")]
+    assert sorted(found) == sorted(own + moved)
 
 
 class Parts(HTMLParser):
@@ -144,7 +154,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_every_page_is_there_and_in_the_navigation(site: Path) -> None:
     pages = {path.relative_to(site.parent / "site-pages").as_posix() for path in site.parent.rglob("*.md")}
-    assert pages == page_files()
+    assert pages == set(navigation())
     for page in pages:
         name = page.replace("README.md", "index.md").replace(".md", ".html")
         assert (site / name).is_file(), name
@@ -185,4 +195,4 @@ def test_every_public_name_is_in_the_api(site: Path) -> None:
         ids |= Parts(path.read_text(encoding="utf-8")).ids
     for name, target in regloss._targets().items():
         assert target.replace(":", ".") in ids, f"regloss.{name} is on no page of the API"
-    assert {f"api/{kind}.md" for kind in registry.KINDS} <= page_files()
+    assert {f"api/{kind}.md" for kind in registry.KINDS} <= set(navigation())
