@@ -336,7 +336,7 @@ class SaddlePart:
     def __getitem__(self, images: Tensor) -> SaddlePart:
         shift = self.shift
         if isinstance(shift, Tensor) and shift.ndim and len(shift) > 1:
-            shift = shift[images]
+            shift = shift[images.to(shift.device)]
         return SaddlePart(self.operator[images], self.dual_set[images], shift)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,21 @@ from torch import Tensor
 def widest_float(device: torch.device) -> torch.dtype:
     """Float64, in which sums are taken whose differences are looked at; float32 where the device knows no float64."""
     return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs
+
+
+def double(values: Any) -> Tensor:
+    """Numbers or a tensor in float64; on the CPU where its device knows none, which is for few of them or few times."""
+    if not isinstance(values, Tensor):
+        return torch.as_tensor(values, dtype=torch.float64)
+    knows = widest_float(values.device) == torch.float64
+    return values.to(values.device if knows else "cpu", torch.float64)
+
+
+def double_sum(values: Tensor) -> Tensor:
+    """Sums over the last axis in float64; see `double` for where."""
+    if widest_float(values.device) == torch.float64:
+        return values.sum(-1, dtype=torch.float64)  # without a copy
+    return double(values).sum(-1)
 
 
 def look_every(device: torch.device) -> int:

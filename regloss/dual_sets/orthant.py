@@ -48,4 +48,6 @@ def indicator(worst: Tensor, tolerance: float | Tensor) -> Tensor:
 
 def select_tolerance(tolerance: float | Tensor, images: Tensor) -> float | Tensor:
     """That of the images (M,)."""
-    return tolerance[images] if isinstance(tolerance, Tensor) and tolerance.ndim else tolerance
+    if isinstance(tolerance, Tensor) and tolerance.ndim:
+        return tolerance[images.to(tolerance.device)]
+    return tolerance

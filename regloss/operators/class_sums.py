@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from regloss.errors import UsageError
+from regloss.numerics import double
 from regloss.operators.linear_operator import LinearOperator
 
 
@@ -24,7 +25,7 @@ class ClassSums(LinearOperator):
     def __init__(self, inside: Tensor, classes: int, *, two_sided: bool = False, power: int = 1) -> None:
         self.inside, self.classes = inside, classes
         self.two_sided, self.power = two_sided, power
-        self.pixels = inside.flatten(1).sum(1, keepdim=True, dtype=torch.float64)  # (B, 1)
+        self.pixels = double(inside.flatten(1).sum(1, keepdim=True))  # (B, 1)
         self.scale = self.pixels.rsqrt() if power == 1 else 1 / self.pixels
 
     @property

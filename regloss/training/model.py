@@ -26,6 +26,7 @@ from regloss.errors import ReglossError, UsageError
 from regloss.io.resampling import resampled_size, resize
 from regloss.io.windows import Window
 from regloss.layer import RegularizedLayer
+from regloss.numerics import double
 from regloss.registry import create
 from regloss.regularizer import Regularizer
 from regloss.solver import Solution
@@ -257,7 +258,7 @@ def layer_report(layer: RegularizedLayer | None, pixels: Tensor) -> dict[str, fl
         gap = float((solution.gap / pixels.to(solution.gap)).mean())
         if math.isfinite(gap):
             found["layer-gap"] = gap
-        found["layer-steps"] = float(solution.steps.double().mean())
+        found["layer-steps"] = float(double(solution.steps).mean())
         regularizer = getattr(layer, "regularizer", None)
         if isinstance(regularizer, Regularizer) and has_constraints(regularizer):
             found["layer-violation"] = float(solution.violation.mean())

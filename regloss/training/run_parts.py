@@ -123,8 +123,6 @@ def build(config: Config, *, resume: bool = False, quiet: bool = True) -> Parts:
         segmenter.network.to(memory_format=order)  # type: ignore[call-overload]
     _check_loop(loop, first, len(dataset.classes), data.supervision)
     _check_network(segmenter, first, len(dataset.classes))
-    if config.training.compile:
-        _check_compiled(segmenter, first, len(dataset.classes))
     memory = Memory.of(data.dataset, data.component_settings(), reader)
     survey = Survey(reader, workers=data.workers, memory=memory, quiet=quiet)
     warnings = check_training_samples(survey, ids, data.supervision, data.max_scribbled)
@@ -232,21 +230,6 @@ def _check_network(segmenter: SegmentationModel, sample: Sample, classes: int) -
         raise UsageError(
             f"{type(segmenter.network).__name__} makes logits of {logits.shape[1]} classes; the data set has {classes}."
         )
-
-
-def _check_compiled(segmenter: SegmentationModel, sample: Sample, classes: int) -> None:
-    """Compile the network and run it on one image."""
-    from torch._dynamo.exc import TorchDynamoException  # slow to import
-
-    segmenter.network.compile()
-    try:
-        _check_network(segmenter, sample, classes)
-    except TorchDynamoException as cause:
-        what = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
-        raise UsageError(
-            f"training.compile: torch cannot compile {type(segmenter.network).__name__} on this machine: {what} "
-            "Install what it asks for, or set training.compile = false."
-        ) from cause
 
 
 def _check_layer(segmenter: SegmentationModel, crop: Prepared, classes: int) -> None:

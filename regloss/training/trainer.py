@@ -34,6 +34,7 @@ from regloss.hooks import manager
 from regloss.metrics.foreground import RULES
 from regloss.report.advice import advice
 from regloss.training import checkpoints
+from regloss.training.compiling import compile_network
 from regloss.training.config import Config, as_written
 from regloss.training.evaluation import evaluate_samples, examples_of, measure_training, training_energy
 from regloss.training.finite import diverged
@@ -98,6 +99,8 @@ def train(
         fabric = build_fabric(config)
         parts = build(config, resume=resume, quiet=quiet or not first)
         if first:
+            if config.training.compile:
+                compile_network(fabric, parts)
             for warning in parts.warnings:
                 callback(warning)
             prepare_output(folder, config, parts.dataset, lock, overwrite=overwrite)
@@ -151,7 +154,7 @@ def _run(fabric: Fabric, parts: Parts, quiet: bool, callback: Callback) -> dict[
 
     main = fabric.is_global_zero
     if training.compile:
-        parts.segmenter.network.compile()
+        parts.segmenter.network.compile()  # again, where that was another process
     model, optimizer = fabric.setup(parts.segmenter, parts.optimizers["network"])
     # Networks that the loop trains beside this one.
     modules = {name: fabric.to_device(module) for name, module in coupled.modules().items()}

@@ -208,6 +208,24 @@ def test_a_compiled_network_learns_the_same(config, tmp_path):
         assert torch.allclose(found[name], weights, rtol=1e-6, atol=1e-9), name
 
 
+def test_a_network_is_compiled_once_for_its_training_before_anything_is_written(config, tmp_path, monkeypatch):
+    """And nothing is learnt from the batch that it is compiled with, by batch normalisation either."""
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append((torch.is_grad_enabled(), (tmp_path / "compiled").exists()))
+        return graph.forward
+
+    real = nn.Module.compile
+    monkeypatch.setattr(nn.Module, "compile", lambda self: real(self, backend=backend))
+    changes = ("training.epochs=1", "network.norm=batch", 'data.test=""')
+    for name, asked in (("plain", "false"), ("compiled", "true")):
+        train(config(*changes, f"training.compile={asked}", loop="gradient-descent", output=name))
+    assert [written for learns, written in compiled if learns] == [False]
+    expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "compiled"))
+    assert all(torch.equal(found[name], weights) for name, weights in expected.items())
+
+
 def test_a_network_that_cannot_be_compiled_is_said_before_anything_is_written(config, tmp_path, monkeypatch):
     def fail(self, *args, **kwargs):
         raise TorchDynamoException("InvalidCxxCompiler: No working C++ compiler found.")

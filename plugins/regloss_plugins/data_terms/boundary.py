@@ -31,6 +31,7 @@ from regloss.checks import at_least_float32
 from regloss.data_term import DataTerm
 from regloss.errors import UsageError
 from regloss.grid import full_roi, spread
+from regloss.numerics import widest_float
 from regloss_plugins.data_terms.cross_entropy import given_labels
 
 
@@ -108,24 +109,25 @@ def _signed_distances(labels: Tensor, known: Tensor, classes: list[int]) -> Tens
             outside = given[image] & ~inside
             if inside.any() and outside.any():
                 found[image, place] = _to(inside) * outside - _to(outside) * inside
-    return torch.from_numpy(found).to(labels.device)
+    return torch.from_numpy(found).to(labels.device, widest_float(labels.device))
 
 
 @_signed_distances.register_fake
 def _(labels: Tensor, known: Tensor, classes: list[int]) -> Tensor:
-    return torch.empty(labels.shape[0], len(classes), *labels.shape[1:], dtype=torch.float64, device=labels.device)
+    size = labels.shape[0], len(classes), *labels.shape[1:]
+    return torch.empty(size, dtype=widest_float(labels.device), device=labels.device)
 
 
 def _diagonals(region: Tensor) -> Tensor:
     """Lengths (B,) of the diagonals of the boxes around a region (B, *S)."""
-    squares = torch.zeros(region.shape[0], dtype=torch.float64, device=region.device)
+    squares = torch.zeros(region.shape[0], dtype=torch.int64, device=region.device)
     for axis in range(1, region.ndim):
         others = [other for other in range(1, region.ndim) if other != axis]
         occupied = region.any(dim=others) if others else region
         place = torch.arange(region.shape[axis], device=region.device)
         low = torch.where(occupied, place, region.shape[axis]).amin(1)
-        squares += (torch.where(occupied, place, -1).amax(1) + 1 - low).double().square()
-    return squares.sqrt()
+        squares += (torch.where(occupied, place, -1).amax(1) + 1 - low).square()
+    return squares.to(widest_float(region.device)).sqrt()
 
 
 def _to(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

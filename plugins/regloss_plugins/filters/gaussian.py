@@ -39,6 +39,7 @@ from torch import Tensor
 from regloss.checks import at_least_float32, check_choice, check_finite, check_roi
 from regloss.dispatch import find
 from regloss.errors import UsageError
+from regloss.numerics import double
 from regloss_plugins.kernels.lattice import SplineLattice
 from regloss_plugins.kernels.lattice_matrices import LatticeMatrices, filters_on
 from regloss_plugins.kernels.lattice_points import LatticePoints, lattice_points
@@ -119,8 +120,9 @@ class ExactFilter(GaussianFilter):
     """The sum itself over tiles of pixel pairs, each weight computed once for both its directions; on any device.
 
     Weights come from products of feature vectors. Where float32 would lose them (bandwidths far below the image's
-    range), the products are computed in float64. Float32 values on a CUDA device are filtered by one pass of a kernel
-    (`regloss_plugins.kernels.gaussian_sums_triton`) that takes differences of features and stores no weights.
+    range), the products are computed in float64, by the CPU where the device knows none. Float32 values on a CUDA
+    device are filtered by one pass of a kernel (`regloss_plugins.kernels.gaussian_sums_triton`) that takes differences
+    of features and stores no weights.
 
     Args:
         features: (B, F, *S), already over their bandwidths, float32 or float64.
@@ -163,7 +165,7 @@ class ExactFilter(GaussianFilter):
                 if other < begin:
                     continue
                 columns = slice(other, other + self._tile)
-                weights = (left[rows] @ right[columns].T).clamp_(max=0).exp_().to(values.dtype)
+                weights = (left[rows] @ right[columns].T).clamp_(max=0).exp_().to(values)
                 if begin == other:
                     weights.fill_diagonal_(1)
                     result[rows] += weights @ values[rows]
@@ -182,7 +184,7 @@ def _augmented(features: Tensor) -> tuple[Tensor, Tensor]:
     features = features - features.mean(0)
     squared = features.square().sum(1, keepdim=True) / 2
     if features.dtype == torch.float32 and float(squared.max()) * torch.finfo(torch.float32).eps > 1e-5:
-        return _augmented(features.double())
+        return _augmented(double(features))
     ones = torch.ones_like(squared)
     return torch.cat([features, -squared, -ones], 1), torch.cat([features, ones, squared], 1)
 

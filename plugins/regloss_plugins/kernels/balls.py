@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
+from .precision import knows_doubles
+
 
 def ball_segments(radius: float, ndim: int) -> list[tuple[tuple[int, ...], int]]:
     """The ball's segments along the last axis: (offset in the other axes, half width).
@@ -42,7 +44,7 @@ def ball_sums(values: Tensor, radius: float, ndim: int) -> Tensor:
     """Sum of ``values`` over the ball around every pixel, differentiable.
 
     Args:
-        values: (..., *S); bool and integers are summed exactly, floats with double precision inside.
+        values: (..., *S); bool and integers are summed exactly, floats in double precision, where there is one.
         radius: in pixels, >= 0.
         ndim: number of spatial axes.
 
@@ -60,7 +62,8 @@ def ball_sums(values: Tensor, radius: float, ndim: int) -> Tensor:
     pads = [reach[-1] + 1, reach[-1]]
     for length in reversed(reach[:-1]):
         pads += [length, length]
-    accumulator = torch.float64 if floating else torch.int32
+    exact = torch.float64 if knows_doubles(values.device) else torch.float32
+    accumulator = exact if floating else torch.int32
     running = F.pad(values.to(accumulator), pads).cumsum(-1, dtype=accumulator)
     total = torch.zeros(values.shape, dtype=accumulator, device=values.device)
     for lead, half in ball_segments(radius, ndim):

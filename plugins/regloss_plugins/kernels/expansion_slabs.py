@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -76,8 +77,9 @@ def expand_slabs(
         coarse = _coarse_labels(unary, offsets, weights, labels, fixed, roi, allowed, max_cycles, slab)
         for start, stop in slabs:
             expand(start, stop, max_cycles, ahead=False)
-        labels = min((labels, coarse, given), key=lambda start: _energy(unary, offsets, weights, start, roi))
-        del given, coarse
+        starts = [(_energy(unary, offsets, weights, start, roi), start) for start in (labels, coarse)]
+        _, labels = min(*starts, (start_energy, given), key=itemgetter(0))
+        del given, coarse, starts
     waiting = [True] * len(slabs)
     cycles = 0
     while any(waiting) and cycles < max_cycles:

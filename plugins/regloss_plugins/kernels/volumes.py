@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .precision import knows_doubles
+
 _HALVINGS = 8
 _PATIENCE = 30  # steps before a search for one class takes the place of very short ones
 _CREEPING = 1 / 8
@@ -84,9 +86,10 @@ def scale_to_volumes(
         tolerance: largest volume error, as a fraction of the pixels.
 
     Returns:
-        Probabilities of the costs' type, dual variable, and which images met the tolerance. All is computed in float64.
+        Probabilities of the costs' type, dual variable, and which images met the tolerance. All is computed in float64,
+        on the CPU where the costs' device knows none; only the probabilities come back from there.
     """
-    flat = cost.flatten(2).double()
+    flat = _double(cost.flatten(2))
     weights = torch.ones_like(flat[:, 0]) if inside is None else inside.flatten(1).to(flat)
     lower, upper = (bound.to(flat) for bound in (lower, upper))
     finite = flat.isfinite()
@@ -119,7 +122,7 @@ def scale_to_volumes(
         steps += taken
         if warm is not None:
             at = _where(met(warm), warm, at)
-    return Volumes(at.probabilities.reshape(cost.shape).to(cost.dtype), at.dual, at.value, met(at), steps)
+    return Volumes(at.probabilities.reshape(cost.shape).to(cost), at.dual, at.value, met(at), steps)
 
 
 def _ascend(
@@ -217,6 +220,10 @@ def _one_class(
     return evaluated(torch.where(ends, 0.0, near))
 
 
+def _double(values: Tensor) -> Tensor:
+    return values.to(values.device if knows_doubles(values.device) else "cpu", torch.float64)
+
+
 def _where(condition: Tensor, first: _Point, second: _Point) -> _Point:
     return _Point(
         *(torch.where(condition.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(first, second, strict=True))
@@ -296,15 +303,15 @@ class _VolumeSoftmax(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         probabilities, dual, lower, upper, inside = ctx.saved_tensors
-        u, g = probabilities.flatten(2).double(), gradients[0].flatten(2).double()
-        weights = torch.ones_like(u[:, 0]) if inside is None else inside.flatten(1).double()
+        u, g = _double(probabilities.flatten(2)), _double(gradients[0].flatten(2))
+        weights = torch.ones_like(u[:, 0]) if inside is None else inside.flatten(1).to(u)
         start = (u * g - u * (u * g).sum(1, keepdim=True)) / ctx.entropy
         moved, by_volume = respond(u, dual, lower, upper, weights, ctx.entropy, start)
         exact = (lower == upper).to(dual.device)
         # A volume given exactly stands in both arguments; its derivative goes to the first only.
         by_lower = torch.where(exact | (dual > 0), by_volume, 0.0).to(lower)
         by_upper = torch.where(~exact & (dual < 0), by_volume, 0.0).to(upper)
-        return -moved.reshape(probabilities.shape).to(probabilities.dtype), None, by_lower, by_upper, None
+        return -moved.reshape(probabilities.shape).to(probabilities), None, by_lower, by_upper, None
 
 
 def respond(

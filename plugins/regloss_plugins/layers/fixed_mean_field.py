@@ -148,7 +148,7 @@ class FixedMeanField(RegularizedLayer):
 
 def _extremes(costs: Tensor) -> tuple[float, float]:
     """Smallest and largest eigenvalue along differences of probabilities, which sum to 0."""
-    matrix = costs.double().cpu()
+    matrix = costs.cpu().double()
     matrix = matrix - matrix.mean(0) - matrix.mean(1, keepdim=True) + matrix.mean()
     found = torch.linalg.eigvalsh(matrix)
     return float(found[0]), float(found[-1])

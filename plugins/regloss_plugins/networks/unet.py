@@ -131,6 +131,11 @@ class UNet(Network):
         # see, which are the ones that it halves.
         halved = halved_axes(spacing, levels + 1, dims)
         self.factors = [tuple(2 if half else 1 for half in axes) for axes in halved[:-1]]
+        # How much coarser than the image each level is. Here, since compilers cannot trace these products.
+        self.scales = [
+            tuple(math.prod(factors[axis] for factors in self.factors[:level]) for axis in range(dims))
+            for level in range(levels)
+        ]
         kernels = [tuple(3 if half else 1 for half in axes) for axes in halved]
         self.encoder = nn.ModuleList(
             _block(before, width, norm, dims, dropout, kernel)
@@ -192,9 +197,8 @@ class UNet(Network):
             features = stage(features, skips)
             if self.training and 0 < level <= len(self.coarser_classifiers):
                 logits = self.coarser_classifiers[level - 1](features)
-                factors = [math.prod(each[axis] for each in self.factors[:level]) for axis in range(self.dims)]
-                mode = _INTERPOLATION[self.dims]
-                logits = functional.interpolate(logits, scale_factor=tuple(map(float, factors)), mode=mode)
+                factors = tuple(map(float, self.scales[level]))
+                logits = functional.interpolate(logits, scale_factor=factors, mode=_INTERPOLATION[self.dims])
                 self.coarser.insert(0, _cropped(logits, size))
         return _cropped(self.classifier(features), size)
 
@@ -213,9 +217,8 @@ class UNet(Network):
 
     def _pad(self, image: Tensor) -> Tensor:
         # The coarsest level keeps two pixels along each axis: batch and instance normalisation need more than one.
-        divisors = [math.prod(factors[axis] for factors in self.factors) for axis in range(self.dims)]
-        sizes = zip(image.shape[2:], divisors, strict=True)
-        return extended(image, [max(divisor * math.ceil(size / divisor), 2 * divisor) for size, divisor in sizes])
+        sizes = zip(image.shape[2:], self.scales[-1], strict=True)
+        return extended(image, [max(-(-size // divisor), 2) * divisor for size, divisor in sizes])
 
 
 def _cropped(logits: Tensor, size: Sequence[int]) -> Tensor:

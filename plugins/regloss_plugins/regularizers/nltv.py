@@ -159,8 +159,8 @@ class NonlocalTV(Regularizer):
         regions = regions if roi is None else roi.to(device)
         steps = grid.steps_in(self.unit, spacing, values.ndim - 2, "nltv")
         graphs = [self._graph(one, region, steps) for one, region in zip(values, regions, strict=True)]
-        edges, weights = (padded.to(image.device) for padded in _padded(graphs))
-        weights = weights.to(image)
+        edges, weights = _padded(graphs)
+        edges, weights = edges.to(image.device), weights.to(image)
         if self._learns:
             weights = self._learnt_weights(values, regions, steps, edges, weights)
         return NonlocalTerm(self, edges, weights, (image.shape[0], *image.shape[2:]), roi)

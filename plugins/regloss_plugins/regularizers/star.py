@@ -42,6 +42,7 @@ from regloss.constraint import ConstraintTerm, HardConstraint, contradiction
 from regloss.dual_sets import Orthant
 from regloss.errors import UsageError
 from regloss.forms import Saddle, SaddlePart
+from regloss.numerics import double, widest_float
 from regloss.operators import TreeDifferences
 from regloss.regularizer import Forms, Term
 
@@ -115,7 +116,7 @@ class StarShape(HardConstraint):
         everywhere = grid.full_roi(roi, shape, image.device)
         tree = None
         if self.center is not None:
-            center = _coordinates(self.center).to(image.device).round().long()
+            center = _coordinates(self.center).round().long().to(image.device)
             ndim = len(shape) - 1
             if center.shape[1] != ndim or center.shape[0] not in (1, shape[0]):
                 raise UsageError(
@@ -132,7 +133,7 @@ class StarShape(HardConstraint):
 def _coordinates(center: Sequence[float] | Sequence[Sequence[float]] | Tensor) -> Tensor:
     """(1, D) or (B, D) float."""
     try:
-        numbers = torch.as_tensor(center, dtype=torch.float64)
+        numbers = double(center)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UsageError(f"center must be pixel coordinates (D,) or (B, D); got {center!r}.") from error
     if numbers.ndim not in (1, 2) or numbers.numel() == 0:
@@ -148,9 +149,10 @@ def _check_label(label: int, probabilities: Tensor) -> None:
 def _center_of_mass(probabilities: Tensor, label: int, roi: Tensor | None) -> Tensor:
     """(B, D) pixel coordinates, rounded."""
     inside = grid.full_roi(roi, (probabilities.shape[0], *probabilities.shape[2:]), probabilities.device)
-    chosen = inside.double()
+    wide = widest_float(inside.device)
+    chosen = inside.to(wide)
     # The last of these that is not empty counts.
-    for weights in (probabilities[:, label].double(), (probabilities.argmax(1) == label).double()):
+    for weights in (probabilities[:, label].to(wide), (probabilities.argmax(1) == label).to(wide)):
         kept = weights * inside
         found = kept.flatten(1).sum(1) > 0
         chosen = torch.where(grid.spread(found, kept), kept, chosen)
@@ -197,7 +199,8 @@ def _tree(center: Tensor, inside: Tensor) -> _Tree:
     pixels = torch.stack(torch.meshgrid(*axes, indexing="ij")).flatten(1)  # (D, N)
     toward = center.unsqueeze(2) - pixels  # (B, D, N)
     longest = toward.abs().amax(1, keepdim=True).clamp(min=1)
-    at = (pixels + toward.double() / longest).round().long()  # halves to even, as usual; they come out exact
+    # Halves to even, as usual; they come out exact.
+    at = (double(pixels) + double(toward) / double(longest)).round().long().to(inside.device)
     parent = torch.zeros_like(at[:, 0])
     for axis, length in enumerate(size):
         parent = parent * length + at[:, axis]
@@ -244,7 +247,7 @@ class _StarShapeTerm(ConstraintTerm):
         for image in (forced & forbidden).any(1).nonzero().flatten().tolist():
             seeds = must[image].nonzero()
             order = (seeds - center[image].to(seeds)).square().sum(1).argsort(stable=True)
-            middle = seeds.double().mean(0, keepdim=True).round().long()
+            middle = double(seeds).mean(0, keepdim=True).round().long().to(seeds.device)
             one = self[torch.tensor([image], device=possible.device)]
             for tried in torch.cat([middle, seeds[order][:: max(1, len(seeds) // _CENTERS)]]):
                 tree = _tree(tried.unsqueeze(0), one.everywhere)

@@ -43,6 +43,7 @@ from regloss.checks import check_choice, check_not_negative
 from regloss.errors import UsageError
 from regloss.forms import Concave, ConcaveFunction
 from regloss.grid import Unit
+from regloss.numerics import double
 from regloss.regularizer import Forms, Regularizer, Term
 from regloss_plugins.kernels.balls import ball_segments, ball_size, ball_sums
 
@@ -260,7 +261,7 @@ class _Diffusion(ConcaveFunction):
         if self.kernels is not None:
             # A separable kernel's values are the products of its axes' values.
             for kernel, length in zip(self.kernels, self.edge.shape[2:], strict=True):
-                values = _circular_spectrum(kernel.detach().double().cpu(), length)
+                values = _circular_spectrum(kernel.detach().cpu(), length)
                 ends = torch.stack([values.amin(), values.amax()])
                 spectrum = (spectrum.reshape(-1, 1) * ends).flatten()
             return min(0.0, float(spectrum.amin()))
@@ -280,7 +281,7 @@ def _number(value: float | Tensor) -> float:
 
 def _kernel(settings: ThresholdDynamics, step: float) -> Tensor:
     """(2 reach + 1,) one axis of a Gaussian kernel, summing to 1, float64, in pixels of length ``step``."""
-    sigma = torch.as_tensor(settings.sigma, dtype=torch.float64)
+    sigma = double(settings.sigma)
     reach = settings.reach
     if settings.unit == "mm":
         sigma = sigma / step

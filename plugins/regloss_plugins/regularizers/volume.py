@@ -38,7 +38,7 @@ from regloss.constraint import ConstraintTerm, HardConstraint, contradiction
 from regloss.dual_sets import Free, Orthant
 from regloss.errors import UsageError
 from regloss.forms import Saddle, SaddlePart
-from regloss.numerics import one_hot
+from regloss.numerics import double, double_sum, one_hot
 from regloss.operators import ClassSums
 from regloss.regularizer import Forms, Term
 from regloss_plugins.kernels.assignment import assign
@@ -113,12 +113,12 @@ class Volume(HardConstraint):
         """Turn volumes into numbers of pixels and see whether they are possible."""
         shape = (image.shape[0], *image.shape[2:])
         inside = grid.full_roi(roi, shape, image.device)
-        pixels = inside.flatten(1).sum(1, keepdim=True, dtype=torch.float64)
+        pixels = double(inside.flatten(1).sum(1, keepdim=True))
         unit = pixels if self.unit == "fraction" else torch.full_like(pixels, self._pixels_per_unit(spacing, shape))
 
         def in_pixels(name: str, missing: Tensor) -> Tensor:
             value = getattr(self, name)
-            numbers = missing if value is None else _numbers(value, name).to(image.device, torch.float64)
+            numbers = missing if value is None else _numbers(value, name).to(pixels)
             if numbers.ndim == 2 and numbers.shape[0] not in (1, shape[0]):
                 raise UsageError(f"{name} are given for {numbers.shape[0]} images, but bound to {shape[0]}.")
             return numbers if value is None else numbers * unit
@@ -183,7 +183,7 @@ class _VolumeTerm(ConstraintTerm):
         self,
         regularizer: Volume,
         inside: Tensor,  # (B, *S) bool
-        pixels: Tensor,  # (B, 1) float64
+        pixels: Tensor,  # (B, 1) float64, like both bounds on the CPU where the image's device knows no float64
         lower: Tensor,  # (B or 1, K) float64
         upper: Tensor,
         shape: tuple[int, ...],
@@ -208,7 +208,7 @@ class _VolumeTerm(ConstraintTerm):
     def violation(self, probabilities: Tensor) -> Tensor:
         """Largest volume error, as a fraction of the pixels."""
         s = self.check(probabilities)
-        return self._errors(s).abs().amax(1).to(s.dtype)
+        return self._errors(s).abs().amax(1).to(s)
 
     def check_classes(self, probabilities: Tensor) -> None:
         """As many as there are volumes."""
@@ -216,9 +216,10 @@ class _VolumeTerm(ConstraintTerm):
 
     def __getitem__(self, images: Tensor) -> _VolumeTerm:
         """Those images."""
-        lower, upper = (bound if bound.shape[0] == 1 else bound[images] for bound in (self.lower, self.upper))
         roi, inside = None if self.roi is None else self.roi[images], self.everywhere[images]
-        return _VolumeTerm(self.settings, inside, self.pixels[images], lower, upper, tuple(inside.shape), roi)
+        some = images.to(self.pixels.device)
+        lower, upper = (bound if bound.shape[0] == 1 else bound[some] for bound in (self.lower, self.upper))
+        return _VolumeTerm(self.settings, inside, self.pixels[some], lower, upper, tuple(inside.shape), roi)
 
     def refuse(self, possible: Tensor) -> None:
         """Seeds and allowed labels must leave room for the volumes: to each class, and to all together."""
@@ -271,9 +272,9 @@ class _VolumeTerm(ConstraintTerm):
         self.check_classes(chosen)
         # Which whole numbers count does not depend on the labels' own possibilities, but for seeds.
         counts = self.counts(torch.ones_like(chosen, dtype=torch.bool))
-        found = (chosen * self.everywhere.unsqueeze(1)).flatten(2).sum(2, dtype=torch.float64)
+        found = double_sum((chosen * self.everywhere.unsqueeze(1)).flatten(2))
         off = (found - torch.minimum(torch.maximum(found, counts[..., 0]), counts[..., 1].to(found))).abs()
-        return off.amax(1) / self.pixels.squeeze(1)
+        return (off.amax(1) / self.pixels.squeeze(1)).to(chosen)
 
     def round(self, cost: Tensor, possible: Tensor, counts: Tensor | None = None) -> Tensor:
         """The cheapest labels with such volumes, exactly."""
@@ -282,7 +283,7 @@ class _VolumeTerm(ConstraintTerm):
         labels = flat.argmin(1)
         bounds = allowed.cpu().numpy()
         for image in range(len(flat)):
-            chosen = flat[image][:, inside[image]].double().cpu().numpy()
+            chosen = flat[image][:, inside[image]].cpu().double().numpy()
             found = assign(chosen, bounds[image, :, 0], bounds[image, :, 1])
             labels[image, inside[image]] = torch.from_numpy(found).to(labels.device)
         return labels.reshape(self.shape)
@@ -294,7 +295,7 @@ class _VolumeTerm(ConstraintTerm):
         # Classes that seeds fill already take no further pixels, and need no factor.
         closed = upper - must <= 1e-9 * self.pixels
         free = possible.sum(1, keepdim=True) > 1
-        shut = closed.reshape(*closed.shape, *[1] * (possible.ndim - 2)) & free
+        shut = closed.to(free.device).reshape(*closed.shape, *[1] * (possible.ndim - 2)) & free
         cost = (-log_probabilities).masked_fill(shut, torch.inf)
         # Where nothing else is left, what was shut has to do; the violation tells.
         cost = torch.where((cost == torch.inf).all(1, keepdim=True), -log_probabilities, cost)
@@ -310,12 +311,12 @@ class _VolumeTerm(ConstraintTerm):
     def penalty(self, probabilities: Tensor) -> Tensor:
         s = self.check(probabilities)
         squares = self.pixels.squeeze(1) * self._errors(s).square().sum(1)
-        return (self.settings.weight * squares).to(s.dtype)
+        return (self.settings.weight * squares).to(s)
 
     def _errors(self, s: Tensor) -> Tensor:
         """(B, K) float64: how much too large each volume is, negative if too small, as a fraction of the pixels."""
         _check_classes(self.lower, s)
-        masses = (s * self.everywhere.unsqueeze(1)).flatten(2).sum(2, dtype=torch.float64)
+        masses = double_sum((s * self.everywhere.unsqueeze(1)).flatten(2))
         return (masses - torch.minimum(torch.maximum(masses, self.lower), self.upper)) / self.pixels
 
 

@@ -29,7 +29,7 @@ from torch import Tensor
 from regloss.checks import check_at_least_one
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
-from regloss.numerics import one_hot
+from regloss.numerics import one_hot, widest_float
 from regloss.region_force import RegionForce
 from regloss.registry import resolve
 from regloss.regularizer import Regularizer, combine
@@ -98,8 +98,10 @@ class LevelSets(Segmenter):
         def lengths() -> list[Tensor]:
             return [term.energy(one_hot(side, 2, unary.dtype)).detach() for side in sides]
 
+        exact = unary.to(widest_float(unary.device))
+
         def energy_of(labels: Tensor, lengths: list[Tensor]) -> float:
-            return float(linear_energy(unary.double(), one_hot(labels, phases, unary.dtype), None) + sum(lengths))
+            return float(linear_energy(exact, one_hot(labels, phases, unary.dtype), None) + sum(lengths))
 
         penalties = lengths()
         energy = energy_of(labels, penalties)

@@ -96,7 +96,7 @@ class NormalizedCutSegmenter(Segmenter):
                 f"normalized-cut needs more pixels than phases; got {size.numel()} pixels and {task.phases} phases."
             )
         steps = [1.0] * len(size) if task.spacing is None else [step / min(task.spacing) for step in task.spacing]
-        weights = self.affinity(task.image[0].double().cpu(), steps)
+        weights = self.affinity(task.image[0].cpu().double(), steps)
         if task.callback is not None:
             task.callback(f"{weights.nnz // 2} pairs of pixels")
         values, vectors = _eigenvectors(weights, task.phases, self.tolerance, task.seed)

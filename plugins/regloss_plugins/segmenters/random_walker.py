@@ -81,7 +81,7 @@ class RandomWalker(Segmenter):
         seeds = np.zeros(scribbles.shape, dtype=np.int32)  # 0 = free
         for number, label in enumerate(present, start=1):
             seeds[scribbles == label] = number
-        image = task.image[0].double().cpu().numpy()
+        image = task.image[0].cpu().double().numpy()
         spacing = task.spacing or (1.0,) * seeds.ndim
         direct = self.method == "direct" or (self.method == "auto" and seeds.ndim < 3)
         found, left = self._probabilities(image, seeds, len(present), spacing, "bf" if direct else "cg_j")

@@ -26,7 +26,7 @@ from regloss import grid
 from regloss.dual_problem import dual_steps
 from regloss.errors import UsageError
 from regloss.forms import Saddle, SaddlePart
-from regloss.numerics import one_hot
+from regloss.numerics import double, double_sum, one_hot, widest_float
 from regloss.operators import ClassSums
 from regloss.registry import name_of
 from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, Solver, statuses
@@ -110,7 +110,7 @@ def pick_state(state: Any, images: Tensor) -> Any:
     if state is None:
         return None
     if isinstance(state, Tensor):
-        return state[images]
+        return state[images.to(state.device)]
     if isinstance(state, PDHGState):
         return PDHGState(tuple(dual[images] for dual in state.duals))
     raise TypeError(f"Images cannot be picked from a {type(state).__name__}.")
@@ -124,7 +124,7 @@ def is_picked(state: Any) -> bool:
 def hold_state(active: Tensor, new: Any, old: Any) -> Any:
     """``new`` for the images that are ``active`` (B,), ``old`` for the others; new where there is no old one."""
     if isinstance(new, Tensor) and isinstance(old, Tensor):
-        return torch.where(grid.spread(active, new), new, old)
+        return torch.where(grid.spread(active.to(new.device), new), new, old)
     if isinstance(new, PDHGState) and isinstance(old, PDHGState):
         pairs = zip(new.duals, old.duals, strict=True)
         return PDHGState(tuple(hold_state(active, one, before) for one, before in pairs))
@@ -136,7 +136,7 @@ def put_state(whole: Any, images: Tensor, part: Any, batch: int) -> Any:
     if isinstance(part, Tensor):
         # Cloned, since a step may hand on what the user gave.
         new = part.new_empty((batch, *part.shape[1:])) if whole is None else whole.clone()
-        new[images] = part
+        new[images.to(new.device)] = part
         return new
     if isinstance(part, PDHGState):
         before = [None] * len(part.duals) if whole is None else whole.duals
@@ -212,7 +212,7 @@ def entropy_gradient(v: Tensor, log_probabilities: Tensor) -> Tensor:
 
 
 class _VolumePart(_GibbsStep):
-    """Q = volume constraint; the state is its dual variable q (B, K), float64.
+    """Q = volume constraint; the state is its dual variable q (B, K), float64, where `double` puts it.
 
     Classes that seeds fill already take no further pixels, and need no dual variable.
     """
@@ -223,23 +223,23 @@ class _VolumePart(_GibbsStep):
         self.inside = grid.full_roi(problem.roi, (batch, *size), cost.device)
         assert problem.fixed is not None
         free = self.inside & (problem.fixed < 0)
-        seeded = one_hot(problem.fixed.clamp(min=0), classes, torch.float64) * (self.inside & ~free).unsqueeze(1)
-        counts = seeded.flatten(2).sum(2)
+        seeded = one_hot(problem.fixed.clamp(min=0), classes, torch.bool) & (self.inside & ~free).unsqueeze(1)
+        counts = double(seeded.flatten(2).sum(2))
         lower, upper = (bound.expand_as(counts) for bound in _volumes(part, problem.unary))
-        self.pixels = self.inside.flatten(1).sum(1, keepdim=True, dtype=torch.float64)
+        self.pixels = double(self.inside.flatten(1).sum(1, keepdim=True))
         slack = 1e-9 * self.pixels
         allowed = torch.ones_like(counts, dtype=torch.bool)
         if problem.allowed is not None:
-            allowed = problem.allowed.to(cost.device)
+            allowed = problem.allowed.to(counts.device)
         closed = ~allowed | (upper - counts <= slack)
-        _refuse_impossible(lower - counts, upper - counts, closed, free.flatten(1).sum(1, keepdim=True).double(), slack)
+        _refuse_impossible(lower - counts, upper - counts, closed, double(free.flatten(1).sum(1, keepdim=True)), slack)
         # A closed class keeps its seeds: that is its volume, to the last digit.
         self.lower, self.upper = torch.where(closed, counts, lower), torch.where(closed, counts, upper)
-        forbidden = closed.reshape(batch, classes, *[1] * len(size)) & free.unsqueeze(1)
+        forbidden = closed.to(free.device).reshape(batch, classes, *[1] * len(size)) & free.unsqueeze(1)
         self.cost = cost.masked_fill(forbidden, float("inf"))
 
     def total(self, slope: Tensor, state: Any) -> Tensor:
-        return self.cost + slope - self.spread(state).to(slope)
+        return self.cost + slope - self.spread(state.to(slope))
 
     def pullback(
         self,
@@ -254,10 +254,10 @@ class _VolumePart(_GibbsStep):
     ) -> Pullback:
         s = log_probabilities.exp()
         start = (cotangent - s * cotangent.sum(1, keepdim=True)) / entropy
-        weights = self.inside.flatten(1).double()
-        flat = (part.flatten(2).double() for part in (s, start))
-        v, by_volume = respond(next(flat), state, self.lower, self.upper, weights, entropy, next(flat))
-        v = v.reshape(s.shape).to(s.dtype)
+        u, start = (double(part.flatten(2)) for part in (s, start))
+        weights = self.inside.flatten(1).to(u)
+        v, by_volume = respond(u, state, self.lower, self.upper, weights, entropy, start)
+        v = v.reshape(s.shape).to(s)
         parameters: tuple[Tensor, ...] = ()
         if self.part.parameters:  # the shift, which is volumes / sqrt(pixels)
             root = self.pixels.sqrt()
@@ -291,7 +291,7 @@ def _volumes(part: SaddlePart, unary: Tensor) -> tuple[Tensor, Tensor]:
     assert isinstance(operator, ClassSums)
     operator.apply(unary)  # refuses volumes that are for another number of classes
     assert isinstance(part.shift, Tensor)
-    numbers = part.shift.double() * operator.pixels.sqrt().reshape(-1, *[1] * (part.shift.ndim - 1))
+    numbers = double(part.shift) * operator.pixels.sqrt().reshape(-1, *[1] * (part.shift.ndim - 1))
     return (-numbers[:, 1], numbers[:, 0]) if operator.two_sided else (numbers, numbers)
 
 
@@ -320,8 +320,9 @@ class _NewtonStep(_VolumePart):
         found = scale_to_volumes(
             self.cost + slope, entropy, self.lower.detach(), self.upper.detach(), self.inside, state
         )
-        steps = torch.full_like(found.done, found.steps, dtype=torch.int64)
-        return Step(found.probabilities, found.dual, found.done, found.value, steps)
+        device = slope.device
+        done, value = found.done.to(device), found.value.to(device, widest_float(device))
+        return Step(found.probabilities, found.dual, done, value, torch.full_like(done, found.steps, dtype=torch.int64))
 
     def unroll(self, slope: Tensor, entropy: Tensor, state: Any, log_s: Tensor) -> tuple[Tensor, None]:
         # The problem depends on costs / entropy alone.
@@ -348,14 +349,14 @@ class _ScalingStep(_VolumePart):
         between = torch.minimum(torch.maximum(masses, self.lower), self.upper)
         wanted = torch.where(dual > 0, self.lower, torch.where(dual < 0, self.upper, between))
         done = (wanted - masses).abs().amax(1) <= self.tolerance * self.pixels.squeeze(1)
-        return _step(new, dual, done)
+        return _step(new, dual, done.to(new.device))
 
     def unroll(self, slope: Tensor, entropy: Tensor, state: Any, log_s: Tensor) -> tuple[Tensor, Tensor]:
-        dual = scaling_step(state, self._masses(log_s.exp()), entropy, self.lower, self.upper)
+        dual = scaling_step(state, self._masses(log_s.exp()), double(entropy), self.lower, self.upper)
         return self.log_probabilities(slope, entropy, dual), dual
 
     def _masses(self, s: Tensor) -> Tensor:
-        return (s * self.inside.unsqueeze(1)).flatten(2).sum(2, dtype=torch.float64)
+        return double_sum((s * self.inside.unsqueeze(1)).flatten(2))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -467,9 +468,10 @@ class _AscentStep(_GibbsStep):
     def __call__(self, slope: Tensor, entropy: float, state: Any, s: Tensor) -> Step:
         ascended = self._ascend(s, entropy, state.duals)
         new = gibbs(self.total(slope, ascended), entropy)
-        gap = torch.zeros(len(s), dtype=torch.float64, device=s.device)
+        wide = widest_float(s.device)
+        gap = torch.zeros(len(s), dtype=wide, device=s.device)
         for part, dual in zip(self.saddle.parts, ascended.duals, strict=True):
-            gap = gap + part.dual_set.fenchel_gap(part.residual(new).double(), dual.double())
+            gap = gap + part.dual_set.fenchel_gap(part.residual(new).to(wide), dual.to(wide))
         return _step(new, ascended, gap.abs() <= self.tolerance * self.pixels)
 
     def unroll(self, slope: Tensor, entropy: Tensor, state: Any, log_s: Tensor) -> tuple[Tensor, PDHGState]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 import regloss
 from regloss.grid import neighbor_offsets
+from regloss_plugins.kernels import expansion_slabs
 from regloss_plugins.kernels.expansion import expand_grid
 from regloss_plugins.kernels.expansion_slabs import _energy, _halved, expand_slabs
 from regloss_plugins.solvers import alpha_expansion
@@ -96,6 +98,21 @@ def test_slabs(slab, classes, seed):
     # No slab's expansion improves it.
     again = expand_slabs(**{**given, "labels": found.labels}, max_cycles=20, slab=slab)
     np.testing.assert_array_equal(again.labels, found.labels)
+
+
+def test_no_labels_are_summed_twice(monkeypatch):
+    """Over the whole volume, where every sum reads all costs."""
+    summed = []
+
+    def energy(unary, offsets, weights, labels, roi):
+        summed.extend([labels.copy()] if labels.shape == SHAPE else [])
+        return _energy(unary, offsets, weights, labels, roi)
+
+    monkeypatch.setattr(expansion_slabs, "_energy", energy)
+    found = expand_slabs(**problem(0), max_cycles=20, slab=4)
+    assert found.energy < found.start_energy
+    assert len(summed) == 4  # at the start, at the end, and after both of what comes between
+    assert not any((one == other).all() for one, other in itertools.combinations(summed[:3], 2))
 
 
 def test_slices_without_pairs_between_them_are_solved_exactly():
