@@ -15,7 +15,8 @@ Tasks and what their functions are:
     "dual-steps"   (operator, dual set)   see `regloss.dual_problem.DualSteps`
     "joint-steps"  ()                     likewise, for any number of parts
     "joint-part"   (operator, dual set)   how the "joint-steps" of the same device have such a part
-    "adjoint"      (operator, dual set)   a function from `regloss.implicit.AdjointProblem` to an `Adjoint`
+    "adjoint"      (operator, dual set)   a function from `regloss.implicit.AdjointProblem` to an `Adjoint`, or to None
+                                          where the reference is to do it
     "gaussian-sums" ()                    a function from features (N, F) and values (N, K) to their sums (N, K) with
                                           Gaussian weights, or to None where the reference is to do it
     "gated-windows" ()                    a function from values, image, masks and window of a gated CRF to the sums of

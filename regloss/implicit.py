@@ -53,7 +53,8 @@ class Adjoint:
 class AdjointProblem:
     """The linear system above for a single part without b: what fast code for its types is given.
 
-    It is the task "adjoint" of `regloss.dispatch`, a function from this to an `Adjoint`.
+    It is the task "adjoint" of `regloss.dispatch`, a function from this to an `Adjoint`, or to None where the reference
+    is to solve it.
 
     Attributes:
         part: K and Y.
@@ -118,7 +119,7 @@ def solve_adjoint(
     for part, dual in zip(form.parts, duals, strict=True):
         tangent = part.dual_set.tangent(part.residual(probabilities), dual)
         tangents.append(tangent)
-        inverses.append(_inverse_diagonal(part, tangent, dual, variance))
+        inverses.append(inverse_diagonal(part, tangent, dual, variance))
 
     def system(values: Sequence[Tensor]) -> list[Tensor]:
         back = respond(form.adjoint(values))
@@ -186,13 +187,15 @@ def parameter_gradients(
         return torch.autograd.grad(total, parameters, allow_unused=True, retain_graph=True)
 
 
-def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """(B,) inner products over all parts, image by image."""
-    return torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(first, second, strict=True)]).sum(0)
+def inverse_diagonal(part: SaddlePart, tangent: Tangent, dual: Tensor, variance: Tensor) -> Tensor:
+    """Of the system matrix, of dual shape; what it takes is given back before the iteration.
 
-
-def _inverse_diagonal(part: SaddlePart, tangent: Tangent, dual: Tensor, variance: Tensor) -> Tensor:
-    """Of the system matrix; a function of its own, so that what it takes is given back before the iteration."""
+    Args:
+        part: K and Y.
+        tangent: of Y at y.
+        dual: y.
+        variance: s (1 - s) / entropy (B, K, *S).
+    """
     squared = part.operator.squared()
     if squared is None:
         return torch.ones_like(dual)
@@ -202,6 +205,11 @@ def _inverse_diagonal(part: SaddlePart, tangent: Tangent, dual: Tensor, variance
     least = spread(diagonal.flatten(1).amax(1) * limits.eps**2, diagonal).clamp(min=limits.tiny)
     # Entries without any coupling keep their residual of 0, whatever they are divided by.
     return torch.where(diagonal > least, diagonal, torch.where(diagonal > 0, least, 1)).reciprocal_()
+
+
+def _dot(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """(B,) inner products over all parts, image by image."""
+    return torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(first, second, strict=True)]).sum(0)
 
 
 def _unshared(value: Tensor, given: Tensor) -> Tensor:

@@ -44,13 +44,17 @@ class Balls(DualSet):
 
     def tangent(self, z: Tensor, y: Tensor) -> Tangent:
         """On the rim y = radius * z / |z| turns with z; y's own direction serves as that of z, which may be 0 there."""
-        y = self._kept(y)
-        length = torch.linalg.vector_norm(y, dim=2, keepdim=True)
-        free = length < below_rim(self.radius, y.dtype)
-        normal = torch.where(free, 0, y / length.clamp(min=_TINY))
+        normal, free = self.normals(y)
         force = torch.linalg.vector_norm(z, dim=2, keepdim=True)
         curvature = torch.where(free, 0, force / max(self.radius, _TINY))
         return Tangent(lambda v: self._kept(v) - normal * (normal * v).sum(2, keepdim=True), curvature)
+
+    def normals(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Unit vectors along ``y`` where it lies on the rim, 0 elsewhere; and where that is (B, K, 1, *S)."""
+        y = self._kept(y)
+        length = torch.linalg.vector_norm(y, dim=2, keepdim=True)
+        free = length < below_rim(self.radius, y.dtype)
+        return torch.where(free, 0, y / length.clamp(min=_TINY)), free
 
     def joint_bound(self, bound: Tensor) -> Tensor:
         """The largest of each vector."""

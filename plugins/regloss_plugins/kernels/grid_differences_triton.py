@@ -25,7 +25,7 @@ from regloss_plugins.kernels.points_triton import Part, Step, ahead, block_of, f
 
 
 @triton.jit
-def _stride(axis: tl.constexpr, stride_0: tl.tensor, stride_1: tl.tensor, stride_2: tl.tensor) -> tl.tensor:
+def stride_along(axis: tl.constexpr, stride_0: tl.tensor, stride_1: tl.tensor, stride_2: tl.tensor) -> tl.tensor:
     """Pixels to the next one along ``axis``."""
     stride = stride_0
     if axis == 1:
@@ -64,7 +64,7 @@ def _add(
     places = (number * pixels + pixel)[:, None] * classes + label[None, :]
     score = tl.load(scores + places, mask=inside, other=0.0)
     for axis in tl.static_range(AXES):
-        stride = _stride(axis, stride_0, stride_1, stride_2)
+        stride = stride_along(axis, stride_0, stride_1, stride_2)
         first = (number * AXES + axis) * pixels + pixel
         weight = tl.load(weights + first, mask=there, other=0.0)
         places = first[:, None] * classes + label[None, :]
@@ -114,7 +114,7 @@ def _move(
     for turn in tl.static_range(2 if JOINT else 1):
         shrink = tl.where(square > high * high, high / tl.sqrt(tl.where(square > 0, square, 1.0)), 1.0)
         for axis in tl.static_range(AXES):
-            stride = _stride(axis, stride_0, stride_1, stride_2)
+            stride = stride_along(axis, stride_0, stride_1, stride_2)
             first = (number * AXES + axis) * pixels + pixel
             places = first[:, None] * classes + label[None, :]
             weight = tl.load(weights + first, mask=there, other=0.0)
@@ -169,7 +169,7 @@ class GridPart(Part):
             step.extrapolations,
             classes,
             pixels,
-            *_strides(step.size),
+            *strides_of(step.size),
             step.factor,
             AXES=len(step.size),
             LAST=last,
@@ -193,7 +193,7 @@ class GridPart(Part):
             step.gains.shape[1],
             classes,
             pixels,
-            *_strides(step.size),
+            *strides_of(step.size),
             self.low,
             self.high,
             AXES=len(step.size),
@@ -210,5 +210,6 @@ class BallsPart(GridPart):
     joint = True
 
 
-def _strides(size: Sequence[int]) -> tuple[int, ...]:
-    return (*(math.prod(size[axis + 1 :]) for axis in range(len(size))), 0, 0)[:3]
+def strides_of(size: Sequence[int]) -> tuple[int, ...]:
+    """Pixels to the next one along each axis, with zeros for axes up to three that are not there."""
+    return (*(math.prod(size[axis + 1 :]) for axis in range(len(size))), 0, 0, 0)[:3]

@@ -186,7 +186,7 @@ class PDHG(DifferentiableSolver):
         probabilities, cotangent = log_probabilities.exp(), cotangent.to(log_probabilities)
         # S' g for g = cotangent / s, which may overflow where this does not.
         start = (cotangent - probabilities * cotangent.sum(1, keepdim=True)) / problem.entropy
-        adjoint = self._merged(form, state.duals, log_probabilities, problem.entropy, start, max_steps, tolerance)
+        adjoint = self._by_fast_code(form, state.duals, log_probabilities, problem.entropy, start, max_steps, tolerance)
         if adjoint is None:
             adjoint = solve_adjoint(
                 form,
@@ -202,7 +202,7 @@ class PDHG(DifferentiableSolver):
         parameters = parameter_gradients(form, state.duals, probabilities, adjoint)
         return Pullback(-adjoint.response, entropy, parameters, adjoint.residual)
 
-    def _merged(
+    def _by_fast_code(
         self,
         form: Saddle,
         duals: Sequence[Tensor],
@@ -220,7 +220,9 @@ class PDHG(DifferentiableSolver):
         solve = find("adjoint", type(operator), type(part.dual_set), device=start.device)
         if solve is None:
             return None
-        found: Adjoint = solve(AdjointProblem(part, duals[0], log_probabilities, entropy, start, max_steps, tolerance))
+        found: Adjoint | None = solve(
+            AdjointProblem(part, duals[0], log_probabilities, entropy, start, max_steps, tolerance)
+        )
         return found
 
     def _warm(self, warm: Any) -> tuple[Tensor, ...] | None:

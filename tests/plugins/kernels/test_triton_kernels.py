@@ -18,6 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from regloss_plugins.kernels import (
+    adjoint_triton,
     class_differences_triton,
     class_sums_triton,
     edge_ascent_triton,
@@ -86,6 +87,21 @@ for sides in (1, 2):
     check(class_sums_triton._add, reads, numbers, ("factor",), types, ENTROPY=True, **constants)
     reads = ("sums", "dual", "before", "steps", "extrapolations", "gains")
     check(class_sums_triton._move, reads, ("row", "classes", "blocks"), bounds, types, **constants)
+
+numbers, fractions = ("batch", "classes", "pixels"), ("inverse_entropy",)
+tile = {"CLASSES": 4, "BLOCK": 256}
+pointers = ("steepest", "weights", "adjoint", "s", "points", "numbers")
+check(adjoint_triton._grid_points, pointers, (*numbers, *strides), fractions, AXES=3, **tile)
+types = {"start": "*i32", "order": "*i32"}
+check(adjoint_triton._edge_points, pointers, (*numbers, "edges"), fractions, types, **tile)
+check(adjoint_triton._numbers, ("numbers", "sums"), ("batch", "blocks"), ALPHA=True)
+check(adjoint_triton._numbers, ("numbers", "sums"), ("batch", "blocks"), ALPHA=False)
+pointers = ("steepest", "direction", "image", "inverse", "normals", "numbers", "sums")
+for graph, axes, joint in ((True, 1, False), (False, 2, False), (False, 3, True)):
+    constants = {"AXES": axes, "JOINT": joint, **tile}
+    reads, types = (*pointers, "points", "weights", "curvature"), {"ends": "*i64" if graph else "*fp32"}
+    check(adjoint_triton._image, reads, (*numbers, "edges", *strides), (), types, GRAPH=graph, **constants)
+    check(adjoint_triton._update, (*pointers, "solution", "residual"), ("batch", "classes", "edges"), **constants)
 
 types, numbers = {"ends": "*i64"}, ("classes", "pixels", "edges")
 numbers = (*numbers, "sign")
