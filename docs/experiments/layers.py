@@ -204,6 +204,7 @@ EXPERIMENTS = {
         noisy=("mean-iou", "boundary"),
     ),
 }
+EXPERIMENTS["ph2-deeplab"] = replace(EXPERIMENTS["ph2"], epochs=8)
 
 
 # ---- training
@@ -284,7 +285,7 @@ def examine(model: Model, name: str, kind: str, *, told: bool = False) -> dict[s
     for image, label, sample_id in test_images(model, kind):
         predicted = labels_of(model, image, label if told else None)
         scores.update(torch.from_numpy(predicted), torch.from_numpy(label), sample_id)
-        shapes.append({"drishti": nerve_shapes, "ph2": lesion_shapes}.get(name, no_shapes)(predicted, label))
+        shapes.append(SHAPES.get(name, no_shapes)(predicted, label))
     found = scores.compute()
     sums = {key: float(sum(shape[key] for shape in shapes)) for key in shapes[0]}
     shared = {key: value if key in COUNTS else value / len(shapes) for key, value in sums.items()}
@@ -386,6 +387,9 @@ def lesion_shapes(predicted: NDArray[np.int64], label: NDArray[np.int64]) -> dic
     lesion, truth = predicted == 1, label == 1
     dice = overlap(lesion, truth)
     return {"dice": dice, "jaccard": dice / (2 - dice), "not-star": not star_shaped(lesion)}
+
+
+SHAPES = {"drishti": nerve_shapes, "ph2": lesion_shapes, "ph2-deeplab": lesion_shapes}
 
 
 def star_shaped(region: NDArray[np.bool_]) -> bool:

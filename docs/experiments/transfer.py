@@ -1,22 +1,24 @@
 """Trained on one data set and tested on another: white blood cells of two laboratories, optic nerves in other light.
 
-    python docs/experiments/transfer.py train [--trained wbc1 wbc2 drishti]
-    python docs/experiments/transfer.py test [--trained wbc1 wbc2 drishti]
+    python docs/experiments/transfer.py train [--trained wbc1 wbc2 drishti] [--seeds 0 1 2]
+    python docs/experiments/transfer.py test [--trained wbc1 wbc2 drishti] [--seeds 0 1 2]
     python docs/experiments/transfer.py table
     python docs/experiments/transfer.py picture
 
-`train` trains layers.py's plain networks of wbc1, wbc2 and drishti, and goes on from them, those of cells with and
-without layers; seed 0. Layers for optic nerves stand behind the plain network at the test alone. `test` scores all of
-them on the test images of their own set and of the other one, or in other light, into transfer.csv; what has a row
-already is skipped. Set REGLOSS_DATA first.
+`train` trains layers.py's plain networks of wbc1, wbc2 and drishti, and goes on from them with and without layers.
+`test` scores all of them on the test images of their own set and of the other one, or in other light, into
+transfer.csv, and plain networks of optic nerves with the shape at the test alone; what has a row already is skipped.
+`picture` draws seed 0. Set REGLOSS_DATA first.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean, stdev
 
 import drawing
 import layers
@@ -31,20 +33,15 @@ from regloss.training.model import Model, load_model
 HERE = Path(__file__).resolve().parent
 RUNS = Path("runs/transfer")
 TABLE = HERE / "transfer.csv"
-COLUMNS = ("trained", "tested", "method", "measure", "value")
-SEED = 0
+COLUMNS = ("trained", "tested", "method", "seed", "measure", "value")
 
 TRAINED = {
     "wbc1": ("plain", "tv", "std"),
     "wbc2": ("plain", "tv", "std"),
-    "drishti": ("plain",),
+    "drishti": ("plain", "std", "std + convex + ordered"),
 }
-# Behind the plain network of the optic nerves.
-NERVES: dict[str, layers.Layer | None] = {
-    "plain": None,
-    "std": layers.std(1.0),
-    "std + convex + ordered": layers.convex_ordered(1.0),
-}
+AT_THE_TEST = "plain, std + convex + ordered at the test"
+NERVES = (*TRAINED["drishti"], AT_THE_TEST)
 # As `regloss evaluate RUN --set ...` takes them.
 CELLS = {
     "wbc1": ["data.root=wbc1", "data.split=docs/experiments/splits/wbc1.toml", "data.reduce=1"],
@@ -79,42 +76,42 @@ LIGHTS: dict[str, Callable[[Image], Image]] = {
 }
 
 
-def run_of(name: str, method: str) -> Path:
-    return layers.folder(RUNS, name, method, SEED)
+def run_of(name: str, method: str, seed: int) -> Path:
+    return layers.folder(RUNS, name, method, seed)
 
 
-def train(names: Sequence[str]) -> None:
+def train(names: Sequence[str], seed: int) -> None:
     for name in names:
-        start = run_of(name, "start")
-        layers.run_training(start, name, SEED, [])
+        start = run_of(name, "start", seed)
+        layers.run_training(start, name, seed, [])
         epochs = layers.EXPERIMENTS[name].epochs
         for method in TRAINED[name]:
-            layer = layers.EXPERIMENTS[name].trained(SEED)[method]
+            layer = layers.EXPERIMENTS[name].trained(seed)[method]
             changes = [f"training.start-from={start}", f"training.epochs={epochs}", f"training.evaluate-every={epochs}"]
             changes += ["training.optimizer.lr=1e-3", *([] if layer is None else [f"layer={layers.toml(layer)}"])]
-            layers.run_training(run_of(name, method), name, SEED, changes)
+            layers.run_training(run_of(name, method, seed), name, seed, changes)
 
 
-def test(names: Sequence[str]) -> None:
-    done = {(row["trained"], row["tested"], row["method"]) for row in rows()}
+def test(names: Sequence[str], seed: int) -> None:
+    done = {(row["trained"], row["tested"], row["method"]) for row in rows() if row["seed"] == str(seed)}
     for name in names:
         for method in TRAINED[name] if name in CELLS else ():
             for tested, changes in CELLS.items():
                 if (name, tested, method) not in done:
-                    found = evaluate_run(run_of(name, method), "test", changes)
-                    write(name, tested, method, {key: found[key] for key in ("mean-iou", "boundary-density")})
-        for method, model in nerve_models().items() if name == "drishti" else ():
+                    found = evaluate_run(run_of(name, method, seed), "test", changes)
+                    write(name, tested, method, seed, {key: found[key] for key in ("mean-iou", "boundary-density")})
+        for method in NERVES if name == "drishti" else ():
+            model = nerve_model(method, seed)
             for light in LIGHTS:
                 if (name, light, method) not in done:
-                    write(name, light, method, nerves(model, light))
+                    write(name, light, method, seed, nerves(model, light))
 
 
-def nerve_models() -> dict[str, Model]:
-    plain = run_of("drishti", "plain")
-    return {
-        method: load_model(plain, [] if layer is None else [f"layer={layers.toml(layer)}"])
-        for method, layer in NERVES.items()
-    }
+def nerve_model(method: str, seed: int) -> Model:
+    if method != AT_THE_TEST:
+        return load_model(run_of("drishti", method, seed))
+    layer = layers.EXPERIMENTS["drishti"].trained(seed)["std + convex + ordered"]
+    return load_model(run_of("drishti", "plain", seed), [f"layer={layers.toml(layer)}"])
 
 
 def nerves(model: Model, light: str) -> dict[str, float]:
@@ -128,14 +125,14 @@ def nerves(model: Model, light: str) -> dict[str, float]:
     return {**means, **{key: float(sum(shape[key] for shape in found)) for key in ("split-discs", "split-cups")}}
 
 
-def write(trained: str, tested: str, method: str, found: dict[str, float]) -> None:
+def write(trained: str, tested: str, method: str, seed: int, found: dict[str, float]) -> None:
     new = not TABLE.is_file()
     with TABLE.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         if new:
             writer.writerow(COLUMNS)
-        writer.writerows([trained, tested, method, key, f"{value:.6g}"] for key, value in found.items())
-    print(trained, tested, method, found, flush=True)
+        writer.writerows([trained, tested, method, seed, key, f"{value:.6g}"] for key, value in found.items())
+    print(trained, tested, method, seed, found, flush=True)
 
 
 def rows() -> list[dict[str, str]]:
@@ -146,24 +143,27 @@ def rows() -> list[dict[str, str]]:
 
 
 def table() -> None:
-    values = {tuple(row[key] for key in COLUMNS[:4]): float(row["value"]) for row in rows()}
+    values: defaultdict[tuple[str, str, str, str], list[float]] = defaultdict(list)
+    for row in rows():
+        values[row["trained"], row["tested"], row["method"], row["measure"]].append(float(row["value"]))
+
+    def cell(trained: str, tested: str, method: str, measure: str, also: str) -> str:
+        """In percent, mean and standard deviation over the seeds, and the mean of another measure."""
+        found = [100 * value for value in values[trained, tested, method, measure]]
+        if not found:
+            return "-"
+        spread = f" ± {stdev(found):.2f}" if len(found) > 1 else ""
+        return f"{mean(found):.2f}{spread} ({mean(values[trained, tested, method, also]):.2f})"
+
     print("| trained on | method | wbc1 | wbc2 |\n|---|---|---|---|")
     for name in CELLS:
-        for method in (method for method in TRAINED[name] if (name, name, method, "mean-iou") in values):
-            cells = [
-                f"{100 * values[name, tested, method, 'mean-iou']:.2f} "
-                f"({values[name, tested, method, 'boundary-density']:.2f})"
-                for tested in CELLS
-            ]
+        for method in TRAINED[name]:
+            cells = [cell(name, tested, method, "mean-iou", "boundary-density") for tested in CELLS]
             print(f"| {name} | {method} | {' | '.join(cells)} |")
-    for part in ("disc", "cup") if any(key[0] == "drishti" for key in values) else ():
-        print(f"\n| {part} | {' | '.join(NERVES)} |\n|---|---|---|---|")
+    for part in ("disc", "cup"):
+        print(f"\n| {part} | {' | '.join(NERVES)} |\n|{'---|' * (1 + len(NERVES))}")
         for light in LIGHTS:
-            cells = [
-                f"{100 * values['drishti', light, method, part]:.2f} "
-                f"({values['drishti', light, method, f'split-{part}s']:.0f})"
-                for method in NERVES
-            ]
+            cells = [cell("drishti", light, method, part, f"split-{part}s") for method in NERVES]
             print(f"| {light} | {' | '.join(cells)} |")
 
 
@@ -173,10 +173,10 @@ def picture() -> None:
 
     shown = []
     for trained, tested, places in (("wbc1", "wbc2", (3, 8)), ("wbc2", "wbc1", (10, 40))):
-        models = [load_model(run_of(trained, method), CELLS[tested]) for method in TRAINED[trained]]
+        models = [load_model(run_of(trained, method, 0), CELLS[tested]) for method in TRAINED[trained]]
         images = layers.test_images(models[0], "none")
         shown += [(trained, f"{trained} to {tested}", models, *images[place][:2]) for place in places]
-    models = list(nerve_models().values())
+    models = [nerve_model(method, 0) for method in TRAINED["drishti"]]
     image, label, _ = layers.test_images(models[0], "none")[4]
     shown += [
         ("drishti", light, models, LIGHTS[light](image), label) for light in ("as taken", "gamma 2", list(LIGHTS)[-1])
@@ -184,7 +184,7 @@ def picture() -> None:
     figure = Figure(figsize=(9.2, 1.9 * len(shown)), layout="constrained")
     for row, (trained, name, models, values, truth) in zip(figure.subplots(len(shown), 5), shown, strict=True):
         panels = [truth * 0, truth, *(layers.labels_of(model, values) for model in models)]
-        titles = ["image", "labels", *(TRAINED[trained] if trained in CELLS else NERVES)]
+        titles = ["image", "labels", *TRAINED[trained]]
         for axes, title, labels in zip(row, titles, panels, strict=True):
             axes.imshow(outlined(values, labels.astype(np.uint8), models[0].colors))
             axes.set_xticks([])
@@ -198,10 +198,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "test", "table", "picture"))
     parser.add_argument("--trained", nargs="+", choices=tuple(TRAINED), default=list(TRAINED))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     if chosen.what in ("train", "test"):
-        {"train": train, "test": test}[chosen.what](chosen.trained)
+        for seed in chosen.seeds:
+            {"train": train, "test": test}[chosen.what](chosen.trained, seed)
     else:
         {"table": table, "picture": picture}[chosen.what]()
 

@@ -33,7 +33,7 @@ def test_lights_make_images(script: ModuleType) -> None:
 
 def test_methods_are_those_of_the_layers_experiment(script: ModuleType) -> None:
     for name, methods in script.TRAINED.items():
-        assert set(methods) <= set(script.layers.EXPERIMENTS[name].trained(script.SEED))
+        assert set(methods) <= set(script.layers.EXPERIMENTS[name].trained(0))
 
 
 def test_the_table_has_what_was_tested(
@@ -41,9 +41,11 @@ def test_the_table_has_what_was_tested(
 ) -> None:
     monkeypatch.setattr(script, "TABLE", tmp_path / "transfer.csv")
     assert script.rows() == []
-    for tested, value in zip(script.CELLS, (0.9123, 0.5), strict=True):
-        script.write("wbc1", tested, "tv", {"mean-iou": value, "boundary-density": 2.5})
+    for tested, values in zip(script.CELLS, ((0.9123, 0.9323), (0.5,)), strict=True):
+        for seed, value in enumerate(values):
+            script.write("wbc1", tested, "tv", seed, {"mean-iou": value, "boundary-density": 2.5})
     capsys.readouterr()
     script.table()
     found = capsys.readouterr().out.splitlines()
-    assert found[2:] == ["| wbc1 | tv | 91.23 (2.50) | 50.00 (2.50) |"]  # and nothing of wbc2 and drishti
+    assert found[3] == "| wbc1 | tv | 92.23 ± 1.41 (2.50) | 50.00 (2.50) |"
+    assert found[4] == "| wbc1 | std | - | - |"
