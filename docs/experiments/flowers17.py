@@ -39,6 +39,7 @@ VARIANTS = {
     "no-invariance": HERE / "flowers17-no-invariance.toml",
     "no-conservation": HERE / "flowers17-no-conservation.toml",
     "neither": HERE / "flowers17-neither.toml",
+    "turns": HERE / "flowers17-turns.toml",
     "start": HERE / "flowers17-start.toml",
 }
 SINGLE = ("start", "chan-vese", "statistical", "skimage chan_vese", "skimage morphological")
