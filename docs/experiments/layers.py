@@ -77,6 +77,16 @@ def nltv(weight: float) -> Layer:
     return {"regularizer": {"name": "nltv", "weight": weight, **graph}, **TEN_STEPS}
 
 
+def nltv_learnt(weight: float) -> Layer:
+    """With bandwidths of its own, which need a graph for every step; from the published ones, halved as the images are."""
+    graph = {"neighbors": 10, "weights": "bilateral", "sigma-xy": 20.0}
+    return {
+        "regularizer": {"name": "nltv", "weight": weight, **graph},
+        **TEN_STEPS,
+        "learn": ["weight", "sigma-xy", "sigma-rgb"],
+    }
+
+
 def heat(weight: float) -> Layer:
     return {"name": "threshold-dynamics", "weight": weight, "sigma": 2.0, "perimeter": True}
 
@@ -132,6 +142,8 @@ class Experiment:
         grid: weights that `choose` tries.
         once: methods that are trained for the first seed alone.
         swapped: methods that are not trained: another's networks get another layer at the test, None for none.
+        network: settings of the network, by the name of a method without a layer.
+        file: whose TOML file is read, absent = the experiment's own.
     """
 
     layers: dict[str, tuple[Callable[[float], Layer], float]]
@@ -143,11 +155,14 @@ class Experiment:
     grid: Sequence[float] = (0.1, 0.3, 1.0, 3.0, 10.0)
     once: Sequence[str] = ()
     swapped: dict[str, tuple[str, Layer | None]] = field(default_factory=dict)
+    network: dict[str, Sequence[str]] = field(default_factory=dict)
+    file: str = ""
 
     def trained(self, seed: int) -> dict[str, Layer | None]:
         """Layer by method, in the order of the tables."""
         kept = {name: chosen for name, chosen in self.layers.items() if seed == SEEDS[0] or name not in self.once}
-        return {"plain": None, **{name: make(weight) for name, (make, weight) in kept.items()}}
+        without = dict.fromkeys(("plain", *self.network))
+        return {**without, **{name: make(weight) for name, (make, weight) in kept.items()}}
 
     def tested(self, seed: int) -> list[str]:
         """Methods in the order of the tables."""
@@ -205,6 +220,20 @@ EXPERIMENTS = {
     ),
 }
 EXPERIMENTS["ph2-deeplab"] = replace(EXPERIMENTS["ph2"], epochs=8)
+EXPERIMENTS["wbc2-learnt"] = replace(
+    EXPERIMENTS["wbc2"],
+    file="wbc2",
+    network={"units that smooth": ["network.smoothing=0.1"]},
+    layers={
+        "tv": (tv, 1.0),
+        "tv, learnt": (lambda weight: {**tv(weight), "learn": ["weight"]}, 1.0),
+        "std": (std, 1.0),
+        "std, learnt": (lambda weight: {**std(weight), "learn": ["weight", "sigma"]}, 1.0),
+        "nltv, learnt": (nltv_learnt, 0.1),
+    },
+    once=(),
+    swapped={},
+)
 
 
 # ---- training
@@ -226,6 +255,7 @@ def train(runs: Path, name: str, seed: int) -> None:
             "training.optimizer.lr=1e-3",
         ]
         changes += [] if layer is None else [f"layer={toml(layer)}"]
+        changes += experiment.network.get(method, [])
         run_training(folder(runs, name, method, seed), name, seed, changes)
     for method in experiment.tested(seed):
         score(runs, name, method, seed)
@@ -234,7 +264,8 @@ def train(runs: Path, name: str, seed: int) -> None:
 def run_training(output: Path, name: str, seed: int, changes: Sequence[str]) -> None:
     if (output / "scores.json").is_file():
         return
-    command = [sys.executable, "-m", "regloss_cli.main", "train", str(HERE / f"layers-{name}.toml"), "--quiet"]
+    file = HERE / f"layers-{EXPERIMENTS[name].file or name}.toml"
+    command = [sys.executable, "-m", "regloss_cli.main", "train", str(file), "--quiet"]
     command += ["--resume"] if output.exists() else []
     for change in (f"seed={seed}", f"output={output}", *changes):
         command += ["--set", change]
@@ -269,14 +300,22 @@ def load(runs: Path, name: str, method: str, seed: int) -> Model:
     """The method's model, with the layer that it has at the test."""
     experiment = EXPERIMENTS[name]
     trained, layer = experiment.swapped.get(method, (method, experiment.trained(seed).get(method)))
-    # Said again where it is the run's own: where nltv keeps its graphs is not taken from a run.
     changes = 'layer=""' if layer is None else f"layer={toml(layer)}"
-    return load_model(folder(runs, name, trained, seed), [*experiment.test, changes])
+    # Said again where it is the run's own: where nltv keeps its graphs is not taken from a run. What was learnt is.
+    learns = layer is not None and "learn" in layer
+    return load_model(folder(runs, name, trained, seed), [*experiment.test, *([] if learns else [changes])])
 
 
 def training_seconds(run: Path) -> float:
     with (run / "log" / "epochs.csv").open() as file:
         return sum(float(row["train-seconds"]) for row in csv.DictReader(file))
+
+
+def learnt(run: Path) -> dict[str, float]:
+    """What the layer had learnt at the end of the training."""
+    with (run / "log" / "epochs.csv").open() as file:
+        *_, last = csv.DictReader(file)
+    return {key.removeprefix("layer-"): float(value) for key, value in last.items() if key.startswith("layer-")}
 
 
 def examine(model: Model, name: str, kind: str, *, told: bool = False) -> dict[str, float]:
@@ -435,6 +474,11 @@ def table(runs: Path, names: Sequence[str]) -> None:
                 f"\n{name}: {(starts + again) / 60:.0f} minutes of training, of which the starts took {starts / 60:.0f}"
             )
             print_clean(name, [row for row in of_data if row["noise"] == "none"])
+        for row in of_data:
+            run = folder(runs, name, row["method"], row["seed"])
+            if row["noise"] == "none" and row["method"].endswith("learnt"):
+                found = ", ".join(f"{key} {value:.3g}" for key, value in learnt(run).items())
+                print(f"{row['method']}, seed {row['seed']}: {found}")
         noisy = EXPERIMENTS[name].noisy if of_data else ()
         for column in noisy:
             if column not in COUNTS:
