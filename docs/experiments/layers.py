@@ -78,7 +78,7 @@ def nltv(weight: float) -> Layer:
 
 
 def nltv_learnt(weight: float) -> Layer:
-    """With bandwidths of its own, which need a graph for every step; from the published ones, halved as the images are."""
+    """With bandwidths that it learns, which needs a graph for every step; from the published ones, halved."""
     graph = {"neighbors": 10, "weights": "bilateral", "sigma-xy": 20.0}
     return {
         "regularizer": {"name": "nltv", "weight": weight, **graph},
@@ -261,11 +261,14 @@ def train(runs: Path, name: str, seed: int) -> None:
         score(runs, name, method, seed)
 
 
+def configuration(name: str) -> Path:
+    return HERE / f"layers-{EXPERIMENTS[name].file or name}.toml"
+
+
 def run_training(output: Path, name: str, seed: int, changes: Sequence[str]) -> None:
     if (output / "scores.json").is_file():
         return
-    file = HERE / f"layers-{EXPERIMENTS[name].file or name}.toml"
-    command = [sys.executable, "-m", "regloss_cli.main", "train", str(file), "--quiet"]
+    command = [sys.executable, "-m", "regloss_cli.main", "train", str(configuration(name)), "--quiet"]
     command += ["--resume"] if output.exists() else []
     for change in (f"seed={seed}", f"output={output}", *changes):
         command += ["--set", change]

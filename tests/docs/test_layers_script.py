@@ -34,9 +34,11 @@ def test_every_layer_is_a_valid_configuration(layers: ModuleType) -> None:
         tables = [*experiment.trained(0).values(), *(layer for _, layer in experiment.swapped.values())]
         for table in tables:
             if table is not None:
-                config = read(EXPERIMENTS / f"layers-{name}.toml", [f"layer={layers.toml(table)}"])
+                config = read(layers.configuration(name), [f"layer={layers.toml(table)}"])
                 assert build_layer(config.layer, 2) is not None
                 seen += 1
+        for settings in experiment.network.values():
+            assert read(layers.configuration(name), settings) != read(layers.configuration(name))
     assert seen >= 14
 
 
