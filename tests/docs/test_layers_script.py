@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from experiment_scripts import EXPERIMENTS, script_module
+from experiment_scripts import script_module
 from numpy.typing import NDArray
 
 from regloss.io.toml import toml_value
