@@ -153,7 +153,12 @@ def table() -> None:
         if not found:
             return "-"
         spread = f" ± {stdev(found):.2f}" if len(found) > 1 else ""
-        return f"{mean(found):.2f}{spread} ({mean(values[trained, tested, method, also]):.2f})"
+        second = mean(values[trained, tested, method, also])
+        return (
+            f"{mean(found):.2f}{spread} ({second:.2f})"
+            if also == "boundary-density"
+            else f"{mean(found):.2f}{spread} ({second:.3g})"
+        )
 
     print("| trained on | method | wbc1 | wbc2 |\n|---|---|---|---|")
     for name in CELLS:
