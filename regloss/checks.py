@@ -100,10 +100,13 @@ def check_roi(roi: Tensor | None, shape: tuple[int, ...]) -> None:
         raise UsageError("A region of interest is empty in at least one image of the batch. Drop that image.")
 
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)  # others torch can hardly compare
+
+
 def check_labels(labels: Tensor, shape: tuple[int, ...], classes: int | None = None) -> None:
     """``labels`` must be (B, *S) integers: class indices below ``classes`` (if given), or 255."""
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise UsageError(f"Labels must be integers (int64; 255 = unlabelled); got {labels.dtype}.")
+    if labels.dtype not in _INTEGERS:
+        raise UsageError(f"Labels must be integers (int64; 255 = unlabelled); got {labels.dtype}. Convert: .long().")
     if tuple(labels.shape) != shape:
         raise UsageError(f"Labels must have the image's shape {shape} (B, *S); got {tuple(labels.shape)}.")
     if classes is not None:
@@ -112,6 +115,11 @@ def check_labels(labels: Tensor, shape: tuple[int, ...], classes: int | None = N
             values = sorted(set(labels[wrong].tolist()))[:10]
             raise UsageError(
                 f"Labels must be 0 to {classes - 1} (K = {classes}), or 255 for unlabelled; found also {values}."
+            )
+        if classes > IGNORE and not holds(labels != IGNORE):
+            raise UsageError(
+                f"Labels hold {IGNORE}, which means unlabelled and, as K = {classes}, is a class too. At most {IGNORE} "
+                "classes can be told from pixels without a label: join some."
             )
 
 
@@ -182,6 +190,12 @@ def check_at_least_one(**settings: int) -> None:
     for name, value in settings.items():
         if value < 1:
             raise UsageError(f"{name} must be at least 1; got {value}.")
+
+
+def check_seed(seed: int) -> None:
+    """A seed must be a whole number that all random generators take."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise UsageError(f"seed must be a whole number from 0 to 2^64 - 1; got {seed!r}.")
 
 
 def check_choice(choices: Collection[str], **settings: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from regloss.checks import at_least_float32, check_image, check_labels, check_spacing
+from regloss.checks import at_least_float32, check_image, check_labels, check_seed, check_spacing
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.registry import name_of
@@ -177,6 +177,7 @@ class Segmenter(metaclass=CheckedSettings):
                 scribbles together with phases or a start; what this segmenter does not take.
         """
         check_image(image)
+        check_seed(seed)
         if image.shape[0] != 1:
             raise UsageError(
                 f"{name_of(self)} segments one image (1, C, *S); got {tuple(image.shape)}. Call it for each image of a "
@@ -219,6 +220,8 @@ def check_classes(labels: Tensor, name: str) -> int:
     present = torch.unique(labels[labels != IGNORE])
     if len(present) and int(present[0]) < 0:
         raise UsageError(f"The labels of {name} must be 0 or more, or 255 where there is none; got {int(present[0])}.")
+    if len(present) and int(present[-1]) > IGNORE:
+        raise UsageError(f"The labels of {name} must be below 255, which means no label; got {int(present[-1])}.")
     if len(present) < 2:
         found = f"only class {int(present[0])}" if len(present) else "no pixel"
         raise UsageError(

@@ -66,6 +66,7 @@ def test_classification_needs_no_spatial_axes():
         (torch.tensor([[0]]), torch.zeros(1, 3), {}, r"\(1,\).*\(1, 1\)"),
         (torch.tensor([True]), torch.zeros(1, 3), {}, "integers"),
         (torch.tensor([0.0]), torch.zeros(1, 3), {}, "Labels must be integers"),
+        (torch.tensor([0], dtype=torch.uint16), torch.zeros(1, 3), {}, "got torch.uint16"),
         (torch.tensor([0]), torch.zeros(1, 3), {"weight": torch.ones(2)}, r"weight.*\(1,\)"),
         (torch.tensor([0]), torch.zeros(1, 3), {"seeds": torch.ones(1, 3, dtype=torch.bool)}, r"seeds.*\(1,\)"),
         (torch.tensor([0]), torch.zeros(1, 3), {"seeds": torch.ones(1)}, "seeds must be bool"),

@@ -225,6 +225,15 @@ def test_ignore_index_of_data_losses():
     loss.validate, loss._checked = True, set()
     with pytest.raises(UsageError, match="target holds the value 255, and PartialCrossEntropyLoss ignores -100"):
         loss(given.logits, given.target)
+    with pytest.raises(UsageError, match="ignores None"):
+        loss_of("partial-cross-entropy")(ignore_index=None)(given.logits, given.target)
+
+
+def test_class_255_is_not_taken_for_unlabelled():
+    target = torch.tensor([[[3, 255]]])
+    with pytest.raises(UsageError, match="means unlabelled and, as K = 300, is a class too"):
+        loss_of("cross-entropy")()(torch.zeros(1, 300, 1, 2), target)
+    assert loss_of("cross-entropy")()(torch.zeros(1, 300, 1, 2), target.clamp(max=254)) > 0
 
 
 def test_image_is_asked_for_where_it_matters():

@@ -28,7 +28,10 @@ def parse_component(kind: str, text: str, /, **more: Any) -> Any:
         key, equals, value = part.partition("=")
         if not equals:
             raise UsageError(f"{kind} {text!r}: settings are written NAME:setting=value,setting=value.")
-        chosen[key.strip().replace("-", "_")] = toml_value(value)
+        setting = key.strip().replace("-", "_")
+        if setting in chosen:
+            raise UsageError(f"{kind} {text!r}: {key.strip()} is given twice.")
+        chosen[setting] = toml_value(value)
     check_settings(kind, name, chosen)
     return resolve(kind, {"name": name, **chosen, **more})
 

@@ -142,12 +142,13 @@ def import_annotations(
         raise UsageError(f"{kind.program} makes no use of {' and '.join(foreign)}; leave it out")
     if to is not None and to not in PARTS:
         raise UsageError(f"--as is {' or '.join(PARTS)}; got {to!r}")
-    check_new_folder(output, _EXPECTED, overwrite=overwrite)
+    check_new_folder(output, _EXPECTED, overwrite=overwrite, read=(source, given.images))
     annotations = kind(source, given)
     if not annotations.ids():
         reasons = "; ".join(f"{count} x {reason}" for reason, count in annotations.skipped.items() if count)
         raise UsageError(f"{source} has no annotated image that can be used" + (f": {reasons}" if reasons else ""))
-    made = output.with_name(f".{output.name}.{os.getpid()}")
+    whole = output.resolve()  # "." has no name
+    made = whole.with_name(f".{whole.name}.{os.getpid()}")
     try:
         with writing(output):
             made.mkdir(parents=True)

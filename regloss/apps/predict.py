@@ -217,7 +217,7 @@ class _Work:
         if resume and self.output.is_dir() and all(map(finished_name, self.output.iterdir())):
             return set()  # it was killed while it wrote the first file
         if not (resume and file.is_file()):
-            check_new_folder(self.output, _PREDICTIONS, overwrite=overwrite)
+            check_new_folder(self.output, _PREDICTIONS, overwrite=overwrite, read=(self.images, *self.runs))
             return set()
         before, now = read_json(file), self.settings()
         changed = sorted(key for key in now if before.get(key) != now[key])

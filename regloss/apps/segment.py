@@ -190,7 +190,8 @@ def segment_file(
         chosen["region_force"] = None
     segmenter = _segmenter(method, chosen, "phases" if scribbles is None else "scribbles")
     files = (*_FILES, *(f"{name}.png" for name in segmenter.figures))
-    check_new_folder(output, files, overwrite=overwrite)
+    read = (path, scribbles, Path(start) if start is not None and _is_file(start) else None)
+    check_new_folder(output, files, overwrite=overwrite, read=read)
     stored, geometry = _read(path, channels)
     notes: list[str] = []
     if geometry is not None:
@@ -291,7 +292,10 @@ def parse_values(text: str) -> dict[str, str]:
     pairs = [part.partition("=") for part in text.split(",") if part.strip()]
     if not pairs or not all(equals for _, equals, _ in pairs):
         raise UsageError(f"Values are given as VALUE=CLASS,VALUE=CLASS, for example 0=0,255=1; got {text!r}.")
-    return {value.strip(): meaning.strip() for value, _, meaning in pairs}
+    found = {value.strip(): meaning.strip() for value, _, meaning in pairs}
+    if len(found) < len(pairs):
+        raise UsageError(f"Each value has one class; got {text!r}.")
+    return found
 
 
 def parse_steps(text: str) -> list[int]:

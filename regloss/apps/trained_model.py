@@ -130,7 +130,10 @@ class TrainedModel:
             if not of_volumes:
                 return self.logits(image_from_array(image, self.channels, self.model.window), steps)
             return self.volume_logits(volume_from_array(image, self.channels, self.intensities()), steps)
-        paths = [Path(image)] if isinstance(image, str | os.PathLike) else [Path(path) for path in image]
+        files = [image] if isinstance(image, str | os.PathLike) else image
+        if not isinstance(files, Sequence) or not files or not all(isinstance(f, str | os.PathLike) for f in files):
+            raise UsageError(f"An image is an array, a tensor or a file; got {type(image).__name__}.")
+        paths = [Path(file) for file in files]
         if not (of_volumes or is_volume(paths[0])):
             pixels = as_image(read_stored(paths[0]), paths[0], self.channels, self.model.window)
             return self.logits(pixels, check_spacing(spacing, 2))

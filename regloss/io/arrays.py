@@ -41,7 +41,7 @@ def image_from_array(array: ImageLike, channels: int, window: Window | None = No
     >>> image_from_array(np.array([[0, 51, 255]], dtype=np.uint8), 1).tolist()
     [[[0.0, 0.20000000298023224, 1.0]]]
     """
-    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    values = _values(array)
     image = _scaled(values, window)  # the type first: an array of objects has no useful shape
     return np.ascontiguousarray(with_channels(_channels_first(image, channels), channels))
 
@@ -63,7 +63,7 @@ def volume_from_array(array: ImageLike, channels: int, intensities: Intensities)
     >>> volume_from_array(np.arange(8).reshape(2, 2, 2), 1, Intensities(percentiles=(0, 100)))[0, 1, 1].tolist()
     [0.8571428656578064, 1.0]
     """
-    values = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    values = _values(array)
     volume = values[None] if values.ndim == 3 else values
     if volume.ndim != 4 or volume.shape[0] != channels or volume.size == 0:
         wanted = "(D, H, W)" if channels == 1 else f"({channels}, D, H, W)"
@@ -72,6 +72,15 @@ def volume_from_array(array: ImageLike, channels: int, intensities: Intensities)
         held = "NaN or infinity" if volume.dtype.kind == "f" else str(volume.dtype)
         raise UsageError(f"A volume holds finite whole numbers or floats; got {held}.")
     return intensities(volume, Path("The volume"))
+
+
+def _values(array: ImageLike) -> npt.NDArray[Any]:
+    if isinstance(array, Tensor):
+        found: npt.NDArray[Any] = array.detach().cpu().numpy()
+        return found
+    if np.ma.is_masked(array):
+        raise UsageError("An image with pixels that are masked out has none there: fill them, array.filled(0).")
+    return np.asarray(array)
 
 
 def _channels_first(image: FloatImage, channels: int) -> FloatImage:

@@ -104,13 +104,21 @@ def keep_copy(path: Path, gives_way: Callable[[Path], bool] = lambda copy: False
                 return
 
 
-def check_new_folder(folder: Path, expected: Sequence[str], *, overwrite: bool) -> None:
+def check_new_folder(
+    folder: Path, expected: Sequence[str], *, overwrite: bool, read: Sequence[Path | None] = ()
+) -> None:
     """Make sure that ``folder`` may be written; nothing is changed.
 
     It may if it is new or empty, or if ``overwrite`` is set and it holds only ``expected`` entries.
 
+    Args:
+        folder: for the results.
+        expected: what an earlier call may have left there, and `make_new_folder` removes.
+        overwrite: whether it may.
+        read: files and folders of the user's that the results are made of; none of them may go.
+
     Raises:
-        UsageError: it is in use, or holds something that no call of regloss has put there.
+        UsageError: it is in use, or holds something that no call of regloss has put there, or what is read.
     """
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"The output {folder} is a file; a folder is needed.")
@@ -122,6 +130,11 @@ def check_new_folder(folder: Path, expected: Sequence[str], *, overwrite: bool) 
         raise UsageError(
             f"The output {folder} also holds {', '.join(foreign[:5])}, so it is left alone. Choose another."
         )
+    for path in filter(None, read):
+        whole = path.resolve()
+        replaced = [folder / name for name in present]
+        if (present and whole == folder.resolve()) or any(whole.is_relative_to(each.resolve()) for each in replaced):
+            raise UsageError(f"The output {folder} would replace {path}, which is read. Choose another.")
     parent = folder
     while not parent.exists():
         parent = parent.parent

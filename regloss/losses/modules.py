@@ -274,14 +274,15 @@ class DataLoss(Loss):
                 f"{type(self).__name__} compares with labels, and none were given: loss(logits, target), with target "
                 f"(B, *S) integers, {self.ignore_index} = unlabelled."
             )
-        if target is not None and self.ignore_index is not None and self.ignore_index != IGNORE:
+        if target is not None and self.ignore_index != IGNORE:
             check_labels(target, (logits.shape[0], *logits.shape[2:]))
             target = target.long()
             if not holds(target != IGNORE):
                 raise UsageError(
                     f"target holds the value {IGNORE}, and {type(self).__name__} ignores {self.ignore_index}. If "
-                    f"{IGNORE} means unlabelled, leave ignore_index at its default."
+                    f"{IGNORE} means unlabelled, leave ignore_index at its default; a class it cannot be."
                 )
-            target = target.masked_fill(target.eq(self.ignore_index), IGNORE)
+            if self.ignore_index is not None:
+                target = target.masked_fill(target.eq(self.ignore_index), IGNORE)
         image = self._image_or_blank(image, logits, self.data_term.needs_image)
         return self.data_term(logits, Batch(image, target, roi, spacing=spacing))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from regloss import ChanVese, GridCRF, MeanField, TotalVariation
+from regloss import ChanVese, GridCRF, MeanField, TotalVariation, create
 from regloss.apps.components import parse_component
-from regloss.apps.segment import segment_file
+from regloss.apps.segment import parse_values, segment_file
 from regloss.errors import MissingForm, UnknownComponent, UsageError
 from regloss.solver import Status
 
@@ -373,3 +373,16 @@ def test_components_from_text():
     assert parse_component("region-force", "chan-vese:scale=[1, 2.5]") == ChanVese(scale=(1, 2.5))
     both = "volume:lower=[0.1,0],upper=[1,1],unit=fraction"
     assert list(parse_component("regularizer", both).upper) == [1, 1]
+
+
+def test_nothing_is_given_twice():
+    with pytest.raises(UsageError, match="weight is given twice"):
+        parse_component("regularizer", "grid-crf:weight=1,weight=2")
+    with pytest.raises(UsageError, match="Each value has one class"):
+        parse_values("0=0,0=1")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 0.5])
+def test_seeds_that_no_generator_takes(seed):
+    with pytest.raises(UsageError, match="seed must be a whole number"):
+        create("segmenter", "chan-vese")(torch.rand(1, 1, 4, 4), seed=seed)

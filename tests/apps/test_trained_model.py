@@ -45,3 +45,6 @@ def test_no_run_and_no_image(trained, tmp_path):
         regloss.load(tmp_path)
     with pytest.raises(regloss.UsageError, match="values from 0 to 255"):
         regloss.load(trained).predict(np.array([[0.0, 255.0]]))
+    for nothing in (None, [], [[0.0, 1.0]]):
+        with pytest.raises(regloss.UsageError, match="An image is an array, a tensor or a file"):
+            regloss.load(trained).predict(nothing)

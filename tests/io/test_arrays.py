@@ -63,6 +63,7 @@ def test_other_channels():
         (np.zeros((5, 7, 5)), r"1 or 3 channels; got the shape \(5, 7, 5\)"),
         (np.zeros((0, 7)), r"got the shape \(0, 7\)"),
         (np.zeros(7), r"got the shape \(7,\)"),
+        (np.ma.masked_array(np.zeros((2, 2)), [[0, 0], [0, 1]]), "masked out"),
     ],
 )
 def test_what_is_no_image_is_refused(array, message):

@@ -18,6 +18,19 @@ def test_new_folders(tmp_path):
         make_new_folder(tmp_path / "file" / "below", ())
 
 
+def test_what_is_read_is_not_replaced(tmp_path):
+    for name in ("labels/a.png", "mine.png", "out/labels/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "out/overlay.png").symlink_to(tmp_path / "mine.png")
+    expected = ("labels", "overlay.png")
+    for read in ("out/labels/a.png", "out/labels", "out", "mine.png", "out/../out/labels"):
+        with pytest.raises(UsageError, match=r"would replace .*, which is read"):
+            check_new_folder(tmp_path / "out", expected, overwrite=True, read=(None, tmp_path / read))
+    check_new_folder(tmp_path / "out", expected, overwrite=True, read=(tmp_path / "labels", tmp_path))
+    check_new_folder(tmp_path / "new", expected, overwrite=True, read=(tmp_path / "new",))
+
+
 def test_new_files(tmp_path):
     write_new(tmp_path / "scores.json", "{}")
     with pytest.raises(UsageError, match=r"scores.json exists already"):

@@ -260,7 +260,7 @@ class _FreeProblem:
         if warm is None:
             start = cheapest
         elif isinstance(warm, Tensor):
-            start = warm.to(cheapest.device).masked_fill(~self.inside, 0)
+            start = warm.to(cheapest).masked_fill(~self.inside, 0)
             not_allowed = gather_labels(self.forbidden, start)
             start = torch.where(not_allowed, cheapest, start)
         else:

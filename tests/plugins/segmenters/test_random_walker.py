@@ -14,6 +14,7 @@ from torch import Tensor
 
 import regloss
 from regloss.dataset import IGNORE
+from regloss.errors import UsageError
 from regloss.segmenter import Segmenter
 from regloss.solver import Status
 from regloss.testing import SegmenterConformance
@@ -153,3 +154,8 @@ def test_walks_that_are_not_known_are_told():
     assert found.notes == exact.notes == ()
     (note,) = RandomWalker(beta=2000.0)(image, scribbles=scribbles).notes
     assert "of 864 pixels were known" in note
+
+
+def test_classes_beyond_the_value_of_unlabelled_pixels_are_refused():
+    with pytest.raises(UsageError, match="must be below 255, which means no label; got 300"):
+        RandomWalker()(torch.rand(1, 1, 1, 3), scribbles=torch.tensor([[[0, 255, 300]]]))

@@ -216,7 +216,8 @@ def test_seeds_allowed_labels_roi_and_start_together() -> None:
     assert not bool(((found.labels[1] == 0) | (found.labels[1] == 3)).any())
     assert bool((found.energy < found.start_energy).all())
     assert bool((found.energy <= 1.005 * expanded.energy).all()), (found.energy / expanded.energy).tolist()
-    again = solve(term, unary, ParallelPotts(max_steps=10, check_every=10), warm=found.labels, **arguments)
+    before = found.labels.to(torch.uint8)
+    again = solve(term, unary, ParallelPotts(max_steps=10, check_every=10), warm=before, **arguments)
     assert bool((again.energy <= found.energy * (1 + 1e-12)).all())
 
 
