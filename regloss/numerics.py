@@ -28,6 +28,24 @@ def double_sum(values: Tensor) -> Tensor:
     return double(values).sum(-1)
 
 
+def vector_lengths(values: Tensor, dim: int) -> Tensor:
+    """Euclidean norms of the few numbers along an axis, without it; at 0 with the derivative 0.
+
+    As far from under- and overflow as torch's ``vector_norm``, which takes some twenty times as long along an axis that
+    is not the last.
+    """
+    first, *others = values.unbind(dim)
+    length = first.abs()
+    recorded = torch.is_grad_enabled() and values.requires_grad
+    for other in others:
+        if recorded:  # the derivative of hypot at 0 is no number
+            zero = (length == 0) & (other == 0)
+            length = torch.where(zero, 0, torch.hypot(torch.where(zero, 1, length), other))
+        else:
+            length = torch.hypot(length, other)
+    return length
+
+
 def look_every(device: torch.device) -> int:
     """After how many steps of an iteration the host looks whether it has ended.
 

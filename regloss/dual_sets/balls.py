@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from regloss.dual_sets.dual_set import DualSet, Tangent, below_rim
+from regloss.numerics import vector_lengths
 
 _TINY = 1e-30
 
@@ -34,25 +35,24 @@ class Balls(DualSet):
 
     def support(self, z: Tensor) -> Tensor:
         """Weighted sum of norms."""
-        # vector_norm has the subgradient 0 at 0, where the root of a sum of squares would give NaN.
-        return self.radius * torch.linalg.vector_norm(z, dim=2).flatten(1).sum(1)  # type: ignore[no-any-return]
+        return self.radius * vector_lengths(z, 2).flatten(1).sum(1)
 
     def fenchel_gap(self, z: Tensor, y: Tensor) -> Tensor:
         """Vector by vector, none below 0."""
-        short: Tensor = self.radius * torch.linalg.vector_norm(z, dim=2) - (z * y).sum(2)
+        short = self.radius * vector_lengths(z, 2) - (z * y).sum(2)
         return short.clamp(min=0).flatten(1).sum(1)
 
     def tangent(self, z: Tensor, y: Tensor) -> Tangent:
         """On the rim y = radius * z / |z| turns with z; y's own direction serves as that of z, which may be 0 there."""
         normal, free = self.normals(y)
-        force = torch.linalg.vector_norm(z, dim=2, keepdim=True)
+        force = vector_lengths(z, 2).unsqueeze(2)
         curvature = torch.where(free, 0, force / max(self.radius, _TINY))
         return Tangent(lambda v: self._kept(v) - normal * (normal * v).sum(2, keepdim=True), curvature)
 
     def normals(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Unit vectors along ``y`` where it lies on the rim, 0 elsewhere; and where that is (B, K, 1, *S)."""
         y = self._kept(y)
-        length = torch.linalg.vector_norm(y, dim=2, keepdim=True)
+        length = vector_lengths(y, 2).unsqueeze(2)
         free = length < below_rim(self.radius, y.dtype)
         return torch.where(free, 0, y / length.clamp(min=_TINY)), free
 

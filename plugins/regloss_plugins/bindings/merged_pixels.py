@@ -18,6 +18,7 @@ from regloss.dispatch import fast
 from regloss.dual_sets import Balls, Box
 from regloss.dual_sets.dual_set import below_rim
 from regloss.implicit import Adjoint, AdjointProblem
+from regloss.numerics import vector_lengths
 from regloss.operators import EdgeDifferences, Gradient, unscaled
 from regloss_plugins.bindings.edge_sums import array
 
@@ -73,7 +74,7 @@ def merged_jointly_on_grid(problem: AdjointProblem) -> Adjoint:
         weights = grid.weights_of(image)
         there = weights > 0
         dual = grid.vectors(problem.dual[image])  # (K, axes, N)
-        length = torch.linalg.vector_norm(dual * there, dim=1)
+        length = vector_lengths(dual * there, 1)
         free = length < limit
         merged = _merged(problem, image, grid.first, grid.second, free.unsqueeze(1) & there)
         rims = (~free & (length > 0)).flatten().nonzero().squeeze(1)  # class * N + pixel

@@ -123,7 +123,6 @@ class MergedPixels:
         load = np.bincount(self.labels.T.ravel(), (self.shares * start).ravel(), self.count) / self.total
         nu = np.zeros_like(rows.curvature)
         over_cells, over_rows = np.zeros((3, len(self.members))), np.zeros((3, len(nu)), nu.dtype)
-        squares = rows.curvature + (rows.entries.astype(np.float64) ** 2 * self.inverse[rows.ends]).sum(1)
         steps, residual = _conjugate_gradients(
             self.members,
             self.inverse,
@@ -132,8 +131,8 @@ class MergedPixels:
             rows.entries,
             rows.curvature,
             nu,
-            _reciprocals(self.inverse[self.members].sum(1), 0.0),
-            _reciprocals(squares, _LEAST).astype(nu.dtype),
+            _reciprocals(self.inverse[self.members].sum(1)),
+            np.empty_like(nu),
             np.empty_like(load),
             over_cells,
             over_rows,
@@ -284,9 +283,9 @@ def _fill(
             row += 1
 
 
-def _reciprocals(values: Array, least: float) -> Array:
-    """1 / value, 0 where it is no more than ``least``."""
-    kept = values > least
+def _reciprocals(values: Array) -> Array:
+    """1 / value, 0 where there is none."""
+    kept = values > 0
     found: Array = np.where(kept, 1 / np.where(kept, values, 1), 0)
     return found
 
@@ -310,8 +309,9 @@ def _conjugate_gradients(
 ) -> tuple[int, float]:
     """``load`` becomes v, component by component; ``nu``, which is 0, becomes nu.
 
-    Of mu itself nothing is kept: v follows along with each step. ``of_mu`` (M,) and ``of_nu`` (R,) are reciprocals of
-    the matrix's diagonal; ``moved``, like ``load``, ``over_cells`` (3, M) and ``over_rows`` (3, R), zeros, are memory.
+    Of mu itself nothing is kept: v follows along with each step. ``of_mu`` (M,) are reciprocals of the diagonal, and
+    ``of_nu`` (R,) becomes them; ``moved``, like ``load``, ``over_cells`` (3, M) and ``over_rows`` (3, R), zeros, are
+    memory.
 
     Returns:
         steps, and the relative residual.
@@ -328,9 +328,12 @@ def _conjugate_gradients(
         residual[i] = total
         power += of_mu[i] * total * total
     for i in range(rows):
-        total = 0.0
+        total, square = 0.0, np.float64(curvature[i])
         for j in range(width):
-            total += np.float64(entries[i, j]) * load[ends[i, j]]
+            entry = np.float64(entries[i, j])
+            total += entry * load[ends[i, j]]
+            square += entry * entry * inverse[ends[i, j]]
+        of_nu[i] = 1 / square if square > _LEAST else 0.0
         residual_nu[i] = total
         power += of_nu[i] * total * total
     first, beta, steps = power, 0.0, 0
