@@ -221,6 +221,7 @@ def train_camvid(runs: Path, variant: str, method: str, seed: int) -> Path:
     of_start, of_method = EPOCHS[runs]
     changes = [f"seed={seed}", f"output={output}", *acdc.VARIANTS[variant]]
     changes += [f"training.epochs={of_start if method == 'start' else of_method}"]
+    changes += [acdc.MIXED] if runs == CAMVID_LENGTHS else []
     if method != "start":
         settings = tomllib.loads((acdc.HERE / f"acdc-{method}.toml").read_text())
         changes += [f"loss={toml(settings.get('loss', {}))}", 'training.schedule={name = "poly", power = 0.9}']

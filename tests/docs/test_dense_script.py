@@ -43,7 +43,9 @@ def test_camvid_is_trained_on_shortened_strokes_from_a_start_of_its_own(
     for method in ("start", *dense.OF_LENGTH_CAMVID):
         assert str(dense.train_camvid(dense.CAMVID_LENGTHS, "short", method, 1)) in found
     start, adm = (found[f"runs/dense-camvid-lengths/short-{method}-1"] for method in ("start", "adm"))
-    assert {config.data.scribble_length for config in found.values()} == {0.3}
+    assert {(config.data.scribble_length, config.training.precision) for config in found.values()} == {
+        (0.3, "bf16-mixed")
+    }
     assert (start.training.epochs, start.training.start_from) == (10, None)
     assert (adm.training.epochs, str(adm.training.start_from)) == (4, str(start.output))
     assert adm.loss.outer_loop is not None
