@@ -137,8 +137,7 @@ def evaluate(
 
     check_runs(runs)
     widths = [] if trimap is None else parse_widths(trimap)
-    for file in filter(None, (output, table)):
-        check_new_file(file)
+    check_new_file(*filter(None, (output, table, chart)))
     if chart is not None:
         check_chart(chart, widths, noise or ())
     settings = [*(changes or ()), *([f"evaluation.trimap={widths}"] if widths else ())]

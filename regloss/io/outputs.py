@@ -159,28 +159,36 @@ def make_new_folder(folder: Path, expected: Sequence[str]) -> None:
         raise UsageError(f"The output {folder} cannot be written: {cause}") from cause
 
 
-def check_new_file(path: Path) -> None:
-    """Make sure that ``path`` may be written; nothing is changed.
+def check_new_file(*paths: Path) -> None:
+    """Make sure that files may be written; nothing is changed.
 
     Raises:
-        UsageError: it exists already, or its folder does not.
+        UsageError: one exists already, or its folder does not; or two of them are one.
     """
-    if path.exists():
-        raise UsageError(f"{path} exists already. Choose another name.")
-    if not path.parent.is_dir():
-        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}.")
+    for path in paths:
+        if path.exists():
+            raise UsageError(f"{path} exists already. Choose another name.")
+        if not path.parent.is_dir():
+            raise UsageError(f"{path} cannot be written: there is no folder {path.parent}.")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise UsageError(f"Each of {', '.join(map(str, paths))} needs a name of its own.")
 
 
 def write_new(path: Path, text: str) -> None:
-    """Write a new text file.
+    """Write a new text file, which is complete or absent.
 
     Raises:
         UsageError: it exists already, or cannot be written.
     """
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+        file = path.open("x", encoding="utf-8")
     except FileExistsError as cause:
         raise UsageError(f"{path} exists already. Choose another name.") from cause
     except OSError as cause:
+        raise UsageError(f"{path} cannot be written: {cause}") from cause
+    try:
+        with file:
+            file.write(text)
+    except OSError as cause:  # of a full disk, of which an open file tells when it is closed
+        path.unlink()
         raise UsageError(f"{path} cannot be written: {cause}") from cause

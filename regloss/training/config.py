@@ -68,6 +68,7 @@ class _ComponentSection(_Section):
 
 _LARGEST = 1e30  # what float32 computes with, squares of it apart
 _Crop = Annotated[int, Field(le=2**16)]
+_Window = Annotated[int, Field(ge=1, le=2**16)]
 _Devices = Annotated[int, Field(le=1024)]
 
 
@@ -333,7 +334,11 @@ class Training(_Section):
         unknown = set(value) - {"name", "power", "warmup"}
         if unknown:
             raise ValueError(f"does not know {', '.join(sorted(unknown))}; its keys are name, power, warmup")
-        if not 0 <= value.get("warmup", 0.0) < 1:
+        for key in ("power", "warmup"):
+            number = value.get(key, 0.0)
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= _LARGEST:
+                raise ValueError(f"needs {key} as a finite number of at least 0; got {number!r}")
+        if not value.get("warmup", 0.0) < 1:
             raise ValueError("needs 0 <= warmup < 1, a fraction of the training")
         return value
 
@@ -379,7 +384,7 @@ class Inference(_Section):
     evaluation and by `predict`.
     """
 
-    window: _Crop | tuple[_Crop, ...] | None = None
+    window: _Window | tuple[_Window, ...] | None = None
     overlap: float = Field(default=0.5, ge=0, lt=1)
     batch_size: int = Field(default=1, ge=1, le=2**16)
     flips: bool = False

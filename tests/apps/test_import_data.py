@@ -160,6 +160,23 @@ def test_where_shapes_go_and_which_classes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["l", "s", "source"]
 
 
+def test_into_the_folder_that_one_is_in_and_not_over_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = labelme_file(
+        tmp_path / "source", shape("a", "line", (3, 20), (20, 20)), shape("b", "line", (3, 2), (9, 2))
+    )
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    import_annotations(source, Path())
+    assert {path.name for path in Path().iterdir()} == {"images", "scribbles", "classes.toml"}
+    assert len(list(tmp_path.iterdir())) == 2
+    source.rename("images/source")
+    with pytest.raises(UsageError, match=r"would replace .*source, which is read"):
+        import_annotations(Path("images/source"), Path(), overwrite=True)
+    assert Path("images/source").is_dir()
+
+
 def test_images_within_the_file_and_elsewhere(tmp_path: Path) -> None:
     line = (shape("background", "line", (1, 1), (9, 1)), shape("b", "line", (1, 9), (9, 9)))
     source = labelme_file(tmp_path / "source", *line, imagePath="..\\images\\a.png")

@@ -1,9 +1,12 @@
 """Folders and files for results: new, or known."""
 
+import io
+from pathlib import Path
+
 import pytest
 
 from regloss.errors import UsageError
-from regloss.io.outputs import check_new_folder, make_new_folder, write_new
+from regloss.io.outputs import check_new_file, check_new_folder, make_new_folder, write_new
 
 
 def test_new_folders(tmp_path):
@@ -38,3 +41,24 @@ def test_new_files(tmp_path):
     assert (tmp_path / "scores.json").read_text() == "{}"
     with pytest.raises(UsageError, match="cannot be written"):
         write_new(tmp_path / "absent" / "scores.json", "{}")
+
+
+def test_of_a_file_that_does_not_fit_nothing_is_left(tmp_path, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, text):
+            raise OSError(28, "No space left on device")
+
+    def opened(path, *args, **options):
+        path.touch()
+        return Full()
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(UsageError, match="No space left"):
+        write_new(tmp_path / "scores.json", "{}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_files_are_not_one(tmp_path):
+    check_new_file(tmp_path / "a.json", tmp_path / "b.csv")
+    with pytest.raises(UsageError, match="needs a name of its own"):
+        check_new_file(tmp_path / "a.json", tmp_path / "b.csv", tmp_path / ".." / tmp_path.name / "a.json")

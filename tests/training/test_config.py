@@ -163,6 +163,9 @@ def test_one_regularizer_needs_no_array(given):
         ('training.schedule={name = "step"}', r"constant.*poly.*cosine"),
         ('training.schedule={name = "poly", pwer = 2}', r"does not know pwer; its keys are name, power, warmup"),
         ('training.schedule={name = "poly", warmup = 1.5}', r"0 <= warmup < 1"),
+        ('training.schedule={name = "poly", warmup = "x"}', r"warmup as a finite number of at least 0; got 'x'"),
+        ('training.schedule={name = "poly", power = nan}', r"power as a finite number of at least 0; got nan"),
+        ("inference.window=0", r"inference.window.*greater than or equal to 1"),
         ("data.scribble-length=1.5", r"data.scribble-length: .*less than or equal to 1; got 1.5"),
     ],
 )
