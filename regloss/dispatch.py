@@ -17,6 +17,8 @@ Tasks and what their functions are:
     "joint-part"   (operator, dual set)   how the "joint-steps" of the same device have such a part
     "adjoint"      (operator, dual set)   a function from `regloss.implicit.AdjointProblem` to an `Adjoint`, or to None
                                           where the reference is to do it
+    "joint-adjoint" ()                    likewise from a `JointAdjointProblem`, for any number of parts
+    "adjoint-part" (operator, dual set)   how the "joint-adjoint" of the same device has such a part
     "gaussian-sums" ()                    a function from features (N, F) and values (N, K) to their sums (N, K) with
                                           Gaussian weights, or to None where the reference is to do it
     "gated-windows" ()                    a function from values, image, masks and window of a gated CRF to the sums of

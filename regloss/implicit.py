@@ -75,6 +75,31 @@ class AdjointProblem:
     tolerance: float
 
 
+@dataclass(frozen=True)
+class JointAdjointProblem:
+    """Likewise for any number of parts, with b, which the matrix does not depend on but for the force K s - b.
+
+    It is the task "joint-adjoint" of `regloss.dispatch`, which is asked where there is no "adjoint".
+
+    Attributes:
+        parts: K, Y and b of each.
+        duals: y in Y, one tensor a part.
+        log_probabilities: as of `AdjointProblem`, as are the others.
+        entropy: likewise.
+        start: likewise.
+        max_steps: likewise.
+        tolerance: likewise.
+    """
+
+    parts: tuple[SaddlePart, ...]
+    duals: tuple[Tensor, ...]
+    log_probabilities: Tensor
+    entropy: float
+    start: Tensor
+    max_steps: int
+    tolerance: float
+
+
 def softmax_response(probabilities: Tensor, entropy: float) -> Callable[[Tensor], Tensor]:
     """S', the derivative of softmax(x / entropy) at ``probabilities`` (B, K, *S); symmetric, >= 0."""
 

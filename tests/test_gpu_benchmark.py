@@ -27,7 +27,7 @@ def test_it_prints_and_writes_every_row(module: Any, tmp_path: Path, capsys: pyt
     file = tmp_path / "rows.json"
     module.main(["--device", "cpu", "--tiny", "--seconds", "0", "--json", str(file)])
     record, printed = json.loads(file.read_text()), capsys.readouterr().out
-    assert (record["device"], record["tiny"], len(record["rows"])) == ("cpu", True, 35)
+    assert (record["device"], record["tiny"], len(record["rows"])) == ("cpu", True, 38)
     for label, row in record["rows"].items():
         assert row["ms"] > 0
         assert label in printed

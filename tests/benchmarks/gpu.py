@@ -171,7 +171,7 @@ def layers(device: torch.device, tiny: bool) -> Iterator[tuple[str, Work]]:
         layer = regloss.RegularizedSoftmax(parts, solver=solver, max_steps=50, tolerance=0.0).to(device)
         label = f"layer {name}, {count} x 3 x {size}x{size}, 50 steps"
         yield f"{label}: forward", partial(layer, logits, image)
-        if total in parts:
+        if solver == "pdhg":
             yield f"{label}: and backward", gradient_of(lambda given, layer=layer: layer(given, image).square(), logits)
 
 

@@ -2,76 +2,213 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
 import torch
 from torch import Tensor
 
-from regloss.dispatch import fast
-from regloss.dual_sets import Balls, Box
-from regloss.implicit import Adjoint, AdjointProblem, inverse_diagonal, softmax_response
+from regloss.dispatch import fast, find
+from regloss.dual_sets import Balls, Box, Free, Orthant
+from regloss.forms import SaddlePart
+from regloss.implicit import Adjoint, JointAdjointProblem, inverse_diagonal, softmax_response
 from regloss.numerics import look_every
-from regloss.operators import EdgeDifferences, Gradient, unscaled
+from regloss.operators import (
+    ClassDifferences,
+    ClassSums,
+    EdgeDifferences,
+    Gradient,
+    LinearOperator,
+    TreeDifferences,
+    unscaled,
+)
 from regloss_plugins.bindings.triton_kernels import triton_is_there
 
+if TYPE_CHECKING:
+    from regloss_plugins.kernels.adjoint_triton import AdjointPart
 
-@fast("adjoint", Gradient, Box, device="cuda")
-@fast("adjoint", Gradient, Balls, device="cuda")
-@fast("adjoint", EdgeDifferences, Box, device="cuda")
-def adjoint_steps(problem: AdjointProblem) -> Adjoint | None:
-    """By as many steps as the reference takes; None in double precision, and where there is no edge."""
-    if problem.start.dtype != torch.float32 or not problem.dual.numel() or not triton_is_there():
+
+class Given(NamedTuple):
+    """What a part is made from; all but the operator of dual shape.
+
+    Attributes:
+        operator: K without its factors.
+        factor: of K.
+        residual: r = Q K S' g.
+        steepest: z = Q M^-1 r.
+        inverse: M^-1; but for balls 0 where a variable is not free.
+        bends: of balls, the normals and the curvature (B, K, 1, *S).
+        classes: K of them.
+    """
+
+    operator: LinearOperator
+    factor: float
+    residual: Tensor
+    steepest: Tensor
+    inverse: Tensor
+    bends: tuple[Tensor, Tensor] | None
+    classes: int
+
+
+Shaped = tuple["AdjointPart", Callable[[Tensor], Tensor]]
+
+
+@fast("joint-adjoint", device="cuda")
+def joint_adjoint(problem: JointAdjointProblem) -> Adjoint | None:
+    """As many steps as the reference takes; None in double precision, and for parts without code."""
+    if problem.start.dtype != torch.float32 or not triton_is_there():
         return None
     with torch.no_grad():
         return _solved(problem)
 
 
-def _solved(problem: AdjointProblem) -> Adjoint:
+def _solved(problem: JointAdjointProblem) -> Adjoint | None:
     from regloss_plugins.kernels.adjoint_triton import AdjointSteps  # and triton with it, only where it is used
 
-    part, start, entropy = problem.part, problem.start, problem.entropy
-    operator, factor = unscaled(part.operator)
-    probabilities, dual = problem.log_probabilities.exp(), problem.dual.to(start)
-    batch = len(start)
-    tangent = part.dual_set.tangent(part.residual(probabilities), dual)
-    inverse = inverse_diagonal(part, tangent, dual, probabilities * (1 - probabilities) / entropy).to(start)
-    bends: list[Tensor] = []
-    if isinstance(part.dual_set, Balls):
-        normals, _ = part.dual_set.normals(dual)
-        assert isinstance(tangent.curvature, Tensor)
-        bends = [_flat(normals), tangent.curvature.to(start).flatten(2).transpose(1, 2).contiguous()]
-    else:
-        inverse = tangent.project(inverse)
-    residual = tangent.project(part.operator.apply(start)).to(start)
-    steepest = tangent.project(inverse * residual)
-    graph: list[Tensor] = []
-    if isinstance(operator, EdgeDifferences):
-        weights, size = operator.weights.unsqueeze(1), torch.Size()
-        graph = [operator.edges.contiguous(), *operator.incidence]
-    else:
-        assert isinstance(operator, Gradient)
-        weights, size = operator.weights(start).flatten(2), torch.Size(operator.size)
-    iteration = AdjointSteps(
-        residual=_flat(residual),
-        steepest=_flat(steepest),
-        s=probabilities.flatten(2).transpose(1, 2).contiguous(),
-        weights=(factor * weights.detach().to(start)).expand(batch, -1, -1).contiguous(),
-        inverse=_flat(inverse),
-        bends=bends,
-        graph=graph,
-        size=size,
-        entropy=entropy,
-        tolerance=problem.tolerance,
-    )
+    start, entropy, s = problem.start, problem.entropy, problem.log_probabilities.exp()
+    variance = s * (1 - s) / entropy
+    found: list[Shaped] = []
+    for part, dual in zip(problem.parts, problem.duals, strict=True):
+        operator, _ = unscaled(part.operator)
+        made = find("adjoint-part", type(operator), type(part.dual_set), device=start.device)
+        if made is None or not dual.numel():
+            return None
+        found.append(made(_given(part, dual.to(start), s, variance, start)))
+    # What looks at sums of points goes last.
+    order = sorted(range(len(found)), key=lambda number: found[number][0].takes_sums)
+    parts = [found[number][0] for number in order]
+    if any(part.takes_sums for part in parts[:-1]):
+        return None
+    iteration = AdjointSteps(parts, _flat(s), s.shape[2:], entropy, problem.tolerance)
     taken, looks = 0, look_every(start.device)
     while taken < problem.max_steps and bool(iteration.active.any()):
         count = min(looks, problem.max_steps - taken)
         iteration.advance(count)
         taken += count
-    solution = iteration.solution.movedim(3, 1).reshape(dual.shape)
-    response = start - softmax_response(probabilities, entropy)(part.operator.adjoint(solution))
-    return Adjoint(response, (solution,), taken, iteration.relative_residual)
+    solution = [shape(part.solution) for part, shape in found]
+    back = [part.operator.adjoint(nu) for part, nu in zip(problem.parts, solution, strict=True)]
+    response = start - softmax_response(s, entropy)(torch.stack(back).sum(0))
+    return Adjoint(response, tuple(solution), taken, iteration.relative_residual)
+
+
+def _given(part: SaddlePart, dual: Tensor, s: Tensor, variance: Tensor, start: Tensor) -> Given:
+    operator, factor = unscaled(part.operator)
+    tangent = part.dual_set.tangent(part.residual(s), dual)
+    inverse = inverse_diagonal(part, tangent, dual, variance).to(start).expand_as(dual)
+    bends = None
+    if isinstance(part.dual_set, Balls):
+        assert isinstance(tangent.curvature, Tensor)
+        bends = part.dual_set.normals(dual)[0], tangent.curvature.to(start)
+    else:
+        inverse = tangent.project(inverse)
+    residual = tangent.project(part.operator.apply(start)).to(start)
+    return Given(operator, factor, residual, tangent.project(inverse * residual), inverse, bends, s.shape[1])
 
 
 def _flat(values: Tensor) -> Tensor:
-    """Dual variables (B, K, axes, *S), or (B, K, E) of a graph, as (B, axes, N, K), or (B, 1, E, K)."""
-    values = values.unsqueeze(2) if values.ndim == 3 else values.flatten(3)
-    return values.movedim(1, 3).contiguous()
+    """(B, K, *S) as (B, N, K)."""
+    return values.flatten(2).transpose(1, 2).contiguous()
+
+
+def _moving(given: Given, laid: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The tensors that every part has, brought from the dual shape to (B, axes, E, classes) by ``laid``."""
+    residual, steepest, inverse = (laid(one).contiguous() for one in (given.residual, given.steepest, given.inverse))
+    return {
+        "solution": torch.zeros_like(residual),
+        "residual": residual,
+        "steepest": steepest,
+        "direction": torch.zeros_like(residual),
+        "inverse": inverse,
+    }
+
+
+@fast("adjoint-part", Gradient, Box, device="cuda")
+@fast("adjoint-part", Gradient, Balls, device="cuda")
+def grid_part(given: Given) -> Shaped:
+    """Total variation."""
+    from regloss_plugins.kernels.adjoint_triton import BallsAdjoint, GridAdjoint
+
+    operator, like = given.operator, given.residual
+    assert isinstance(operator, Gradient)
+    weights = (given.factor * operator.weights(like).detach().to(like)).flatten(2).expand(len(like), -1, -1)
+    tensors = {"weights": weights.contiguous(), **_moving(given, _axes_first)}
+    if given.bends is None:
+        return GridAdjoint(**tensors, column=0), lambda nu: nu.movedim(3, 1).reshape(like.shape)
+    normals, curvature = given.bends
+    part = BallsAdjoint(**tensors, column=0, normals=_axes_first(normals).contiguous(), curvature=_flat(curvature))
+    return part, lambda nu: nu.movedim(3, 1).reshape(like.shape)
+
+
+def _axes_first(values: Tensor) -> Tensor:
+    """(B, K, axes, *S) as (B, axes, N, K)."""
+    return values.flatten(3).movedim(1, 3)
+
+
+@fast("adjoint-part", EdgeDifferences, Box, device="cuda")
+def edge_part(given: Given) -> Shaped:
+    """Nonlocal total variation."""
+    assert isinstance(given.operator, EdgeDifferences)
+    part = _along_edges(given, given.operator, 0, lambda values: values.transpose(1, 2).unsqueeze(1))
+    return part, lambda nu: nu.squeeze(1).transpose(1, 2)
+
+
+@fast("adjoint-part", TreeDifferences, Orthant, device="cuda")
+def tree_part(given: Given) -> Shaped:
+    """Star shapes, in one class."""
+    operator, like = given.operator, given.residual
+    assert isinstance(operator, TreeDifferences)
+    label = operator.label
+
+    def shape(nu: Tensor) -> Tensor:
+        full = torch.zeros_like(like)
+        full[:, label] = nu.reshape(full[:, label].shape)
+        return full
+
+    part = _along_edges(given, operator.edges, label, lambda values: values[:, label].flatten(1)[:, None, :, None])
+    return part, shape
+
+
+def _along_edges(given: Given, operator: EdgeDifferences, column: int, laid: Callable[[Tensor], Tensor]) -> AdjointPart:
+    from regloss_plugins.kernels.adjoint_triton import EdgeAdjoint
+
+    begin, order = operator.incidence
+    return EdgeAdjoint(
+        weights=(given.factor * operator.weights.detach().to(given.residual)).contiguous(),
+        column=column,
+        ends=operator.edges.contiguous(),
+        start=begin,
+        order=order,
+        **_moving(given, laid),
+    )
+
+
+@fast("adjoint-part", ClassSums, Free, device="cuda")
+@fast("adjoint-part", ClassSums, Orthant, device="cuda")
+def sums_part(given: Given) -> Shaped:
+    """Volumes."""
+    from regloss_plugins.kernels.adjoint_triton import SumsAdjoint
+
+    operator, like = given.operator, given.residual
+    assert isinstance(operator, ClassSums)
+    part = SumsAdjoint(
+        weights=(given.factor * operator.scale.squeeze(1)).to(like),
+        column=0,
+        region=operator.inside.flatten(1).to(like),
+        **_moving(given, lambda values: values.reshape(len(values), -1, 1, given.classes)),
+    )
+    return part, lambda nu: nu.reshape(like.shape)
+
+
+@fast("adjoint-part", ClassDifferences, Orthant, device="cuda")
+def order_part(given: Given) -> Shaped:
+    """Ordered sets."""
+    from regloss_plugins.kernels.adjoint_triton import OrderAdjoint
+
+    operator, like = given.operator, given.residual
+    assert isinstance(operator, ClassDifferences)
+
+    def laid(values: Tensor) -> Tensor:
+        return _flat(torch.cat([values, torch.zeros_like(values[:, :1])], 1)).unsqueeze(1)
+
+    part = OrderAdjoint(weights=(given.factor * operator.inside.flatten(1)).to(like), column=0, **_moving(given, laid))
+    return part, lambda nu: nu[:, 0, :, :-1].transpose(1, 2).reshape(like.shape)

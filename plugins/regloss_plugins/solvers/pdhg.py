@@ -42,7 +42,14 @@ from regloss.dispatch import find
 from regloss.dual_problem import Smoothing
 from regloss.errors import UsageError
 from regloss.forms import Form, Saddle
-from regloss.implicit import Adjoint, AdjointProblem, parameter_gradients, softmax_response, solve_adjoint
+from regloss.implicit import (
+    Adjoint,
+    AdjointProblem,
+    JointAdjointProblem,
+    parameter_gradients,
+    softmax_response,
+    solve_adjoint,
+)
 from regloss.operators import unscaled
 from regloss.solver import DifferentiableSolver, Problem, Pullback, Solution, statuses
 from regloss_plugins.solvers.dual_ascent import (
@@ -212,17 +219,20 @@ class PDHG(DifferentiableSolver):
         max_steps: int,
         tolerance: float,
     ) -> Adjoint | None:
-        """By fast code for the form's only part; None where there is none."""
-        part = form.parts[0] if len(form.parts) == 1 else None
-        if not self.compiled or part is None or isinstance(part.shift, Tensor) or part.shift != 0:
+        """By fast code for the form's only part, or for any number; None where there is none."""
+        if not self.compiled or not form.parts:
             return None
-        operator, _ = unscaled(part.operator)
-        solve = find("adjoint", type(operator), type(part.dual_set), device=start.device)
-        if solve is None:
-            return None
-        found: Adjoint | None = solve(
-            AdjointProblem(part, duals[0], log_probabilities, entropy, start, max_steps, tolerance)
-        )
+        given = (log_probabilities, entropy, start, max_steps, tolerance)
+        part = form.parts[0]
+        found: Adjoint | None = None
+        if len(form.parts) == 1 and not isinstance(part.shift, Tensor) and part.shift == 0:
+            operator, _ = unscaled(part.operator)
+            solve = find("adjoint", type(operator), type(part.dual_set), device=start.device)
+            if solve is not None:
+                found = solve(AdjointProblem(part, duals[0], *given))
+        joint = find("joint-adjoint", device=start.device)
+        if found is None and joint is not None:
+            found = joint(JointAdjointProblem(form.parts, tuple(duals), *given))
         return found
 
     def _warm(self, warm: Any) -> tuple[Tensor, ...] | None:

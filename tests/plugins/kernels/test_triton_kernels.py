@@ -91,17 +91,26 @@ for sides in (1, 2):
 numbers, fractions = ("batch", "classes", "pixels"), ("inverse_entropy",)
 tile = {"CLASSES": 4, "BLOCK": 256}
 pointers = ("steepest", "weights", "adjoint", "s", "points", "numbers")
-check(adjoint_triton._grid_points, pointers, (*numbers, *strides), fractions, AXES=3, **tile)
 types = {"start": "*i32", "order": "*i32"}
-check(adjoint_triton._edge_points, pointers, (*numbers, "edges"), fractions, types, **tile)
-check(adjoint_triton._numbers, ("numbers", "sums"), ("batch", "blocks"), ALPHA=True)
-check(adjoint_triton._numbers, ("numbers", "sums"), ("batch", "blocks"), ALPHA=False)
+for first, last in ((True, False), (False, True)):
+    constants = {"FIRST": first, "LAST": last, **tile}
+    check(adjoint_triton._grid_points, pointers, (*numbers, *strides), fractions, AXES=3, **constants)
+    check(adjoint_triton._edge_points, pointers, (*numbers, "column", "width", "edges"), fractions, types, **constants)
+    check(adjoint_triton._order_points, pointers, numbers, fractions, **constants)
+    reads = (*pointers, "region", "totals")
+    check(adjoint_triton._sums_points, reads, numbers, fractions, SIDES=1 + last, FIRST=first, **tile)
+    check(adjoint_triton._numbers, ("numbers", "sums"), ("batch", "blocks"), ALPHA=first)
 pointers = ("steepest", "direction", "image", "inverse", "normals", "numbers", "sums")
 for graph, axes, joint in ((True, 1, False), (False, 2, False), (False, 3, True)):
     constants = {"AXES": axes, "JOINT": joint, **tile}
     reads, types = (*pointers, "points", "weights", "curvature"), {"ends": "*i64" if graph else "*fp32"}
-    check(adjoint_triton._image, reads, (*numbers, "edges", *strides), (), types, GRAPH=graph, **constants)
-    check(adjoint_triton._update, (*pointers, "solution", "residual"), ("batch", "classes", "edges"), **constants)
+    counts = (*numbers, "row", "column", "width", "edges", *strides)
+    check(adjoint_triton._image, reads, counts, (), types, GRAPH=graph, **constants)
+    counts = ("row", "batch", "width", "edges")
+    check(adjoint_triton._update, (*pointers, "solution", "residual"), counts, **constants)
+check(adjoint_triton._order_image, (*pointers, "points", "weights"), (*numbers, "row"), **tile)
+counts = ("row", "batch", "classes", "blocks")
+check(adjoint_triton._sums_image, (*pointers, "totals", "weights"), counts, SIDES=2, **tile)
 
 types, numbers = {"ends": "*i64"}, ("classes", "pixels", "edges")
 numbers = (*numbers, "sign")
