@@ -54,6 +54,7 @@ class SampleReader:
             return self._samples[sample_id]
         sample = self.source.load(sample_id)
         check_sample(sample, len(self.source.classes))
+        sample = _for_torch(sample)
         if sample_id in self.unlabelled:
             nothing = np.full(sample.image.shape[1:], IGNORE, dtype=np.uint8)
             sample = replace(sample, label=nothing, scribble=nothing)
@@ -68,6 +69,19 @@ class SampleReader:
             self._samples[sample_id] = sample
             self._bytes += size
         return sample
+
+
+def _for_torch(sample: Sample) -> Sample:
+    """With arrays that torch can look at without a copy: mirrored views and arrays that are only to be read are not."""
+
+    def usable(array: np.ndarray) -> np.ndarray:
+        straight = all(step >= 0 for step in array.strides)
+        return array if straight and array.flags.writeable else array.copy()
+
+    def labels(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else usable(array.astype(np.uint8, copy=False))
+
+    return replace(sample, image=usable(sample.image), label=labels(sample.label), scribble=labels(sample.scribble))
 
 
 def check_sample(sample: Sample, classes: int) -> None:
@@ -86,7 +100,9 @@ def check_sample(sample: Sample, classes: int) -> None:
             raise UsageError(
                 f"{sample.id}: the {name} has the size {labels.shape}, the image {image.shape[1:]}. They must agree."
             )
-        wrong = (labels >= classes) & (labels != IGNORE)
+        if labels.dtype.kind not in "iu":
+            raise UsageError(f"{sample.id}: the {name} must hold integers; got {labels.dtype}.")
+        wrong = ((labels < 0) | (labels >= classes)) & (labels != IGNORE)
         if wrong.any():
             raise UsageError(
                 f"{sample.id}: the {name} holds the values {sorted(set(labels[wrong].tolist()))[:10]}, but there are "

@@ -77,11 +77,26 @@ def test_a_sound_sample_passes():
         ({"scribble": np.zeros((6, 8), np.uint8)}, r"a: the scribble has the size \(6, 8\), the image \(6, 7\)"),
         ({"label": np.full((6, 7), 3, np.uint8)}, r"a: the label holds the values \[3\], but there are 3 classes"),
         ({"scribble": np.full((6, 7), 254, np.uint8)}, r"a: the scribble holds the values \[254\]"),
+        ({"label": np.full((6, 7), -1, np.int16)}, r"a: the label holds the values \[-1\]"),
+        ({"label": np.full((6, 7), 0.5)}, "a: the label must hold integers; got float64"),
     ],
 )
 def test_an_unsound_sample_is_refused(changes, expected):
     with pytest.raises(UsageError, match=expected):
         check_sample(sample(**changes), 3)
+
+
+def test_mirrored_and_read_only_arrays_become_tensors():
+    """As views of a file, or of another array, are."""
+    plain = sample()
+    mirrored = [np.ascontiguousarray(array[..., ::-1])[..., ::-1] for array in (plain.image, plain.label)]
+    scribble = plain.scribble.astype(np.uint16)
+    scribble.setflags(write=False)
+    given = replace(plain, image=mirrored[0], label=mirrored[1], scribble=scribble)
+    found = SampleReader(InMemory(given)).load("a")
+    for name in ("image", "label", "scribble"):
+        np.testing.assert_array_equal(torch.from_numpy(getattr(found, name)).numpy(), getattr(plain, name))
+    assert found.scribble.dtype == np.uint8
 
 
 def only(label, name):
