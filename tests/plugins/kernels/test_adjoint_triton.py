@@ -12,6 +12,7 @@ from regloss import NonlocalTV, Ordered, PDHG, RegularizedSoftmax, Saddle, StarS
 from regloss.dispatch import _registered, find
 from regloss.implicit import JointAdjointProblem, softmax_response, solve_adjoint
 from regloss_plugins.bindings import adjoint_steps as binding
+from regloss_plugins.kernels import adjoint_triton
 
 # As on a CUDA device, where there is no code that goes image by image.
 find("joint-adjoint", device=torch.device("cpu"))
@@ -74,6 +75,13 @@ check([Ordered(), isotropic], (1, 3, 3, 2, 4), steps=3)
 # What has ended stays as it is while others go on, and the host looks at every third step alone.
 found, expected = check([tv], (2, 2, 6, 5), steps=30, tolerance=0.2)
 assert expected.steps <= found.steps < expected.steps + 3
+
+# What the operation says that it writes is what it writes.
+taken = []
+operation = adjoint_triton.adjoint_steps
+adjoint_triton.adjoint_steps = lambda *given: taken.append(given) or operation(*given)
+check([tv, exact], (1, 2, 6, 5), steps=1)
+torch.library.opcheck(operation, taken[0], test_utils=("test_schema", "test_faketensor"))
 
 # Of a layer, whose weight is learnt; double precision is left to the reference.
 logits = torch.randn(2, 2, 6, 5, generator=generator)

@@ -12,6 +12,7 @@ import regloss
 from regloss import NonlocalTV, Ordered, PDHG, RegularizedSoftmax, StarShape, TotalVariation, Volume
 from regloss.dispatch import _registered, find
 from regloss_plugins.bindings.joint_steps import joint_steps
+from regloss_plugins.kernels import joint_ascent_triton
 
 # As on a CUDA device, where there is no code that goes image by image.
 find("joint-steps", device=torch.device("cpu"))
@@ -127,6 +128,14 @@ torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 assert called == [True, True]
 twice = regloss.Sum([fractions(2, volumes=0.5), fractions(2, lower=0.1, upper=0.9)]).bind(torch.zeros(2, 1, 9, 8))
 regloss.solve(twice, unary, PDHG(2, 0.0), entropy=0.5)
+
+# What the operation says that it writes is what it writes.
+taken = []
+operation = joint_ascent_triton.joint_ascent
+joint_ascent_triton.joint_ascent = lambda *given: taken.append(given) or operation(*given)
+regloss.solve(term, unary, PDHG(1, 0.0), entropy=0.5)
+torch.library.opcheck(operation, taken[0], test_utils=("test_schema", "test_faketensor"))
+called.pop()
 assert called[2:] == [False]
 """,
 }

@@ -65,15 +65,16 @@ for last, entropy in ((False, False), (True, False), (True, True)):
     check(edge_ascent_triton._add, pointers, numbers, ("factor",), types, **constants)
 pointers = ("points", "dual", "before", "weights", "steps", "extrapolations", "gains")
 types, bounds = {"ends": "*i64"}, ("low", "high")
-for each in (False, True):
-    constants = {"EACH": each, "CLASSES": 4, "BLOCK": 256}
-    check(edge_ascent_triton._move, pointers, (*numbers, "row"), bounds, types, **constants)
+check(edge_ascent_triton._move, pointers, (*numbers, "row"), bounds, types, EACH=False, CLASSES=4, BLOCK=256)
+numbers, constants = ("classes", "pixels", "edges", "row"), {"first": 1, "width": 1, "CLASSES": 1, "BLOCK": 1024}
+check(edge_ascent_triton._move, pointers, numbers, bounds, types, EACH=True, **constants)
 
 added = ("scores", "dual", "before", "weights", "points", "extrapolations")
 strides = ("stride_0", "stride_1", "stride_2")
 for axes, last, joint, each in ((1, True, False, False), (2, False, True, False), (3, True, True, True)):
-    constants = {"AXES": axes, "CLASSES": 4, "BLOCK": 256}
-    numbers = ("classes", "pixels", *strides)
+    last_one = f"stride_{axes - 1}"  # is 1, which the compiler is told
+    constants = {"AXES": axes, "CLASSES": 4, "BLOCK": 256, last_one: 1}
+    numbers = ("classes", "pixels", *(stride for stride in strides if stride != last_one))
     check(grid_differences_triton._add, added, numbers, ("factor",), LAST=last, ENTROPY=True, **constants)
     constants |= {"JOINT": joint, "EACH": each}
     check(grid_differences_triton._move, pointers, (*numbers, "row"), bounds, **constants)
