@@ -178,6 +178,8 @@ class OuterLoop(metaclass=CheckedSettings):
 
     def set_progress(self, progress: float) -> None:
         """Tell the schedules that the fraction ``progress`` (0 to 1) of the training is done."""
+        if not 0 <= progress <= 1:
+            raise UsageError(f"progress is the fraction of the training that is done, from 0 to 1; got {progress}.")
         self.progress = progress
 
     def mean(self, totals: Tensor, counts: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from regloss.batch import Batch
-from regloss.checks import at_least_float32, without_value_checks
+from regloss.checks import at_least_float32, check_finite, without_value_checks
 from regloss.data_term import DataTerm, combine_data_terms
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
@@ -90,6 +90,7 @@ class DualBranch(OuterLoop):
         """The argmax of a mixture of all decoders, whose weights are uniform over those that sum to 1."""
         for logits in branches:
             check_logits(logits, batch)
+            check_finite(logits, "logits", "Has the training diverged?")
         # Of exponentials divided by their sum; for two decoders the first's share is uniform in [0, 1].
         shares = -torch.rand(len(branches)).clamp(min=torch.finfo(torch.float32).tiny).log()
         shares = shares / shares.sum()

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from regloss import grid
 from regloss.batch import Batch
-from regloss.checks import at_least_float32
+from regloss.checks import at_least_float32, check_finite, check_labels
 from regloss.data_term import combine_data_terms
 from regloss.dataset import IGNORE
 from regloss.divergence import log_softmax
@@ -112,6 +112,7 @@ class SoftSelfLabeling(OuterLoop):
     def propose(self, logits: Tensor, batch: Batch, warm: Tensor | None = None) -> Proposal:
         """Descend from the prediction. An earlier labelling ``warm`` is not used: from one-hot labels nothing moves."""
         check_logits(logits, batch)
+        check_finite(logits, "logits", "Has the training diverged?")
         classes = logits.shape[1]
         seeds = seeds_of(batch, classes)
         # As a leaf of its own, under whatever mode the caller is in.
@@ -191,6 +192,7 @@ class SoftSelfLabeling(OuterLoop):
         check_logits(logits, batch)
         soft = proposal.probabilities
         if soft is None:
+            check_labels(proposal.labels, batch.shape, logits.shape[1])
             hard = proposal.labels.masked_fill(proposal.labels == IGNORE, 0)
             soft = one_hot(hard, logits.shape[1], at_least_float32(logits).dtype)
         apart = _entropies[self.cross_entropy](soft, log_softmax(logits))

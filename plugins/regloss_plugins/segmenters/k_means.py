@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from regloss import grid
-from regloss.checks import check_roi
+from regloss.checks import check_roi, check_seed
 from regloss.errors import UsageError
 from regloss.numerics import widest_float
 from regloss.region_force import checked_features
@@ -47,10 +47,11 @@ def phases_by_color(
     >>> phases_by_color(torch.tensor([[[0.9, 0.1, 0.2, 0.8]]]), 2)
     tensor([[1, 0, 0, 1]])
     """
-    if phases < 2:
-        raise UsageError(f"A segmentation has at least two phases (background counts as one); got {phases}.")
+    if not isinstance(phases, int) or phases < 2:
+        raise UsageError(f"A segmentation has at least two phases (background counts as one); got {phases!r}.")
     if tries < 1 or max_steps < 1:
         raise UsageError(f"tries and max_steps must be at least 1; got {tries} and {max_steps}.")
+    check_seed(seed)
     features = checked_features(features)
     shape = (features.shape[0], *features.shape[2:])
     check_roi(roi, shape)

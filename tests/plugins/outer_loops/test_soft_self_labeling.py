@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from regloss import Batch, DenseCRF, GridCRF, SoftSelfLabeling, UsageError, Volume
+from regloss import Batch, DenseCRF, GridCRF, SoftSelfLabeling, UsageError, Volume, create
 from regloss.outer_loop import Proposal
 from regloss.solver import Status
 from regloss.testing import OuterLoopConformance
@@ -168,3 +168,17 @@ def test_seeded_only_leaves_other_classes_without_mass():
 def test_invalid_settings_are_refused(settings, words):
     with pytest.raises(UsageError, match=words):
         SoftSelfLabeling(**{"regularizer": "grid-crf", **settings})
+
+
+def test_labels_that_are_no_proposal_and_logits_of_a_diverged_network_are_refused():
+    batch = Batch(torch.zeros(2, 1, 3, 4), torch.zeros(2, 3, 4, dtype=torch.int64))
+    logits, labels = torch.zeros(2, 3, 3, 4), torch.zeros(2, 3, 4, dtype=torch.int64)
+    loop = SoftSelfLabeling("grid-crf")
+    for wrong, words in ((labels + 7, "0 to 2"), (labels - 1, "0 to 2"), (labels[:1], "shape")):
+        with pytest.raises(UsageError, match=words):
+            loop.objective(logits, batch, Proposal(wrong))
+    for each in (loop, create("outer-loop", "dual-branch")):
+        with pytest.raises(UsageError, match="logits holds 72 values that are NaN"):
+            each.propose(logits * float("nan"), batch)
+    with pytest.raises(UsageError, match=r"from 0 to 1; got nan"):
+        loop.set_progress(float("nan"))
