@@ -1,4 +1,4 @@
-"""Dual ascent for total variation on a grid, in Triton: a step is one launch, a whole batch at a time.
+"""Dual ascent for total variation on a grid, in Triton: a step is one launch and a small one, a whole batch at a time.
 
     x = y + extrapolation * (y - the y before)
     s = softmax(-(cost + K^T x) / epsilon), or -(cost + K^T x) / epsilon
