@@ -41,6 +41,7 @@ OF_LENGTH_CAMVID = ("pce", "gd", "adm", "trust-region")
 PICTURED = ("gd", "dense-gd", "dense-adm", "soft", "trust-region", "full")
 LENGTHS = {"click": 0.0, "short": 0.3, "half": 0.5, "most": 0.8, "full": 1.0}
 TITLES = {
+    "start": "the start",
     "pce": "partial cross entropy",
     "gd": "grid CRF, gradient descent",
     "dense-gd": "dense CRF, gradient descent",
@@ -251,10 +252,11 @@ def plot_lengths() -> None:
         "ACDC, Dice": ("dense-lengths.csv", "dice", 100),
         "CamVid, mean IoU": ("dense-camvid-lengths.csv", "mean-iou", 50),
     }
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    shown = {}
     for axis, (title, (name, measure, top)) in zip(figure.subplots(1, 2), charts.items(), strict=True):
         rows = acdc.rows_of(acdc.HERE / name)
-        for method, marker in zip(OF_LENGTH, "osdv^P", strict=True):
+        for number, ((method, name_of_method), marker) in enumerate(zip(TITLES.items(), "xosdv^P", strict=True)):
             found = {length: [row[measure] for row in of] for length, of in by_length(rows, method).items() if of}
             if len(found) > 1:
                 means = [mean(values) for values in found.values()]
@@ -262,13 +264,14 @@ def plot_lengths() -> None:
                     [m - min(values) for m, values in zip(means, found.values(), strict=True)],
                     [max(values) - m for m, values in zip(means, found.values(), strict=True)],
                 ]
-                axis.errorbar(list(found), means, spread, marker=marker, capsize=3, label=TITLES[method])
+                look = {"color": f"C{number}", "marker": marker, "capsize": 3}
+                shown[name_of_method] = axis.errorbar(list(found), means, spread, **look)
         axis.set_title(title)
         axis.set_xlabel("fraction of each scribble's length that is kept")
         axis.set_ylabel("on test images, percent")
         axis.set_ylim(0, top)
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(acdc.HERE / "dense-lengths.png", dpi=110)
 
 
