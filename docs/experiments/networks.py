@@ -143,10 +143,11 @@ def picture() -> None:
         sample = dataset.load(sample_id)
         assert sample.label is not None
         image = torch.from_numpy(sample.image)[None]
-        panels = [np.full_like(sample.label, IGNORE)]
-        panels += [labelled(model, image).numpy().astype("uint8") for model in models.values()]
-        for axis, title, labels in zip(row, titles, [*panels, sample.label], strict=True):
-            axis.imshow(outlined(sample.image, labels, dataset.colors))
+        found = [labelled(model, image).numpy().astype("uint8") for model in models.values()]
+        panels = [sample.image.transpose(1, 2, 0)]
+        panels += [outlined(sample.image, labels, dataset.colors) for labels in (*found, sample.label)]
+        for axis, title, panel in zip(row, titles, panels, strict=True):
+            axis.imshow(panel)
             axis.set_axis_off()
             if sample_id == chosen[0]:
                 axis.set_title(title, fontsize=10)
