@@ -98,9 +98,8 @@ class LevelSets(Segmenter):
         def lengths() -> list[Tensor]:
             return [term.energy(one_hot(side, 2, unary.dtype)).detach() for side in sides]
 
-        exact = unary.to(widest_float(unary.device))
-
         def energy_of(labels: Tensor, lengths: list[Tensor]) -> float:
+            exact = unary.to(widest_float(unary.device))  # the force of the last fit
             return float(linear_energy(exact, one_hot(labels, phases, unary.dtype), None) + sum(lengths))
 
         penalties = lengths()
