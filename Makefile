@@ -1,11 +1,11 @@
 # Two commands do all on a fresh machine: `make demo` and `make test`. Both install into .venv with the tested versions.
 PYTHON ?= python3
 BIN := .venv/bin
-EXTRAS ?= sample,microscopy,hdf5,volumes,tensorboard,pymaxflow,gco,annotate,browser,lightning,monai,docs,dev
+EXTRAS ?= sample,microscopy,hdf5,volumes,tensorboard,pymaxflow,gco,annotate,browser,lightning,monai,triton,docs,dev
 # One thread a process: two busy threads on two busy cores can be several times slower than one.
 export OMP_NUM_THREADS ?= 1
 # What the tests of plugins take along, so that both halves take as long.
-PLUGIN_HALF := tests/plugins tests/attacks tests/cli
+PLUGIN_HALF := tests/plugins tests/attacks
 
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 

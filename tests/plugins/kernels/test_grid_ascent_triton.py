@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from triton_interpreter import interpreted
 
 CODE = """
@@ -88,5 +89,8 @@ assert called == [True, False]  # double precision is left to the tensors
 }
 
 
-def test_steps_are_those_of_the_tensors() -> None:
-    interpreted(CODE + "".join(CASES.values()))
+@pytest.mark.parametrize(
+    "case", ["sizes", *(pytest.param(name, marks=pytest.mark.slow) for name in ("settings", "images-leave"))]
+)
+def test_steps_are_those_of_the_tensors(case: str) -> None:
+    interpreted(CODE + CASES[case])

@@ -141,6 +141,7 @@ for masked in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_triton_compiles_them(tmp_path) -> None:
     """For compute capability 9.0, all variants that differ in more than sizes."""
     if find_spec("triton") is None:
