@@ -362,7 +362,7 @@ def _order_image(
     value *= tl.load(weights + number * pixels + pixel, mask=there, other=0.0)[:, None]
     value = tl.where(tl.load(inverse + places, mask=inside, other=0.0) > 0, value, 0.0)
     tl.store(direction + places, ahead, mask=inside)
-    tl.store(image + places, value, mask=inside)
+    tl.store(image + places, value, mask=there[:, None] & (label < classes)[None, :])  # 0 for the last class
     total = tl.sum(tl.sum(ahead * value, axis=1), axis=0)
     tl.store(sums + number * row + tl.program_id(0), total)
 
