@@ -247,18 +247,24 @@ def train(runs: Path, name: str, seed: int) -> None:
     experiment = EXPERIMENTS[name]
     start = folder(runs, name, "start", seed)
     run_training(start, name, seed, [])
-    for method, layer in experiment.trained(seed).items():
-        changes = [
-            f"training.start-from={start}",
-            f"training.epochs={experiment.epochs}",
-            f"training.evaluate-every={experiment.epochs}",
-            "training.optimizer.lr=1e-3",
-        ]
-        changes += [] if layer is None else [f"layer={toml(layer)}"]
-        changes += experiment.network.get(method, [])
-        run_training(folder(runs, name, method, seed), name, seed, changes)
+    for method in experiment.trained(seed):
+        run_training(folder(runs, name, method, seed), name, seed, going_on(name, method, seed, start))
     for method in experiment.tested(seed):
         score(runs, name, method, seed)
+
+
+def going_on(name: str, method: str, seed: int, start: Path) -> list[str]:
+    """Settings of the second part of a training, which goes on from the run ``start``."""
+    experiment = EXPERIMENTS[name]
+    layer = experiment.trained(seed)[method]
+    return [
+        f"training.start-from={start}",
+        f"training.epochs={experiment.epochs}",
+        f"training.evaluate-every={experiment.epochs}",
+        "training.optimizer.lr=1e-3",
+        *([] if layer is None else [f"layer={toml(layer)}"]),
+        *experiment.network.get(method, []),
+    ]
 
 
 def configuration(name: str) -> Path:

@@ -84,11 +84,8 @@ def train(names: Sequence[str], seed: int) -> None:
     for name in names:
         start = run_of(name, "start", seed)
         layers.run_training(start, name, seed, [])
-        epochs = layers.EXPERIMENTS[name].epochs
         for method in TRAINED[name]:
-            layer = layers.EXPERIMENTS[name].trained(seed)[method]
-            changes = [f"training.start-from={start}", f"training.epochs={epochs}", f"training.evaluate-every={epochs}"]
-            changes += ["training.optimizer.lr=1e-3", *([] if layer is None else [f"layer={layers.toml(layer)}"])]
+            changes = layers.going_on(name, method, seed, start)
             layers.run_training(run_of(name, method, seed), name, seed, changes)
 
 
@@ -153,12 +150,8 @@ def table() -> None:
         if not found:
             return "-"
         spread = f" ± {stdev(found):.2f}" if len(found) > 1 else ""
-        second = mean(values[trained, tested, method, also])
-        return (
-            f"{mean(found):.2f}{spread} ({second:.2f})"
-            if also == "boundary-density"
-            else f"{mean(found):.2f}{spread} ({second:.3g})"
-        )
+        digits = ".2f" if also == "boundary-density" else ".3g"  # others are numbers of images
+        return f"{mean(found):.2f}{spread} ({mean(values[trained, tested, method, also]):{digits}})"
 
     print("| trained on | method | wbc1 | wbc2 |\n|---|---|---|---|")
     for name in CELLS:

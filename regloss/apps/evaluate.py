@@ -70,19 +70,16 @@ def evaluate_noisy(
     reader = SampleReader(dataset, scribble_length=data.scribble_length)  # as in training, whose memory it shares
     memory = Memory.of(data.dataset, data.component_settings(), reader)
     survey = Survey(reader, workers=data.workers, memory=memory)
-    tell = callback or _silent
-    for note in dataset.notes:
-        tell(note)
+    if callback is not None:
+        for note in dataset.notes:
+            callback(note)
     check_evaluation_samples(survey, subset)
-    for note in survey.notes:
-        tell(note)
+    if callback is not None:
+        for note in survey.notes:
+            callback(note)
     if devices == nodes == 1:
         return _score(model, reader, subset, levels, one_process(model.config))
     return spread(partial(_share, run, subset, levels, tuple(changes)), devices, nodes)
-
-
-def _silent(sentence: str) -> None:
-    """No one listens."""
 
 
 def _open(run: Path, subset: str, changes: Sequence[str]) -> tuple[Model, Dataset]:

@@ -19,11 +19,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from regloss.apps.trained_model import TrainedModel, check_runs, load
+from regloss.apps.trained_model import TrainedModel, load
 from regloss.errors import MissingDependency, UsageError
 from regloss.io.folders import index_folder
 from regloss.io.images import as_image, read_stored
 from regloss.io.outputs import check_new_file, replacing
+from regloss.training.model import check_run
 
 Format = Literal["onnx", "torch-export"]
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -81,7 +82,7 @@ def export_run(
         UsageError: no such run or images; a layer that cannot be exported; the file exists, or ends otherwise.
         MissingDependency: onnx, onnxscript or onnxruntime is not installed.
     """
-    check_runs([run])
+    check_run(run)
     if format not in SUFFIXES:
         raise UsageError(f"The format is one of {', '.join(SUFFIXES)}; got {format!r}.")
     if output.suffix != SUFFIXES[format]:

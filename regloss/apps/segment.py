@@ -160,8 +160,9 @@ def segment_file(
             colours than phases, a setting that the segmenter does not have, or a solver that cannot serve the
             regularizers.
     """
-    for file in (path, scribbles, start if _is_file(start) else None):
-        if file is not None and not Path(file).exists():
+    read = (path, scribbles, _start_file(start))
+    for file in read:
+        if file is not None and not file.exists():
             raise UsageError(f"There is no file {file}.")
     if unary not in ("color", "uniform"):
         raise UsageError(f'unary must be "color" or "uniform"; got {unary!r}.')
@@ -190,7 +191,6 @@ def segment_file(
         chosen["region_force"] = None
     segmenter = _segmenter(method, chosen, "phases" if scribbles is None else "scribbles")
     files = (*_FILES, *(f"{name}.png" for name in segmenter.figures))
-    read = (path, scribbles, Path(start) if start is not None and _is_file(start) else None)
     check_new_folder(output, files, overwrite=overwrite, read=read)
     stored, geometry = _read(path, channels)
     notes: list[str] = []
@@ -463,16 +463,18 @@ def _turned_words(image: Path, size: tuple[int, ...]) -> str:
     return ""
 
 
-def _is_file(start: Path | str | None) -> bool:
-    """Whether a start is meant to be a file, and no name."""
-    return start is not None and bool(Path(start).is_file() or Path(start).suffix)
+def _start_file(start: Path | str | None) -> Path | None:
+    """The file that a start is meant to be; None for a name."""
+    path = None if start is None else Path(start)
+    return path if path is not None and (path.is_file() or path.suffix) else None
 
 
 def _start(start: Path | str | None, of: Path, image: FloatImage, meaning: _Meaning) -> Tensor | str | None:
     """What to start from: the labels of a file, or a name."""
-    if start is None or not _is_file(start):
+    path = _start_file(start)
+    if path is None:
         return None if start is None else str(start)
-    return _read_labels(Path(start), of, image, meaning, "start")
+    return _read_labels(path, of, image, meaning, "start")
 
 
 def _write(

@@ -22,6 +22,7 @@ from regloss.operators import (
     TreeDifferences,
     unscaled,
 )
+from regloss_plugins.bindings.joint_steps import edge_tensors, grid_weights, sums_last
 from regloss_plugins.bindings.triton_kernels import triton_is_there
 
 if TYPE_CHECKING:
@@ -74,11 +75,10 @@ def _solved(problem: JointAdjointProblem) -> Adjoint | None:
         if made is None or not dual.numel():
             return None
         found.append(made(_given(part, dual.to(start), s, variance, start)))
-    # What looks at sums of points goes last.
-    order = sorted(range(len(found)), key=lambda number: found[number][0].takes_sums)
-    parts = [found[number][0] for number in order]
-    if any(part.takes_sums for part in parts[:-1]):
+    order = sums_last([part for part, _ in found])
+    if order is None:
         return None
+    parts = [found[number][0] for number in order]
     iteration = AdjointSteps(parts, _flat(s), s.shape[2:], entropy, problem.tolerance)
     taken, looks = 0, look_every(start.device)
     while taken < problem.max_steps and bool(iteration.active.any()):
@@ -130,8 +130,7 @@ def grid_part(given: Given) -> Shaped:
 
     operator, like = given.operator, given.residual
     assert isinstance(operator, Gradient)
-    weights = (given.factor * operator.weights(like).detach().to(like)).flatten(2).expand(len(like), -1, -1)
-    tensors = {"weights": weights.contiguous(), **_moving(given, _axes_first)}
+    tensors = {"weights": grid_weights(operator, given.factor, like), **_moving(given, _axes_first)}
     if given.bends is None:
         return GridAdjoint(**tensors, column=0), lambda nu: nu.movedim(3, 1).reshape(like.shape)
     normals, curvature = given.bends
@@ -171,15 +170,8 @@ def tree_part(given: Given) -> Shaped:
 def _along_edges(given: Given, operator: EdgeDifferences, column: int, laid: Callable[[Tensor], Tensor]) -> AdjointPart:
     from regloss_plugins.kernels.adjoint_triton import EdgeAdjoint
 
-    begin, order = operator.incidence
-    return EdgeAdjoint(
-        weights=(given.factor * operator.weights.detach().to(given.residual)).contiguous(),
-        column=column,
-        ends=operator.edges.contiguous(),
-        start=begin,
-        order=order,
-        **_moving(given, laid),
-    )
+    tensors = edge_tensors(operator, given.factor, given.residual)
+    return EdgeAdjoint(column=column, **tensors, **_moving(given, laid))
 
 
 @fast("adjoint-part", ClassSums, Free, device="cuda")

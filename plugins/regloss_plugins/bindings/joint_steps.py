@@ -7,7 +7,7 @@ edge, ... side by side, and a function that brings its y into the operator's sha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,6 +28,7 @@ from regloss.operators import (
 from regloss_plugins.bindings.triton_kernels import triton_is_there
 
 if TYPE_CHECKING:
+    from regloss_plugins.kernels.adjoint_triton import AdjointPart
     from regloss_plugins.kernels.joint_ascent_triton import JointSteps
     from regloss_plugins.kernels.points_triton import Part
 
@@ -87,11 +88,10 @@ def joint_steps(problem: JointProblem, most: float) -> _InShape | None:
         if shaped is None:
             return None
         found.append(shaped)
-    # What looks at sums of s goes last.
-    order = sorted(range(len(found)), key=lambda number: found[number][0].takes_sums)
-    parts = [found[number][0] for number in order]
-    if any(part.takes_sums for part in parts[:-1]):
+    order = sums_last([part for part, _ in found])
+    if order is None:
         return None
+    parts = [found[number][0] for number in order]
     flat = cost.flatten(2).transpose(1, 2).contiguous()  # (B, N, K)
     iteration = JointSteps(
         parts=parts,
@@ -105,6 +105,12 @@ def joint_steps(problem: JointProblem, most: float) -> _InShape | None:
         most=most,
     )
     return _InShape(iteration, [order.index(number) for number in range(len(order))], [shape for _, shape in found])
+
+
+def sums_last(parts: Sequence[Part | AdjointPart]) -> list[int] | None:
+    """The places of ``parts`` in an order in which what looks at sums over pixels goes last; None where several do."""
+    order = sorted(range(len(parts)), key=lambda number: parts[number].takes_sums)
+    return None if any(parts[number].takes_sums for number in order[:-1]) else order
 
 
 class _InShape:
@@ -170,19 +176,22 @@ def _along_edges(given: Given, operator: EdgeDifferences, first: int, steps: Ten
 
     cost = given.cost
     low, high = given.bounds
-    begin, order = operator.incidence
     return EdgePart(
         duals=_twice(start.transpose(1, 2), cost),
-        weights=(given.factor * operator.weights.detach().to(cost)).contiguous(),
         steps=steps.transpose(1, 2).contiguous(),
         first=first,
         low=low,
         high=high,
         adjoints=cost.new_zeros(2, len(cost), math.prod(cost.shape[2:]), start.shape[1]),
-        ends=operator.edges.contiguous(),
-        start=begin,
-        order=order,
+        **edge_tensors(operator, given.factor, cost),
     )
+
+
+def edge_tensors(operator: EdgeDifferences, factor: float, like: Tensor) -> dict[str, Tensor]:
+    """What kernels on edges take of the operator: weights (B, E) of the type of ``like``, ends, and the incidence."""
+    begin, order = operator.incidence
+    weights = (factor * operator.weights.detach().to(like)).contiguous()
+    return {"weights": weights, "ends": operator.edges.contiguous(), "start": begin, "order": order}
 
 
 def _classes_first(dual: Tensor) -> Tensor:
@@ -200,17 +209,22 @@ def grid_part(given: Given) -> Shaped | None:
     assert isinstance(operator, Gradient)
     if given.shift is not None:
         return None
-    weights = given.factor * operator.weights(cost).detach().to(cost)
     low, high = given.bounds
     part = (BallsPart if isinstance(given.dual_set, Balls) else GridPart)(
         duals=_twice(_classes_last(given.start.flatten(3)), cost),
-        weights=weights.flatten(2).expand(len(cost), -1, -1).contiguous(),
+        weights=grid_weights(operator, given.factor, cost),
         steps=_classes_last(given.steps.flatten(3)).contiguous(),
         first=0,
         low=low,
         high=high,
     )
     return part, lambda dual: dual.permute(0, 3, 1, 2).reshape(given.start[: len(dual)].shape)
+
+
+def grid_weights(operator: Gradient, factor: float, like: Tensor) -> Tensor:
+    """(B, axes, N), of the type and for the images of ``like``."""
+    weights = factor * operator.weights(like).detach().to(like)
+    return weights.flatten(2).expand(len(like), -1, -1).contiguous()
 
 
 @fast("joint-part", ClassSums, Free, device="cuda")
