@@ -26,7 +26,7 @@ from regloss_plugins.bindings.joint_steps import edge_tensors, grid_weights, sum
 from regloss_plugins.bindings.triton_kernels import triton_is_there
 
 if TYPE_CHECKING:
-    from regloss_plugins.kernels.adjoint_triton import AdjointPart
+    from regloss_plugins.kernels.adjoint_parts_triton import AdjointPart
 
 
 class Given(NamedTuple):
@@ -126,7 +126,7 @@ def _moving(given: Given, laid: Callable[[Tensor], Tensor]) -> dict[str, Tensor]
 @fast("adjoint-part", Gradient, Balls, device="cuda")
 def grid_part(given: Given) -> Shaped:
     """Total variation."""
-    from regloss_plugins.kernels.adjoint_triton import BallsAdjoint, GridAdjoint
+    from regloss_plugins.kernels.grid_adjoint_triton import BallsAdjoint, GridAdjoint
 
     operator, like = given.operator, given.residual
     assert isinstance(operator, Gradient)
@@ -168,7 +168,7 @@ def tree_part(given: Given) -> Shaped:
 
 
 def _along_edges(given: Given, operator: EdgeDifferences, column: int, laid: Callable[[Tensor], Tensor]) -> AdjointPart:
-    from regloss_plugins.kernels.adjoint_triton import EdgeAdjoint
+    from regloss_plugins.kernels.edge_adjoint_triton import EdgeAdjoint
 
     tensors = edge_tensors(operator, given.factor, given.residual)
     return EdgeAdjoint(column=column, **tensors, **_moving(given, laid))
@@ -178,7 +178,7 @@ def _along_edges(given: Given, operator: EdgeDifferences, column: int, laid: Cal
 @fast("adjoint-part", ClassSums, Orthant, device="cuda")
 def sums_part(given: Given) -> Shaped:
     """Volumes."""
-    from regloss_plugins.kernels.adjoint_triton import SumsAdjoint
+    from regloss_plugins.kernels.class_sums_adjoint_triton import SumsAdjoint
 
     operator, like = given.operator, given.residual
     assert isinstance(operator, ClassSums)
@@ -194,7 +194,7 @@ def sums_part(given: Given) -> Shaped:
 @fast("adjoint-part", ClassDifferences, Orthant, device="cuda")
 def order_part(given: Given) -> Shaped:
     """Ordered sets."""
-    from regloss_plugins.kernels.adjoint_triton import OrderAdjoint
+    from regloss_plugins.kernels.class_differences_adjoint_triton import OrderAdjoint
 
     operator, like = given.operator, given.residual
     assert isinstance(operator, ClassDifferences)

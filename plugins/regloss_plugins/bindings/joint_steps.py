@@ -28,7 +28,7 @@ from regloss.operators import (
 from regloss_plugins.bindings.triton_kernels import triton_is_there
 
 if TYPE_CHECKING:
-    from regloss_plugins.kernels.adjoint_triton import AdjointPart
+    from regloss_plugins.kernels.adjoint_parts_triton import AdjointPart
     from regloss_plugins.kernels.joint_ascent_triton import JointSteps
     from regloss_plugins.kernels.points_triton import Part
 

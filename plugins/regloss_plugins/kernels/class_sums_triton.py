@@ -60,6 +60,26 @@ def _add(
 
 
 @triton.jit
+def sums_of_blocks(
+    sums: tl.tensor,  # (B, blocks, K)
+    number: tl.tensor,  # of the image
+    classes: tl.tensor,
+    blocks: tl.tensor,
+    CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """(CLASSES,) float64: what the programs of a launch have summed up, always in the same order."""
+    label = tl.arange(0, CLASSES)
+    parts = tl.zeros((BLOCK, CLASSES), dtype=tl.float64)
+    for begin in range(0, blocks, BLOCK):
+        block = begin + tl.arange(0, BLOCK)
+        places = (number * blocks + block)[:, None] * classes + label[None, :]
+        inside = (block < blocks)[:, None] & (label < classes)[None, :]
+        parts += tl.load(sums + places, mask=inside, other=0.0).to(tl.float64)
+    return tl.sum(parts, axis=0)
+
+
+@triton.jit
 def _move(
     sums: tl.tensor,  # (B, blocks, K)
     dual: tl.tensor,  # (B, SIDES, K)
@@ -81,12 +101,7 @@ def _move(
     number = tl.program_id(0).to(tl.int64)
     label = tl.arange(0, CLASSES)
     known = label < classes
-    parts = tl.zeros((BLOCK, CLASSES), dtype=tl.float64)
-    for begin in range(0, blocks, BLOCK):
-        block = begin + tl.arange(0, BLOCK)
-        places = (number * blocks + block)[:, None] * classes + label[None, :]
-        parts += tl.load(sums + places, mask=(block < blocks)[:, None] & known[None, :], other=0.0).to(tl.float64)
-    total = tl.sum(parts, axis=0) * tl.load(weights + number)
+    total = sums_of_blocks(sums, number, classes, blocks, CLASSES, BLOCK) * tl.load(weights + number)
     extrapolation = tl.load(extrapolations + number)
     gain = tl.zeros((CLASSES,), dtype=tl.float32)
     for side in tl.static_range(SIDES):

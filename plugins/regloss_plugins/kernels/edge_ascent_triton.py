@@ -24,6 +24,39 @@ from regloss_plugins.kernels.points_triton import Part, Step, block_of, finished
 
 
 @triton.jit
+def sums_at_pixels(
+    dual: tl.tensor,  # (B, E, width)
+    weights: tl.tensor,  # (B, E)
+    start: tl.tensor,  # (B, N + 1) int32
+    order: tl.tensor,  # (B, 2 E) int32
+    pixel: tl.tensor,  # (BLOCK,)
+    first: tl.tensor,
+    width: tl.tensor,
+    pixels: tl.tensor,
+    edges: tl.tensor,
+    CLASSES: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """(BLOCK, CLASSES) K^T y at some pixels of the program's image, gathered from the edges at each."""
+    number = tl.program_id(1).to(tl.int64)
+    column = tl.arange(0, CLASSES) - first
+    own = (column >= 0) & (column < width)
+    there = pixel < pixels
+    begin = tl.load(start + number * (pixels + 1) + pixel, mask=there, other=0)
+    count = tl.load(start + number * (pixels + 1) + pixel + 1, mask=there, other=0) - begin
+    total = tl.zeros((BLOCK, CLASSES), dtype=tl.float32)
+    for k in range(tl.max(count, axis=0)):
+        here = k < count
+        entry = tl.load(order + 2 * number * edges + begin + k, mask=here, other=0)
+        edge = tl.where(entry < edges, entry, entry - edges)
+        weight = tl.load(weights + number * edges + edge, mask=here, other=0.0)
+        weight = tl.where(entry < edges, -weight, weight)
+        places = (number * edges + edge)[:, None] * width + column[None, :]
+        total += weight[:, None] * tl.load(dual + places, mask=here[:, None] & own[None, :], other=0.0)
+    return total
+
+
+@triton.jit
 def _add(
     scores: tl.tensor,  # (B, N, K)
     dual: tl.tensor,  # (B, E, width)
@@ -52,17 +85,7 @@ def _add(
     own = (column >= 0) & (column < width)
     there = pixel < pixels
     known = label < classes
-    begin = tl.load(start + number * (pixels + 1) + pixel, mask=there, other=0)
-    count = tl.load(start + number * (pixels + 1) + pixel + 1, mask=there, other=0) - begin
-    total = tl.zeros((BLOCK, CLASSES), dtype=tl.float32)
-    for k in range(tl.max(count, axis=0)):
-        here = k < count
-        entry = tl.load(order + 2 * number * edges + begin + k, mask=here, other=0)
-        edge = tl.where(entry < edges, entry, entry - edges)
-        weight = tl.load(weights + number * edges + edge, mask=here, other=0.0)
-        weight = tl.where(entry < edges, -weight, weight)
-        places = (number * edges + edge)[:, None] * width + column[None, :]
-        total += weight[:, None] * tl.load(dual + places, mask=here[:, None] & own[None, :], other=0.0)
+    total = sums_at_pixels(dual, weights, start, order, pixel, first, width, pixels, edges, CLASSES, BLOCK)
     places = (number * pixels + pixel)[:, None] * width + column[None, :]
     mine = there[:, None] & own[None, :]
     tl.store(adjoint + places, total, mask=mine)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_BLOCK = tl.constexpr(128)
+from regloss_plugins.kernels.points_triton import total_of
 
 
 @triton.jit
@@ -22,11 +22,7 @@ def momentum(
 ) -> None:
     """T and the extrapolation of the next step, at most ``most``; a gain above 0 restarts both."""
     image = tl.program_id(0)
-    total = tl.zeros((_BLOCK,), dtype=tl.float32)
-    for begin in range(0, blocks, _BLOCK):
-        one = begin + tl.arange(0, _BLOCK)
-        total += tl.load(gains + image * blocks + one, mask=one < blocks, other=0.0)
-    restart = tl.sum(total, axis=0) > 0
+    restart = total_of(gains, image, blocks) > 0
     t = tl.load(momenta + image)
     following = (1 + tl.sqrt(1 + 4 * t * t)) / 2
     tl.store(extrapolations + image, tl.where(restart, 0.0, tl.minimum((t - 1) / following, most)))

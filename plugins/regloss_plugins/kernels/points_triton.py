@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 _TILE = 1024  # numbers of a program
+_BLOCK = tl.constexpr(128)
 
 
 def block_of(classes: int) -> tuple[int, int]:
@@ -57,6 +58,20 @@ def finished(
             scores = tl.exp2(scores - tl.max(scores, axis=1)[:, None])
             scores = scores / tl.sum(scores, axis=1)[:, None]
     return scores
+
+
+@triton.jit
+def total_of(
+    sums: tl.tensor,  # (B, blocks)
+    image: tl.tensor,
+    blocks: tl.tensor,
+) -> tl.tensor:
+    """What the programs of a launch have summed up of ``image``, always in the same order."""
+    total = tl.zeros((_BLOCK,), dtype=tl.float32)
+    for begin in range(0, blocks, _BLOCK):
+        one = begin + tl.arange(0, _BLOCK)
+        total += tl.load(sums + image * blocks + one, mask=one < blocks, other=0.0)
+    return tl.sum(total, axis=0)
 
 
 class Step(NamedTuple):

@@ -18,13 +18,18 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from regloss_plugins.kernels import (
+    adjoint_parts_triton,
     adjoint_triton,
+    class_differences_adjoint_triton,
     class_differences_triton,
+    class_sums_adjoint_triton,
     class_sums_triton,
+    edge_adjoint_triton,
     edge_ascent_triton,
     edges_triton,
     gated_windows_triton,
     gaussian_sums_triton,
+    grid_adjoint_triton,
     grid_ascent_triton,
     grid_differences_triton,
     momentum_triton,
@@ -89,29 +94,33 @@ for sides in (1, 2):
     reads = ("sums", "dual", "before", "steps", "extrapolations", "gains")
     check(class_sums_triton._move, reads, ("row", "classes", "blocks"), bounds, types, **constants)
 
-numbers, fractions = ("batch", "classes", "pixels"), ("inverse_entropy",)
+counts, fractions = ("batch", "classes", "pixels"), ("inverse_entropy",)
+of_edges = ("column", "width", "edges")
 tile = {"CLASSES": 4, "BLOCK": 256}
-pointers = ("steepest", "weights", "adjoint", "s", "points", "numbers")
+gathered = ("steepest", "weights", "adjoint", "s", "points", "numbers")
 types = {"start": "*i32", "order": "*i32"}
 for first, last in ((True, False), (False, True)):
     constants = {"FIRST": first, "LAST": last, **tile}
-    check(adjoint_triton._grid_points, pointers, (*numbers, *strides), fractions, AXES=3, **constants)
-    check(adjoint_triton._edge_points, pointers, (*numbers, "column", "width", "edges"), fractions, types, **constants)
-    check(adjoint_triton._order_points, pointers, numbers, fractions, **constants)
-    reads = (*pointers, "region", "totals")
-    check(adjoint_triton._sums_points, reads, numbers, fractions, SIDES=1 + last, FIRST=first, **tile)
-    check(adjoint_triton._numbers, ("numbers", "sums"), ("batch", "blocks"), ALPHA=first)
-pointers = ("steepest", "direction", "image", "inverse", "normals", "numbers", "sums")
-for graph, axes, joint in ((True, 1, False), (False, 2, False), (False, 3, True)):
+    check(grid_adjoint_triton._gather, gathered, (*counts, *strides), fractions, AXES=3, **constants)
+    check(edge_adjoint_triton._gather, gathered, (*counts, *of_edges), fractions, types, **constants)
+    check(class_differences_adjoint_triton._gather, gathered, counts, fractions, **constants)
+    reads = (*gathered, "region", "totals")
+    check(class_sums_adjoint_triton._gather, reads, counts, fractions, SIDES=1 + last, FIRST=first, **tile)
+for kernel in (adjoint_triton._alpha, adjoint_triton._beta):
+    check(kernel, ("numbers", "sums"), ("batch", "blocks"))
+moved = ("steepest", "direction", "image", "inverse", "numbers", "sums")
+applied, counts = ("points", "weights", *moved), (*counts, "row")
+for axes, joint in ((1, False), (3, True)):
     constants = {"AXES": axes, "JOINT": joint, **tile}
-    reads, types = (*pointers, "points", "weights", "curvature"), {"ends": "*i64" if graph else "*fp32"}
-    counts = (*numbers, "row", "column", "width", "edges", *strides)
-    check(adjoint_triton._image, reads, counts, (), types, GRAPH=graph, **constants)
-    counts = ("row", "batch", "width", "edges")
-    check(adjoint_triton._update, (*pointers, "solution", "residual"), counts, **constants)
-check(adjoint_triton._order_image, (*pointers, "points", "weights"), (*numbers, "row"), **tile)
-counts = ("row", "batch", "classes", "blocks")
-check(adjoint_triton._sums_image, (*pointers, "totals", "weights"), counts, SIDES=2, **tile)
+    reads = (*moved, "solution", "residual", "normals")
+    check(adjoint_parts_triton._move, reads, ("row", "batch", "width", "edges"), **constants)
+    last_one = f"stride_{axes - 1}"
+    numbers = (*counts, *(stride for stride in strides if stride != last_one))
+    check(grid_adjoint_triton._apply, (*applied, "normals", "curvature"), numbers, **{last_one: 1}, **constants)
+check(edge_adjoint_triton._apply, applied, (*counts, *of_edges), types={"ends": "*i64"}, **tile)
+check(class_differences_adjoint_triton._apply, applied, counts, **tile)
+reads = ("totals", "weights", *moved)
+check(class_sums_adjoint_triton._apply, reads, (*counts, "blocks"), SIDES=2, **tile)
 
 types, numbers = {"ends": "*i64"}, ("classes", "pixels", "edges")
 numbers = (*numbers, "sign")
