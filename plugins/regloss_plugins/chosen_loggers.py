@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from regloss.errors import UsageError
+
 VARIABLE = "REGLOSS_LOGGERS"
 """Environment variable that names the loggers to use, with commas between them."""
 
@@ -15,8 +17,16 @@ KNOWN = ("wandb", "mlflow")
 
 
 def is_chosen(name: str) -> bool:
-    """Whether the user asks for the logger ``name``."""
-    return name in [word.strip() for word in os.environ.get(VARIABLE, "").split(",")]
+    """Whether the user asks for the logger ``name``.
+
+    Raises:
+        UsageError: a logger is asked for that there is not.
+    """
+    words = [word.strip() for word in os.environ.get(VARIABLE, "").split(",") if word.strip()]
+    unknown = [word for word in words if word not in KNOWN]
+    if unknown:
+        raise UsageError(f"{VARIABLE} names {', '.join(map(repr, unknown))}; the loggers are {' and '.join(KNOWN)}.")
+    return name in words
 
 
 def configuration(folder: Path) -> dict[str, Any]:

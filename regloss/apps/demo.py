@@ -95,7 +95,7 @@ def run_demo(
     for name in configs:
         check_idle(output / name)
     make_new_folder(output, tuple(configs))
-    callback("Compiling the graph cuts: a minute or two the first time, then they are kept.")
+    callback("Compiling the graph cuts: some seconds the first time, then they are kept.")
     _compile()
     scores = {}
     for number, (name, config) in enumerate(configs.items(), 1):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -83,7 +84,7 @@ class FoldedDataset(Dataset):
             raise UsageError(f"There is no fold {fold}: folds = {folds}, so they are 0 to {folds - 1}.")
         self._whole, self._train, self._test = dataset, train, test
         self.classes, self.colors, self.channels = dataset.classes, dataset.colors, dataset.channels
-        self.window = dataset.window
+        self.window, self.spacing = dataset.window, dataset.spacing
         ids = dataset.ids(train)
         of = {sample_id: dataset.group_of(sample_id) for sample_id in ids}
         left_out = {group for group, place in deal(sorted(set(of.values())), folds, stratify).items() if place == fold}
@@ -106,6 +107,10 @@ class FoldedDataset(Dataset):
     def load(self, sample_id: str) -> Sample:
         """Read one sample; see `Dataset.load`."""
         return self._whole.load(sample_id)
+
+    def files_of(self, sample_id: str) -> Sequence[Path]:
+        """See `Dataset.files_of`."""
+        return self._whole.files_of(sample_id)
 
     def volume_of(self, sample_id: str) -> str:
         """See `Dataset.volume_of`."""

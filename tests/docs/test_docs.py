@@ -445,6 +445,27 @@ def test_every_prior_loop_and_layer_has_a_page(page: Path) -> None:
     assert row.search((DOCS / "methods" / "index.md").read_text(encoding="utf-8")), "it is not in the index of methods"
 
 
+WITH_SETTINGS = {
+    page: component
+    for component in OWN
+    for page in (DOCS / "methods" / f"{component.name}.md",)
+    if METHOD_PAGES.get(page, component) == component and page.is_file() and rows(section(page, "Settings"))
+}
+
+
+@pytest.mark.parametrize("page", WITH_SETTINGS, ids=lambda page: page.stem)
+def test_settings_that_a_method_page_repeats_are_the_components(page: Path) -> None:
+    """Defaults that are no code are said in words there, a schedule for instance."""
+    component = WITH_SETTINGS[page]
+    known = {
+        name.replace("_", "-"): setting.default for name, setting in registry.settings(registry.load(component)).items()
+    }
+    for name, shown in rows(section(page, "Settings")).items():
+        assert name in known, f"{component.name} has no setting {name}"
+        if shown.startswith("`"):
+            assert tomllib.loads(f"value = {shown.strip('`')}")["value"] == plain(known[name]), name
+
+
 def test_every_prior_loop_and_layer_can_be_chosen() -> None:
     text = (DOCS / "guide" / "choose.md").read_text(encoding="utf-8")
     for page in METHOD_PAGES:

@@ -7,9 +7,10 @@ from small_data import settings, toml
 
 from regloss.apps.cross_validation import read_table, table_of, train_folds
 from regloss.apps.evaluate import evaluate_run
+from regloss.dataset import Dataset
 from regloss.errors import UsageError
 from regloss.training.config import parse
-from regloss.training.folds import deal, open_dataset
+from regloss.training.folds import FoldedDataset, deal, open_dataset
 from regloss.training.run_parts import build
 
 GROUPS = [f"patient{number:02d}" for number in range(11)]
@@ -55,6 +56,16 @@ def test_parts_of_a_data_set(images, tmp_path):
         parts.append(test)
     assert set.union(*parts) == {f"i{number}" for number in range(8)}
     assert sum(map(len, parts)) == 8
+
+
+def test_what_a_model_and_the_memory_of_samples_need_is_the_whole_sets(images, tmp_path):
+    """A model whose card lacked the spacing would see images of other spacings as they are, without a word."""
+    whole = open_dataset(parse(settings(images, tmp_path)).data)
+    whole.spacing, whole.window = (3.0, 0.5), (0.0, 200.0)
+    data = FoldedDataset(whole, "all", "test", 2, 0)
+    for name in set(Dataset.__annotations__) - {"notes"}:
+        assert getattr(data, name) == getattr(whole, name), name
+    assert data.files_of("i0") == whole.files_of("i0") != []
 
 
 def test_groups_stay_together(images, tmp_path):

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from regloss.errors import UsageError
 from regloss.hooks import manager
 from regloss.training.trainer import train
+from regloss_plugins.chosen_loggers import is_chosen
 
 # What the loggers say of themselves.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -25,6 +27,12 @@ def test_no_logger_is_used_unasked(trained_with):
     names = {name for name, _ in manager().list_name_plugin()}
     assert {"regloss:wandb", "regloss:mlflow"} <= names
     assert sorted(path.name for path in (trained_with("") / "log").iterdir()) == ["epochs.csv", "steps.csv"]
+
+
+def test_a_logger_that_there_is_not_is_refused(monkeypatch):
+    monkeypatch.setenv("REGLOSS_LOGGERS", "mlflow, wanbd")
+    with pytest.raises(UsageError, match="REGLOSS_LOGGERS names 'wanbd'; the loggers are wandb and mlflow"):
+        is_chosen("mlflow")
 
 
 def test_mlflow_keeps_curves_settings_and_scores(trained_with):
