@@ -36,6 +36,7 @@ from regloss.numerics import one_hot, widest_float
 from regloss.region_force import RegionForce, pick_statistics
 from regloss.registry import name_of, resolve
 from regloss.regularizer import Regularizer, Term, combine
+from regloss.settings import checked
 from regloss.solver import (
     Callback,
     Progress,
@@ -79,6 +80,7 @@ class Alternation:
         return torch.stack([step.energy for step in self.history])
 
 
+@checked
 def alternate(
     region_force: RegionForce | str,
     regularizer: Any,

@@ -78,6 +78,8 @@ def check_spacing(spacing: Sequence[float] | Tensor | None, ndim: int) -> tuple[
         return None
     try:
         found = tuple(float(step) for step in spacing)
+        if any(isinstance(step, bool) for step in spacing):
+            raise TypeError
     except (TypeError, ValueError) as error:
         raise UsageError(f"spacing must be {ndim} numbers, one for each axis; got {spacing!r}.") from error
     if len(found) != ndim or not all(0 < step < math.inf for step in found):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from regloss.errors import UsageError
+from regloss.settings import fits
 
 SHAPES = ("linear", "cosine", "exponential", "step")
 
@@ -39,6 +40,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
             raise UsageError(f"A schedule's shape is one of {', '.join(SHAPES)}; got {self.shape!r}.")
+        for name in ("start", "end", "begin", "finish"):
+            if not fits(getattr(self, name), float):
+                raise UsageError(f"{name} of a schedule must be a number; got {getattr(self, name)!r}.")
         if not (math.isfinite(self.start) and math.isfinite(self.end)):
             raise UsageError(f"A schedule goes between two finite numbers; got {self.start} and {self.end}.")
         if not 0 <= self.begin < self.finish <= 1:

@@ -3,8 +3,9 @@
 `CheckedSettings` is the metaclass of the interfaces: it compares what a component is made with to the annotations of
 its ``__init__``. A class's own checks come first, so that their messages, which know more, are what is seen; what they
 let through or stumble over (a text that is compared with 0, a bool where a number belongs, a tensor that needs a
-gradient and would not get one) is named here. Of annotations, numbers, bools, texts, None, tensors, choices, unions of
-these and sequences of them are understood; whatever else an annotation says is left to the class.
+gradient and would not get one) is named here. Of annotations, numbers, bools, texts, None, tensors, functions, choices,
+unions of these and sequences of them are understood; whatever else an annotation says is left to the class. `checked`
+does the same for functions, before they run.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import reprlib
 import sys
 import types
 from abc import ABCMeta
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, wraps
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from regloss.errors import ReglossError, UsageError
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _UNIONS = (Union, types.UnionType)
@@ -85,15 +88,49 @@ def complaint(cls: type, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> st
     ]
     if missing:
         return f"{name_of(cls)} cannot be made without: {', '.join(missing)}."
-    for name, kind in _kinds(cls).items():
-        if name in given and not fits(given[name], kind):
-            value = given[name]
-            if getattr(value, "requires_grad", False):
-                return (
-                    f"{name} of {name_of(cls)} must be {described(kind)}, and cannot be learnt; got a tensor that "
-                    "needs a gradient. Give its value, value.detach()."
-                )
-            return f"{name} of {name_of(cls)} must be {described(kind)}; got {reprlib.repr(value)}."
+    found = _misfit(given, _kinds(cls))
+    return None if found is None else f"{found[0]} of {name_of(cls)} {found[1]}"
+
+
+def checked(function: Function) -> Function:
+    """Decorate a function to refuse arguments that are not of the types that its signature says, before it runs.
+
+    >>> @checked
+    ... def doubled(number: int) -> int:
+    ...     return 2 * number
+    >>> doubled(True)
+    Traceback (most recent call last):
+    ...
+    regloss.errors.UsageError: number of doubled must be a whole number; got True.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:
+            return function(*args, **kwargs)  # says by itself which argument is missing, or one too many
+        found = _misfit(given, _kinds(function))
+        if found is not None:
+            raise UsageError(f"{found[0]} of {function.__name__} {found[1]}")
+        return function(*args, **kwargs)
+
+    return cast(Function, call)
+
+
+def _misfit(given: Mapping[str, Any], kinds: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The first argument that is not of its type, and what is said of it; None = there is none."""
+    for name, kind in kinds.items():
+        if name not in given or fits(given[name], kind):
+            continue
+        value = given[name]
+        if getattr(value, "requires_grad", False):
+            return name, (
+                f"must be {described(kind)}, and cannot be learnt; got a tensor that needs a gradient. Give its value, "
+                "value.detach()."
+            )
+        return name, f"must be {described(kind)}; got {reprlib.repr(value)}."
     return None
 
 
@@ -120,6 +157,8 @@ def fits(value: Any, kind: Any) -> bool:
         return _is_number(value, Integral if kind is int else Real)
     if _is_tensor(kind):
         return isinstance(value, kind)
+    if origin is Callable:
+        return callable(value)
     if origin in _SEQUENCES or kind in _SEQUENCES:
         return _is_sequence(value, get_args(kind)[0] if get_args(kind) else Any)
     return True
@@ -140,6 +179,8 @@ def described(kind: Any) -> str:
         return "None"
     if _is_tensor(kind):
         return "a tensor"
+    if origin is Callable:
+        return "a function"
     if origin in _SEQUENCES or kind in _SEQUENCES:
         of = get_args(kind)[0] if get_args(kind) else Any
         if of is Any:
@@ -187,25 +228,28 @@ def _signature(init: Any) -> inspect.Signature:
 
 
 @cache
-def _kinds(cls: type) -> dict[str, Any]:
-    """The annotations of the settings of ``cls``."""
+def _kinds(of: Any) -> dict[str, Any]:
+    """The annotations of the settings of a class, or of the arguments of a function."""
+    is_class = isinstance(of, type)
+    signature = _signature(of.__init__) if is_class else inspect.signature(of)
+    modules = [base.__module__ for base in of.__mro__] if is_class else [of.__module__]
     return {
-        name: _evaluated(cls, parameter.annotation)
-        for name, parameter in _signature(cls.__init__).parameters.items()  # type: ignore[misc]
+        name: _evaluated(modules, parameter.annotation)
+        for name, parameter in signature.parameters.items()
         if parameter.annotation is not inspect.Parameter.empty and parameter.kind not in _VARIADIC
     }
 
 
-def _evaluated(cls: type, annotation: Any) -> Any:
-    """An annotation as an object; a text means what it does in the module of ``cls``, or of the base that it is from.
+def _evaluated(modules: Sequence[str], annotation: Any) -> Any:
+    """An annotation as an object; a text means what it does in the first of ``modules`` that knows its names.
 
     Any where it cannot be evaluated: it may use names that only type checkers import.
     """
     if not isinstance(annotation, str):
         return annotation
-    for base in cls.__mro__:
+    for module in modules:
         try:
-            return eval(annotation, dict(vars(sys.modules[base.__module__])))  # what the class itself says
+            return eval(annotation, dict(vars(sys.modules[module])))  # what the source itself says
         except NameError:
             continue
     return Any

@@ -311,6 +311,8 @@ def solve(
     >>> solve(GridCRF(sigma=0.1).bind(image), unary, "alpha-expansion").labels
     tensor([[[0, 0, 1, 1]]])
     """
+    if not isinstance(term, Term):
+        raise UsageError(f"solve takes a regularizer that is bound to images, R.bind(image); got {term!r}.")
     chosen: Solver = resolve("solver", solver)
     kind = negotiate(term.regularizer, chosen)
     check_scores(unary, "unary")

@@ -103,6 +103,38 @@ def test_every_number_of_every_component_refuses_what_is_none() -> None:
     assert tried > 300
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda i, m: regloss.scribble_distances(i[:, 0].long(), m, most=float("nan")), "most of .* whole number"),
+        (lambda i, m: regloss.scribble_distances(i[:, 0].long(), m, barrier=True), "barrier of .* a number; got True"),
+        (lambda i, m: regloss.scribble_distances(i[:, 0].long(), m / 0), "costs holds .* NaN or infinite"),
+        (lambda i, m: regloss.guided_filter(i, m, epsilon="1"), "epsilon of guided_filter must be a number; got '1'"),
+        (lambda i, m: regloss.guided_filter(i, m, radius=0), "radius must be at least 1"),
+        (lambda i, m: regloss.guided_filter(i, m / 0), "values holds .* NaN or infinite"),
+        (lambda i, m: regloss.guided_filter(i, m.long()), "values must be floating point"),
+        (lambda i, m: regloss.phases_by_color(i, 2, tries=2.5), "tries of phases_by_color must be a whole number"),
+        (lambda i, m: regloss.phases_by_saliency(i, None), "saliency of .* must be a text or a function; got None"),
+        (lambda i, m: regloss.phases_by_saliency(i, lambda image: image), r"maps \(B, \*S\) = \(1, 5, 6\); got"),
+        (lambda i, m: regloss.deep_chan_vese(i, warm_up=True), "warm_up of deep_chan_vese must be a whole number"),
+        (
+            lambda i, m: regloss.alternate("chan-vese", "tv", "alpha-expansion", i, m, max_rounds=True),
+            "max_rounds of alternate must be a whole number; got True",
+        ),
+        (
+            lambda i, m: regloss.solve(GridCRF(), m, "alpha-expansion"),
+            r"bound to images, R\.bind\(image\); got Grid",
+        ),
+        (lambda i, m: GridCRF().bind(i, spacing=(True, 1.0)), "spacing must be 2 numbers"),
+        (lambda i, m: regloss.Schedule(True, 2.0), "start of a schedule must be a number; got True"),
+        (lambda i, m: regloss.TrustRegion("tv", coupling={"start": 1.0, "end": None}), "end of a schedule .* got None"),
+    ],
+)
+def test_functions_refuse_what_they_cannot_use(call: Callable[..., object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        call(torch.zeros(1, 1, 5, 6), torch.rand(1, 2, 5, 6))
+
+
 def test_tensors_with_gradients_are_learnt_or_refused() -> None:
     sigma = torch.tensor(0.05, requires_grad=True)
     with pytest.raises(UsageError, match="sigma"):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,9 @@ def predict_files(
 
     Raises:
         UsageError: no such run or images, an unknown format, runs of different classes or channels, or the output
-            exists and ``overwrite`` is not set.
+            exists and ``overwrite`` is not set; an image in the middle that cannot be used, where those before it are
+            done and stay.
+        FailedWrite: likewise, where the disk is full, say.
     """
     runs = (run,) if isinstance(run, Path) else tuple(run)
     models = load_several(runs, changes)
@@ -133,7 +136,8 @@ def predict_files(
         tuple(s for s in tilings if tilings[s]),
     )
     if not is_first_machine(nodes):  # the first one checks and prepares what all share, and says what is left
-        _launch(work, (), devices, nodes, say, quiet)
+        with work.resumable(len(items)):
+            spread(partial(_share, work, (), say, quiet), devices, nodes)
         return len(items)
     done = work.start(overwrite=overwrite, resume=resume)
     left = [item.stem for item in items if item.stem not in done]
@@ -147,21 +151,12 @@ def predict_files(
         else:
             first.read()
     work.prepare(clean=not resume)
-    if devices == nodes == 1:
-        work.segment(models, [item for item in items if item.stem in left], say, quiet)
-    else:
-        _launch(work, left, devices, nodes, say, quiet)
+    with work.resumable(len(items)):
+        if devices == nodes == 1:
+            work.segment(models, [item for item in items if item.stem in left], say, quiet)
+        else:
+            spread(partial(_share, work, tuple(left), say, quiet), devices, nodes)
     return len(items)
-
-
-def _launch(
-    work: _Work, stems: Sequence[str], devices: int, nodes: int, say: Callable[[str], object], quiet: bool
-) -> None:
-    """Spread what is left over processes, each with a device of its own."""
-    try:
-        spread(partial(_share, work, tuple(stems), say, quiet), devices, nodes)
-    except ReglossError as error:
-        raise ReglossError(f"The prediction is not complete: go on with --resume. {error}") from error
 
 
 def _silent(message: str) -> None:
@@ -226,7 +221,22 @@ class _Work:
                 f"{self.output} was begun with other {listed(changed)}, so it cannot go on. Give what it was begun "
                 "with, or another --output."
             )
+        return self.done()
+
+    def done(self) -> set[str]:
+        """What has its labels, which are written last."""
         return {stem_of(path) for path in (self.output / "labels").glob("[!.]*")}
+
+    @contextmanager
+    def resumable(self, total: int) -> Iterator[None]:
+        """An error says how many of ``total`` images are done, which stay, and how to go on."""
+        try:
+            yield
+        except ReglossError as error:
+            raise type(error)(
+                f"{len(self.done())} of {total} are done, in {self.output / 'labels'}. Mend this, and go on with "
+                f"--resume: {error}"
+            ) from error
 
     def prepare(self, *, clean: bool) -> None:
         """Make the output's folders."""

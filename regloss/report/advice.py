@@ -167,8 +167,9 @@ def _labels_not_learnt(classes: Sequence[str], measures: TrainingMeasures) -> It
         yield Advice(
             f"{percent(row[other] / total)} of the pixels {what} as {name!r} in training images are called "
             f"{classes[other]!r} by the network.",
-            "Train longer (training.epochs), first on the labels alone (training.warm-up), with another learning rate, "
-            "or with a smaller weight of the regularizer; if it stays, look whether the labels are right.",
+            "Train longer (training.epochs), with another learning rate, or with a smaller weight of the regularizer; "
+            "if it stays, look whether the labels are right. The last thing to try is to learn from them alone first "
+            "(training.warm-up), which takes these epochs from the whole loss.",
         )
 
 

@@ -28,6 +28,7 @@ from pydantic import (
 )
 from torch import Tensor, nn
 
+from regloss.checks import LARGEST
 from regloss.errors import ReglossError, UsageError
 from regloss.io.limits import LARGEST_TEXT, check_regular
 from regloss.io.samples import MAX_SCRIBBLED
@@ -49,7 +50,27 @@ def _underscores(table: Mapping[str, Any]) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in table.items()}
 
 
-class _Section(BaseModel):
+class _Checked(BaseModel):
+    # Pydantic takes true for 1 and false for 0.
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_for_a_number(cls, value: Any, about: ValidationInfo) -> Any:
+        allowed = _alternatives(cls.model_fields[about.field_name or ""].annotation)
+        if _holds_bool(value) and (int in allowed or float in allowed) and not (bool in allowed or Any in allowed):
+            raise ValueError("needs a number, which true and false are not")
+        return value
+
+
+def _holds_bool(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_holds_bool, value)))
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """All types that ``annotation`` is made of."""
+    return [annotation, *(one for part in get_args(annotation) for one in _alternatives(part))]
+
+
+class _Section(_Checked):
     # Dumped infinities stay such: a bandwidth of inf is one, and None is none.
     model_config = ConfigDict(
         extra="forbid", frozen=True, alias_generator=_hyphens, populate_by_name=True, ser_json_inf_nan="constants"
@@ -66,7 +87,6 @@ class _ComponentSection(_Section):
         return _underscores(self.model_extra or {})
 
 
-_LARGEST = 1e30  # what float32 computes with, squares of it apart
 _Crop = Annotated[int, Field(le=2**16)]
 _Window = Annotated[int, Field(ge=1, le=2**16)]
 _Devices = Annotated[int, Field(le=1024)]
@@ -129,8 +149,8 @@ class Augment(_Section):
     @field_validator("scale", "gamma")
     @classmethod
     def _positive(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1]:
-            raise ValueError("needs 0 < smallest <= largest")
+        if not 0 < value[0] <= value[1] < math.inf:
+            raise ValueError("needs finite numbers, 0 < smallest <= largest")
         return value
 
 
@@ -146,7 +166,7 @@ class Proposals(_Section):
     region_force: str | dict[str, Any] = "histogram"
     regularizer: list[dict[str, Any]] = [{"name": "grid-crf", "weight": 5.0}]
     solver: str | dict[str, Any] = "alpha-expansion"
-    entropy: float = Field(default=0.0, ge=0)
+    entropy: float = Field(default=0.0, ge=0, le=LARGEST)
     rounds: int = Field(default=5, ge=1)
     segmenter: str | dict[str, Any] | None = None
     threshold: float = Field(default=0.0, ge=0, lt=1)
@@ -322,8 +342,8 @@ class Training(_Section):
         if not (isinstance(value.get("lr"), int | float) and value["lr"] > 0):
             raise ValueError("needs a learning rate lr > 0")
         for key, number in value.items():
-            if isinstance(number, int | float) and not abs(number) <= _LARGEST:
-                raise ValueError(f"needs {key} of at most {_LARGEST:g}")
+            if isinstance(number, int | float) and not abs(number) <= LARGEST:
+                raise ValueError(f"needs {key} of at most {LARGEST:g}")
         return value
 
     @field_validator("schedule")
@@ -336,7 +356,7 @@ class Training(_Section):
             raise ValueError(f"does not know {', '.join(sorted(unknown))}; its keys are name, power, warmup")
         for key in ("power", "warmup"):
             number = value.get(key, 0.0)
-            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= _LARGEST:
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= LARGEST:
                 raise ValueError(f"needs {key} as a finite number of at least 0; got {number!r}")
         if not value.get("warmup", 0.0) < 1:
             raise ValueError("needs 0 <= warmup < 1, a fraction of the training")
@@ -722,6 +742,10 @@ def _current_name(key: str, kind: Any) -> str:
     return _hyphens(cls.former_names.get(name, name))
 
 
+class _LayerSettings(_Checked):
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+
 @cache
 def _settings_model(cls: type[RegularizedLayer]) -> type[BaseModel]:
     """What a configuration may set of ``cls``: the arguments of its constructor, with their types and defaults."""
@@ -735,8 +759,7 @@ def _settings_model(cls: type[RegularizedLayer]) -> type[BaseModel]:
             default = ... if parameter.default is parameter.empty else parameter.default
             # The prefix keeps settings apart from pydantic's own attributes; only the alias is ever seen.
             fields[f"setting_{name}"] = (_configurable_type(hints.get(name, Any)), Field(default, alias=_hyphens(name)))
-    config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
-    return create_model(cls.__name__, __config__=config, **fields)
+    return create_model(cls.__name__, __base__=_LayerSettings, **fields)
 
 
 def _configurable_type(hint: Any) -> Any:

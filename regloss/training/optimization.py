@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from regloss.errors import UsageError
-from regloss.training.config import Config
+from regloss.settings import complaint
+from regloss.training.config import Config, as_written
 from regloss.training.model import SegmentationModel
 
 
@@ -48,10 +49,13 @@ def optimizer_of(config: Config, groups: Any) -> torch.optim.Optimizer:
     """The configured optimizer of parameters or groups of them.
 
     Raises:
-        UsageError: torch's optimizer has no such setting.
+        UsageError: torch's optimizer has no such setting, or not with such a value.
     """
     table = {key.replace("-", "_"): value for key, value in config.training.optimizer.items()}
     optimizer: Any = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}[table.pop("name")]
+    wrong = complaint(optimizer, (groups,), table)  # torch takes true for a learning rate of 1
+    if wrong is not None:
+        raise UsageError(f"training.optimizer: {as_written(wrong)}")
     try:
         made: torch.optim.Optimizer = optimizer(groups, **table)
     except (TypeError, ValueError) as cause:

@@ -1,5 +1,6 @@
 """Label maps and overlays of a trained model, and what is said when it cannot make them."""
 
+import errno
 import shutil
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from torch.nn import functional
 
 from regloss.apps.predict import predict_files
-from regloss.errors import UsageError
+from regloss.errors import FailedWrite, UsageError
 from regloss.io.images import read_image
 from regloss.io.reduction import reduce_image
 from regloss.training.model import load_model, predict
@@ -67,6 +68,27 @@ def test_images_are_reduced_as_they_were_in_training(config, images, tmp_path):
     expected = functional.interpolate(logits, size=(24, 28), mode="bilinear").argmax(1)[0]
     with Image.open(tmp_path / "out" / "labels" / "i0.png") as picture:
         np.testing.assert_array_equal(np.asarray(picture), expected)
+
+
+def test_a_full_disk_leaves_what_is_done(trained, images, tmp_path, monkeypatch):
+    """Files of earlier images are whole, and a message says how many there are and how to get the others."""
+    save, out = Image.Image.save, tmp_path / "out"
+
+    def full(picture, path, *args, **kwargs):
+        if "i1.png" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(picture, path, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    words = r"^1 of 8 are done, in .*labels\. Mend this, and go on with --resume: .*i1\.png.*No space left on device"
+    with pytest.raises(FailedWrite, match=words):
+        predict_files(trained, images / "images", out)
+    assert [path.name for path in (out / "labels").iterdir()] == ["i0.png"]
+    with Image.open(out / "labels" / "i0.png") as picture:
+        assert picture.size == (28, 24)
+    monkeypatch.setattr(Image.Image, "save", save)
+    assert predict_files(trained, images / "images", out, resume=True) == 8
+    assert len(list((out / "labels").iterdir())) == 8
 
 
 def test_nothing_to_segment(trained, tmp_path):

@@ -72,6 +72,13 @@ def test_of_what_was_measured_on_training_images(changes, found):
     assert only.startswith(found)
 
 
+def test_a_warm_up_is_named_last():
+    """As docs/start/your-images.md, where it did worse than nothing on most runs."""
+    (only,) = said(replace(GOOD, at_labels=np.array([[200, 500, 100], [0, 400, 0], [0, 0, 300]])))
+    assert only.index("training.epochs") < only.index("weight of the regularizer") < only.index("The last thing to try")
+    assert only.index("The last thing to try") < only.index("training.warm-up")
+
+
 def test_of_scores():
     never = np.array([[0, 6000, 2000], [0, 1500, 0], [0, 0, 500]])
     only = said(replace(GOOD, prediction=None, proposal=None), never)

@@ -5,11 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 import regloss
 from regloss.errors import UnknownComponent, UsageError
 from regloss.io.toml import tomllib
 from regloss.training.config import apply_change, build_loop, parse, read
+from regloss.training.optimization import optimizer_of
 
 TEXT = """
 output = "runs/a"
@@ -165,6 +167,14 @@ def test_one_regularizer_needs_no_array(given):
         ('training.schedule={name = "poly", warmup = 1.5}', r"0 <= warmup < 1"),
         ('training.schedule={name = "poly", warmup = "x"}', r"warmup as a finite number of at least 0; got 'x'"),
         ('training.schedule={name = "poly", power = nan}', r"power as a finite number of at least 0; got nan"),
+        *[
+            (f"{key}=true", rf"{key}: .*needs a number, which true and false are not; got (True|\(0.0, True\))")
+            for key in ("seed", "training.epochs", "training.head-lr", "data.crop", "data.augment.noise.salt")
+        ],
+        ("evaluation.trimap=[2, true]", r"evaluation.trimap: .*needs a number"),
+        ("layer={regularizer = 'tv', max-steps = true}", r"layer.max-steps: .*needs a number.*; got True"),
+        ("data.augment.scale=[1, inf]", r"data.augment.scale: .*finite"),
+        ("data.proposals={entropy = inf}", r"data.proposals.entropy: .*less than"),
         ("inference.window=0", r"inference.window.*greater than or equal to 1"),
         ("data.scribble-length=1.5", r"data.scribble-length: .*less than or equal to 1; got 1.5"),
     ],
@@ -172,6 +182,22 @@ def test_one_regularizer_needs_no_array(given):
 def test_what_is_invalid_is_named(change, expected):
     with pytest.raises(UsageError, match=r"here\.toml: .*" + expected):
         parse(table(change), "here.toml")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ('{name = "adam", lr = true}', r"^training.optimizer: lr of Adam must be a number.*; got True"),
+        ('{name = "sgd", lr = 0.1, weight-decay = true}', r"weight-decay of SGD must be a number.*; got True"),
+        ('{name = "adam", lr = 0.1, beta = 0.9}', r"Adam has no setting 'beta'. Did you mean 'betas'"),
+        ('{name = "sgd", lr = -0.1}', r"learning rate lr > 0"),
+    ],
+)
+def test_invalid_settings_of_the_optimizer(settings, expected):
+    weights = [torch.zeros(2, requires_grad=True)]
+    with pytest.raises(UsageError, match=expected):
+        optimizer_of(parse(table(f"training.optimizer={settings}")), weights)
+    optimizer_of(parse(table('training.optimizer={name = "sgd", lr = 1, momentum = 0.9, nesterov = true}')), weights)
 
 
 def test_energies_of_training_images_need_an_energy():

@@ -43,6 +43,7 @@ from regloss.numerics import one_hot
 from regloss.outer_loop import OuterLoop
 from regloss.registry import create
 from regloss.segmenter import Segmentation, Segmenter, Task, check_phases
+from regloss.settings import checked
 from regloss.solver import Status
 from regloss_plugins.segmenters.guided_filter import guided_filter
 from regloss_plugins.segmenters.initial_phases import start_labels
@@ -226,6 +227,7 @@ class DeepChanVeseSegmenter(Segmenter):
         )
 
 
+@checked
 def deep_chan_vese(
     image: Tensor,
     phases: int = 2,

@@ -18,17 +18,20 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own name for it
 from torch import Tensor
 
-from regloss.checks import check_image
+from regloss.checks import check_at_least_one, check_finite, check_image
 from regloss.errors import UsageError
 from regloss.numerics import widest_float
+from regloss.settings import checked
 
 
+@checked
 def guided_filter(guide: Tensor, values: Tensor, radius: int = 4, epsilon: float = 1e-3) -> Tensor:
     """Filter ``values`` along the edges of ``guide``.
 
     Args:
         guide: (B, C, *S) in [0, 1], two or three spatial axes.
-        values: (B, K, *S). Maps that sum to 1 still do afterwards; they may leave [0, 1] a little.
+        values: (B, K, *S), floating point, finite. Maps that sum to 1 still do afterwards; they may leave [0, 1] a
+            little.
         radius: half width of a window, pixels, >= 1.
         epsilon: variance of the guide, in image values squared, below which a window is averaged; > 0.
 
@@ -36,7 +39,7 @@ def guided_filter(guide: Tensor, values: Tensor, radius: int = 4, epsilon: float
         (B, K, *S), of the type of ``values``.
 
     Raises:
-        UsageError: shapes that disagree, settings outside their range.
+        UsageError: shapes that disagree, values that are NaN or infinite, settings outside their range.
 
     >>> guide = torch.zeros(1, 1, 8, 8)
     >>> guide[..., 4:] = 1.0
@@ -59,8 +62,10 @@ def guided_filter(guide: Tensor, values: Tensor, radius: int = 4, epsilon: float
             "guided_filter needs a guide (B, C, *S) and values (B, K, *S) of the same B and *S, with two or three "
             f"spatial axes; got {tuple(guide.shape)} and {tuple(values.shape)}."
         )
-    if isinstance(radius, bool) or not isinstance(radius, int) or radius < 1:
-        raise UsageError(f"radius must be a whole number of at least 1; got {radius!r}.")
+    if not values.is_floating_point():
+        raise UsageError(f"values must be floating point, as the filter's result is; got {values.dtype}.")
+    check_finite(values, "values")
+    check_at_least_one(radius=radius)
     if not 0 < epsilon < math.inf:
         raise UsageError(f"epsilon must be positive and finite; got {epsilon!r}.")
     # Variances are differences of nearly equal numbers, which float32 would not resolve for epsilon.

@@ -18,11 +18,13 @@ from regloss.checks import check_roi, check_seed
 from regloss.errors import UsageError
 from regloss.numerics import widest_float
 from regloss.region_force import checked_features
+from regloss.settings import checked
 
 _SAMPLE = 20_000
 """Pixels that k-means looks at; more hardly move the means of a few phases."""
 
 
+@checked
 def phases_by_color(
     features: Tensor, phases: int, roi: Tensor | None = None, *, seed: int = 0, tries: int = 3, max_steps: int = 30
 ) -> Tensor:

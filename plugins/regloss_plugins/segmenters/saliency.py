@@ -28,6 +28,7 @@ from torch import Tensor
 from regloss.checks import check_image
 from regloss.errors import UsageError
 from regloss.numerics import widest_float
+from regloss.settings import checked
 
 _BORDER = 0.05  # width of a border, as a fraction of the image's length along that axis
 _CENTRE = 0.3  # spread of the Gaussian about the centre, likewise
@@ -114,6 +115,7 @@ SALIENCIES: Mapping[str, Callable[[Tensor], Tensor]] = {
 """Saliency maps by name."""
 
 
+@checked
 def phases_by_saliency(image: Tensor, saliency: str | Callable[[Tensor], Tensor] = "border-contrast") -> Tensor:
     """Two phases to start from: 1 where the saliency is above Otsu's threshold.
 
@@ -125,7 +127,7 @@ def phases_by_saliency(image: Tensor, saliency: str | Callable[[Tensor], Tensor]
         (B, *S) int64. Both phases have pixels.
 
     Raises:
-        UsageError: no such saliency, or an image in which it is the same everywhere.
+        UsageError: no such saliency, maps of another shape, or an image in which it is the same everywhere.
 
     >>> image = torch.zeros(1, 1, 9, 9)
     >>> image[..., 3:6, 3:6] = 0.8
@@ -137,6 +139,10 @@ def phases_by_saliency(image: Tensor, saliency: str | Callable[[Tensor], Tensor]
             raise UsageError(f"There is no saliency called {saliency!r}. Known: {', '.join(SALIENCIES)}.")
         saliency = SALIENCIES[saliency]
     maps = saliency(image)
+    if maps.shape != (len(image), *image.shape[2:]):
+        raise UsageError(
+            f"A saliency must give maps (B, *S) = {(len(image), *image.shape[2:])}; got {tuple(maps.shape)}."
+        )
     flat = maps.flatten(1).to(widest_float(maps.device))
     low, high = flat.amin(1), flat.amax(1)
     constant = ~(high > low)

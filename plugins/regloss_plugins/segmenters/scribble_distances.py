@@ -33,12 +33,14 @@ from regloss.checks import (
     check_spacing,
 )
 from regloss.grid import neighbor_offsets
+from regloss.settings import checked
 
 Array = np.ndarray[Any, Any]
 
 _ALL_NEIGHBORS = {1: 2, 2: 8, 3: 26}  # connectivity by the number of axes
 
 
+@checked
 def scribble_distances(
     scribbles: Tensor,
     costs: Tensor,
@@ -55,7 +57,7 @@ def scribble_distances(
 
     Args:
         scribbles: (B, *S) integer labels below K, 255 = none.
-        costs: (B, K, *S), finite, of the labels; those of classes without scribbles do not count.
+        costs: (B, K, *S), finite, of the labels, less than 0 too; those of classes without scribbles do not count.
         barrier: length that passing from one class into another adds, >= 0; 0 = lengths alone.
         spacing: distance of neighbouring pixels along each axis; None = 1.
         most: pixels, or blocks of them, among which paths are looked for; >= 1.
@@ -64,7 +66,7 @@ def scribble_distances(
         (B, K, *S) float32, >= 0; 0 throughout for classes without scribbles in their image.
 
     Raises:
-        UsageError: shapes that disagree, labels out of range, a negative barrier.
+        UsageError: shapes that disagree, labels out of range, costs that are NaN or infinite, a negative barrier.
 
     Five pixels in a row, of which the fourth looks like class 1:
 

@@ -169,7 +169,7 @@ BAD_START = torch.zeros(1, 16, 16, dtype=torch.int64)
         ({"image": blobs()[0].repeat(2, 1, 1, 1)}, "one image"),
         ({"image": (blobs()[0] > 0.5).float()[..., :2], "phases": 3}, "fewer than the 3 phases"),
         ({"phases": 1}, "2 to 255"),
-        ({"phases": 2.0}, "2 to 255"),
+        ({"phases": 2.0}, "phases .* whole number"),
         ({"start": BAD_START}, "only class 0"),
         ({"start": BAD_START + 255}, "no pixel"),
         ({"start": BAD_START[:, 1:]}, "shape"),
