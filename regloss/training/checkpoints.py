@@ -233,7 +233,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise UsageError(f"{path} holds no model.safetensors and no complete checkpoint. Has the run begun?")
         path = found
     if not path.is_file():
-        raise UsageError(f"There is no weights file {path}. Give a run's folder or a .safetensors file.")
+        raise UsageError(f"There is no weights file {path}. Give a run's folder, or a .safetensors or .pth file.")
     if path.suffix in (".pth", ".pt", ".bin"):
         return _read_state_dict(path)
     try:
