@@ -282,6 +282,16 @@ def test_every_command_and_option_is_in_the_guide() -> None:
                     assert f"`{option}" in text, f"{name} {option} is not explained in {NAMES[COMMAND_LINE]}"
 
 
+def test_every_variable_and_every_kind_is_in_the_guide() -> None:
+    sources = [path for folder in ("regloss", "plugins", "cli") for path in sorted((ROOT / folder).rglob("*.py"))]
+    found = {name for path in sources for name in re.findall(r"\bREGLOSS_[A-Z]+\b", path.read_text(encoding="utf-8"))}
+    assert found
+    text = section(COMMAND_LINE, "Environment")
+    assert not {name for name in found if f"| `{name}` |" not in text}
+    (kinds,) = re.findall(r"only this kind: (.*) \|", section(COMMAND_LINE, "`regloss plugins list`"))
+    assert re.split(", | or ", kinds) == list(registry.KINDS)
+
+
 # -- References: each setting with its default -------------------------------------------------------------------------
 
 

@@ -73,6 +73,12 @@ def test_the_citation_is_of_this_version() -> None:
     assert f'  - name: "{PROJECT["authors"][0]["name"]}"\n' in text
 
 
+def test_every_extra_is_on_the_page_of_installing() -> None:
+    text = (ROOT / "docs" / "start" / "install.md").read_text(encoding="utf-8")
+    cells = [row.split("|")[1] for row in text.splitlines() if row.startswith("| `")]
+    assert sorted(re.findall(r"`([\w-]+)`", "".join(cells))) == sorted(PROJECT["optional-dependencies"])
+
+
 def test_paths_in_the_architecture_exist() -> None:
     text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
     paths = re.findall(r"(?<![\w./(])(?:regloss|plugins|cli|tests|docs)/[\w./-]*\w", text)
