@@ -51,7 +51,10 @@ CORE = {
         ("segmenter", "region_force"),
     ),
     "data": Page(
-        "Data and trained models", "Samples to train on, and what a training leaves.", ("dataset", "apps.trained_model")
+        "Data, trained models, scores",
+        "Samples to train on, what a training leaves, and how it is scored.",
+        ("dataset", "apps.trained_model"),
+        ("regloss.metrics.scores.Scores",),
     ),
     "registry": Page("Registry and errors", "Components by name, and what is raised.", ("registry", "errors")),
 }
