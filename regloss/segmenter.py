@@ -117,7 +117,8 @@ class Segmentation:
     def summary(self) -> str:
         """Energy, bound and status in one line."""
         bound = f", lower bound {self.bound:.6g}" if math.isfinite(self.bound) else ""
-        return f"energy {self.energy:.6g}{bound}; {self.steps} steps; {self.status.value}"
+        steps = "1 step" if self.steps == 1 else f"{self.steps} steps"
+        return f"energy {self.energy:.6g}{bound}; {steps}; {self.status.value}"
 
     def figures(self, image: Tensor) -> Mapping[str, Figure]:
         """Pictures of what has happened, by name, one for each of the segmenter's ``figures``.

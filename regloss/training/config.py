@@ -298,11 +298,11 @@ class Training(_Section):
     regularizer or proposals. batch-size: images a step on each process. optimizer: {name = "adam" |
     "adamw" | "sgd", lr, ...}; every other key is torch's. schedule: {name = "constant" | "poly" | "cosine"} with power
     (poly) and warmup (fraction of the training). head-lr: factor of the learning rate for the parameters that the
-    network calls its head. layer-lr: likewise, for what [layer] learns. start-from: run folder, or .safetensors or
-    .pth file, whose weights the network starts with. checkpoint-every: optimizer steps between checkpoints; absent = at
-    the end of every epoch. log-every: steps between two rows of the log; absent = every step on a CPU, at least one of
-    20 elsewhere. compile: the network by `torch.compile`. channels-last: its weights, and so what it computes, in the
-    order of memory that convolutions on tensor cores want.
+    network calls its head. layer-lr: likewise, for what [layer] learns. start-from: run folder, or .safetensors,
+    .pth, .pt or .bin file, whose weights the network starts with. checkpoint-every: optimizer steps between
+    checkpoints; absent = at the end of every epoch. log-every: steps between two rows of the log; absent = every step
+    on a CPU, at least one of 20 elsewhere. compile: the network by `torch.compile`. channels-last: its weights, and so
+    what it computes, in the order of memory that convolutions on tensor cores want.
     """
 
     epochs: int = Field(ge=1, le=10**7)
