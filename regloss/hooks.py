@@ -39,6 +39,17 @@ class Specification:
         """
 
     @hookspec
+    def regloss_start(self, folder: Path) -> None:
+        """Refuse a training that cannot go well, by an error, on the main process, before it writes anything.
+
+        Args:
+            folder: the run's output folder, which need not exist.
+
+        Raises:
+            UsageError: in one sentence with what was asked for and the way out; the training ends with it.
+        """
+
+    @hookspec
     def regloss_step(self, step: int, epoch: int, values: dict[str, float], folder: Path) -> None:
         """See the numbers of a training step, on the main process, whenever they are logged.
 

@@ -23,10 +23,8 @@ def _run(folder: Path) -> tuple[Any, str]:
             place = (folder / "log" / "mlflow").resolve().as_uri()
             # MLflow asks for a database by default; one folder that can be moved and zipped suits a run better.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-        try:
-            from mlflow import MlflowClient
-        except ImportError as cause:
-            raise MissingDependency(f"The logger mlflow needs: pip install 'regloss[mlflow]' ({cause}).") from cause
+        from mlflow import MlflowClient
+
         client = MlflowClient(tracking_uri=place)
         experiment = client.get_experiment_by_name("regloss")
         number = client.create_experiment("regloss") if experiment is None else experiment.experiment_id
@@ -41,6 +39,16 @@ def _write(folder: Path, prefix: str, number: int, values: dict[str, float]) -> 
     client, identity = _run(folder)
     for name, value in values.items():
         client.log_metric(identity, f"{prefix}/{name}", value, step=number)
+
+
+@hookimpl
+def regloss_start() -> None:
+    """Refuse loggers that there are not, and one that is not installed."""
+    if is_chosen("mlflow"):
+        try:
+            import mlflow  # noqa: F401
+        except ImportError as cause:
+            raise MissingDependency(f"The logger mlflow needs: pip install 'regloss[mlflow]' ({cause}).") from cause
 
 
 @hookimpl

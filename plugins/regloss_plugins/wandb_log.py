@@ -19,10 +19,8 @@ _runs: dict[Path, Any] = {}  # of the trainings under way, by their folders
 
 def _run(folder: Path) -> Any:
     if folder not in _runs:
-        try:
-            import wandb
-        except ImportError as cause:
-            raise MissingDependency(f"The logger wandb needs: pip install 'regloss[wandb]' ({cause}).") from cause
+        import wandb
+
         place = folder / "log"
         place.mkdir(parents=True, exist_ok=True)
         _runs[folder] = wandb.init(
@@ -33,6 +31,16 @@ def _run(folder: Path) -> Any:
             mode=os.environ.get("WANDB_MODE", "offline"),
         )
     return _runs[folder]
+
+
+@hookimpl
+def regloss_start() -> None:
+    """Refuse loggers that there are not, and one that is not installed."""
+    if is_chosen("wandb"):
+        try:
+            import wandb  # noqa: F401
+        except ImportError as cause:
+            raise MissingDependency(f"The logger wandb needs: pip install 'regloss[wandb]' ({cause}).") from cause
 
 
 @hookimpl

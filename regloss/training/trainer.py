@@ -82,7 +82,8 @@ def train(
         Scores by subset, as in scores.json.
 
     Raises:
-        UsageError: the output folder is in use or not writable, or see `regloss.training.run_parts.build`.
+        UsageError: the output folder is in use or not writable, a plugin's hook refuses, or see
+            `regloss.training.run_parts.build`.
         FailedWrite: a file could not be written, or read, while training; the run goes on with ``resume``.
     """
     folder = Path(config.output)
@@ -92,6 +93,7 @@ def train(
     with ExitStack() as stack:
         if first:
             check_output(folder, config, resume=resume, overwrite=overwrite)
+            manager().hook.regloss_start(folder=folder)
             lock = stack.enter_context(OutputLock(folder, callback))
             lock.acquire()
         else:

@@ -1,13 +1,13 @@
 """Weights & Biases and MLflow: only if asked for, and then with curves, settings and scores."""
 
 import json
+import sys
 
 import pytest
 
-from regloss.errors import UsageError
+from regloss.errors import MissingDependency, UsageError
 from regloss.hooks import manager
 from regloss.training.trainer import train
-from regloss_plugins.chosen_loggers import is_chosen
 
 # What the loggers say of themselves.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -29,10 +29,20 @@ def test_no_logger_is_used_unasked(trained_with):
     assert sorted(path.name for path in (trained_with("") / "log").iterdir()) == ["epochs.csv", "steps.csv"]
 
 
-def test_a_logger_that_there_is_not_is_refused(monkeypatch):
-    monkeypatch.setenv("REGLOSS_LOGGERS", "mlflow, wanbd")
+def test_a_logger_that_there_is_not_is_refused_before_anything_is_written(trained_with, tmp_path):
     with pytest.raises(UsageError, match="REGLOSS_LOGGERS names 'wanbd'; the loggers are wandb and mlflow"):
-        is_chosen("mlflow")
+        trained_with("mlflow, wanbd")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_logger_that_is_not_installed_is_refused_before_anything_is_written(
+    name, trained_with, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingDependency, match=rf"pip install 'regloss\[{name}\]'"):
+        trained_with(name)
+    assert not (tmp_path / "run").exists()
 
 
 def test_mlflow_keeps_curves_settings_and_scores(trained_with):
