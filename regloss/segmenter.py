@@ -200,6 +200,11 @@ class Segmenter(metaclass=CheckedSettings):
                 raise UsageError(f"{name} needs scribbles: labels of at least two classes, 255 = unlabelled.")
             if phases is not None:
                 check_phases(phases)
+            if start is not None and not isinstance(start, Tensor | str):
+                raise UsageError(
+                    f"start must be a tensor of phases (1, *S), or a name; got {type(start).__name__}. Make arrays "
+                    "tensors: torch.from_numpy."
+                )
             if isinstance(start, Tensor):
                 start, phases = checked_start(start, shape, phases, image.device)
             phases = 2 if phases is None else phases

@@ -472,6 +472,8 @@ def test_settings_are_named_when_one_does_not_exist():
         loss_of("grid-crf")(reduction="avg")
     with pytest.raises(UsageError, match="ignore_index must be an integer"):
         loss_of("grid-crf")(ignore_index="void")
+    with pytest.raises(UsageError, match="validate must be True or False; got 'no'"):
+        loss_of("grid-crf")(validate="no")
     with pytest.raises(UsageError, match="weight of grid-crf"):
         loss_of("grid-crf")(-1.0)
     with pytest.raises(UsageError, match="needs a regularizer"):

@@ -45,6 +45,8 @@ class Loss(nn.Module, ABC):
         check_choice(REDUCTIONS, reduction=reduction)
         if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, int)):
             raise UsageError(f"ignore_index must be an integer, a value of target; got {ignore_index!r}.")
+        if not isinstance(validate, bool):
+            raise UsageError(f"validate must be True or False; got {validate!r}.")
         self.ignore_index = ignore_index
         self.reduction = reduction
         self.validate = validate

@@ -16,8 +16,8 @@ from regloss.grid import neighbor_offsets, pair_slices, pick
 from regloss.metrics.confusion import accuracy_of, iou_of
 from regloss.metrics.groups import NOTHING, ScoreMetric
 from regloss.metrics.labels import (
-    check_axes,
     check_classes,
+    check_map,
     checked_pair,
     confusion_of,
     json_number,
@@ -46,7 +46,7 @@ class TrimapScores(ScoreMetric):
     def __init__(self, classes: Sequence[str], widths: Sequence[int]) -> None:
         super().__init__()
         self.classes, self.widths = check_classes(classes), tuple(widths)
-        if len(set(self.widths)) < len(self.widths) or any(width <= 0 for width in self.widths):
+        if len(set(self.widths)) < len(self.widths) or not all(width > 0 for width in self.widths):
             raise UsageError(f"Trimap widths must be different positive numbers of pixels; got {widths!r}.")
         count = len(self.classes)
         self.add_state("confusion", torch.zeros(len(self.widths), count, count, dtype=torch.int64), "sum")
@@ -149,14 +149,14 @@ def trimap(label: Tensor, width: float) -> Tensor:
         (*S) bool; ignored pixels are never inside.
 
     Raises:
-        UsageError: the width is not positive, or the label has not two or three axes.
+        UsageError: the width is not positive, or the label is no map of integers with two or three axes.
 
     >>> trimap(torch.tensor([[0, 0, 0, 1, 1, 1]]), 2).int()
     tensor([[0, 1, 1, 1, 1, 0]], dtype=torch.int32)
     """
     if not width > 0:
         raise UsageError(f"A trimap's width must be a positive number of pixels; got {width}.")
-    check_axes(label)
+    check_map(label)
     return (boundary_distance(label) < width) & (label != IGNORE)
 
 
@@ -184,7 +184,7 @@ def boundary_density(labels: Tensor) -> float:
     >>> round(boundary_density(torch.tensor([[0, 1], [0, 1]])), 3)
     33.519
     """
-    check_axes(labels)
+    check_map(labels)
     area = int((labels != IGNORE).sum())
     straight, diagonal = (
         sum(int(_changes(labels, offset).sum()) for offset in neighbor_offsets(2, 8) if sum(map(abs, offset)) == steps)

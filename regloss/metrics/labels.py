@@ -36,8 +36,17 @@ def check_pair(prediction: Tensor, label: Tensor) -> None:
         )
 
 
-def check_axes(labels: Tensor) -> None:
-    """Raise `UsageError` unless this is a map (*S) with two or three axes."""
+def check_integers(labels: Tensor, name: str) -> None:
+    """Raise `UsageError` unless ``labels`` are integers: probabilities, logits and masks are no class indices."""
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise UsageError(
+            f"{name} must hold integer class indices; got {labels.dtype}. Of probabilities take the argmax."
+        )
+
+
+def check_map(labels: Tensor) -> None:
+    """Raise `UsageError` unless this is a map (*S) of integers with two or three axes."""
+    check_integers(labels, "A label map")
     if labels.ndim not in (2, 3):
         raise UsageError(f"A label map must have the shape (*S) with 2 or 3 axes; got {tuple(labels.shape)}.")
 
@@ -48,10 +57,7 @@ def checked(labels: Tensor, classes: int, name: str) -> Tensor:
     Raises:
         UsageError: they are no integers, or neither classes nor 255.
     """
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise UsageError(
-            f"{name} must hold integer class indices; got {labels.dtype}. Of probabilities take the argmax."
-        )
+    check_integers(labels, name)
     integers = labels.detach().long()
     wrong = (integers != IGNORE) & ((integers < 0) | (integers >= classes))
     if bool(wrong.any()):

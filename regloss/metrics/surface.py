@@ -29,7 +29,16 @@ from regloss.checks import check_spacing
 from regloss.dataset import IGNORE
 from regloss.errors import UsageError
 from regloss.metrics.groups import NOTHING, GroupMetric
-from regloss.metrics.labels import by_class, check_classes, checked_pair, json_number, mean_of_defined, ratio
+from regloss.metrics.labels import (
+    by_class,
+    check_classes,
+    check_integers,
+    check_pair,
+    checked_pair,
+    json_number,
+    mean_of_defined,
+    ratio,
+)
 
 Distances = npt.NDArray[np.float64]
 
@@ -136,9 +145,15 @@ def surface_distances(
         Distances of the prediction's boundary pixels to the truth's boundary, and of the truth's to the prediction's;
         both empty where one of them alone has the class, None where neither has it.
 
+    Raises:
+        UsageError: maps of different shapes, or not of integers.
+
     >>> surface_distances(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[1, 1, 1, 1]]), 1, (1.0, 0.5))
     (array([0., 0.]), array([1. , 0.5, 0. , 0. ]))
     """
+    check_pair(prediction, label)
+    check_integers(prediction, "A prediction")
+    check_integers(label, "A label")
     steps = check_spacing(spacing, label.ndim)
     known = label != IGNORE
     masks = [((labels == k) & known).cpu().numpy() for labels in (prediction, label)]
@@ -166,9 +181,14 @@ def hausdorff_distance(
     Returns:
         NaN where neither has the class, infinity where one of them alone has it.
 
+    Raises:
+        UsageError: as `surface_distances`, or a percentile that is none.
+
     >>> hausdorff_distance(torch.tensor([[0, 0, 1, 1]]), torch.tensor([[1, 1, 1, 1]]), 1, 100)
     2.0
     """
+    if not 0 <= percentile <= 100:
+        raise UsageError(f"A percentile must lie between 0 and 100; got {percentile}.")
     distances = surface_distances(prediction, label, k, spacing)
     if distances is None:
         return float("nan")

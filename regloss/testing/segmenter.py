@@ -182,6 +182,7 @@ class SegmenterConformance(Suite):
         if segmenter.takes_phases:
             wrong += [
                 (image, {"phases": 1}, "at least two phases"),
+                (image, {"start": scribbles.numpy()}, "from_numpy"),
                 (image, {"start": torch.zeros_like(scribbles)}, "at least two classes"),
                 (image, {"phases": 2, "start": "no-such-start"}, "no-such-start"),
             ]

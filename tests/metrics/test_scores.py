@@ -275,7 +275,7 @@ def test_bad_classes(classes):
         Scores(classes)
 
 
-@pytest.mark.parametrize("widths", [(0,), (2, 2), (-1,)])
+@pytest.mark.parametrize("widths", [(0,), (2, 2), (-1,), (math.nan,)])
 def test_bad_widths(widths):
     with pytest.raises(UsageError, match="positive"):
         Scores(NAMES, widths)
@@ -288,6 +288,19 @@ def test_bad_functions():
         trimap(torch.zeros(3).long(), 1)
     with pytest.raises(UsageError, match="2 or 3 axes"):
         boundary_density(torch.zeros(1, 2, 3, 3).long())
+    label, scores = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]]), torch.rand(2, 4)
+    for call in (
+        lambda: boundary_density(scores),
+        lambda: trimap(scores, 2),
+        lambda: hausdorff_distance(scores, label, 1),
+        lambda: hausdorff_distance(label, scores, 1),
+    ):
+        with pytest.raises(UsageError, match=r"must hold integer class indices; got torch\.float32\. Of"):
+            call()
+    with pytest.raises(UsageError, match="same shape"):  # which numpy would broadcast
+        surface_distances(label[:1], label, 1)
+    with pytest.raises(UsageError, match="percentile must lie between 0 and 100; got nan"):
+        hausdorff_distance(label, label, 1, math.nan)
 
 
 @pytest.mark.parametrize("other", [Scores(NAMES[:3], [2]), Scores(NAMES, [3]), Scores(NAMES)])

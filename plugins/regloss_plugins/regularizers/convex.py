@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from regloss import grid
+from regloss.checks import check_finite
 from regloss.constraint import ConstraintTerm, HardConstraint, contradiction
 from regloss.errors import UsageError
 from regloss.forms import Projection
@@ -143,6 +144,7 @@ class _ConvexShapeTerm(ConstraintTerm):
     def violation(self, probabilities: Tensor) -> Tensor:
         """Largest number of dents over the radii."""
         s = self.check(probabilities)
+        check_finite(s, "probabilities")  # NaN would be outside of the region, and leave no dents
         region = self._region(s)
         counts = [dents(region, radius, self.everywhere).flatten(1).sum(1) for radius in self.settings.radii]
         return torch.stack(counts).amax(0).to(s.dtype)

@@ -286,6 +286,12 @@ def test_a_label_outside_the_classes_is_refused():
             evaluate(s)
 
 
+def test_nan_is_no_convex_region():
+    term = ConvexShape().bind(torch.zeros(1, 1, 5, 5))
+    with pytest.raises(UsageError, match="probabilities holds 50 values that are NaN"):
+        term.violation(torch.full((1, 2, 5, 5), math.nan))
+
+
 def test_empty_and_full_regions_are_convex():
     term = ConvexShape().bind(torch.zeros(2, 1, 9, 9))
     s = one_hot(torch.stack([torch.zeros(9, 9), torch.ones(9, 9)]).long(), 2, torch.float32)
