@@ -17,7 +17,7 @@ from torch import Tensor
 
 from regloss.apps.components import parse_component, split_name
 from regloss.dataset import IGNORE
-from regloss.errors import ReglossError, UsageError, listed
+from regloss.errors import BrokenPlugin, ReglossError, UsageError, listed
 from regloss.io.cases import Intensities
 from regloss.io.classes import read_classes
 from regloss.io.images import as_image, read_header, read_stored
@@ -381,7 +381,10 @@ def _default(region_force: RegionForce | None, task: Literal["scribbles", "phase
             parameter = settings(cls).get("region_force")
             if parameter is not None and parameter.default == name_of(region_force):
                 return name
-    return next(name for name, cls in built_in.items() if task in cls.default_for)
+    suited = [name for name, cls in built_in.items() if task in cls.default_for]
+    if not suited:  # entry points of another version than the code
+        raise BrokenPlugin(f"No segmenter for {task} can be loaded. Install regloss again, or name a method.")
+    return suited[0]
 
 
 def default_segmenter(task: Literal["scribbles", "phases"]) -> Segmenter:

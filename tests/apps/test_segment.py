@@ -10,8 +10,8 @@ from PIL import Image
 
 from regloss import ChanVese, GridCRF, MeanField, TotalVariation, create
 from regloss.apps.components import parse_component
-from regloss.apps.segment import parse_values, segment_file
-from regloss.errors import MissingForm, UnknownComponent, UsageError
+from regloss.apps.segment import default_segmenter, parse_values, segment_file
+from regloss.errors import BrokenPlugin, MissingForm, UnknownComponent, UsageError
 from regloss.solver import Status
 
 SIZE = (20, 30)
@@ -386,3 +386,9 @@ def test_nothing_is_given_twice():
 def test_seeds_that_no_generator_takes(seed):
     with pytest.raises(UsageError, match="seed must be a whole number"):
         create("segmenter", "chan-vese")(torch.rand(1, 1, 4, 4), seed=seed)
+
+
+def test_an_installation_older_than_its_code_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("regloss.apps.segment.components", lambda kind: [])
+    with pytest.raises(BrokenPlugin, match="Install regloss again"):
+        default_segmenter("scribbles")
