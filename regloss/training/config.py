@@ -148,9 +148,9 @@ class Augment(_Section):
 
     @field_validator("scale", "gamma")
     @classmethod
-    def _positive(cls, value: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < value[0] <= value[1] < math.inf:
-            raise ValueError("needs finite numbers, 0 < smallest <= largest")
+    def _factors(cls, value: tuple[float, float]) -> tuple[float, float]:
+        if not 0.01 <= value[0] <= value[1] <= 100:
+            raise ValueError("needs 0.01 <= smallest <= largest <= 100")
         return value
 
 

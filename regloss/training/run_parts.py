@@ -133,8 +133,14 @@ def build(config: Config, *, resume: bool = False, quiet: bool = True) -> Parts:
     if start_from is not None and Path(start_from).is_dir() and not checkpoints.has_ended(Path(start_from)):
         warnings.append(f"training.start-from: the run {start_from} has not ended, and its last checkpoint is taken.")
     warnings = [*dataset.notes, *survey.notes, *warnings]
+    crops, batch_size = len(ids) * data.crops_per_image, config.training.batch_size
+    if batch_size > crops:
+        warnings.append(
+            f"A batch of {batch_size} is more than the {crops} crops of an epoch, so some of them are in it twice or "
+            f"more. Lower training.batch-size to {crops}, or raise data.crops-per-image."
+        )
     if checkpoint is not None:
-        _check_checkpoint(checkpoint, config, optimizers, loop, len(ids) * data.crops_per_image)
+        _check_checkpoint(checkpoint, config, optimizers, loop, crops)
     _check_layer(segmenter, TrainingSet(reader, ids, data, config.seed)[0, 0, -1], len(dataset.classes))
     return Parts(config, dataset, reader, segmenter, optimizers, loop, warm_up, ids, warnings, checkpoint)
 

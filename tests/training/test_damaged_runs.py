@@ -277,6 +277,14 @@ def test_a_start_from_a_run_that_has_not_ended_is_told(run, images, tmp_path):
     assert warning == f"training.start-from: the run {run} has not ended, and its last checkpoint is taken."
 
 
+@pytest.mark.parametrize(("size", "told"), [(12, False), (13, True)])
+def test_a_batch_of_more_than_an_epoch_is_told(images, tmp_path, size, told):
+    """Six images, two crops of each: more of them would be the same ones again."""
+    changes = f"training.batch-size={size}", "data.crops-per-image=2", "training.epochs=1"
+    warnings = build(parse(small_data.settings(images, tmp_path / "new", *changes))).warnings
+    assert any("A batch of 13 is more than the 12 crops of an epoch" in warning for warning in warnings) == told
+
+
 def test_two_trainings_that_start_from_each_other(run, images, tmp_path):
     """Each reads the other's weights once; nothing goes round."""
     second = f"training.start-from={run}"
