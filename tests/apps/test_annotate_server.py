@@ -181,7 +181,7 @@ def test_a_configuration_that_trains(client, root):
     assert files_of(root) == before  # a plan is none
     config = parse(parse_toml(text, "the plan"), "the plan")
     assert Path(config.output) == root.resolve() / "runs/annotate-1"
-    assert config.training.epochs == 3
+    assert (config.training.epochs, config.training.batch_size) == (3, 1)  # more would be the one image again
     assert config.data.component_settings()["split"] == {"train": ["i1"]}
     assert client.ask("/api/training/report").status == 404
 

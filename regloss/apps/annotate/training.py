@@ -271,7 +271,9 @@ schedule = {{name = "cosine"}}
 """
 
     def _batch(self, drawn: Sequence[int]) -> int:
-        """Images in a batch; slices in one must have the same spacing."""
+        """Images in a batch, no more than there are; slices in one must have the same spacing."""
+        if not self.images.volumes:
+            return min(_BATCH, len(drawn))
         sources = [self.images.source(index) for index in drawn]
         spacings = {rounded_spacing(source.geometry) for source in sources if isinstance(source, Volume)}
         return _BATCH if len(spacings) < 2 else 1
