@@ -131,6 +131,9 @@ def attach(network: nn.Module, layer: RegularizedLayer) -> RegularizedNetwork:
     Args:
         network: image (B, C, *S) to logits (B, K, *S).
         layer: any; shared if given to several networks.
+
+    Raises:
+        UsageError: they are no network and no layer.
     """
     return RegularizedNetwork(network, layer)
 
@@ -148,6 +151,11 @@ class RegularizedNetwork(nn.Module):
 
     def __init__(self, network: nn.Module, layer: RegularizedLayer) -> None:
         super().__init__()
+        if not isinstance(network, nn.Module) or not isinstance(layer, RegularizedLayer):
+            raise UsageError(
+                "A layer is attached to a network, attach(network, layer), a torch module and a regularized layer; got "
+                f"{type(network).__name__} and {type(layer).__name__}."
+            )
         self.network = network
         self.layer = layer
 

@@ -126,6 +126,10 @@ def test_every_number_of_every_component_refuses_what_is_none() -> None:
             r"bound to images, R\.bind\(image\); got Grid",
         ),
         (lambda i, m: GridCRF().bind(i, spacing=(True, 1.0)), "spacing must be 2 numbers"),
+        (
+            lambda i, m: regloss.attach(regloss.RegularizedSoftmax("tv"), torch.nn.Conv2d(1, 2, 1)),  # type: ignore[arg-type]
+            r"attach\(network, layer\).*; got RegularizedSoftmax and Conv2d",
+        ),
         (lambda i, m: regloss.Schedule(True, 2.0), "start of a schedule must be a number; got True"),
         (lambda i, m: regloss.TrustRegion("tv", coupling={"start": 1.0, "end": None}), "end of a schedule .* got None"),
     ],

@@ -22,12 +22,14 @@ import torch
 from torch import Tensor, distributed, nn
 
 from regloss.batch import Batch
+from regloss.checks import check_at_least_one
 from regloss.constraint import has_constraints
 from regloss.dataset import IGNORE, Dataset, Sample
 from regloss.errors import ReglossError, UsageError
 from regloss.network_output import logits_of
 from regloss.outer_loop import OuterLoop, Proposal
 from regloss.regularizer import Regularizer
+from regloss.settings import CheckedSettings
 from regloss.training.finite import check_finite_logits
 from regloss.training.proposals import ProposalStore
 from regloss.training.slabs import by_slabs
@@ -47,7 +49,7 @@ class OfBatches:
     logits: Callable[[Batch], Tensor]
 
 
-class Proposals:
+class Proposals(metaclass=CheckedSettings):
     """The proposals of an outer loop for the images of a training, on disk.
 
     Every ``loop.update_every`` epochs `refresh` asks the loop for a segmentation of every image, whole and
@@ -65,14 +67,15 @@ class Proposals:
         folder: where proposals are kept. Processes that share them share the folder.
         subset: of the data set, where ``samples`` is one.
         supervision: which labels of its samples the loop may see.
-        batch_size: images of a `Dataset` that the network and the solver get at once.
+        batch_size: images of a `Dataset` that the network and the solver get at once, >= 1.
         resume: go on from proposals that the folder holds.
         spelled: how the loop's messages are worded, for loops that are made from a configuration.
-        slab: solve for so many slices of a volume at a time, which bounds memory (`regloss.training.slabs`); None = for
-            whole volumes.
+        slab: solve for so many slices of a volume at a time, >= 2, which bounds memory (`regloss.training.slabs`); None
+            = for whole volumes.
 
     Raises:
-        UsageError: the loop makes no proposals to be kept; ids that are no file names or not unique.
+        UsageError: the loop makes no proposals to be kept; ids that are no file names or not unique; a setting that is
+            none.
 
     >>> import regloss, tempfile
     >>> loop = regloss.TrustRegion(regloss.GridCRF(weight=1.0), update_every=5)
@@ -101,6 +104,11 @@ class Proposals:
         spelled: Callable[[str], str] = str,
         slab: int | None = None,
     ) -> None:
+        if not isinstance(loop, OuterLoop):
+            raise UsageError(f"loop must be an outer loop, regloss.TrustRegion(...), say; got {loop!r}.")
+        check_at_least_one(batch_size=batch_size)
+        if slab is not None and slab < 2:
+            raise UsageError(f"slab must be at least 2 slices; got {slab}.")
         if not isinstance(loop.update_every, int):
             raise UsageError(
                 f"{type(loop).__name__} with update_every = {loop.update_every!r} makes no proposals to be kept. Give "
@@ -457,6 +465,8 @@ def _on(batch: Batch, device: torch.device) -> Batch:
 
 
 def _checked_ids(ids: Sequence[str]) -> list[str]:
+    if isinstance(ids, str):  # whose letters would be ids
+        raise UsageError(f"samples are several ids, or a data set; got the text {ids!r}. Of one image give [{ids!r}].")
     for sample_id in ids:
         if not isinstance(sample_id, str) or not sample_id or PurePath(sample_id).is_absolute():
             raise UsageError(f"Ids of proposals are texts that can be file names; got {sample_id!r}.")

@@ -248,11 +248,30 @@ class TestRefusals:
             (["/a"], "file names"),
             ([""], "file names"),
             ([3], "file names; got 3"),
+            ("cat", "several ids, or a data set; got the text 'cat'"),
         ],
     )
     def test_ids(self, tmp_path, ids, message):
         with pytest.raises(UsageError, match=message):
             regloss.Proposals(loop(), ids, tmp_path)
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"loop": "trust-region"}, "loop must be an outer loop.*got 'trust-region'"),
+            ({"batch_size": 0}, "batch_size must be at least 1"),
+            ({"batch_size": 2.5}, "batch_size of Proposals must be a whole number; got 2.5"),
+            ({"slab": 1}, "slab must be at least 2 slices; got 1"),
+            ({"slab": "4"}, "slab of Proposals must be a whole number or None; got '4'"),
+            ({"resume": "no"}, "resume of Proposals must be True or False; got 'no'"),
+            ({"supervision": "scribbles"}, "supervision of Proposals must be 'scribble', 'label'; got 'scribbles'"),
+            ({"batchsize": 4}, "has no setting 'batchsize'. Did you mean 'batch_size'"),
+        ],
+    )
+    def test_settings(self, tmp_path, settings, message):
+        with pytest.raises(UsageError, match=message):
+            regloss.Proposals(**{"loop": loop(), "samples": IDS, "folder": tmp_path / "p", **settings})
+        assert not (tmp_path / "p").exists()
 
     def test_batches(self, tmp_path):
         proposals = regloss.Proposals(loop(), IDS, tmp_path)
