@@ -29,7 +29,7 @@ from regloss.errors import ReglossError, UsageError
 from regloss.network_output import logits_of
 from regloss.outer_loop import OuterLoop, Proposal
 from regloss.regularizer import Regularizer
-from regloss.settings import CheckedSettings
+from regloss.settings import CheckedSettings, fits
 from regloss.training.finite import check_finite_logits
 from regloss.training.proposals import ProposalStore
 from regloss.training.slabs import by_slabs
@@ -162,9 +162,12 @@ class Proposals(metaclass=CheckedSettings):
 
         Raises:
             UsageError: what `OuterLoop.propose` raises, with the images named; batches without ids, or with unknown
-                ones; more than 255 classes; the folder holds proposals of another run, and is not to be gone on with.
+                ones; more than 255 classes; an epoch that is none; the folder holds proposals of another run, and is
+                not to be gone on with.
             ReglossError: logits that are not finite; an image without a proposal.
         """
+        if not fits(epoch, int) or epoch < 0:
+            raise UsageError(f"epoch is the number of the epoch that begins, counted from 0; got {epoch!r}.")
         if not self._begun:
             if not self._resume and self.store.generations():
                 raise UsageError(
@@ -282,15 +285,17 @@ class Proposals(metaclass=CheckedSettings):
         What the transforms fill in beyond the image must be 255, for both channels.
 
         Raises:
-            UsageError: the labels are not of the size of the proposal, as they are of an image augmented already.
+            UsageError: the labels are not of the size of the proposal, as they are of an image augmented already; or no
+                whole numbers.
         """
-        given, stored = torch.as_tensor(labels).long(), torch.from_numpy(self.labels(sample_id)).long()
+        given, stored = torch.as_tensor(labels), torch.from_numpy(self.labels(sample_id)).long()
+        _check_whole(given)
         if given.shape != stored.shape:
             raise UsageError(
                 f"The labels of {sample_id} are {tuple(given.shape)}, its proposal is {tuple(stored.shape)}: put them "
                 "together before the image is cropped or scaled."
             )
-        return torch.stack([given, stored])
+        return torch.stack([given.long(), stored])
 
     @staticmethod
     def apart(channels: Tensor) -> tuple[Tensor, Proposal]:
@@ -301,8 +306,7 @@ class Proposals(metaclass=CheckedSettings):
         """
         if channels.ndim < 3 or channels.shape[1] != 2:
             raise UsageError(f"Labels and proposal are two channels (B, 2, *S); got {tuple(channels.shape)}.")
-        if channels.is_floating_point() and not bool((channels == channels.round()).all()):
-            raise UsageError("Labels and proposals have been interpolated: transform them by the nearest neighbour.")
+        _check_whole(channels)
         labels, proposal = channels.long().unbind(1)
         return labels, Proposal(proposal)
 
@@ -462,6 +466,11 @@ def _on(batch: Batch, device: torch.device) -> Batch:
     labels = None if batch.labels is None else batch.labels.to(device)
     roi = None if batch.roi is None else batch.roi.to(device)
     return Batch(batch.image.to(device), labels, roi, batch.ids, batch.spacing)
+
+
+def _check_whole(labels: Tensor) -> None:
+    if labels.is_floating_point() and not bool((labels == labels.round()).all()):
+        raise UsageError("Labels and proposals have been interpolated: transform them by the nearest neighbour.")
 
 
 def _checked_ids(ids: Sequence[str]) -> list[str]:

@@ -278,6 +278,9 @@ class TestRefusals:
         image, labels = images()
         with pytest.raises(UsageError, match="refresh needs batches"):
             proposals.refresh(0, network())
+        for epoch in (-1, 0.5, True):
+            with pytest.raises(UsageError, match="number of the epoch that begins, counted from 0; got"):
+                proposals.refresh(epoch, network(), batches())
         with pytest.raises(UsageError, match="give the batches their ids"):
             proposals.refresh(0, network(), [regloss.Batch(image, labels)])
         with pytest.raises(UsageError, match="not made for: x"):
@@ -304,6 +307,8 @@ class TestRefusals:
         proposals.refresh(0, network(), batches())
         with pytest.raises(UsageError, match=r"a are \(4, 8\), its proposal is \(6, 8\): put them together before"):
             proposals.beside(torch.zeros(4, 8), "a")
+        with pytest.raises(UsageError, match="nearest neighbour"):
+            proposals.beside(torch.full((6, 8), 0.5), "a")
         with pytest.raises(UsageError, match="two channels"):
             proposals.apart(torch.zeros(2, 6, 8))
         with pytest.raises(UsageError, match="nearest neighbour"):
