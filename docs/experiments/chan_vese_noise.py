@@ -32,7 +32,7 @@ import regloss
 
 HERE = Path(__file__).resolve().parent
 TABLE = HERE / "chan_vese_noise.csv"
-SIGMAS = (100, 130, 160)
+SIGMAS = (100, 120, 130, 140, 160)
 LONGEST = 128
 SMOOTHING = 3.0  # pixels, of the picture that the start is found in
 WEIGHTS = (0.01, 0.03, 0.1)  # of total variation in classic Chan-Vese
