@@ -1,12 +1,12 @@
 """Published networks on street scenes, from random weights: what they learn in a few minutes.
 
-    python docs/experiments/networks.py train [--networks deeplabv2 ...]
+    python docs/experiments/networks.py train [--networks deeplabv2 ...] [--seeds 0 1 2]
     python docs/experiments/networks.py table
     python docs/experiments/networks.py picture
 
 `train` runs `regloss train` with networks-camvid.toml, skipping what is there already; `table` scores the networks on
 the official validation part, before their training and after it, beside one class everywhere, writes networks.csv and
-prints it; `picture` draws predictions. Set REGLOSS_DATA first.
+prints means and standard deviations over the seeds; `picture` draws predictions of seed 0. Set REGLOSS_DATA first.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import argparse
 import csv
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import acdc
@@ -51,29 +52,38 @@ NETWORKS = {
     "deeplab-msc-largefov": Trained(3, 1e-4),
     "deeplabv2": Trained(2, 1e-3),
 }
-COLUMNS = ("network", "parameters", "seconds", "untrained", "mean-iou", "accuracy")
+SEEDS = (0, 1, 2)
+SCORES = ("untrained", "mean-iou", "accuracy")
+COLUMNS = ("network", "seed", "parameters", "seconds", *SCORES)
 
 
-def settings(network: str) -> list[str]:
+def folder(network: str, seed: int) -> Path:
+    return RUNS / f"{network}-{seed}"
+
+
+def settings(network: str, seed: int) -> list[str]:
     """Settings that replace those of networks-camvid.toml."""
     how = NETWORKS[network]
     return [
-        f"output={RUNS / network}",
+        f"seed={seed}",
+        f"output={folder(network, seed)}",
         f"network.name={network}",
         f"training.epochs={how.epochs}",
         f"training.optimizer.lr={how.rate}",
     ]
 
 
-def train(networks: Sequence[str]) -> None:
-    for network in networks:
-        if (RUNS / network / "model.safetensors").is_file():
-            continue
-        command = [sys.executable, "-m", "regloss_cli.main", "train", str(CONFIG), "--quiet"]
-        command += ["--resume"] if (RUNS / network).exists() else []
-        for change in settings(network):
-            command += ["--set", change]
-        subprocess.run(command, check=True)
+def train(networks: Sequence[str], seeds: Sequence[int]) -> None:
+    for seed in seeds:
+        for network in networks:
+            run = folder(network, seed)
+            if (run / "model.safetensors").is_file():
+                continue
+            command = [sys.executable, "-m", "regloss_cli.main", "train", str(CONFIG), "--quiet"]
+            command += ["--resume"] if run.exists() else []
+            for change in settings(network, seed):
+                command += ["--set", change]
+            subprocess.run(command, check=True)
 
 
 def test_images() -> Dataset:
@@ -97,27 +107,39 @@ def labelled(model: SegmentationModel, image: torch.Tensor) -> torch.Tensor:
 
 def table() -> None:
     dataset = test_images()
+    rows = [row for network in NETWORKS for seed in SEEDS if (row := scored(dataset, network, seed)) is not None]
+    acdc.write(acdc.HERE / "networks.csv", rows)
     print("| network | parameters | seconds | mean IoU untrained | trained | accuracy |\n|---|---|---|---|---|---|")
     found = one_class(dataset)
     print(f"| one class everywhere | | | | {100 * found['mean-iou']:.1f} | {100 * found['accuracy']:.1f} |")
-    rows = []
     for network in NETWORKS:
-        run = RUNS / network
-        if not (run / "model.safetensors").is_file():
-            continue
-        config = read(CONFIG, settings(network))
-        torch.manual_seed(config.seed)
-        untrained = build_model(config, dataset.channels, len(dataset.classes)).eval()
-        before = scores_of(dataset, partial(labelled, untrained))
-        after = scores_of(dataset, partial(labelled, load_model(run).segmenter))
-        with (run / "log" / "epochs.csv").open() as file:
-            seconds = sum(float(row["train-seconds"]) for row in csv.DictReader(file) if row["train-seconds"])
-        parameters = sum(values.numel() for values in untrained.parameters())
-        row = (network, parameters, seconds, *(100 * value for value in (before["mean-iou"], after["mean-iou"])))
-        rows.append(dict(zip(COLUMNS, (*row, 100 * after["accuracy"]), strict=True)))
-        numbers = " | ".join(f"{rows[-1][key]:.1f}" for key in COLUMNS[3:])
-        print(f"| {network} | {parameters / 1e6:.1f} million | {seconds:.0f} | {numbers} |", flush=True)
-    acdc.write(acdc.HERE / "networks.csv", rows)
+        if of := [row for row in rows if row["network"] == network]:
+            cells = [f"{of[0]['parameters'] / 1e6:.1f} million", f"{mean(row['seconds'] for row in of):.0f}"]
+            print(f"| {network} | {' | '.join([*cells, *over_seeds(of)])} |")
+
+
+def scored(dataset: Dataset, network: str, seed: int) -> dict[str, Any] | None:
+    """A row of networks.csv; None where the run is not finished."""
+    run = folder(network, seed)
+    if not (run / "model.safetensors").is_file():
+        return None
+    config = read(CONFIG, settings(network, seed))
+    torch.manual_seed(config.seed)
+    untrained = build_model(config, dataset.channels, len(dataset.classes)).eval()
+    before = scores_of(dataset, partial(labelled, untrained))
+    after = scores_of(dataset, partial(labelled, load_model(run).segmenter))
+    with (run / "log" / "epochs.csv").open() as file:
+        seconds = sum(float(row["train-seconds"]) for row in csv.DictReader(file) if row["train-seconds"])
+    parameters = sum(values.numel() for values in untrained.parameters())
+    scores = (100 * value for value in (before["mean-iou"], after["mean-iou"], after["accuracy"]))
+    return dict(zip(COLUMNS, (network, seed, parameters, seconds, *scores), strict=True))
+
+
+def over_seeds(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Mean and standard deviation of each score."""
+    for key in SCORES:
+        values = [row[key] for row in rows]
+        yield f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def one_class(dataset: Dataset) -> dict[str, Any]:
@@ -134,7 +156,7 @@ def picture() -> None:
     from matplotlib.figure import Figure
 
     dataset = test_images()
-    models = {network: load_model(RUNS / network).segmenter for network in NETWORKS}
+    models = {network: load_model(folder(network, SEEDS[0])).segmenter for network in NETWORKS}
     ids = dataset.ids("test")
     chosen = [ids[len(ids) * place // 6] for place in (1, 3, 5)]
     titles = ["image", *models, "truth"]
@@ -158,9 +180,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "table", "picture"))
     parser.add_argument("--networks", nargs="+", choices=tuple(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=list(SEEDS))
     chosen = parser.parse_args()
     if chosen.what == "train":
-        train(chosen.networks)
+        train(chosen.networks, chosen.seeds)
     elif chosen.what == "table":
         table()
     else:
