@@ -60,7 +60,7 @@ def test_methods_find_a_disc_and_what_is_done_is_skipped(
     assert (discs / "table.png").is_file()
 
 
-@pytest.mark.parametrize("variant", ["", "-no-invariance", "-no-conservation", "-neither", "-start"])
+@pytest.mark.parametrize("variant", ["", "-no-invariance", "-no-conservation", "-neither", "-start", "-turns"])
 def test_configurations_of_the_flowers_are_valid(variant: str) -> None:
     config = read(EXPERIMENTS / f"flowers17{variant}.toml")
     loop = build_loop(config.loss, config.data.supervision)
