@@ -28,7 +28,7 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import acdc
@@ -165,21 +165,25 @@ def by_length(rows: Sequence[dict[str, Any]], method: str) -> dict[float, list[d
 
 
 def lengths_table(rows: Sequence[dict[str, Any]], methods: Sequence[str], measure: str) -> str:
-    """Means over seeds against lengths; those that hold a number from before the newest day have a dagger."""
+    """Means and deviations over seeds against lengths; what holds a number from before the newest day has a dagger."""
     newest = max(row["trained"] for row in rows)
     lines = ["| method | seeds | " + " | ".join(f"{length:g}" for length in LENGTHS.values()) + " |"]
     lines.append("|---|---|" + "---|" * len(LENGTHS))
     for method in methods:
         found = by_length(rows, method)
         seeds = " ".join(sorted({str(row["seed"]) for of in found.values() for row in of}))
-        cells = [
-            f"{mean(row[measure] for row in of):.1f}{max(acdc.old(row, newest) for row in of)}"
-            if (of := found.get(length))
-            else "-"
-            for length in LENGTHS.values()
-        ]
+        cells = [over_seeds(found.get(length, []), measure, newest) for length in LENGTHS.values()]
         lines.append(f"| {method} | {seeds} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def over_seeds(rows: Sequence[dict[str, Any]], measure: str, newest: str) -> str:
+    """Mean and standard deviation; a dagger where a number is from before ``newest``."""
+    values = [row[measure] for row in rows]
+    if not values:
+        return "-"
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{mean(values):.1f}{spread}{max(acdc.old(row, newest) for row in rows)}"
 
 
 def camvid(methods: list[str], seeds: list[int]) -> None:

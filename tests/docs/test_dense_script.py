@@ -62,3 +62,6 @@ def test_lengths_are_compared_over_the_seeds_that_all_have(dense: ModuleType) ->
     ]
     assert dense.by_length(rows, "adm")[1.0] == [rows[1]]
     assert dense.lengths_table(rows, ["adm"], "dice").splitlines()[-1] == "| adm | 0 | 50.0† | - | - | - | 70.0 |"
+    rows.append({**rows[0], "seed": 1, "trained": "2026-11-30", "dice": 54.0})
+    line = "| adm | 0 1 | 52.0 ± 2.8† | - | - | - | 80.0 ± 14.1 |"
+    assert dense.lengths_table(rows, ["adm"], "dice").splitlines()[-1] == line
