@@ -28,12 +28,13 @@ import sys
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import acdc
 import numpy as np
 import tomllib
+from seeds import mean_and_spread
 
 METHODS = ("pce", "grabcut", "dense-gd", "gated-crf", "dense-adm", "soft", "soft-dense", "gd", "trust-region", "full")
 OF_LENGTH = ("pce", "gd", "dense-gd", "adm", "trust-region", "published")
@@ -182,8 +183,7 @@ def over_seeds(rows: Sequence[dict[str, Any]], measure: str, newest: str) -> str
     values = [row[measure] for row in rows]
     if not values:
         return "-"
-    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{mean(values):.1f}{spread}{max(acdc.old(row, newest) for row in rows)}"
+    return f"{mean_and_spread(values, 1)}{max(acdc.old(row, newest) for row in rows)}"
 
 
 def camvid(methods: list[str], seeds: list[int]) -> None:

@@ -21,12 +21,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 
 import chan_vese
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from seeds import mean_and_spread
 
 from regloss.dataset import Sample
 from regloss.metrics.foreground import RULES, ForegroundScores
@@ -153,9 +153,7 @@ def table(runs: Path) -> None:
 def cell(of: Sequence[dict[str, str]], key: str) -> str:
     """Mean and standard deviation over the seeds."""
     values = [float(row[key]) for row in of if row.get(key)]
-    if not values:
-        return ""
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    return mean_and_spread(values, 3) if values else ""
 
 
 def picture(runs: Path, count: int = 12) -> None:

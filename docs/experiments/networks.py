@@ -15,11 +15,11 @@ import argparse
 import csv
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import acdc
@@ -27,6 +27,7 @@ import drawing
 import numpy as np
 import torch
 from dense import CAMVID_TEST
+from seeds import mean_and_spread
 
 from regloss.dataset import IGNORE, Dataset
 from regloss.metrics.scores import Scores
@@ -115,7 +116,8 @@ def table() -> None:
     for network in NETWORKS:
         if of := [row for row in rows if row["network"] == network]:
             cells = [f"{of[0]['parameters'] / 1e6:.1f} million", f"{mean(row['seconds'] for row in of):.0f}"]
-            print(f"| {network} | {' | '.join([*cells, *over_seeds(of)])} |")
+            cells += [mean_and_spread([row[key] for row in of], 1) for key in SCORES]
+            print(f"| {network} | {' | '.join(cells)} |")
 
 
 def scored(dataset: Dataset, network: str, seed: int) -> dict[str, Any] | None:
@@ -133,13 +135,6 @@ def scored(dataset: Dataset, network: str, seed: int) -> dict[str, Any] | None:
     parameters = sum(values.numel() for values in untrained.parameters())
     scores = (100 * value for value in (before["mean-iou"], after["mean-iou"], after["accuracy"]))
     return dict(zip(COLUMNS, (network, seed, parameters, seconds, *scores), strict=True))
-
-
-def over_seeds(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """Mean and standard deviation of each score."""
-    for key in SCORES:
-        values = [row[key] for row in rows]
-        yield f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def one_class(dataset: Dataset) -> dict[str, Any]:

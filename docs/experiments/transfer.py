@@ -18,7 +18,7 @@ import csv
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
 import drawing
 import layers
@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from seeds import mean_and_spread
 
 from regloss.apps.evaluate import evaluate_run
 from regloss.training.model import Model, load_model
@@ -149,9 +150,8 @@ def table() -> None:
         found = [100 * value for value in values[trained, tested, method, measure]]
         if not found:
             return "-"
-        spread = f" ± {stdev(found):.2f}" if len(found) > 1 else ""
         digits = ".2f" if also == "boundary-density" else ".3g"  # others are numbers of images
-        return f"{mean(found):.2f}{spread} ({mean(values[trained, tested, method, also]):{digits}})"
+        return f"{mean_and_spread(found, 2)} ({mean(values[trained, tested, method, also]):{digits}})"
 
     print("| trained on | method | wbc1 | wbc2 |\n|---|---|---|---|")
     for name in CELLS:

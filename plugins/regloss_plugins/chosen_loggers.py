@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from regloss.errors import UsageError
+from regloss.errors import MissingDependency, UsageError
 
 VARIABLE = "REGLOSS_LOGGERS"
 """Environment variable that names the loggers to use, with commas between them."""
@@ -27,6 +28,20 @@ def is_chosen(name: str) -> bool:
     if unknown:
         raise UsageError(f"{VARIABLE} names {', '.join(map(repr, unknown))}; the loggers are {' and '.join(KNOWN)}.")
     return name in words
+
+
+def check_installed(name: str) -> None:
+    """Refuse loggers that there are not, and the logger ``name`` if it is asked for and not installed.
+
+    Raises:
+        UsageError: a logger is asked for that there is not.
+        MissingDependency: it cannot be imported.
+    """
+    if is_chosen(name):
+        try:
+            import_module(name)
+        except ImportError as cause:
+            raise MissingDependency(f"The logger {name} needs: pip install 'regloss[{name}]' ({cause}).") from cause
 
 
 def configuration(folder: Path) -> dict[str, Any]:

@@ -9,9 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from regloss.errors import MissingDependency
 from regloss.hooks import hookimpl
-from regloss_plugins.chosen_loggers import configuration, is_chosen, pictures, scores
+from regloss_plugins.chosen_loggers import check_installed, configuration, is_chosen, pictures, scores
 
 _runs: dict[Path, tuple[Any, str]] = {}  # client and id of the trainings under way, by their folders
 
@@ -44,11 +43,7 @@ def _write(folder: Path, prefix: str, number: int, values: dict[str, float]) -> 
 @hookimpl
 def regloss_start() -> None:
     """Refuse loggers that there are not, and one that is not installed."""
-    if is_chosen("mlflow"):
-        try:
-            import mlflow  # noqa: F401
-        except ImportError as cause:
-            raise MissingDependency(f"The logger mlflow needs: pip install 'regloss[mlflow]' ({cause}).") from cause
+    check_installed("mlflow")
 
 
 @hookimpl

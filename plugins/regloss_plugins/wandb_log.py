@@ -10,9 +10,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from regloss.errors import MissingDependency
 from regloss.hooks import hookimpl
-from regloss_plugins.chosen_loggers import configuration, is_chosen, pictures, scores
+from regloss_plugins.chosen_loggers import check_installed, configuration, is_chosen, pictures, scores
 
 _runs: dict[Path, Any] = {}  # of the trainings under way, by their folders
 
@@ -36,11 +35,7 @@ def _run(folder: Path) -> Any:
 @hookimpl
 def regloss_start() -> None:
     """Refuse loggers that there are not, and one that is not installed."""
-    if is_chosen("wandb"):
-        try:
-            import wandb  # noqa: F401
-        except ImportError as cause:
-            raise MissingDependency(f"The logger wandb needs: pip install 'regloss[wandb]' ({cause}).") from cause
+    check_installed("wandb")
 
 
 @hookimpl
